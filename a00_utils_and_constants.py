@@ -1,0 +1,182 @@
+"""The paths and constants that you edit, and the helper that turns them into command-line flags.
+
+Run `python a00_utils_and_constants.py` to see every path: what was found, what is missing, where to get it.
+"""
+
+import os
+
+# === Edit here: the data set =========================================================================================
+DATASET_PATH = os.environ.get("OID_PATH", "data/open_images")  # change this to the location of Open Images
+OUTPUT_PATH = os.environ.get("OID_OUTPUT", os.path.normpath(DATASET_PATH) + "_output")  # all that a01 to a07 write
+SPLIT = "validation"  # what a04 to a07 work on: "validation" to measure, "test" to make the submission
+
+# === Edit here: what to train (a03) ==================================================================================
+LEVELS = ("1", "2", "all")  # a01: heights in the class hierarchy; "1" = leaf classes, "all" = every class, "rare"
+LEVEL = "1"  # a03: the level whose classes the network learns; a05 adds their ancestors
+BACKBONE = "residual_small"  # `python a03_train_m2det.py --help` lists the others
+BACKBONE_WEIGHTS = "none"  # "imagenet" downloads them once, "none" trains from scratch, or a .h5 / .keras file
+IMAGE_SIZE = 192  # pixels, the side of the square that the network sees; the paper has 320, 512 and 800
+EPOCHS = 50  # validation and a checkpoint after each
+STEPS_PER_EPOCH = 100  # 0 = each training image once per epoch
+BATCH_SIZE = 8  # images per step
+VALIDATION_IMAGES = 1000  # at most so many, to choose the best epoch; 0 = all
+
+# === Edit here: predictions, ensemble, metric (a04 to a07) ===========================================================
+SCORE_THRESHOLD = 0.01  # a04 drops boxes below; 0.01 measures better than 0.05, and costs time
+NMS_IOU = 0.5  # a04: of two boxes of one class that overlap more, the one with the lower score goes
+MAX_BOXES = 300  # a04: per image
+EXPANDED_NMS_IOU = 0.75  # a05: the same for classes that gained boxes from their descendants
+FUSION_IOU = 0.55  # a06: boxes of several models that overlap more are fused to one
+GROUP_OF_WEIGHT = 1.0  # a07: 1 in the challenges of 2018 and 2019, 0 in the older Open Images V2 metric
+
+# === From here on nothing needs editing ==============================================================================
+ORIENTATION = "stored"  # pixels as "stored" in the file (Open Images' boxes refer to these), or turned by "exif"
+
+import argparse
+import difflib
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from oid import layout
+from oid.files import InputError
+
+
+def run_script(main: Callable[..., None], arguments: Sequence[str] | None = None) -> typing.NoReturn:
+    """Calls `main` with its defaults and the flags of the command line, then exits: 0 done, 2 the user's mistake.
+
+    The flags are the keywords of `main`, typed by their annotations: `str`, `int`, `float`, `bool`, `Literal[...]`,
+    one of these `| None`, or `tuple[type, ...]` for a flag that takes several values. Their help texts are the lines
+    of the `Args:` section of `main`'s docstring; what comes before that section is the script's help.
+
+    Args:
+        main: a function with keyword-only arguments that all have defaults.
+        arguments: the command line without the program's name; None = `sys.argv[1:]`.
+    """
+    parser = command_line(main)
+    values = vars(parser.parse_args(arguments))
+    print_settings(values, parser)
+    try:
+        main(**values)
+    except InputError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # no permission, no space left: the sentence is the system's, with the file's name
+        sys.stdout.flush()
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"error: {name}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped by the keyboard; run the same command to go on", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one sentence, naming the nearest flag for an unknown one."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        unknown = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
+        if unknown:
+            known = [option for action in self._actions for option in action.option_strings]
+            near = difflib.get_close_matches(unknown[1], known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
+            message = f"unknown flag {unknown[1]}: {hint}"
+        self.exit(2, f"error: {message}\n")
+
+
+def command_line(main: Callable[..., None]) -> argparse.ArgumentParser:
+    """Makes the parser whose flags are the keywords of `main`; see `run_script`."""
+    text, help_of = _split_docstring(inspect.getdoc(main) or "")
+    module_text = inspect.getdoc(sys.modules[main.__module__]) or ""
+    parser = _Parser(
+        description="\n\n".join(part for part in (module_text, text) if part),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    annotations = typing.get_type_hints(main)
+    for name, parameter in inspect.signature(main).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
+            raise TypeError(f"{main.__module__}.main: {name} must be keyword-only and have a default")
+        default = parameter.default
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        help_text = help_of[name].replace("%", "%%")
+        if default is not None:
+            help_text += f" (default: {shown})".replace("%", "%%")
+        parser.add_argument(f"--{name}", default=default, help=help_text, **_argument_type(annotations[name]))
+    return parser
+
+
+def print_settings(values: dict[str, object], parser: argparse.ArgumentParser) -> None:
+    """Prints every setting, those that differ from the default marked with a star."""
+    print(f"{Path(sys.argv[0]).name}, settings (* = not the default):")
+    for name, value in values.items():
+        shown = " ".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else value
+        print(f"  {' ' if value == parser.get_default(name) else '*'} {name} {shown}".rstrip())
+    sys.stdout.flush()
+
+
+def _argument_type(annotation: object) -> dict[str, object]:
+    """The keywords of `add_argument` for one annotation."""
+    if isinstance(annotation, types.UnionType):
+        (annotation,) = (choice for choice in typing.get_args(annotation) if choice is not type(None))
+    if typing.get_origin(annotation) is tuple:
+        item = _argument_type(typing.get_args(annotation)[0])
+        return {**item, "nargs": "+", "action": _StoreTuple}
+    if typing.get_origin(annotation) is typing.Literal:
+        choices = typing.get_args(annotation)
+        return {"choices": choices, "type": type(choices[0])}
+    if annotation is bool:
+        return {"type": _true_or_false, "nargs": "?", "const": True, "metavar": "true|false"}
+    return {"type": annotation, "metavar": annotation.__name__.upper()}
+
+
+class _StoreTuple(argparse.Action):
+    """Several values arrive as a list; `main`'s defaults are tuples, because a mutable default is a trap."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, tuple(values))
+
+
+def _true_or_false(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
+def _split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
+    """Takes a docstring apart: the text before `Args:`, and {argument: its help}."""
+    text, _, section = docstring.partition("Args:\n")
+    entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, flags=re.MULTILINE)
+    return text.strip(), {name: " ".join(entry.split()) for name, entry in entries}
+
+
+def main() -> None:
+    """Prints every path that the scripts use: found, missing, and where a missing one comes from."""
+    download = "https://storage.googleapis.com/openimages/web/download.html"
+    annotations = [layout.annotation_file(DATASET_PATH, name) for name in (layout.HIERARCHY, layout.CLASS_DESCRIPTIONS)]
+    annotations += [layout.box_annotations(DATASET_PATH, split) for split in ("train", "validation")]
+    optional = [layout.image_label_annotations(DATASET_PATH, split) for split in ("train", "validation")]
+    optional += [layout.annotation_file(DATASET_PATH, layout.CHALLENGE_CLASS_DESCRIPTIONS)]
+    images = [Path(DATASET_PATH) / split for split in ("train", "validation", "test")]
+    levels = [layout.level_folder(OUTPUT_PATH, level) for level in LEVELS]
+    rows = [(path, f"download it from {download}") for path in annotations]
+    rows += [(path, f"optional; {download}") for path in optional]
+    rows += [(path, "images; a01 writes the ids that the official downloader takes") for path in images]
+    rows += [(path, "run a01_create_training_files.py") for path in levels]
+    rows += [
+        (layout.image_params(OUTPUT_PATH, split), "run a02_find_image_parameters.py") for split in ("train", SPLIT)
+    ]
+    rows += [(Path(OUTPUT_PATH) / "weights", "run a03_train_m2det.py")]
+    rows += [(layout.submission(OUTPUT_PATH, SPLIT), "run a04, a05 and a06")]
+    for path, remedy in rows:
+        print(f"found    {path}" if path.exists() else f"MISSING  {path}\n           {remedy}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Where the pipeline's files lie below DATASET and OUTPUT: the one place that spells their names.
+
+DATASET/annotations/                    the Open Images CSVs and the hierarchy, as downloaded
+DATASET/{train,validation,test}/        images, flat or in folders of the id's first three characters
+OUTPUT/level_<n>_files/                 a01
+OUTPUT/<split>_image_params.csv         a02
+OUTPUT/weights/<run>/                   a03
+OUTPUT/predictions/<split>/             <run>.csv (a04), <run>.expanded.csv (a05), submission.csv (a06)
+"""
+
+from pathlib import Path
+
+HIERARCHY = "bbox_labels_600_hierarchy.json"
+CLASS_DESCRIPTIONS = "class-descriptions-boxable.csv"
+CHALLENGE_CLASS_DESCRIPTIONS = "challenge-2018-class-descriptions-500.csv"
+
+
+def annotation_file(dataset_path: str | Path, name: str) -> Path:
+    """`DATASET/annotations/<name>`."""
+    return Path(dataset_path) / "annotations" / name
+
+
+def box_annotations(dataset_path: str | Path, split: str) -> Path:
+    """The boxes of a split as Open Images ships them."""
+    return annotation_file(dataset_path, f"{split}-annotations-bbox.csv")
+
+
+def image_label_annotations(dataset_path: str | Path, split: str) -> Path:
+    """The human-verified image-level labels of a split, of the boxable classes."""
+    return annotation_file(dataset_path, f"{split}-annotations-human-imagelabels-boxable.csv")
+
+
+def evaluated_class_descriptions(dataset_path: str | Path) -> Path:
+    """The class list that counts: the challenge's where it is present, else all boxable classes."""
+    challenge = annotation_file(dataset_path, CHALLENGE_CLASS_DESCRIPTIONS)
+    return challenge if challenge.is_file() else annotation_file(dataset_path, CLASS_DESCRIPTIONS)
+
+
+def level_folder(output_path: str | Path, level: str) -> Path:
+    """`OUTPUT/level_<n>_files`, level being a height ("1" is the leaves), "all" or "rare"."""
+    return Path(output_path) / f"level_{level}_files"
+
+
+def level_boxes(output_path: str | Path, level: str, split: str) -> Path:
+    """a01's boxes of a level."""
+    return level_folder(output_path, level) / f"{split}-annotations-bbox-level-{level}.csv"
+
+
+def level_image_labels(output_path: str | Path, level: str, split: str) -> Path:
+    """a01's expanded image-level labels of a level."""
+    return level_folder(output_path, level) / f"{split}-image-labels-level-{level}.csv"
+
+
+def level_ignored_regions(output_path: str | Path, level: str, split: str) -> Path:
+    """a01's regions that give no gradient."""
+    return level_folder(output_path, level) / f"{split}-ignored-regions-level-{level}.csv"
+
+
+def level_class_descriptions(output_path: str | Path, level: str) -> Path:
+    """a01's classes of a level, in the order of the network's outputs."""
+    return level_folder(output_path, level) / f"class-descriptions-boxable-level-{level}.csv"
+
+
+def level_image_ids(output_path: str | Path, level: str) -> Path:
+    """a01's `train/<id>` lines, as the official downloader takes them."""
+    return level_folder(output_path, level) / f"image-ids-level-{level}.txt"
+
+
+def image_params(output_path: str | Path, split: str) -> Path:
+    """a02's table of a split."""
+    return Path(output_path) / f"{split}_image_params.csv"
+
+
+def run_folder(output_path: str | Path, run: str | Path) -> Path:
+    """a03's folder: `run` itself where it is a folder with a `settings.json`, else `OUTPUT/weights/<run>`."""
+    if (Path(run) / "settings.json").is_file():
+        return Path(run)
+    return Path(output_path) / "weights" / run
+
+
+def run_predictions(output_path: str | Path, split: str, run: str | Path) -> Path:
+    """a04's predictions of one run."""
+    return Path(output_path) / "predictions" / split / f"{Path(run).name}.csv"
+
+
+def expanded_predictions(predictions: str | Path) -> Path:
+    """a05's file for one of a04's: `X.csv` -> `X.expanded.csv`."""
+    return Path(predictions).with_suffix(".expanded.csv")
+
+
+def all_expanded_predictions(output_path: str | Path, split: str) -> list[Path]:
+    """Every file that a05 wrote for a split, in the order of their names: what a06 fuses unless told otherwise."""
+    return sorted((Path(output_path) / "predictions" / split).glob("*.expanded.csv"))
+
+
+def submission(output_path: str | Path, split: str) -> Path:
+    """a06's fused predictions."""
+    return Path(output_path) / "predictions" / split / "submission.csv"

@@ -1,1 +1,1 @@
-"""Open Images without a neural network: hierarchy, files, boxes, fusion, metric, images. Imports neither Keras nor a00."""
+"""Open Images without a network: hierarchy, files, boxes, fusion, metric, images. Imports neither Keras nor a00."""

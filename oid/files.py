@@ -1,4 +1,4 @@
-"""What every script needs to read and write files safely: the error for a user's mistake, and all-or-nothing writing."""
+"""What every script needs to read and write files safely: the error for a mistake, and all-or-nothing writing."""
 
 import contextlib
 import os

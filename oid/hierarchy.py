@@ -1,0 +1,178 @@
+"""The class hierarchy of Open Images: who is above whom, level heights, contraction to fewer classes.
+
+The file is a nested JSON of nodes `{"LabelName": .., "Subcategory": [node, ..]}`. Only `Subcategory` counts (`Part`
+says that a wheel belongs to a car, not that it is one), and the root ("Entity") is not a class. A class may occur at
+several places. Ancestors and descendants are taken per path, as the reference of the challenge metric does
+(`oid_hierarchical_labels_expansion.py`): if one occurrence leaves out the children, they do not gain its parents.
+"""
+
+import json
+import os
+from collections.abc import Collection, Iterator
+
+from oid.files import InputError, require_file
+
+
+class Hierarchy:
+    """A tree of classes in which a class may occur more than once.
+
+    Attributes:
+        tree: the nested JSON with `LabelName` and `Subcategory` only, siblings of one label merged.
+        root: the label of the root, which is not a class.
+        labels: every class without the root, in the order of first occurrence (depth first).
+    """
+
+    def __init__(self, tree: dict):
+        """Takes the nested JSON.
+
+        Raises:
+            InputError: a node is malformed, or a class is below itself.
+        """
+        self.tree = _checked(tree)
+        self.root: str = self.tree["LabelName"]
+        distances: dict[str, dict[str, int]] = {}  # {label: {ancestor: steps on the shortest way}}
+        parents: dict[str, dict[str, None]] = {}
+        children: dict[str, dict[str, None]] = {}
+        for label, path in _walk(self.tree, ()):
+            if label in path:
+                raise InputError(f"class {label} is below itself")
+            own = distances.setdefault(label, {})
+            parents.setdefault(label, {})
+            children.setdefault(label, {})
+            for steps, ancestor in enumerate(reversed(path[1:]), start=1):  # path[0] is the root
+                own[ancestor] = min(steps, own.get(ancestor, steps))
+            if len(path) > 1:
+                parents[label][path[-1]] = None
+                children[path[-1]][label] = None
+        self.labels: tuple[str, ...] = tuple(distances)
+        self._parents = {label: tuple(found) for label, found in parents.items()}
+        self._children = {label: tuple(found) for label, found in children.items()}
+        position = {label: index for index, label in enumerate(self.labels)}
+        self._ancestors = {
+            label: tuple(sorted(own, key=lambda ancestor, own=own: (own[ancestor], position[ancestor])))
+            for label, own in distances.items()
+        }
+        below: dict[str, dict[str, int]] = {label: {} for label in self.labels}
+        for label, own in distances.items():
+            for ancestor, steps in own.items():
+                below[ancestor][label] = steps
+        self._descendants = {
+            label: tuple(sorted(own, key=lambda lower, own=own: (own[lower], position[lower])))
+            for label, own in below.items()
+        }
+        self._heights = _heights(self._children)
+
+    def __contains__(self, label: object) -> bool:
+        """Whether `label` is a class; the root is not."""
+        return label in self._heights
+
+    def ancestors(self, label: str) -> tuple[str, ...]:
+        """The union over all paths of the classes above `label`, nearest first, without the root and `label` itself.
+
+        Equally near ones are in the order of first occurrence.
+
+        Raises:
+            KeyError: no such class.
+        """
+        return self._ancestors[label]
+
+    def descendants(self, label: str) -> tuple[str, ...]:
+        """The mirror image of `ancestors`: every class that has `label` among its ancestors, nearest first.
+
+        Raises:
+            KeyError: no such class.
+        """
+        return self._descendants[label]
+
+    def parents(self, label: str) -> tuple[str, ...]:
+        """The classes directly above `label` at any of its places, in order of first occurrence, without the root."""
+        return self._parents[label]
+
+    def children(self, label: str) -> tuple[str, ...]:
+        """The classes directly below `label` at any of its places, in order of first occurrence."""
+        return self._children[label]
+
+    def height(self, label: str) -> int:
+        """1 for a leaf, else 1 + the height of the highest child."""
+        return self._heights[label]
+
+    def contract(self, kept: Collection[str]) -> "Hierarchy":
+        """Leaves only the classes in `kept`; the children of a dropped class move up to its parent.
+
+        Labels in `kept` that are no class of the hierarchy are ignored.
+        """
+        kept = frozenset(kept)
+
+        def contracted(nodes: list[dict]) -> list[dict]:
+            result = []
+            for node in nodes:
+                children = contracted(node.get("Subcategory", []))
+                result += [_node(node["LabelName"], children)] if node["LabelName"] in kept else children
+            return result
+
+        return Hierarchy(_node(self.root, contracted(self.tree.get("Subcategory", []))))
+
+
+def read_hierarchy(path: str | os.PathLike) -> Hierarchy:
+    """Reads the nested JSON, for example `bbox_labels_600_hierarchy.json`.
+
+    Raises:
+        InputError: there is no such file, it is no JSON, or a node is malformed.
+    """
+    path = require_file(path, "expected the class hierarchy, a JSON file such as bbox_labels_600_hierarchy.json")
+    try:
+        return Hierarchy(json.loads(path.read_text(encoding="utf-8-sig")))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}): download the file again") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: nested too deeply for a class hierarchy: download the file again") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _node(label: str, children: list[dict]) -> dict:
+    return {"LabelName": label, "Subcategory": children} if children else {"LabelName": label}
+
+
+def _checked(node: object) -> dict:
+    """Copies a node with the two keys that count; siblings of one label become one with the children of both."""
+    if not isinstance(node, dict) or not isinstance(node.get("LabelName"), str) or not node["LabelName"]:
+        raise InputError(f'expected a node {{"LabelName": "..."}} and found {_shown(node)}: see the official hierarchy')
+    label, listed = node["LabelName"], node.get("Subcategory", [])
+    if not isinstance(listed, list):
+        raise InputError(f"Subcategory of class {label} is {_shown(listed)}: expected a list of nodes")
+    children: dict[str, list] = {}
+    for child in map(_checked, listed):
+        children.setdefault(child["LabelName"], []).extend(child.get("Subcategory", []))
+    return _node(label, [_checked(_node(name, below)) for name, below in children.items()])
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _walk(node: dict, path: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yields (label, labels from the root down to its parent) for every place below `node`, depth first."""
+    path = (*path, node["LabelName"])
+    for child in node.get("Subcategory", []):
+        yield child["LabelName"], path
+        yield from _walk(child, path)
+
+
+def _heights(children: dict[str, tuple[str, ...]]) -> dict[str, int]:
+    """{label: height} of the graph that joins all places of a class."""
+    heights: dict[str, int] = {}
+
+    def height(label: str, above: tuple[str, ...]) -> int:
+        if label in above:
+            raise InputError(f"class {label} is below itself, over two of its places")
+        if label not in heights:
+            heights[label] = 1 + max((height(child, (*above, label)) for child in children[label]), default=0)
+        return heights[label]
+
+    for label in children:
+        height(label, ())
+    return heights

@@ -1,0 +1,11 @@
+"""The detectors, on `keras`, `keras.ops` and NumPy only, so that they run on the TensorFlow, JAX and PyTorch backends.
+
+Importing this package starts no framework: `models.anchors` works without one, `load_model` imports Keras when called.
+"""
+
+
+def load_model(run, **options):
+    """Loads a trained run as a `models.detector.Detector`; see `models.detector.load_model`."""
+    from models.detector import load_model as load
+
+    return load(run, **options)

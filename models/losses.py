@@ -1,0 +1,84 @@
+"""What the network is trained to do: quality-aware classification and generalised IoU, from padded ground truth."""
+
+from keras import ops
+
+from models.assignment import ignored_classes, task_aligned_assignment
+from models.box_coding import decode_distances
+
+NEGATIVE_WEIGHT = 0.75  # varifocal loss (Zhang et al. 2021, arXiv 2008.13367): weight of a negative is 0.75 p^2
+BOX_WEIGHT = 2.0
+
+
+def detection_losses(outputs, targets, anchors, cell_sides):
+    """The two parts of the loss of a batch, in float32 whatever the precision of the network.
+
+    Both are sums over anchors divided by the sum of the target scores over the batch (at least 1), so a batch without
+    boxes has a finite loss.
+
+    Args:
+        outputs: `classes` logits `(batch, anchors, classes)` and `boxes` offsets `(batch, anchors, 4)`.
+        targets: `boxes` `(batch, gt, 4)` xyxy normalised and `labels` `(batch, gt)` int32, padded with -1;
+            `regions` `(batch, regions, 4)` and `region_labels` `(batch, regions)`, the same for ignored regions.
+        anchors: `(anchors, 4)`, xyxy, normalised.
+        cell_sides: `(anchors,)`, side of each anchor's cell, normalised.
+
+    Returns:
+        A tuple of scalars `(classification_loss, box_loss)`.
+    """
+    logits = ops.cast(outputs["classes"], "float32")
+    boxes = decode_distances(ops.cast(outputs["boxes"], "float32"), anchors)
+    assigned, target = task_aligned_assignment(
+        ops.stop_gradient(ops.sigmoid(logits)),
+        ops.stop_gradient(boxes),
+        targets["boxes"],
+        targets["labels"],
+        anchors,
+        cell_sides,
+    )
+    assigned, target = ops.stop_gradient(assigned), ops.stop_gradient(target)
+    normaliser = ops.maximum(ops.sum(target), 1.0)
+
+    index = ops.maximum(assigned, 0)
+    labels = ops.take_along_axis(targets["labels"], index, axis=1)  # [B,A]
+    one_hot = ops.one_hot(ops.maximum(labels, 0), logits.shape[-1], dtype="float32")
+    class_target = one_hot * ops.expand_dims(target, -1)  # [B,A,C]
+    ignored = ignored_classes(targets["regions"], targets["region_labels"], anchors, logits.shape[-1])
+    classification = ops.sum(varifocal_loss(class_target, logits, ignored)) / normaliser
+
+    gt = ops.take_along_axis(targets["boxes"], ops.expand_dims(index, -1), axis=1)  # [B,A,4]
+    box = BOX_WEIGHT * ops.sum(target * (1.0 - generalised_iou(gt, boxes))) / normaliser
+    return classification, box
+
+
+def varifocal_loss(target, logits, ignored):
+    """Binary cross-entropy against a soft target, easy negatives weighted down (Zhang et al. 2021).
+
+    Args:
+        target: `(...)`, 0 for a negative, the quality to predict for a positive.
+        logits: `(...)`.
+        ignored: `(...)`, 1 where a negative gives no loss.
+
+    Returns:
+        The loss of each element, `(...)`.
+    """
+    probability = ops.sigmoid(logits)
+    negative = NEGATIVE_WEIGHT * probability**2 * (1.0 - ignored)
+    weight = ops.stop_gradient(ops.where(target > 0, target, negative))
+    cross_entropy = ops.maximum(logits, 0.0) - logits * target + ops.softplus(-ops.abs(logits))
+    return weight * cross_entropy
+
+
+def generalised_iou(a, b):
+    """GIoU (Rezatofighi et al. 2019) of boxes pair by pair: two `(..., 4)`, xyxy, give `(...)` in [-1, 1].
+
+    Finite, with finite gradients, for boxes without area.
+    """
+    top_left, bottom_right = ops.maximum(a[..., :2], b[..., :2]), ops.minimum(a[..., 2:], b[..., 2:])
+    intersection = ops.prod(ops.maximum(bottom_right - top_left, 0.0), axis=-1)
+    area_a = ops.prod(ops.maximum(a[..., 2:] - a[..., :2], 0.0), axis=-1)
+    area_b = ops.prod(ops.maximum(b[..., 2:] - b[..., :2], 0.0), axis=-1)
+    union = area_a + area_b - intersection
+    outer = ops.maximum(a[..., 2:], b[..., 2:]) - ops.minimum(a[..., :2], b[..., :2])
+    outer_area = ops.prod(ops.maximum(outer, 0.0), axis=-1)
+    iou = intersection / ops.maximum(union, 1e-9)
+    return iou - (outer_area - union) / ops.maximum(outer_area, 1e-9)

@@ -1,0 +1,173 @@
+"""Images: found with the right id, read as RGB whatever the file holds, turned by one policy, refused when damaged."""
+
+import hashlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from oid.files import InputError
+from oid.images import find_images, image_parameters, read_image, turn
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """A smooth picture (61, 81, 3), so that JPEG keeps it nearly exactly; its four corners differ."""
+    coarse = np.random.default_rng(1).integers(0, 255, (4, 5, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (81, 61), interpolation=cv2.INTER_CUBIC)
+
+
+def difference(first, second):
+    assert first.shape == second.shape
+    return np.abs(first.astype(int) - second.astype(int)).max()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_orientation_equals_pillows(tmp_path, pixels, suffix, tag):
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    path = tmp_path / f"turned{suffix}"
+    Image.fromarray(pixels).save(path, exif=exif, quality=95)
+    turned = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    stored = np.asarray(Image.open(path).convert("RGB"))
+    assert difference(read_image(path, orientation="exif"), turned) <= 8
+    assert difference(read_image(path, orientation="stored"), stored) <= 8
+    for policy, expected in (("exif", turned), ("stored", stored)):
+        found = image_parameters(path, policy)
+        assert (found["height"], found["width"]) == expected.shape[:2]
+
+
+def test_turning_back_and_forth(pixels):
+    back = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
+    for tag, inverse in back.items():
+        assert difference(turn(turn(pixels, tag), inverse), pixels) == 0
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "channel"),
+    [
+        ("L", ".jpg", 1),
+        ("CMYK", ".jpg", 4),
+        ("RGB", ".bmp", 3),
+        ("L", ".png", 1),
+        ("LA", ".png", 2),
+        ("RGBA", ".png", 4),
+        ("P", ".png", 3),
+        ("1", ".png", 1),
+        ("RGBA", ".webp", 4),
+    ],
+)
+def test_every_kind_comes_as_rgb(tmp_path, pixels, mode, suffix, channel):
+    picture = Image.fromarray(pixels)
+    path = tmp_path / f"image{suffix}"
+    (picture.quantize(200) if mode == "P" else picture.convert(mode)).save(path)
+    read = read_image(path, orientation="stored")
+    assert read.dtype == np.uint8
+    assert read.flags.writeable
+    assert difference(read, np.asarray(Image.open(path).convert("RGB"))) <= 8
+    assert image_parameters(path, "stored")["channel"] == channel
+
+
+def test_sixteen_bits_become_eight(tmp_path, pixels):
+    cv2.imwrite(str(tmp_path / "deep.png"), pixels[..., ::-1].astype(np.uint16) * 257)
+    assert difference(read_image(tmp_path / "deep.png", orientation="stored"), pixels) <= 1
+
+
+def test_parameters_of_a_known_file(tmp_path, pixels):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels).save(path)
+    data = path.read_bytes()
+    expected = {"width": 81, "height": 61, "channel": 3, "size": len(data), "md5": hashlib.md5(data).hexdigest()}
+    assert image_parameters(path, "stored") == expected
+
+
+@pytest.mark.parametrize(("side", "shape"), [(0, (240, 400)), (30, (30, 50)), (31, (60, 100)), (121, (240, 400))])
+def test_reduced_decoding_keeps_the_minimum_side(tmp_path, pixels, side, shape):
+    picture = cv2.resize(pixels, (400, 240), interpolation=cv2.INTER_CUBIC)
+    Image.fromarray(picture).save(tmp_path / "big.jpg", quality=95)
+    read = read_image(tmp_path / "big.jpg", orientation="stored", minimum_side=side)
+    assert read.shape[:2] == shape
+    small = cv2.resize(picture, shape[::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(read.astype(int) - small.astype(int)).mean() < 2
+    Image.fromarray(picture).save(tmp_path / "big.png")
+    assert read_image(tmp_path / "big.png", orientation="stored", minimum_side=side).shape[:2] == (240, 400)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp"])
+def test_a_cut_file_is_refused_wherever_it_is_cut(tmp_path, pixels, suffix):
+    whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
+    Image.fromarray(pixels).save(whole)
+    data = whole.read_bytes()
+    for end in np.linspace(0, len(data) - 5, 25).astype(int):
+        cut.write_bytes(data[:end])
+        with pytest.raises(InputError, match=cut.name):
+            read_image(cut, orientation="stored")
+        with pytest.raises(InputError, match=cut.name):
+            image_parameters(cut, "stored")
+
+
+def test_a_thumbnails_end_mark_does_not_hide_a_cut(tmp_path, pixels):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels).save(path)
+    data = path.read_bytes()
+    application_data = b"\xff\xe1\x00\x08\xff\xd8\x12\xff\xd9\x00"
+    path.write_bytes(data[:2] + application_data + data[2:])
+    assert read_image(path, orientation="stored").shape == (61, 81, 3)
+    path.write_bytes(data[:2] + application_data + data[2:-20])
+    with pytest.raises(InputError, match="cut short"):
+        read_image(path, orientation="stored")
+
+
+def test_bytes_after_the_end_do_no_harm(tmp_path, pixels):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels).save(path)
+    path.write_bytes(path.read_bytes() + bytes(500))
+    assert read_image(path, orientation="stored").shape == (61, 81, 3)
+
+
+def test_damaged_exif_is_as_stored(tmp_path, pixels):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels).save(path, exif=b"Exif\x00\x00garbage that is no TIFF header")
+    assert read_image(path, orientation="exif").shape == (61, 81, 3)
+    assert image_parameters(path, "exif")["width"] == 81
+
+
+@pytest.mark.parametrize(("content", "reason"), [(b"", "is empty"), (b"<html>404</html>", "no JPEG, PNG, WebP or BMP")])
+def test_no_image_at_all(tmp_path, content, reason):
+    path = tmp_path / "x.jpg"
+    path.write_bytes(content)
+    for read in (lambda: read_image(path, orientation="stored"), lambda: image_parameters(path, "stored")):
+        with pytest.raises(InputError, match=reason):
+            read()
+
+
+def test_missing_file_and_missing_folder(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_image(tmp_path / "none.jpg", orientation="stored")
+    with pytest.raises(InputError, match="does not exist"):
+        find_images(tmp_path / "none")
+
+
+def test_find_images_flat_and_in_prefix_folders(tmp_path):
+    files = ["b.jpg", "a.JPEG", "007.png", "1e5.bmp", "c.d.webp", "abc/abcdef.jpg", "x1y/x1yz.Jpg"]
+    passed_over = [".hidden.jpg", "notes.txt", "abc/xyz.jpg", "abc/.abcd.jpg", "longer/longer1.jpg", "jpg"]
+    for name in files + passed_over:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.jpg").mkdir()
+    found = find_images(tmp_path)
+    assert list(found) == sorted(["b", "a", "007", "1e5", "c.d", "abcdef", "x1yz"])
+    assert {p.relative_to(tmp_path).as_posix() for p in found.values()} == set(files)
+    assert find_images(tmp_path / "longer" / "..").keys() == found.keys()
+
+
+@pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("abcd.jpg", "abc/abcd.jpg")])
+def test_two_files_with_one_id(tmp_path, names):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError) as error:
+        find_images(tmp_path)
+    assert all(name in str(error.value) for name in names)

@@ -56,7 +56,7 @@ def test_turning_back_and_forth(pixels):
         ("RGBA", ".png", 4),
         ("P", ".png", 3),
         ("1", ".png", 1),
-        ("RGBA", ".webp", 4),
+        ("RGB", ".webp", 3),
     ],
 )
 def test_every_kind_comes_as_rgb(tmp_path, pixels, mode, suffix, channel):

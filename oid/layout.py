@@ -84,8 +84,9 @@ def run_predictions(output_path: str | Path, split: str, run: str | Path) -> Pat
 
 
 def expanded_predictions(predictions: str | Path) -> Path:
-    """a05's file for one of a04's: `X.csv` -> `X.expanded.csv`."""
-    return Path(predictions).with_suffix(".expanded.csv")
+    """a05's file for one of a04's: `X.csv` or `X.csv.gz` -> `X.expanded.csv`."""
+    path = Path(predictions)
+    return (path.with_suffix("") if path.suffix == ".gz" else path).with_suffix(".expanded.csv")
 
 
 def all_expanded_predictions(output_path: str | Path, split: str) -> list[Path]:
@@ -96,3 +97,9 @@ def all_expanded_predictions(output_path: str | Path, split: str) -> list[Path]:
 def submission(output_path: str | Path, split: str) -> Path:
     """a06's fused predictions."""
     return Path(output_path) / "predictions" / split / "submission.csv"
+
+
+def metrics_file(predictions: str | Path) -> Path:
+    """a07's result for a prediction file: `X.csv` or `X.csv.gz` -> `X.metrics.json`."""
+    path = Path(predictions)
+    return path.with_name(path.name.removesuffix(".gz").removesuffix(".csv") + ".metrics.json")

@@ -14,6 +14,8 @@ SPLIT = "validation"  # what a04 to a07 work on: "validation" to measure, "test"
 LEVELS = ("1", "2", "all")  # a01: heights in the class hierarchy; "1" = leaf classes, "all" = every class, "rare"
 LEVEL = "1"  # a03: the level whose classes the network learns; a05 adds their ancestors
 BACKBONE = "residual_small"  # `python a03_train_m2det.py --help` lists the others
+RUN = f"{BACKBONE}_level_{LEVEL}"  # the run that a04 and a05 use
+TUMS, SCALES, CHANNELS = 2, 4, 64  # modules, maps per pyramid, channels; the paper has 8, 6 and 128
 BACKBONE_WEIGHTS = "none"  # "imagenet" downloads them once, "none" trains from scratch, or a .h5 / .keras file
 IMAGE_SIZE = 192  # pixels, the side of the square that the network sees; the paper has 320, 512 and 800
 EPOCHS = 50  # validation and a checkpoint after each

@@ -23,7 +23,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -59,6 +59,27 @@ class Predictions:
     label_index: np.ndarray
     scores: np.ndarray
     boxes: np.ndarray
+
+    @classmethod
+    def from_images(
+        cls,
+        image_ids: Sequence[str],
+        labels: Sequence[str],
+        images: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    ) -> "Predictions":
+        """Joins what was found image by image.
+
+        Args:
+            image_ids: all images.
+            labels: the label vocabulary.
+            images: for each image, in their order, (n,) indices into `labels`, (n,) scores and (n, 4) xyxy boxes.
+        """
+        found = [(np.zeros(0, np.int64), np.zeros(0), np.zeros((0, 4))), *images]
+        counts = [len(scores) for _, scores, _ in found[1:]]
+        if len(counts) != len(image_ids):
+            raise ValueError(f"{len(counts)} results for {len(image_ids)} images")
+        label_index, scores, boxes = map(np.concatenate, zip(*found, strict=True))
+        return cls(list(image_ids), list(labels), np.repeat(np.arange(len(counts)), counts), label_index, scores, boxes)
 
     def offsets(self) -> np.ndarray:
         """(len(image_ids) + 1,) int64: the boxes of image i are offsets[i] to offsets[i + 1]."""

@@ -61,6 +61,11 @@ def level_class_descriptions(output_path: str | Path, level: str) -> Path:
     return level_folder(output_path, level) / f"class-descriptions-boxable-level-{level}.csv"
 
 
+def level_left_out_classes(output_path: str | Path, level: str) -> Path:
+    """a01's list of the classes that are in a level by height, and have too few training boxes."""
+    return level_folder(output_path, level) / f"left-out-classes-level-{level}.csv"
+
+
 def level_image_ids(output_path: str | Path, level: str) -> Path:
     """a01's `train/<id>` lines, as the official downloader takes them."""
     return level_folder(output_path, level) / f"image-ids-level-{level}.txt"

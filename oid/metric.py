@@ -72,6 +72,23 @@ class Detections:
 
 
 @dataclass(frozen=True)
+class Entries:
+    """What precision and recall are computed from: `(E,)` entries, ordered by class, then image.
+
+    In an image the detections come first, in descending order of score, then the group-of boxes that absorbed some.
+
+    Attributes:
+        scores: `(E,)` float64.
+        labels: `(E,)` float64, what the entry counts as true positives: 0 = false positive, 1, or `group_of_weight`.
+        class_index: `(E,)` int64.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    class_index: np.ndarray
+
+
+@dataclass(frozen=True)
 class Metrics:
     """The result of `evaluate`.
 
@@ -111,18 +128,55 @@ def evaluate(
     Raises:
         ValueError: arrays that do not fit each other, indices out of range, or a parameter out of range.
     """
+    entries, dropped = score(
+        truth, detections, num_classes=num_classes, group_of_weight=group_of_weight, iou_threshold=iou_threshold
+    )
+    group_of, classes = np.asarray(truth.box_group_of, dtype=bool), np.asarray(truth.box_class, dtype=np.int64)
+    num_gt = np.bincount(classes[~group_of], minlength=num_classes).astype(np.float64)
+    num_gt += group_of_weight * np.bincount(classes[group_of], minlength=num_classes)
+
+    order = np.lexsort((-np.arange(len(entries.scores)), -entries.scores, entries.class_index))
+    starts = np.searchsorted(entries.class_index, np.arange(1, num_classes))
+    labels = np.split(entries.labels[order], starts)
+    average_precision = np.array([average_precision_of(*pair) for pair in zip(labels, num_gt, strict=True)])
+    defined = ~np.isnan(average_precision)
+    mean = float(average_precision[defined].mean()) if defined.any() else float("nan")
+    return Metrics(mean, average_precision, num_gt, dropped)
+
+
+def score(
+    truth: GroundTruth,
+    detections: Detections,
+    *,
+    num_classes: int,
+    group_of_weight: float = 1.0,
+    iou_threshold: float = 0.5,
+) -> tuple[Entries, dict[str, int]]:
+    """Matches detections with the ground truth, steps 1 to 4 of the module's docstring.
+
+    Args:
+        truth, detections, num_classes, group_of_weight, iou_threshold: as in `evaluate`.
+
+    Returns:
+        The list from which precision and recall are computed, and {rule: number of detections that it dropped}.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+    if num_classes < 1:
+        raise ValueError("there is no class")
     if not 0 <= group_of_weight <= 1:
         raise ValueError(f"group_of_weight is {group_of_weight}, it must be from 0 to 1")
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"iou_threshold is {iou_threshold}, it must be above 0 and at most 1")
     num_images = len(truth.image_ids)
     gt_boxes, gt_group_of = _boxes(truth.boxes), np.ascontiguousarray(truth.box_group_of, dtype=bool)
+    boxes, scores = _boxes(detections.boxes), np.ascontiguousarray(detections.scores, dtype=np.float64)
+    if len(gt_group_of) != len(gt_boxes) or len(scores) != len(boxes):
+        raise ValueError("box_group_of or scores has another length than its boxes")
     gt_keys = _keys(truth.box_image, truth.box_class, num_images, num_classes, len(gt_boxes))
     label_keys = _keys(truth.label_image, truth.label_class, num_images, num_classes, len(truth.label_class))
-    boxes, scores = _boxes(detections.boxes), np.ascontiguousarray(detections.scores, dtype=np.float64)
     keys = _keys(detections.image, detections.class_index, num_images, num_classes, len(boxes))
-    if not len(gt_group_of) == len(gt_boxes) or not len(scores) == len(boxes):
-        raise ValueError("box_group_of or scores has another length than its boxes")
 
     kept, dropped = _apply_rules(keys, scores, boxes, np.concatenate([gt_keys, label_keys]))
     kept = kept[np.lexsort((-kept, -scores[kept], keys[kept]))]
@@ -138,18 +192,7 @@ def evaluate(
         float(iou_threshold),
     )
     dropped["beyond_limit"] = int(beyond)
-
-    classes = np.asarray(truth.box_class, dtype=np.int64)
-    num_gt = np.bincount(classes[~gt_group_of], minlength=num_classes).astype(np.float64)
-    num_gt += group_of_weight * np.bincount(classes[gt_group_of], minlength=num_classes)
-    entry_classes = entry_keys // max(num_images, 1)
-    order = np.lexsort((-np.arange(len(entry_scores)), -entry_scores, entry_classes))
-    starts = np.searchsorted(entry_classes[order], np.arange(num_classes + 1))
-    labels = np.split(entry_labels[order], starts[1:-1])
-    average_precision = np.array([average_precision_of(*pair) for pair in zip(labels, num_gt, strict=True)])
-    defined = ~np.isnan(average_precision)
-    mean = float(average_precision[defined].mean()) if defined.any() else float("nan")
-    return Metrics(mean, average_precision, num_gt, dropped)
+    return Entries(entry_scores, entry_labels, entry_keys // max(num_images, 1)), dropped
 
 
 def precision_recall(labels: np.ndarray, num_gt: float) -> tuple[np.ndarray, np.ndarray]:

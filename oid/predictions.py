@@ -74,11 +74,15 @@ class Predictions:
             labels: the label vocabulary.
             images: for each image, in their order, (n,) indices into `labels`, (n,) scores and (n, 4) xyxy boxes.
         """
-        found = [(np.zeros(0, np.int64), np.zeros(0), np.zeros((0, 4))), *images]
-        counts = [len(scores) for _, scores, _ in found[1:]]
+        found = list(images)
+        label_index = np.concatenate([np.zeros(0, np.int64), *[np.asarray(image[0], np.int64) for image in found]])
+        scores = np.concatenate([np.zeros(0), *[np.asarray(image[1], np.float64) for image in found]])
+        boxes = np.concatenate(
+            [np.zeros((0, 4)), *[np.asarray(image[2], np.float64).reshape(-1, 4) for image in found]]
+        )
+        counts = [len(image[1]) for image in found]
         if len(counts) != len(image_ids):
             raise ValueError(f"{len(counts)} results for {len(image_ids)} images")
-        label_index, scores, boxes = map(np.concatenate, zip(*found, strict=True))
         return cls(list(image_ids), list(labels), np.repeat(np.arange(len(counts)), counts), label_index, scores, boxes)
 
     def offsets(self) -> np.ndarray:
@@ -262,7 +266,7 @@ def _index(texts: pl.Series, vocabulary: dict[str, int]) -> np.ndarray:
     for text in unique.to_list():
         vocabulary.setdefault(text, len(vocabulary))
     positions = pl.Series([vocabulary[text] for text in unique.to_list()], dtype=pl.Int64)
-    return texts.replace_strict(unique, positions, return_dtype=pl.Int64).to_numpy()
+    return texts.replace_strict(unique, positions, return_dtype=pl.Int64).to_numpy().astype(np.int64)
 
 
 # === The plain reader, which names the mistake ========================================================================

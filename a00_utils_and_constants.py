@@ -10,18 +10,19 @@ DATASET_PATH = os.environ.get("OID_PATH", "data/open_images")  # change this to 
 OUTPUT_PATH = os.environ.get("OID_OUTPUT", os.path.normpath(DATASET_PATH) + "_output")  # all that a01 to a07 write
 SPLIT = "validation"  # what a04 to a07 work on: "validation" to measure, "test" to make the submission
 
-# === Edit here: what to train (a03) ==================================================================================
+# === Edit here: what to train (a01, a03) =============================================================================
 LEVELS = ("1", "2", "all")  # a01: heights in the class hierarchy; "1" = leaf classes, "all" = every class, "rare"
 LEVEL = "1"  # a03: the level whose classes the network learns; a05 adds their ancestors
-BACKBONE = "residual_small"  # `python a03_train_m2det.py --help` lists the others
-RUN = f"{BACKBONE}_level_{LEVEL}"  # the run that a04 and a05 use
-TUMS, SCALES, CHANNELS = 2, 4, 64  # modules, maps per pyramid, channels; the paper has 8, 6 and 128
+BACKBONE = "residual_small"  # models/backbones.py has the table; the paper has vgg16 and resnet101
 BACKBONE_WEIGHTS = "none"  # "imagenet" downloads them once, "none" trains from scratch, or a .h5 / .keras file
 IMAGE_SIZE = 192  # pixels, the side of the square that the network sees; the paper has 320, 512 and 800
+TUMS, SCALES, CHANNELS = 2, 4, 64  # U-shape modules, maps per module, channels per map; the paper has 8, 6, 128
 EPOCHS = 50  # validation and a checkpoint after each
 STEPS_PER_EPOCH = 100  # 0 = each training image once per epoch
 BATCH_SIZE = 8  # images per step
+LEARNING_RATE = 1e-3  # the highest, after the warm-up; 1e-4 with pretrained weights
 VALIDATION_IMAGES = 1000  # at most so many, to choose the best epoch; 0 = all
+RUN = f"{BACKBONE}_level_{LEVEL}"  # a03's name for what it trains, unless --run gives another; a04 and a05 use it
 
 # === Edit here: predictions, ensemble, metric (a04 to a07) ===========================================================
 SCORE_THRESHOLD = 0.01  # a04 drops boxes below; 0.01 measures better than 0.05, and costs time

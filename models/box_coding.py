@@ -11,12 +11,12 @@ def decode_distances(offsets, anchors):
 
     Args:
         offsets: float tensor `(..., anchors, 4)`: log distances left, top, right, bottom.
-        anchors: float tensor `(anchors, 4)`: xyxy, normalised.
+        anchors: float tensor `(anchors, 4)`, or with the batch in front: xyxy, normalised.
 
     Returns:
         A float tensor `(..., anchors, 4)`: xyxy, normalised, not clipped.
     """
-    centre = (anchors[:, :2] + anchors[:, 2:]) / 2
-    half = (anchors[:, 2:] - anchors[:, :2]) / 2
+    centre = (anchors[..., :2] + anchors[..., 2:]) / 2
+    half = (anchors[..., 2:] - anchors[..., :2]) / 2
     distances = ops.exp(ops.clip(offsets, -6.0, 4.0))  # e^4 = 55 anchors: far beyond any image, still finite
     return ops.concatenate([centre - distances[..., :2] * half, centre + distances[..., 2:] * half], axis=-1)

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from models.assignment import ignored_classes, task_aligned_assignment
+from models.assignment import area, ignored_classes, task_aligned_assignment
 from models.box_coding import decode_distances
 
 NEGATIVE_WEIGHT = 0.75  # varifocal loss (Zhang et al. 2021, arXiv 2008.13367): weight of a negative is 0.75 p^2
@@ -73,12 +73,11 @@ def generalised_iou(a, b):
 
     Finite, with finite gradients, for boxes without area.
     """
-    top_left, bottom_right = ops.maximum(a[..., :2], b[..., :2]), ops.minimum(a[..., 2:], b[..., 2:])
-    intersection = ops.prod(ops.maximum(bottom_right - top_left, 0.0), axis=-1)
-    area_a = ops.prod(ops.maximum(a[..., 2:] - a[..., :2], 0.0), axis=-1)
-    area_b = ops.prod(ops.maximum(b[..., 2:] - b[..., :2], 0.0), axis=-1)
-    union = area_a + area_b - intersection
-    outer = ops.maximum(a[..., 2:], b[..., 2:]) - ops.minimum(a[..., :2], b[..., :2])
-    outer_area = ops.prod(ops.maximum(outer, 0.0), axis=-1)
-    iou = intersection / ops.maximum(union, 1e-9)
-    return iou - (outer_area - union) / ops.maximum(outer_area, 1e-9)
+    left, top = ops.maximum(a[..., 0], b[..., 0]), ops.maximum(a[..., 1], b[..., 1])
+    right, bottom = ops.minimum(a[..., 2], b[..., 2]), ops.minimum(a[..., 3], b[..., 3])
+    intersection = ops.maximum(right - left, 0.0) * ops.maximum(bottom - top, 0.0)
+    union = area(a) + area(b) - intersection
+    width = ops.maximum(a[..., 2], b[..., 2]) - ops.minimum(a[..., 0], b[..., 0])
+    height = ops.maximum(a[..., 3], b[..., 3]) - ops.minimum(a[..., 1], b[..., 1])
+    outer = width * height
+    return intersection / ops.maximum(union, 1e-9) - (outer - union) / ops.maximum(outer, 1e-9)

@@ -13,6 +13,8 @@ The published sizes are 320, 512 or 800 pixels, 8 modules, 6 scales and 128 chan
 two million parameters that trains on a CPU.
 """
 
+import math
+
 import keras
 from keras import layers, ops
 
@@ -117,9 +119,7 @@ def thinned_u_shape_module(x, sides: list[int], channels: int, *, name: str) -> 
         y = conv_bn_relu(decoded[-1], 2 * channels, 3, name=f"{name}_up{index + 1}")
         y = resize_to(y, sides[index], name=f"{name}_resize{index + 1}")
         decoded.append(layers.Add(name=f"{name}_add{index + 1}")([y, encoded[index]]))
-    return [
-        conv_bn_relu(y, channels, 1, name=f"{name}_smooth{index + 1}") for index, y in enumerate(reversed(decoded))
-    ]
+    return [conv_bn_relu(y, channels, 1, name=f"{name}_smooth{index + 1}") for index, y in enumerate(reversed(decoded))]
 
 
 def scale_wise_aggregation(maps: list, *, name: str):
@@ -138,7 +138,7 @@ def convolutional_head(features: list, num_classes: int, anchors_per_cell: int) 
     Returns:
         `{"classes": (batch, anchors, num_classes), "boxes": (batch, anchors, 4)}`, float32 under mixed precision too.
     """
-    bias = keras.initializers.Constant(-float(ops.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY)))
+    bias = keras.initializers.Constant(-math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
     parts = {"classes": [], "boxes": []}
     for index, feature in enumerate(features):
         for output, width, bias_initializer in (("classes", num_classes, bias), ("boxes", 4, "zeros")):

@@ -1,0 +1,231 @@
+"""Trains M2Det on one level of the hierarchy.
+
+Reads    OUTPUT/level_<n>_files/ (a01) and the images in DATASET/train and DATASET/validation.
+Writes   OUTPUT/weights/<run>/: model.keras (the best epoch by mAP), checkpoint/ (to go on from), settings.json (classes
+         in the order of the outputs, sizes, anchors, every flag) and history.csv (a row per epoch).
+Takes    about 20 minutes with the constants of a00 on two CPU cores; days for the published sizes on all of Open Images.
+
+Run it again with the same flags and it goes on after the last finished epoch; a finished run says so.
+
+    python a03_train_m2det.py --backbone vgg16 --backbone_weights imagenet --image_size 320 --tums 8 --scales 6 \\
+        --channels 128 --epochs 100 --steps_per_epoch 10000 --learning_rate 1e-4
+    python a03_train_m2det.py --image_size 96 --tums 1 --scales 3 --channels 16 --epochs 2 --steps_per_epoch 5
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+import a00_utils_and_constants as a00
+from a00_utils_and_constants import run_script
+from oid import layout
+from oid.files import InputError, replacing
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on the processor say nothing to a user
+
+# a run can be continued with other values of these: they do not change what it learns
+FREE_TO_CHANGE = {"dataset_path", "output_path", "run", "workers", "cache_gb"}
+
+
+def main(
+    *,
+    dataset_path: str = a00.DATASET_PATH,
+    output_path: str = a00.OUTPUT_PATH,
+    level: str = a00.LEVEL,
+    run: str | None = None,
+    backbone: str = a00.BACKBONE,
+    backbone_weights: str = a00.BACKBONE_WEIGHTS,
+    image_size: int = a00.IMAGE_SIZE,
+    tums: int = a00.TUMS,
+    scales: int = a00.SCALES,
+    channels: int = a00.CHANNELS,
+    epochs: int = a00.EPOCHS,
+    steps_per_epoch: int = a00.STEPS_PER_EPOCH,
+    batch_size: int = a00.BATCH_SIZE,
+    learning_rate: float = a00.LEARNING_RATE,
+    weight_decay: float = 0.03,
+    validation_images: int = a00.VALIDATION_IMAGES,
+    max_gt_boxes: int = 100,
+    mosaic: float = 0.5,
+    skip_missing: bool = False,
+    init_from: str | None = None,
+    orientation: Literal["stored", "exif"] = a00.ORIENTATION,
+    workers: int = 1,
+    cache_gb: float = 2.0,
+    seed: int = 0,
+) -> None:
+    """Trains until the last epoch, keeping the weights of the best one.
+
+    Args:
+        dataset_path: folder with train/ and validation/
+        output_path: folder with a01's files; the run goes to weights/ below it
+        level: which of a01's levels to learn: 1, 2, ..., all, or rare
+        run: name of the run (default: <backbone>_level_<level>)
+        backbone: name of the feature extractor; a wrong name lists the valid ones
+        backbone_weights: imagenet (downloaded by Keras), none (random), or a weights file
+        image_size: side of the network's square input in pixels
+        tums: number of thinned U-shape modules (the paper: 8)
+        scales: maps per module, from an eighth of the image downwards (the paper: 6)
+        channels: channels of each map of each module (the paper: 128)
+        epochs: passes of steps_per_epoch steps; the learning rate falls to its end over all of them
+        steps_per_epoch: batches per epoch; 0 = each image once
+        batch_size: images per step
+        learning_rate: of AdamW, the highest after the warm-up
+        weight_decay: of AdamW
+        validation_images: at most so many images measure an epoch; 0 = all
+        max_gt_boxes: boxes per training picture; those beyond are left out, counted and said
+        mosaic: share of the training pictures that are made of four, until the last 15 % of the steps; 0 = off
+        skip_missing: leave out images that have no file, instead of refusing to start
+        init_from: start from the weights of another run (name or folder) where names and shapes agree
+        orientation: pixels as stored in the file, or turned by the EXIF tag
+        workers: threads that prepare batches
+        cache_gb: gigabytes of memory for reduced pictures; 0 = read them from the disk each time
+        seed: of weights, order and augmentation
+    """
+    flags = dict(locals())
+    _check(flags)
+    run = run or f"{backbone}_level_{level}"
+    folder = Path(output_path) / "weights" / run
+    import keras  # here and below, because starting the framework takes seconds that --help should not
+
+    from models.anchors import anchor_settings
+    from models.detector import network_from_settings
+    from training import callbacks
+    from training.batches import Batches, BatchSequence, check_images
+    from training.data_set import read_classes, read_data_set
+    from training.trainer import DetectionTrainer, make_optimizer
+
+    keras.utils.set_random_seed(seed)
+    classes = read_classes(output_path, level)
+    settings = {
+        "classes": [{"label": label, "name": name} for label, name in classes.items()],
+        "preprocessing": {"resize": "warp", "orientation": orientation, "pixels": "RGB, 0 to 255"},
+        "anchors": anchor_settings(image_size, scales),
+        **{name: flags[name] for name in ("backbone", "level", "image_size", "tums", "scales", "channels")},
+        "flags": flags,
+    }
+    _refuse_other_settings(folder, settings)
+    state = callbacks.read_state(folder)
+    if state["epochs"] >= epochs:
+        print(f"{folder} is finished: {epochs} of {epochs} epochs, best mAP {state['best']:.4f}")
+        return
+
+    train = read_data_set(dataset_path, output_path, level, "train", skip_missing=skip_missing)
+    print(f"train: {len(train)} images, {len(train.objects.labels)} boxes, {len(train.regions.labels)} ignored regions")
+    if train.missing:
+        print(f"train: {train.missing} images have no file and are left out")
+    check_images(train, orientation)
+    validate = _validation(dataset_path, output_path, level, settings, validation_images, skip_missing)
+    steps = steps_per_epoch or max(1, len(train) // batch_size)
+    batches = Batches(
+        train,
+        image_size=image_size,
+        batch_size=batch_size,
+        seed=seed,
+        max_gt_boxes=max_gt_boxes,
+        mosaic=mosaic,
+        mosaic_until=int(0.85 * epochs * steps),
+        orientation=orientation,
+        cache_bytes=int(cache_gb * 2**30),
+    )
+    network = network_from_settings(settings, backbone_weights="none" if state["epochs"] else backbone_weights)
+    print(f"network: {backbone}, {network.count_params():,} parameters, {len(classes)} classes, {image_size} px")
+    trainer = DetectionTrainer(network, settings["anchors"])
+    optimizer = make_optimizer(learning_rate=learning_rate, weight_decay=weight_decay, steps=epochs * steps)
+    # XLA on the CPU is slower than TensorFlow's own kernels; JAX compiles whatever is said here
+    trainer.compile(optimizer=optimizer, jit_compile=False if keras.backend.backend() == "tensorflow" else "auto")
+    optimizer.build(network.trainable_variables)
+    if state["epochs"]:
+        trainer.load_weights(folder / "checkpoint" / callbacks.TRAINING_WEIGHTS)
+        print(f"{folder}: going on after epoch {state['epochs']} of {epochs}, best mAP {state['best']:.4f}")
+    elif init_from:
+        _initialise(network, output_path, init_from)
+    with replacing(folder / "settings.json") as path:
+        path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    end = callbacks.EpochEnd(
+        folder,
+        network,
+        settings,
+        validate=validate,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        state=state,
+    )
+    trainer.fit(
+        BatchSequence(batches, start=state["epochs"] * steps, workers=workers),
+        steps_per_epoch=steps,
+        initial_epoch=state["epochs"],
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=[callbacks.FiniteLossGuard(batches, steps), callbacks.Progress(steps, epochs), end],
+    )
+    if batches.boxes_left_out:
+        print(f"{batches.boxes_left_out} boxes beyond --max_gt_boxes {max_gt_boxes} of a picture were left out")
+    print(f"{folder}: best mAP {state['best']:.4f} on {level=}")
+
+
+def _check(flags: dict) -> None:
+    """Refuses numbers that make no training."""
+    lowest = {"epochs": 1, "steps_per_epoch": 0, "batch_size": 1, "validation_images": 0, "max_gt_boxes": 1}
+    lowest |= {"image_size": 16, "tums": 1, "scales": 1, "channels": 1, "workers": 1, "cache_gb": 0, "seed": 0}
+    for name, least in lowest.items():
+        if flags[name] < least:
+            raise InputError(f"--{name} is {flags[name]}: it must be at least {least}")
+    if not 0 <= flags["mosaic"] <= 1:
+        raise InputError(f"--mosaic is {flags['mosaic']}: it is a share, from 0 to 1")
+    if not flags["learning_rate"] > 0 or not flags["weight_decay"] >= 0:
+        raise InputError("--learning_rate must be above 0 and --weight_decay at least 0")
+
+
+def _refuse_other_settings(folder: Path, settings: dict) -> None:
+    """A run goes on with the settings that it began with, or not at all."""
+    path = folder / "settings.json"
+    if not path.is_file():
+        return
+    from models.detector import read_settings
+
+    before = read_settings(folder)
+    for name, value in settings["flags"].items():
+        if name not in FREE_TO_CHANGE and before.get("flags", {}).get(name) != value:
+            raise InputError(
+                f"{path} was made with --{name} {before.get('flags', {}).get(name)}, now it is {value}: use the same "
+                f"value, or choose another --run (with --init_from {folder.name} to start from its weights)"
+            )
+    if before["classes"] != settings["classes"]:
+        raise InputError(f"{path} has other classes than a01's files now: choose another --run, or remove {folder}")
+
+
+def _validation(
+    dataset_path: str, output_path: str, level: str, settings: dict, validation_images: int, skip_missing: bool
+):
+    """The function from a model to its mAP, or None when there are no validation images."""
+    from training.data_set import read_data_set
+    from training.validation import make_validation
+
+    if not (Path(dataset_path) / "validation").is_dir():
+        print(f"{Path(dataset_path) / 'validation'} does not exist: nothing is measured, the last epoch counts")
+        return None
+    data = read_data_set(
+        dataset_path, output_path, level, "validation", skip_missing=skip_missing, at_most=validation_images
+    )
+    left_out = f", {data.missing} have no file and are left out" if data.missing else ""
+    print(f"validation: {len(data)} images, {len(data.objects.labels)} boxes{left_out}")
+    return make_validation(data, settings, orientation=settings["preprocessing"]["orientation"])
+
+
+def _initialise(network, output_path: str, init_from: str) -> None:
+    """Copies the weights of another run where names and shapes agree."""
+    from models.detector import load_model
+    from training.trainer import copy_matching_weights
+
+    copied, kept = copy_matching_weights(load_model(layout.run_folder(output_path, init_from)).model, network)
+    if not copied:
+        raise InputError(f"--init_from {init_from}: not one tensor fits; it needs the same backbone, tums and channels")
+    print(f"--init_from {init_from}: {copied} tensors copied, {len(kept)} start anew")
+
+
+if __name__ == "__main__":
+    run_script(main)

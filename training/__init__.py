@@ -1,0 +1,1 @@
+"""What only training needs: the data set, batches, augmentation, callbacks."""

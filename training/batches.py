@@ -1,0 +1,170 @@
+"""Batches as a pure function: `batch(step)` depends on the seed and the step alone, whoever asks and in which order.
+
+So threads do not change results, the images of any batch are known afterwards, and a resumed training goes on with the
+batches that it would have seen.
+"""
+
+import functools
+import itertools
+
+import keras
+import numpy as np
+
+from oid.files import InputError
+from oid.images import read_image
+from training.augmentation import Sample, augment
+from training.data_set import DataSet
+
+CACHED_SIDE = 1.5  # cached pictures have at most so many times the network's side: enough for any zoom we draw
+MAX_REGIONS = 64
+
+
+class Batches:
+    """The batches of one training.
+
+    Args:
+        data: the images and their boxes.
+        image_size: side of the network's input in pixels.
+        batch_size: images per batch.
+        seed: of everything random.
+        max_gt_boxes: boxes per image of a batch; those beyond are left out and counted in `boxes_left_out`.
+        mosaic: share of the images that are mosaics of four.
+        mosaic_until: the first step without mosaics, so that the end of the training sees whole pictures.
+        orientation: "stored" or "exif", see `oid.images.read_image`.
+        cache_bytes: pictures are kept in memory, reduced, up to so many bytes.
+    """
+
+    def __init__(
+        self,
+        data: DataSet,
+        *,
+        image_size: int,
+        batch_size: int,
+        seed: int = 0,
+        max_gt_boxes: int = 100,
+        mosaic: float = 0.5,
+        mosaic_until: int = 0,
+        orientation: str = "stored",
+        cache_bytes: int = 2 * 2**30,
+    ):
+        self.data = data
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.seed = seed
+        self.max_gt_boxes = max_gt_boxes
+        self.mosaic = mosaic
+        self.mosaic_until = mosaic_until
+        self.orientation = orientation
+        self.boxes_left_out = 0
+        self._cache: dict[int, np.ndarray] = {}
+        self._free_bytes = cache_bytes
+
+    def batch(self, step: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The batch of a step.
+
+        Returns:
+            uint8 images `(batch, size, size, 3)` in RGB, and the targets: `boxes` float32 `(batch, max_gt_boxes, 4)`
+            xyxy normalised and `labels` int32 `(batch, max_gt_boxes)`, `regions` and `region_labels` likewise, all
+            padded with -1 (labels) and 0 (boxes).
+        """
+        samples = [self._sample(step, position) for position in range(self.batch_size)]
+        targets = {}
+        targets["boxes"], targets["labels"] = self._padded(
+            [(s.boxes, s.labels) for s in samples], self.max_gt_boxes, count=True
+        )
+        targets["regions"], targets["region_labels"] = self._padded(
+            [(s.regions, s.region_labels) for s in samples], MAX_REGIONS
+        )
+        return np.stack([sample.image for sample in samples]), targets
+
+    def ids(self, step: int) -> list[str]:
+        """The ids of the images in the batch of a step, tiles of mosaics included."""
+        parts = [self._images(step, position)[0] for position in range(self.batch_size)]
+        return [self.data.image_ids[image] for image in itertools.chain.from_iterable(parts)]
+
+    def _images(self, step: int, position: int) -> tuple[list[int], np.random.Generator]:
+        """Which images make one picture of the batch (one, or four for a mosaic), and the generator for the rest."""
+        rng = np.random.default_rng([self.seed, step, position])
+        epoch, index = divmod(step * self.batch_size + position, len(self.data))
+        images = [int(_order(self.seed, epoch, len(self.data))[index])]
+        if step < self.mosaic_until and rng.random() < self.mosaic:
+            images += [int(image) for image in rng.integers(0, len(self.data), 3)]
+        return images, rng
+
+    def _sample(self, step: int, position: int) -> Sample:
+        images, rng = self._images(step, position)
+        parts = [Sample(self._picture(i), *self.data.objects.of(i), *self.data.regions.of(i)) for i in images]
+        return augment(parts, self.image_size, rng)
+
+    def _picture(self, image: int) -> np.ndarray:
+        """A picture from the cache, or from its file, reduced to what any zoom can need."""
+        cached = self._cache.get(image)
+        if cached is not None:
+            return cached
+        side = round(CACHED_SIDE * self.image_size)
+        picture = reduce_to(read_image(self.data.paths[image], orientation=self.orientation, minimum_side=side), side)
+        if picture.nbytes <= self._free_bytes:
+            self._free_bytes -= picture.nbytes
+            self._cache[image] = picture
+        return picture
+
+    def _padded(self, lists: list[tuple], width: int, *, count: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        boxes = np.zeros((len(lists), width, 4), "float32")
+        labels = np.full((len(lists), width), -1, "int32")
+        for row, (b, c) in enumerate(lists):
+            kept = min(len(b), width)
+            boxes[row, :kept], labels[row, :kept] = b[:kept], c[:kept]
+            if count:
+                self.boxes_left_out += len(b) - kept
+        return boxes, labels
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, length: int) -> np.ndarray:
+    """The order of the images in one pass through the data."""
+    return np.random.default_rng([seed, epoch, length]).permutation(length)
+
+
+def reduce_to(picture: np.ndarray, side: int) -> np.ndarray:
+    """Shrinks a picture so that its longer side is at most `side`."""
+    import cv2
+
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return picture
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+class BatchSequence(keras.utils.PyDataset):
+    """Gives a `Batches` to `fit`, from step `start` on and without end; `fit` says how many steps an epoch has."""
+
+    def __init__(self, batches: Batches, *, start: int = 0, workers: int = 1):
+        super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=8)
+        self.batches = batches
+        self.start = start
+
+    @property
+    def num_batches(self) -> None:
+        """None: no end."""
+        return None
+
+    def __getitem__(self, index: int):
+        return self.batches.batch(self.start + index)
+
+
+def widest_image(data: DataSet) -> int:
+    """The largest number of boxes in one image."""
+    return int(np.diff(data.objects.offsets).max(initial=0))
+
+
+def check_images(data: DataSet, orientation: str) -> None:
+    """Reads the first image, so that a wrong folder fails before the network is built.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    if not len(data):
+        raise InputError("the data set has no image")
+    read_image(data.paths[0], orientation=orientation)

@@ -1,0 +1,206 @@
+"""What happens around the training steps: a guard, validation, checkpoints, history, and one line per epoch."""
+
+import contextlib
+import csv
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from models import detector
+from oid.files import InputError, replacing
+from training.batches import Batches
+
+TRAINING_WEIGHTS = "training.weights.h5"
+STATE = "state.json"
+
+
+@contextlib.contextmanager
+def averaged_weights(model: keras.Model) -> Iterator[None]:
+    """Inside the block the model's weights are their moving average; afterwards they are bit for bit what they were."""
+    variables = [*model.trainable_variables, *model.optimizer.variables]
+    before = [np.array(variable) for variable in variables]  # Keras swaps by adding and subtracting, which rounds
+    swap = keras.callbacks.SwapEMAWeights()
+    swap.set_model(model)
+    swap.on_test_begin()
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+
+
+class NonFiniteLoss(InputError):
+    """The loss became infinite or not a number; the message names the images of that batch."""
+
+
+class FiniteLossGuard(keras.callbacks.Callback):
+    """Stops the training at the first loss that is not finite, naming the images of the batch.
+
+    Args:
+        batches: knows which images a step had.
+        steps_per_epoch: to count steps from the start of the training.
+    """
+
+    def __init__(self, batches: Batches, steps_per_epoch: int):
+        super().__init__()
+        self.batches = batches
+        self.steps_per_epoch = steps_per_epoch
+        self._epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = float(logs["loss"])  # the mean over the epoch so far: one bad batch is enough
+        if not math.isfinite(loss):
+            step = self._epoch * self.steps_per_epoch + batch
+            raise NonFiniteLoss(
+                f"the loss of step {step} is {loss}: look at its images {' '.join(self.batches.ids(step))} and their "
+                "boxes, or lower --learning_rate"
+            )
+
+
+class Progress(keras.callbacks.Callback):
+    """A progress bar over all steps of an epoch, on a terminal only."""
+
+    def __init__(self, steps_per_epoch: int, epochs: int):
+        super().__init__()
+        self.steps_per_epoch = steps_per_epoch
+        self.epochs = epochs
+
+    def on_epoch_begin(self, epoch, logs=None):
+        text = f"epoch {epoch + 1}/{self.epochs}"
+        self._bar = tqdm(total=self.steps_per_epoch, desc=text, unit="step", leave=False, disable=None)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+        self._bar.update()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._bar.close()
+
+
+class EpochEnd(keras.callbacks.Callback):
+    """After each epoch: validates, keeps the best model, writes history and checkpoint, prints one line.
+
+    Args:
+        run: folder of the run.
+        network: the network inside the trainer.
+        settings: the run's settings.
+        validate: gives the mAP of an inference model, or None without validation data; the last epoch then counts.
+        epochs: of the whole training.
+        steps: per epoch.
+        batch_size: images per step.
+        state: what `read_state` gave, to go on from.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        network: keras.Model,
+        settings: dict,
+        *,
+        validate: Callable[[keras.Model], float] | None,
+        epochs: int,
+        steps: int,
+        batch_size: int,
+        state: dict,
+    ):
+        super().__init__()
+        self.run = run
+        self.network = network
+        self.inference = detector.inference_model(network, settings["anchors"])
+        self.validate = validate
+        self.epochs = epochs
+        self.steps = steps
+        self.batch_size = batch_size
+        self.state = state
+        self._began = self._first_step_done = time.perf_counter()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 0:  # the very first step also builds the graph: it is no measure of speed
+            self._first_step_done = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        speed = (self.steps - 1) * self.batch_size / max(time.perf_counter() - self._first_step_done, 1e-9)
+        with averaged_weights(self.model):
+            score = self.validate(self.inference) if self.validate else None
+            if score is None or score > self.state["best"]:  # a tie keeps the earlier one
+                self.state["best"] = score if score is not None else -1.0
+                with replacing(self.run / detector.MODEL) as path:
+                    self.inference.save(path)
+        row = {
+            "epoch": epoch + 1,
+            "loss": round(logs["loss"], 6),
+            "class_loss": round(logs["class_loss"], 6),
+            "box_loss": round(logs["box_loss"], 6),
+            "mAP": "" if score is None else round(score, 6),
+            "images_per_second": round(speed, 2),
+            "seconds": round(time.perf_counter() - self._began, 2),
+        }
+        self.state["history"].append(row)
+        self.state["epochs"] = epoch + 1
+        write_checkpoint(self.run, self.model, self.network, self.state)
+        write_history(self.run / "history.csv", self.state["history"])
+        self._print(row)
+
+    def _print(self, row: dict) -> None:
+        left = row["seconds"] * (self.epochs - row["epoch"]) / 60
+        score = (
+            "" if row["mAP"] == "" else f"  mAP {row['mAP']:.4f}{' best' if row['mAP'] == self.state['best'] else ''}"
+        )
+        print(
+            f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.3f} (class {row['class_loss']:.3f}, "
+            f"box {row['box_loss']:.3f}){score}  {row['images_per_second']:.1f} images/s  {left:.1f} min left",
+            flush=True,
+        )
+
+
+def write_checkpoint(run: Path, trainer: keras.Model, network: keras.Model, state: dict) -> None:
+    """Writes `run/checkpoint`: all of the training, the averaged network for inference, and the state.
+
+    The folder is complete or it is the one before: it is written beside and renamed.
+    """
+    new, old, final = run / "checkpoint.new", run / "checkpoint.old", run / "checkpoint"
+    for folder in (new, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    new.mkdir(parents=True)
+    trainer.save_weights(new / TRAINING_WEIGHTS)
+    with averaged_weights(trainer):
+        network.save_weights(new / detector.CHECKPOINT_WEIGHTS.name)
+    (new / STATE).write_text(json.dumps(state), encoding="utf-8")
+    if final.exists():
+        final.rename(old)
+    new.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_state(run: Path) -> dict:
+    """The state of the newest complete checkpoint: `epochs` done, `best` mAP, `history`; zeros where there is none."""
+    final, old = run / "checkpoint", run / "checkpoint.old"
+    if not final.exists() and old.exists():  # killed between the two renames
+        old.rename(final)
+    try:
+        return json.loads((final / STATE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {"epochs": 0, "best": -1.0, "history": []}
+    except ValueError as error:
+        raise InputError(f"{final / STATE} is damaged ({error}): remove {run} and train again") from error
+
+
+def write_history(path: Path, rows: list[dict]) -> None:
+    """Writes one row per epoch."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,157 @@
+"""A split of a level, as a01 wrote it, in arrays: which images there are, where their files lie, what is in them."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from oid import layout
+from oid.annotations import read_class_descriptions
+from oid.files import InputError, require_file
+from oid.images import find_images
+
+COORDINATES = ("XMin", "YMin", "XMax", "YMax")
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """Boxes of many images in one block: those of image `i` are rows `offsets[i]` to `offsets[i + 1]`.
+
+    Attributes:
+        offsets: int64 `(images + 1,)`.
+        boxes: float32 `(boxes, 4)`, xyxy, normalised.
+        labels: int32 `(boxes,)`, class indices.
+    """
+
+    offsets: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+
+    def of(self, image: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `(n, 4)` boxes and `(n,)` labels of one image."""
+        rows = slice(self.offsets[image], self.offsets[image + 1])
+        return self.boxes[rows], self.labels[rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+    """The images of one split with their boxes, ignored regions and verified classes.
+
+    Attributes:
+        image_ids: ids, in the order of a01's box file.
+        paths: the files of these images.
+        objects: what is to be found.
+        regions: where a class gives no gradient; `group_of` tells which of them are group-of boxes.
+        group_of: bool `(regions,)`.
+        verified: `(images, classes)` pairs `(image, class)`, int64 `(n, 2)`: image-level labels, positive and negative.
+        missing: number of images left out because they have no file.
+    """
+
+    image_ids: list[str]
+    paths: list[Path]
+    objects: Boxes
+    regions: Boxes
+    group_of: np.ndarray
+    verified: np.ndarray
+    missing: int
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+def read_classes(output_path: str | Path, level: str) -> dict[str, str]:
+    """The classes of a level, `{label: name}` in the order of the network's outputs.
+
+    Raises:
+        InputError: a01 has not made the level.
+    """
+    path = layout.level_class_descriptions(output_path, level)
+    require_file(path, f"run a01_create_training_files.py with --levels {level}")
+    return read_class_descriptions(path)
+
+
+def read_data_set(
+    dataset_path: str | Path,
+    output_path: str | Path,
+    level: str,
+    split: str,
+    *,
+    skip_missing: bool = False,
+    at_most: int = 0,
+) -> DataSet:
+    """Reads a split of a level.
+
+    Args:
+        dataset_path: DATASET, with the images of the split below it.
+        output_path: OUTPUT, with a01's files.
+        level: as a01 names it ("1", "2", "all", "rare").
+        split: "train" or "validation".
+        skip_missing: leave out images that have no file, instead of refusing to start.
+        at_most: take so many images, chosen at random but always the same; 0 = all.
+
+    Raises:
+        InputError: a file of a01 is missing or damaged, or images are missing.
+    """
+    labels = list(read_classes(output_path, level))
+    box_file = layout.level_boxes(output_path, level, split)
+    rows = _read(box_file, (*COORDINATES, "LabelName"))
+    regions = _read(layout.level_ignored_regions(output_path, level, split), (*COORDINATES, "LabelName", "Reason"))
+    image_labels = _read(layout.level_image_labels(output_path, level, split), ("LabelName",))
+
+    listed = pl.concat([rows["ImageID"], regions["ImageID"]]).unique(maintain_order=True).to_list()
+    files = find_images(Path(dataset_path) / split)
+    image_ids = [image_id for image_id in listed if image_id in files]
+    missing = [image_id for image_id in listed if image_id not in files]
+    if missing and not skip_missing:
+        raise InputError(
+            f"{len(missing)} of {len(listed)} images of {box_file} have no file below {Path(dataset_path) / split}, "
+            f"the first is {missing[0]}: download them, or train without them by --skip_missing"
+        )
+    if not image_ids:
+        raise InputError(
+            f"{box_file} names no image that lies below {Path(dataset_path) / split}: check --dataset_path"
+        )
+    if 0 < at_most < len(image_ids):
+        chosen = np.random.default_rng(0).permutation(len(image_ids))[:at_most]
+        image_ids = [image_ids[i] for i in sorted(chosen)]
+    index = pl.DataFrame({"ImageID": image_ids, "image": np.arange(len(image_ids))})
+    classes = pl.DataFrame({"LabelName": labels, "class": np.arange(len(labels), dtype="int32")})
+    region_rows = _indexed(regions, index, classes)
+    return DataSet(
+        image_ids=image_ids,
+        paths=[files[image_id] for image_id in image_ids],
+        objects=_boxes(_indexed(rows.filter(pl.col("LabelName") != ""), index, classes), len(image_ids), box_file),
+        regions=_boxes(region_rows, len(image_ids), box_file),
+        group_of=(region_rows["Reason"] == "group_of").to_numpy(),
+        verified=_indexed(image_labels, index, classes).select("image", "class").to_numpy().astype("int64"),
+        missing=len(missing),
+    )
+
+
+def _read(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
+    """Reads a file of a01 as text; empty fields stay empty strings."""
+    require_file(path, "run a01_create_training_files.py")
+    try:
+        frame = pl.read_csv(path, infer_schema=False).fill_null("")
+        return frame.select("ImageID", *columns)
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is damaged ({reason}): run a01_create_training_files.py again") from error
+
+
+def _indexed(frame: pl.DataFrame, images: pl.DataFrame, classes: pl.DataFrame) -> pl.DataFrame:
+    """Adds the columns `image` and `class`, drops rows of other images, and sorts by image, order kept within."""
+    frame = frame.with_row_index("row").join(images, on="ImageID").join(classes, on="LabelName")
+    return frame.sort("image", "row")
+
+
+def _boxes(frame: pl.DataFrame, num_images: int, path: Path) -> Boxes:
+    try:
+        boxes = frame.select(pl.col(COORDINATES).cast(pl.Float32)).to_numpy()
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: a coordinate is no number ({reason}): run a01 again") from error
+    counts = np.bincount(frame["image"].to_numpy(), minlength=num_images)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype("int64")
+    return Boxes(offsets, np.ascontiguousarray(boxes, "float32").reshape(-1, 4), frame["class"].to_numpy())

@@ -1,0 +1,66 @@
+"""The Open Images metric on a level's own classes, while the network trains."""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from models.detector import Detector, warp_to_square
+from oid.images import read_image
+from oid.metric import Detections, GroundTruth, evaluate
+from training.data_set import DataSet
+
+BATCH = 16
+
+
+def ground_truth(data: DataSet) -> GroundTruth:
+    """What the metric wants to know of a data set: its boxes, its group-of boxes, its verified classes.
+
+    Regions that are ignored for another reason than group-of are left out: the metric has no such thing.
+    """
+    order = np.argsort(data.image_ids, kind="stable")
+    rank = np.empty(len(order), "int64")
+    rank[order] = np.arange(len(order))
+    object_image = np.repeat(np.arange(len(data)), np.diff(data.objects.offsets))
+    region_image = np.repeat(np.arange(len(data)), np.diff(data.regions.offsets))
+    group = data.group_of
+    return GroundTruth(
+        image_ids=tuple(np.array(data.image_ids, dtype=object)[order]),
+        box_image=rank[np.concatenate([object_image, region_image[group]])],
+        box_class=np.concatenate([data.objects.labels, data.regions.labels[group]]).astype("int64"),
+        boxes=np.concatenate([data.objects.boxes, data.regions.boxes[group]]).astype("float64"),
+        box_group_of=np.repeat([False, True], [len(data.objects.labels), int(group.sum())]),
+        label_image=rank[data.verified[:, 0]],
+        label_class=data.verified[:, 1],
+    )
+
+
+def make_validation(
+    data: DataSet, settings: dict, *, orientation: str, score_threshold: float = 0.01
+) -> Callable[[keras.Model], float]:
+    """Reads the pictures of `data` once and returns a function from an inference model to its mAP at IoU 0.5."""
+    truth = ground_truth(data)
+    image_of = {image_id: index for index, image_id in enumerate(truth.image_ids)}
+    image = np.array([image_of[image_id] for image_id in data.image_ids])
+    side = settings["image_size"]
+    squares = np.stack(
+        [warp_to_square(read_image(path, orientation=orientation, minimum_side=side), side) for path in data.paths]
+    )
+    padded = np.concatenate([squares, np.zeros((-len(squares) % BATCH, side, side, 3), "uint8")])
+
+    def validate(model: keras.Model) -> float:
+        detector = Detector(model, settings)
+        found = []
+        for begin in range(0, len(padded), BATCH):  # always the same shape, so nothing is compiled twice
+            found += detector.detect(padded[begin : begin + BATCH], score_threshold=score_threshold)
+        found = found[: len(squares)]
+        detections = Detections(
+            image=np.repeat(image, [len(boxes) for boxes, _, _ in found]).astype("int64"),
+            class_index=np.concatenate([labels for _, _, labels in found]).astype("int64"),
+            scores=np.concatenate([scores for _, scores, _ in found]).astype("float64"),
+            boxes=np.concatenate([boxes for boxes, _, _ in found]).astype("float64").reshape(-1, 4),
+        )
+        score = evaluate(truth, detections, num_classes=len(settings["classes"])).mean_average_precision
+        return 0.0 if np.isnan(score) else float(score)
+
+    return validate

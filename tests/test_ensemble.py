@@ -1,0 +1,162 @@
+"""Proves a06: which images and labels the fused file has, that every flag arrives, and that mistakes are said."""
+
+import numpy as np
+import pytest
+from conftest import run_script
+
+import a06_ensemble as a06
+from oid import layout
+from oid.files import InputError
+from oid.fusion import fuse
+from oid.predictions import Predictions, read_predictions, write_predictions
+
+A, B = "0.100000 0.100000 0.300000 0.300000", "0.600000 0.600000 0.900000 0.900000"
+
+
+def write(folder, name, rows):
+    path = folder / name
+    path.write_text("ImageId,PredictionString\n" + "".join(f"{image_id},{text}\n" for image_id, text in rows.items()))
+    return str(path)
+
+
+def read(path):
+    return dict(line.split(",") for line in path.read_text().splitlines()[1:])
+
+
+@pytest.fixture
+def ensemble(tmp_path):
+    """Writes the rows {image: prediction string} of each model, calls a06 and returns the rows of the result."""
+
+    def call(*models, **options):
+        paths = [write(tmp_path, f"model{index}.csv", rows) for index, rows in enumerate(models)]
+        a06.main(predictions=tuple(paths), ensemble=str(tmp_path / "out.csv"), **options)
+        return read(tmp_path / "out.csv")
+
+    return call
+
+
+def test_images_of_the_first_file_come_first_then_new_ones(ensemble, capsys):
+    first, second = {"c": f"x 0.5 {A}", "a": ""}, {"007": f"x 0.5 {A}", "c": f"x 0.5 {A}", "b": ""}
+    result = ensemble(first, second)
+    assert list(result.items()) == [("c", f"x 0.5 {A}"), ("a", ""), ("007", f"x 0.25 {A}"), ("b", "")]
+    output = capsys.readouterr().out
+    assert "2 images of other files are missing here" in output
+    assert "1 images of other files are missing here" in output
+
+
+def test_labels_are_any_text_and_are_matched_by_text_not_by_position(ensemble):
+    result = ensemble({"i": f"x 0.8 {A} ünï/1 0.4 {B}"}, {"i": f"ünï/1 0.4 {B} x 0.8 {A}"})
+    assert result["i"] == f"x 0.8 {A} ünï/1 0.4 {B}".replace("0.8", "0.800000012").replace("0.4", "0.400000006")
+
+
+def test_one_file_alone_works(ensemble):
+    assert ensemble({"i": f"x 0.5 {A} y 0.75 {B}", "j": ""}) == {"i": f"y 0.75 {B} x 0.5 {A}", "j": ""}
+
+
+@pytest.mark.parametrize("method", ["wbf", "nms"])
+def test_the_result_is_that_of_the_fusion_module_image_by_image(tmp_path, method):
+    rng = np.random.default_rng(0)
+    ids, labels = [f"i{k}" for k in range(8)], ["x", "y", "z"]
+    models = []
+    for index in range(3):
+        images = []
+        for _ in ids:
+            n = rng.integers(0, 20)
+            boxes = np.sort(rng.random((n, 2, 2)), axis=1).reshape(n, 4).round(6)
+            images.append((rng.integers(0, 3, n), rng.random(n).round(9), boxes))
+        models.append(images)
+        order = rng.permutation(8)
+        shuffled = Predictions.from_images([ids[k] for k in order], labels, [images[k] for k in order])
+        write_predictions(tmp_path / f"{index}.csv", shuffled)
+    options = {"weights": (2.0, 1.0, 0.5), "skip_box_threshold": 0.1}
+    paths = tuple(str(tmp_path / f"{index}.csv") for index in range(3))
+    out = str(tmp_path / "out.csv")
+    a06.main(predictions=paths, ensemble=out, method=method, fusion_iou=0.4, limit=9, **options)
+    result = read_predictions(out)
+    offsets = result.offsets()
+    for row, image_id in enumerate(result.image_ids):
+        parts = [model[ids.index(image_id)] for model in models]
+        arguments = ([p[2] for p in parts], [p[1] for p in parts], [p[0] for p in parts])
+        boxes, scores, label_index = (part[:9] for part in fuse(method, *arguments, iou_threshold=0.4, **options))
+        found = slice(offsets[row], offsets[row + 1])
+        assert [result.labels[k] for k in result.label_index[found]] == [labels[k] for k in label_index]
+        np.testing.assert_allclose(result.scores[found], scores, rtol=1e-8)
+        np.testing.assert_allclose(result.boxes[found], boxes, atol=1e-6)
+
+
+def test_weights_and_methods(ensemble):
+    models = {"i": f"x 0.9 {A}"}, {"i": f"y 0.6 {B}"}
+    assert ensemble(*models, weights=(3.0, 1.0)) == {"i": f"x 0.675 {A} y 0.15 {B}"}
+    assert ensemble(*models, method="nms") == {"i": f"x 0.9 {A} y 0.6 {B}"}
+    assert ensemble(*models, method="nms", weights=(3.0, 1.0)) == {"i": f"x 0.675 {A} y 0.15 {B}"}
+    assert ensemble(*models, weights=(0.0, 1.0), limit=1) == {"i": f"y 0.6 {B}"}
+
+
+def test_what_fusion_leaves_out_is_counted(ensemble, capsys):
+    flat, outside = "0.2 0.2 0.2 0.9", "-0.500000 0.000000 0.500000 1.500000"
+    result = ensemble({"i": f"x 0.9 {flat} y 0.8 {outside} z 0.1 {A}"}, skip_box_threshold=0.2)
+    assert result == {"i": "y 0.8 0.000000 0.000000 0.500000 1.000000"}
+    output = capsys.readouterr().out
+    for line in ("1 boxes have no area", "1 boxes reach out of the image", "1 boxes have a score below 0.2"):
+        assert line in output
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"weights": (1.0,)}, "1 weights for 2 prediction files"),
+        ({"weights": (0.0, 0.0)}, "--weights 0 0: at least one"),
+        ({"weights": (1.0, -1.0)}, "--weights 1 -1: .* not negative"),
+        ({"weights": (1.0, float("nan"))}, "--weights 1 nan"),
+        ({"fusion_iou": 1.01}, "--fusion_iou 1.01"),
+        ({"skip_box_threshold": float("inf")}, "--skip_box_threshold inf"),
+        ({"limit": -1}, "--limit -1"),
+    ],
+)
+def test_mistakes_in_flags(ensemble, tmp_path, options, match):
+    with pytest.raises(InputError, match=match):
+        ensemble({"i": ""}, {"i": ""}, **options)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_the_input_is_never_overwritten(tmp_path):
+    path = write(tmp_path, "a.csv", {"i": ""})
+    with pytest.raises(InputError, match="one of the files that are read"):
+        a06.main(predictions=(path,), ensemble=path)
+
+
+# === As a user calls it ===============================================================================================
+
+
+def test_without_predictions_it_fuses_all_expanded_ones_of_the_split(tmp_path):
+    folder = layout.submission(tmp_path, "test").parent
+    folder.mkdir(parents=True)
+    for name in ("b.expanded.csv", "a.expanded.csv", "a.csv"):
+        write(folder, name, {name[0]: f"{name[0]} 0.5 {A}"})
+    done = run_script("a06_ensemble.py", "--output_path", tmp_path, "--split", "test")
+    assert done.returncode == 0, done.stderr
+    assert read(layout.submission(tmp_path, "test")) == {"a": f"a 0.25 {A}", "b": f"b 0.25 {A}"}
+    assert "%|" not in done.stderr  # no progress bar outside of a terminal
+
+
+def test_without_predictions_and_without_files_it_says_what_to_run(tmp_path):
+    done = run_script("a06_ensemble.py", "--output_path", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no *.expanded.csv in ")
+    assert "run a05_expand_hierarchy.py first" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_flags_of_the_contract(tmp_path):
+    paths = [write(tmp_path, name, {"i": f"x {score} {A}"}) for name, score in (("a.csv", 0.75), ("b.csv", 0.5))]
+    out = tmp_path / "new" / "fused.csv"
+    flags = ["--weights", 1, 1, "--fusion_iou", 0.55, "--skip_box_threshold", 0.0, "--method", "wbf", "--limit", 0]
+    done = run_script("a06_ensemble.py", "--predictions", *paths, "--ensemble", out, *flags)
+    assert done.returncode == 0, done.stderr
+    assert read(out) == {"i": f"x 0.625 {A}"}
+
+    bad = write(tmp_path, "bad.csv", {"i": "x 0.5 0.9 0.1 0.2 0.3"})
+    done = run_script("a06_ensemble.py", "--predictions", paths[0], bad, "--ensemble", tmp_path / "none.csv")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {bad}, line 2, tokens 1 to 6: XMin 0.9 is greater than XMax 0.2")
+    assert not (tmp_path / "none.csv").exists()

@@ -228,4 +228,4 @@ def _positions(texts: pl.Series, position_of: dict[str, int]) -> np.ndarray:
     """`(N,)` int64: `position_of` each text."""
     unique = texts.unique()
     positions = pl.Series([position_of[text] for text in unique], dtype=pl.Int64)
-    return texts.replace_strict(unique, positions, return_dtype=pl.Int64).to_numpy()
+    return texts.replace_strict(unique, positions, return_dtype=pl.Int64).to_numpy().astype(np.int64)

@@ -19,7 +19,7 @@ import a00_utils_and_constants as a00
 from oid import layout
 from oid.annotations import read_class_descriptions
 from oid.boxes import classwise_nms
-from oid.files import InputError
+from oid.files import InputError, require_file
 from oid.hierarchy import Hierarchy, read_hierarchy
 from oid.predictions import Predictions, read_predictions, write_predictions
 
@@ -57,7 +57,8 @@ def main(
     """
     if not 0.0 <= nms_iou <= 1.0:
         raise InputError(f"--nms_iou {nms_iou} is not in the range from 0 to 1")
-    predictions = Path(predictions or layout.run_predictions(output_path, split, run))
+    source = predictions or layout.run_predictions(output_path, split, run)
+    predictions = require_file(source, "run a04 first, or name a prediction file by --predictions")
     expanded = Path(expanded or layout.expanded_predictions(predictions))
     if expanded.resolve() == predictions.resolve():
         raise InputError(f"--expanded {expanded} is the file that is read: give it another name")
@@ -137,7 +138,8 @@ def print_left_out(found: Predictions, expansion: Expansion, tree: Hierarchy) ->
     """Says which labels are not written, and which have no ancestors because the hierarchy lacks them."""
     count_of = np.bincount(found.label_index, minlength=len(found.labels))
     dropped, unknown = collections.Counter(), collections.Counter()
-    for label, count, is_written in zip(found.labels, count_of.tolist(), expansion.is_written, strict=False):
+    is_written_of = expansion.is_written[: len(found.labels)]
+    for label, count, is_written in zip(found.labels, count_of.tolist(), is_written_of, strict=True):
         if not is_written:
             dropped[label] = count
         elif label not in tree:

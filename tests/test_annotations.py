@@ -1,10 +1,18 @@
 """Proves the readers of annotation files: with and without header, quoting, order, and errors that name the line."""
 
 import pytest
+from conftest import shared
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oid.annotations import read_class_descriptions, write_class_descriptions
+from oid.annotations import (
+    BOX_COLUMNS,
+    read_boxes,
+    read_class_descriptions,
+    read_image_labels,
+    scan_rows,
+    write_class_descriptions,
+)
 from oid.files import InputError
 
 
@@ -72,3 +80,51 @@ def test_written_classes_come_back(classes, tmp_path_factory):
     path = tmp_path_factory.mktemp("classes") / "classes.csv"
     write_class_descriptions(path, classes)
     assert list(read_class_descriptions(path).items()) == list(classes.items())
+
+
+HEADER = ",".join(BOX_COLUMNS)
+
+
+def test_boxes_with_equal_coordinates_share_a_rectangle(tmp_path):
+    rows = ["a,x,l,1,0.5,1,0,1,0,0,0,0,0", "b,x,l,1,0.5,1,0,1,0,0,1,0,0", "", "a,x,m,1,.500,1.0,0,1e0,0,0,-1,0,0"]
+    table = read_boxes(written(tmp_path, "\n".join([HEADER, *rows, ""])))
+    assert table.columns == ["line", "ImageID", "LabelName", "group_of", "rectangle"]
+    assert table.rows() == [(2, "a", "l", False, 2), (3, "b", "l", True, 3), (5, "a", "m", False, 2)]
+
+
+def test_image_labels_know_the_first_line_of_their_image(tmp_path):
+    path = written(tmp_path, "LabelName,ImageID,Confidence\nx,007,1\ny,1e5,0\nz,007,0\n")
+    assert read_image_labels(path).rows() == [(2, "007", "x", True), (3, "1e5", "y", False), (2, "007", "z", False)]
+
+
+def test_image_labels_may_be_a_header_only(tmp_path):
+    assert read_image_labels(written(tmp_path, "ImageID,LabelName,Confidence\n")).is_empty()
+
+
+def test_columns_are_text_in_the_asked_order(tmp_path):
+    path = written(tmp_path, '\ufeffA,B,C\r\n1.0,"x,y",007\r\n\r\n,0x1, z\r\n')
+    assert scan_rows(path, ("C", "A", "B")).collect().rows() == [(2, "007", "1.0", "x,y"), (4, " z", None, "0x1")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("\n\n", "is empty"),
+        ("A,B\n", "line 1: column C, D is missing"),
+        (b"A,\xe9\n", "line 1: the header is not UTF-8"),
+    ],
+)
+def test_bad_headers_are_named(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        scan_rows(written(tmp_path, text), ("A", "C", "D"))
+
+
+def test_the_first_rows_of_the_official_files():
+    snippets = ("data", "oid_rows", "format_snippets")
+    for name in ("v6-train-annotations-bbox.head.csv", "v4-freeform-annotations-bbox.head.csv"):
+        path = shared(*snippets, name)
+        assert len(read_boxes(path)) == len(path.read_text().splitlines()) - 1
+    for name in ("train-human-imagelabels-boxable.head.csv", "v4-human-imagelabels.head.csv"):
+        path = shared(*snippets, name)
+        assert len(read_image_labels(path)) == len(path.read_text().splitlines()) - 1

@@ -204,6 +204,21 @@ def test_the_real_hierarchy(tmp_path, descriptions, expected):
     assert [label for label, *_ in by_image(read_predictions(tmp_path / "out.csv"))["a"]] == expected
 
 
+def test_without_suppression_the_expansion_is_the_references(tmp_path):
+    case = shared("metric_cases", "c1")
+    out = tmp_path / "out.csv"
+    options = {
+        "hierarchy": str(case / "hierarchy.json"),
+        "class_descriptions": str(case / "classes.csv"),
+        "nms_iou": 1.0,
+    }
+    a05.main(predictions=str(case / "pred_unexpanded.csv"), expanded=str(out), **options)
+    expected, result = by_image(read_predictions(case / "pred.csv")), by_image(read_predictions(out))
+    assert {image_id: sorted(boxes) for image_id, boxes in result.items()} == {
+        image_id: sorted(boxes) for image_id, boxes in expected.items()
+    }
+
+
 # === As a user calls it ===============================================================================================
 
 

@@ -70,6 +70,8 @@ def main(
     """
     check_range("group_of_weight", group_of_weight, 0 <= group_of_weight <= 1, "0 to 1")
     check_range("iou", iou, 0 < iou <= 1, "above 0 to 1")
+    if metrics and Path(metrics).is_dir():
+        raise InputError(f"--metrics {metrics} is a folder: give the name of a JSON file")
     predictions = predictions or layout.submission(output_path, split)
     found = read_predictions(
         require_file(predictions, "run a04 to a06, or give --predictions"), allow_swapped_corners=True
@@ -85,6 +87,7 @@ def main(
         truth, detections, num_classes=len(report.labels), group_of_weight=group_of_weight, iou_threshold=iou
     )
     print_predictions(found, dropped | {RULES[rule]: count for rule, count in result.dropped.items()})
+    print_missing_classes(detections, result, report.labels)
 
     path = Path(metrics) if metrics else layout.metrics_file(predictions)
     write_metrics(path, result, report.labels, group_of_weight, iou, len(truth.image_ids))
@@ -186,6 +189,15 @@ def print_predictions(found: Predictions, dropped: dict[str, int]) -> None:
     print(f"  {remaining} remain")
     if len(found.boxes) and not remaining:
         print("not one predicted box remains: do the predictions and the ground truth belong to the same images?")
+
+
+def print_missing_classes(detections: Detections, result: Metrics, labels: tuple[str, ...]) -> None:
+    """Prints how many classes have AP 0 because nothing was predicted: often a forgotten a05."""
+    missing = np.flatnonzero(result.num_gt)
+    missing = missing[~np.isin(missing, detections.class_index)]
+    if len(missing):
+        first = labels[missing[0]]
+        print(f"{len(missing)} classes have ground truth but no predicted box, for example {first}: did a05 run?")
 
 
 def write_metrics(

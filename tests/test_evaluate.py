@@ -147,6 +147,13 @@ def test_challenge_classes_come_first(data_set, capsys):
     assert "dropped 2 boxes of 1 classes" in printed
 
 
+def test_forgotten_ancestors_are_named(data_set, tmp_path, capsys):
+    predictions = written(tmp_path / "p.csv", ROW_HEADER, *(line for line in PERFECT if ",P," not in line))
+    for path, said in ((predictions, True), (layout.submission(data_set["output_path"], "validation"), False)):
+        a07_evaluate.main(**data_set, predictions=str(path))
+        assert ("1 classes have ground truth but no predicted box, for example P" in capsys.readouterr().out) == said
+
+
 def test_iou_and_weight_are_in_text_and_file(data_set, tmp_path, capsys):
     a07_evaluate.main(**data_set, iou=0.75, group_of_weight=0.0, metrics=str(tmp_path / "new" / "m.json"))
     assert capsys.readouterr().out.splitlines()[-1] == "mAP@0.75 = 1.000000"
@@ -214,6 +221,7 @@ def test_edge_cases_from_files(name: str, weight: int, tmp_path):
         ({"image_labels": "nowhere.csv"}, "nowhere.csv does not exist.*--image_labels none"),
         ({"hierarchy": "nowhere.json"}, "nowhere.json does not exist.*--hierarchy none"),
         ({"class_descriptions": "nowhere.csv"}, "nowhere.csv does not exist.*--class_descriptions none"),
+        ({"metrics": "."}, "--metrics . is a folder"),
         ({"split": "train"}, "train.*does not exist"),
         ({"split": "test", "predictions": "PERFECT"}, "the test split has no ground truth"),
     ],

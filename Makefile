@@ -18,7 +18,7 @@ setup: $(VENV)/installed  ## make .venv and install requirements.txt, then keras
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13: run make PYTHON=python3.12, for example" >&2; exit 2; }
-	@echo "installing requirements.txt in $(VENV) (about 2 GB, some minutes)"
+	@echo "installing requirements.txt in $(VENV) (about 3 GB, some minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install -r requirements.txt
 	@$(MAKE) --no-print-directory install-keras-retinanet

@@ -140,7 +140,7 @@ def _read_complete(path: str | os.PathLike) -> bytes:
         raise InputError(f"{path} is empty: replace it or remove it")
     if data[:2] == b"\xff\xd8":
         # Coded pixels never contain the end mark, but an EXIF thumbnail does: look only behind the start of the pixels.
-        complete = data.find(b"\xff\xd9", _scan_jpeg(data)[2]) >= 0
+        complete = data.rfind(b"\xff\xd9", _scan_jpeg(data)[2]) >= 0
     elif data[:8] == b"\x89PNG\r\n\x1a\n":
         complete = data.rfind(b"IEND") >= 0
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":

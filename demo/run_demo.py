@@ -113,7 +113,7 @@ def train_and_predict(demo: Path, backbone: str, training: dict[str, object]) ->
     found = layout.run_predictions(demo / "output", SPLIT, run_name)
     train = _python("a03_train_m2det.py", **_paths(demo), backbone=backbone, run=run_name, **training)
     images = demo / "data_set" / SPLIT
-    predict = _python("a04_predict.py", **_paths(demo), run=run_name, images=images, predictions=found)
+    predict = _python("a04_inference.py", **_paths(demo), run=run_name, images=images, predictions=found)
     expanded = layout.expanded_predictions(found)
     expand = _python("a05_expand_hierarchy.py", **_paths(demo), predictions=found, expanded=expanded)
     return [

@@ -3,7 +3,8 @@
 Reads    OUTPUT/level_<n>_files/ (a01) and the images in DATASET/train and DATASET/validation.
 Writes   OUTPUT/weights/<run>/: model.keras (the best epoch by mAP), checkpoint/ (to go on from), settings.json (classes
          in the order of the outputs, sizes, anchors, every flag) and history.csv (a row per epoch).
-Takes    about 20 minutes with the constants of a00 on two CPU cores; days for the published sizes on all of Open Images.
+Takes    about 20 minutes with the constants of a00 on two CPU cores; days for the published sizes on all of
+         Open Images.
 
 Run it again with the same flags and it goes on after the last finished epoch; a finished run says so.
 

@@ -1,4 +1,4 @@
-"""Anchors: the boxes that the network's outputs are relative to. NumPy only, so that they can be looked at without Keras.
+"""Anchors: the boxes that the network's outputs are relative to. NumPy only: they can be looked at without Keras.
 
 An anchor set is described by a few numbers (`anchor_settings`), which are stored in a run's `settings.json` and inside
 its model file; training and inference build the anchors from the same description (`make_anchors`).

@@ -101,7 +101,7 @@ def _indices(gt_boxes):
 
 
 def _centre_inside(gt_boxes, anchors, cell_sides):
-    """Whether each anchor's centre lies in each box, grown to the anchor's cell where smaller: `(batch, gt, anchors)`."""
+    """Whether an anchor's centre lies in a box, grown to the anchor's cell where smaller: `(batch, gt, anchors)`."""
     anchor_centre = (anchors[:, :2] + anchors[:, 2:]) / 2  # [A,2]
     centre = ops.expand_dims((gt_boxes[..., :2] + gt_boxes[..., 2:]) / 2, -2)  # [B,G,1,2]
     half = ops.expand_dims((gt_boxes[..., 2:] - gt_boxes[..., :2]) / 2, -2)

@@ -17,6 +17,9 @@ from oid.files import InputError
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 TORCH_MEAN_RGB = (0.485, 0.456, 0.406)
 TORCH_STD_RGB = (0.229, 0.224, 0.225)
+# From scratch on a small set there are few steps: 0.99 (Keras' ResNets) and 0.999 (its MobileNets) would still remember
+# the first ones at the end, and a network that trains well would predict nonsense.
+BATCH_NORM_MOMENTUM = 0.97
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +59,7 @@ def residual_small(*, input_tensor, weights=None, width: int = 32) -> keras.Mode
 def conv_bn_relu(x, filters: int, kernel_size: int, *, strides: int = 1, name: str, relu: bool = True):
     """Convolution without bias, batch norm, ReLU: the block that M2Det is made of."""
     x = layers.Conv2D(filters, kernel_size, strides, padding="same", use_bias=False, name=f"{name}_conv")(x)
-    # 0.97: a run from scratch on a small set has few steps, and 0.99 would still remember the first ones
-    x = layers.BatchNormalization(momentum=0.97, epsilon=1e-3, name=f"{name}_bn")(x)
+    x = layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=1e-3, name=f"{name}_bn")(x)
     return layers.ReLU(name=f"{name}_relu")(x) if relu else x
 
 
@@ -138,7 +140,11 @@ def build_backbone(name: str, image_size: int, weights: str = "none") -> keras.M
             raise
         hint = f"--backbone_weights imagenet: the weights of {name} could not be downloaded"
         raise InputError(f"{hint} ({error}); download them elsewhere and give the file, or use none") from error
-    if weights not in ("none", "imagenet"):
+    if weights == "none":
+        for layer in body.layers:
+            if isinstance(layer, layers.BatchNormalization):
+                layer.momentum = BATCH_NORM_MOMENTUM
+    elif weights != "imagenet":
         _load_weights(body, weights)
     taps = keras.Model(body.inputs, [body.get_layer(backbone.shallow).output, body.get_layer(backbone.deep).output])
     taps.name = "backbone"

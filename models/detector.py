@@ -1,0 +1,223 @@
+"""A trained run as a detector: pictures in, boxes out.
+
+The graph ends at a fixed number of decoded boxes (`TopBoxes`); the class-wise non-maximum suppression behind it runs on
+the host, in `oid.boxes`. A run is a folder with `settings.json` (all that is needed to rebuild the network) and
+`model.keras` (the best weights, with the decoding inside), or a `checkpoint/` of a training that is still going on.
+"""
+
+import json
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+from keras import ops
+
+from models.anchors import make_anchors
+from models.box_coding import decode_distances
+from models.m2det import build_m2det
+from oid.boxes import classwise_nms
+from oid.files import InputError
+
+SETTINGS = "settings.json"
+MODEL = "model.keras"
+CHECKPOINT_WEIGHTS = Path("checkpoint") / "network.weights.h5"
+
+
+@keras.saving.register_keras_serializable(package="oid")
+class TopBoxes(keras.layers.Layer):
+    """Decodes the network's outputs and keeps the boxes with the highest scores: the end of the graph.
+
+    An anchor can appear with several classes. The result is exact: the best `count` of all (anchor, class) pairs belong
+    to the `count` anchors with the best classes, so only these are decoded and sorted.
+
+    Args:
+        anchors: the description that `models.anchors.make_anchors` takes.
+        count: boxes per image; fewer when there are fewer (anchor, class) pairs.
+    """
+
+    def __init__(self, anchors: dict, count: int = 1000, **kwargs):
+        super().__init__(dtype="float32", **{k: v for k, v in kwargs.items() if k != "dtype"})
+        self.anchors = anchors
+        self.count = count
+        self._boxes = make_anchors(anchors)
+
+    def call(self, outputs):
+        """`classes` `(batch, anchors, classes)`, `boxes` `(batch, anchors, 4)` -> `boxes` `(batch, count, 4)` xyxy
+        normalised and not clipped, `scores` `(batch, count)` descending, `labels` `(batch, count)` int32."""
+        scores = ops.sigmoid(ops.cast(outputs["classes"], "float32"))
+        num_anchors, num_classes = self._boxes.shape[0], scores.shape[-1]
+        _, anchor = ops.top_k(ops.max(scores, axis=-1), min(self.count, num_anchors))  # [B,T]
+        scores = ops.take_along_axis(scores, ops.expand_dims(anchor, -1), axis=1)  # [B,T,C]
+        offsets = ops.take_along_axis(outputs["boxes"], ops.expand_dims(anchor, -1), axis=1)  # [B,T,4]
+        boxes = decode_distances(ops.cast(offsets, "float32"), ops.take(self._boxes, anchor, axis=0))
+        pairs = ops.reshape(scores, (-1, scores.shape[1] * num_classes))
+        top, pair = ops.top_k(pairs, min(self.count, pairs.shape[1]))
+        boxes = ops.take_along_axis(boxes, ops.expand_dims(pair // num_classes, -1), axis=1)
+        return {"boxes": boxes, "scores": top, "labels": ops.cast(pair % num_classes, "int32")}
+
+    def get_config(self):
+        return {**super().get_config(), "anchors": self.anchors, "count": self.count}
+
+
+def network_from_settings(settings: dict, *, backbone_weights: str = "none") -> keras.Model:
+    """Builds the network of a run; `backbone_weights` as in `models.backbones.build_backbone`."""
+    return build_m2det(
+        backbone=settings["backbone"],
+        num_classes=len(settings["classes"]),
+        image_size=settings["image_size"],
+        tums=settings["tums"],
+        scales=settings["scales"],
+        channels=settings["channels"],
+        anchors_per_cell=len(settings["anchors"]["ratios"]),
+        backbone_weights=backbone_weights,
+    )
+
+
+def inference_model(network: keras.Model, anchors: dict) -> keras.Model:
+    """Adds the decoding to a network; the weights are shared."""
+    return keras.Model(network.input, TopBoxes(anchors, name="top_boxes")(network.output), name="detector")
+
+
+class Detector:
+    """A network with its decoding, its classes and its way of looking at pictures.
+
+    Attributes:
+        model: from raw RGB pixels `(batch, size, size, 3)` to `TopBoxes`' dict.
+        settings: the run's `settings.json`.
+        class_labels: Open Images labels ("/m/..."), in the order of the outputs.
+    """
+
+    def __init__(self, model: keras.Model, settings: dict):
+        self.model = model
+        self.settings = settings
+        self.image_size = settings["image_size"]
+        self.class_labels = [entry["label"] for entry in settings["classes"]]
+        self.class_names = [entry["name"] for entry in settings["classes"]]
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """Warps one RGB picture `(height, width, 3)` to the network's square: `(size, size, 3)` uint8."""
+        return warp_to_square(np.asarray(image), self.image_size)
+
+    def detect(
+        self, squares: np.ndarray, *, score_threshold: float = 0.01, nms_iou: float = 0.5, max_boxes: int = 300
+    ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Detects on pictures that `prepare` made.
+
+        Args:
+            squares: uint8 `(batch, size, size, 3)`, RGB.
+            score_threshold: boxes with a lower score are left out.
+            nms_iou: of two boxes of one class with a higher IoU the one with the lower score is left out.
+            max_boxes: at most so many per picture.
+
+        Returns:
+            For each picture `(boxes, scores, labels)`: float64 `(n, 4)` xyxy normalised and clipped to [0, 1], float64
+            `(n,)` descending, int64 `(n,)` class indices.
+        """
+        outputs = self.model.predict_on_batch(np.asarray(squares))
+        results = []
+        for boxes, scores, labels in zip(outputs["boxes"], outputs["scores"], outputs["labels"], strict=True):
+            boxes = np.clip(boxes.astype("float64"), 0.0, 1.0)
+            # a box outside the picture has no area left, and one without area can never be right
+            good = (scores >= score_threshold) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+            boxes, scores, labels = boxes[good], scores[good].astype("float64"), labels[good].astype("int64")
+            keep = classwise_nms(boxes, scores, labels, nms_iou, max_boxes)
+            results.append((boxes[keep], scores[keep], labels[keep]))
+        return results
+
+    def predict_on_batch(
+        self, images, *, score_threshold: float = 0.01, nms_iou: float = 0.5, max_boxes: int = 300
+    ) -> dict[str, np.ndarray]:
+        """Detects on pictures of any size, in the form that keras-retinanet's users know.
+
+        Args:
+            images: uint8 or float `(batch, height, width, 3)`, RGB, 0 to 255; or a list of `(height, width, 3)`.
+            score_threshold: see `detect`.
+            nms_iou: see `detect`.
+            max_boxes: see `detect`.
+
+        Returns:
+            `boxes` float32 `(batch, max_boxes, 4)`, xyxy in pixels of the picture given; `scores` float32
+            `(batch, max_boxes)`, descending; `labels` int32 `(batch, max_boxes)`. All padded with -1.
+
+        Raises:
+            ValueError: the pictures do not have that shape.
+        """
+        for image in images:
+            if np.ndim(image) != 3 or np.shape(image)[-1] != 3:
+                raise ValueError(f"a picture has shape {np.shape(image)}, expected (height, width, 3) in RGB")
+        boxes = np.full((len(images), max_boxes, 4), -1.0, "float32")
+        scores = np.full((len(images), max_boxes), -1.0, "float32")
+        labels = np.full((len(images), max_boxes), -1, "int32")
+        if len(images):
+            squares = np.stack([self.prepare(image) for image in images])
+            found = self.detect(squares, score_threshold=score_threshold, nms_iou=nms_iou, max_boxes=max_boxes)
+            for index, (image, (b, s, c)) in enumerate(zip(images, found, strict=True)):
+                height, width = np.shape(image)[:2]
+                boxes[index, : len(b)] = b * (width, height, width, height)
+                scores[index, : len(b)] = s
+                labels[index, : len(b)] = c
+        return {"boxes": boxes, "scores": scores, "labels": labels}
+
+
+def warp_to_square(image: np.ndarray, side: int) -> np.ndarray:
+    """Resizes a picture to `(side, side, 3)` uint8 without keeping the aspect ratio, as the paper does.
+
+    Area averaging where it shrinks, so that nothing flickers; bilinear where it grows.
+    """
+    if image.dtype != np.uint8:
+        image = np.clip(np.rint(image), 0, 255).astype("uint8")
+    if image.shape[:2] == (side, side):
+        return image
+    shrinks = image.shape[0] * image.shape[1] > side * side
+    return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def read_settings(run: str | Path) -> dict:
+    """Reads a run's `settings.json`.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = Path(run) / SETTINGS
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"classes", "backbone", "image_size", "anchors", "tums", "scales", "channels"} - set(settings)
+    except FileNotFoundError:
+        raise InputError(f"{run} is no run: it has no {SETTINGS}; train one with a03, or name another") from None
+    except (ValueError, OSError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): train the run again, or restore the file") from error
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(sorted(missing))}: it was not written by a03")
+    return settings
+
+
+def load_model(run: str | Path, *, checkpoint: bool = False) -> Detector:
+    """Loads a run: the folder that a03 wrote, or the `checkpoint` folder inside it.
+
+    Args:
+        run: `OUTPUT/weights/<run>`, or `OUTPUT/weights/<run>/checkpoint`.
+        checkpoint: take the newest checkpoint of the training instead of the best weights; so does a run that has no
+            best weights yet.
+
+    Raises:
+        InputError: the folder is no run, or its files are missing or damaged.
+    """
+    run = Path(run)
+    if run.name == "checkpoint" and not (run / SETTINGS).is_file():
+        run, checkpoint = run.parent, True
+    settings = read_settings(run)
+    model_file, weights_file = run / MODEL, run / CHECKPOINT_WEIGHTS
+    try:
+        if model_file.is_file() and not checkpoint:
+            return Detector(keras.saving.load_model(model_file, compile=False, safe_mode=True), settings)
+        if not weights_file.is_file():
+            raise InputError(
+                f"{run} has neither {MODEL} nor a checkpoint yet: train it with a03 for at least one epoch"
+            )
+        network = network_from_settings(settings)
+        network.load_weights(weights_file)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"the weights of {run} cannot be read ({reason}): restore them or train again") from error
+    return Detector(inference_model(network, settings["anchors"]), settings)

@@ -4,8 +4,8 @@ The network of the paper's Figure 4, sized by arguments, in the order of the dat
 
 1. the backbone gives two maps, at an eighth and a sixteenth of the image;
 2. FFMv1 fuses them into the base feature;
-3. a chain of thinned U-shape modules (TUMs) makes one pyramid each; FFMv2 joins the base feature with the largest map of
-   the module before;
+3. a chain of thinned U-shape modules (TUMs) makes one pyramid each; FFMv2 joins the base feature with the largest map
+   of the module before;
 4. SFAM stacks the pyramids scale by scale and weighs the channels by squeeze and excitation;
 5. one convolution per scale predicts classes, another boxes.
 

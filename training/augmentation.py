@@ -109,7 +109,7 @@ def affine_view(sample: Sample, width: int, height: int, transform: tuple[float,
 
 
 def _move(boxes: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Moves normalised boxes and cuts them at [0, 1]: `(n, 4)` boxes and the `(n,)` share of their area that is left."""
+    """Moves normalised boxes and cuts them at [0, 1]: `(n, 4)` boxes and the `(n,)` share of area that is left."""
     corners = boxes.reshape(-1, 2, 2) * scale + shift
     moved = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
     cut = np.clip(moved, 0.0, 1.0)

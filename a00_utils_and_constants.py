@@ -62,7 +62,8 @@ def run_script(main: Callable[..., None], arguments: Sequence[str] | None = None
     """
     parser = command_line(main)
     values = vars(parser.parse_args(arguments))
-    print_settings(values, parser)
+    if values:
+        print_settings(values, parser)
     try:
         main(**values)
     except InputError as error:
@@ -84,13 +85,24 @@ class _Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one sentence, naming the nearest flag for an unknown one."""
 
     def error(self, message: str) -> typing.NoReturn:
-        unknown = re.match(r"unrecognized arguments: (--?[^\s=]+)", message)
-        if unknown:
+        self.exit(2, f"error: {self._sentence(message)}\n")
+
+    def _sentence(self, message: str) -> str:
+        """Says what argparse means: it speaks of arguments, where we speak of flags and values."""
+        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
             known = [option for action in self._actions for option in action.option_strings]
-            near = difflib.get_close_matches(unknown[1], known, n=1)
+            word = unknown[1].split("=")[0]
+            near = difflib.get_close_matches(word, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
-            message = f"unknown flag {unknown[1]}: {hint}"
-        self.exit(2, f"error: {message}\n")
+            return f"unknown flag {word}: {hint}" if word.startswith("-") else f"{word!r} belongs to no flag: {hint}"
+        if of_flag := re.match(r"argument (\S+): (.*)", message, flags=re.DOTALL):
+            flag, what = of_flag.groups()
+            if what.startswith("expected"):
+                return f"{flag} needs a value: --help explains it"
+            if choice := re.match(r"invalid choice: (.*) \(choose from (.*)\)", what):
+                return f"{flag} {choice[1]} is none of its values: choose from {choice[2]}"
+            return f"{flag} {what}"
+        return message
 
 
 def command_line(main: Callable[..., None]) -> argparse.ArgumentParser:
@@ -136,7 +148,7 @@ def _argument_type(annotation: object) -> dict[str, object]:
         return {"choices": choices, "type": type(choices[0])}
     if annotation is bool:
         return {"type": _true_or_false, "nargs": "?", "const": True, "metavar": "true|false"}
-    return {"type": annotation, "metavar": annotation.__name__.upper()}
+    return {"type": _NUMBERS.get(annotation, annotation), "metavar": annotation.__name__.upper()}
 
 
 class _StoreTuple(argparse.Action):
@@ -144,6 +156,23 @@ class _StoreTuple(argparse.Action):
 
     def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, tuple(values))
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+_NUMBERS = {int: _whole_number, float: _number}
 
 
 def _true_or_false(text: str) -> bool:
@@ -182,4 +211,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -14,6 +14,7 @@ Run it again with the same flags and it goes on after the last finished epoch; a
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Literal
@@ -106,10 +107,10 @@ def main(
         **{name: flags[name] for name in ("backbone", "level", "image_size", "tums", "scales", "channels")},
         "flags": flags,
     }
-    _refuse_other_settings(folder, settings)
     state = callbacks.read_state(folder)
+    _refuse_other_settings(folder, settings, state["epochs"])
     if state["epochs"] >= epochs:
-        print(f"{folder} is finished: {epochs} of {epochs} epochs, best mAP {state['best']:.4f}")
+        print(f"{folder} is finished: {epochs} of {epochs} epochs{_best(state)}")
         return
 
     train = read_data_set(dataset_path, output_path, level, "train", skip_missing=skip_missing)
@@ -139,7 +140,7 @@ def main(
     optimizer.build(network.trainable_variables)
     if state["epochs"]:
         trainer.load_weights(folder / "checkpoint" / callbacks.TRAINING_WEIGHTS)
-        print(f"{folder}: going on after epoch {state['epochs']} of {epochs}, best mAP {state['best']:.4f}")
+        print(f"{folder}: going on after epoch {state['epochs']} of {epochs}{_best(state)}")
     elif init_from:
         _initialise(network, output_path, init_from)
     with replacing(folder / "settings.json") as path:
@@ -154,18 +155,26 @@ def main(
         batch_size=batch_size,
         state=state,
     )
-    trainer.fit(
-        BatchSequence(batches, start=state["epochs"] * steps, workers=workers),
-        steps_per_epoch=steps,
-        initial_epoch=state["epochs"],
-        epochs=epochs,
-        shuffle=False,
-        verbose=0,
-        callbacks=[callbacks.FiniteLossGuard(batches, steps), callbacks.Progress(steps, epochs), end],
-    )
-    if batches.boxes_left_out:
-        print(f"{batches.boxes_left_out} boxes beyond --max_gt_boxes {max_gt_boxes} of a picture were left out")
-    print(f"{folder}: best mAP {state['best']:.4f} on {level=}")
+    begin = state["epochs"]  # `end` counts on in the state
+    sequence = BatchSequence(batches, start=begin * steps, workers=workers)
+    with sequence.mistakes_as_they_are():
+        trainer.fit(
+            sequence,
+            steps_per_epoch=steps,
+            initial_epoch=begin,
+            epochs=epochs,
+            shuffle=False,
+            verbose=0,
+            callbacks=[callbacks.FiniteLossGuard(batches, steps), callbacks.Progress(steps, epochs), end],
+        )
+    if left_out := batches.boxes_left_out(range(begin * steps, epochs * steps)):
+        print(f"{left_out} boxes beyond --max_gt_boxes {max_gt_boxes} of a picture were left out")
+    print(f"{folder}: {epochs} epochs on level {level}{_best(state)}")
+
+
+def _best(state: dict) -> str:
+    """The best mAP so far; nothing without validation images."""
+    return f", best mAP {state['best']:.4f}" if state["best"] >= 0 else ""
 
 
 def _check(flags: dict) -> None:
@@ -173,18 +182,24 @@ def _check(flags: dict) -> None:
     lowest = {"epochs": 1, "steps_per_epoch": 0, "batch_size": 1, "validation_images": 0, "max_gt_boxes": 1}
     lowest |= {"image_size": 16, "tums": 1, "scales": 1, "channels": 1, "workers": 1, "cache_gb": 0, "seed": 0}
     for name, least in lowest.items():
-        if flags[name] < least:
+        if not flags[name] >= least:
             raise InputError(f"--{name} is {flags[name]}: it must be at least {least}")
+    if flags["seed"] >= 2**32 or flags["cache_gb"] > 1e6:
+        raise InputError("--seed must be below 4294967296 and --cache_gb at most 1000000")
     if not 0 <= flags["mosaic"] <= 1:
         raise InputError(f"--mosaic is {flags['mosaic']}: it is a share, from 0 to 1")
-    if not flags["learning_rate"] > 0 or not flags["weight_decay"] >= 0:
-        raise InputError("--learning_rate must be above 0 and --weight_decay at least 0")
+    if not 0 < flags["learning_rate"] < math.inf or not 0 <= flags["weight_decay"] < math.inf:
+        raise InputError("--learning_rate must be above 0 and --weight_decay at least 0, both finite")
 
 
-def _refuse_other_settings(folder: Path, settings: dict) -> None:
-    """A run goes on with the settings that it began with, or not at all."""
+def _refuse_other_settings(folder: Path, settings: dict, epochs: int) -> None:
+    """A run goes on with the settings that it began with, or not at all; what has learned nothing yet is no run."""
     path = folder / "settings.json"
-    if not path.is_file():
+    if not path.is_file() or not epochs:
+        if (folder / "history.csv").is_file():
+            raise InputError(
+                f"{folder} holds a training that lacks its checkpoint or settings: choose another --run, or remove it"
+            )
         return
     from models.detector import read_settings
 

@@ -26,7 +26,7 @@ from a00_utils_and_constants import run_script
 from oid import layout
 from oid.files import InputError, replacing, require_folder
 from oid.images import find_images, read_image
-from oid.predictions import KAGGLE_COLUMNS, prediction_string
+from oid.predictions import KAGGLE_COLUMNS, open_for_writing, prediction_string
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on the processor say nothing to a user
 
@@ -69,6 +69,8 @@ def main(
     folder = layout.run_folder(output_path, run)
     source = require_folder(images or Path(dataset_path) / split, "name the folder with the images by --images")
     target = Path(predictions or layout.run_predictions(output_path, split, run))
+    if target.is_dir():
+        raise InputError(f"{target} is a folder: give --predictions the name of a CSV file")
     files = find_images(source)
     if not files:
         raise InputError(f"{source} has no image: name the folder with the images by --images")
@@ -94,7 +96,9 @@ def main(
                 names = [] if mistake else [detector.class_labels[label] for label in labels]
                 kept = len(names)
                 num_boxes += kept
-                journal.add(image_id, prediction_string(names, scores[:kept], boxes[:kept]))
+                # an unreadable image is looked at, and named, again: by then it may have been replaced
+                journal.add(image_id, prediction_string(names, scores[:kept], boxes[:kept]), keep=not mistake)
+            journal.flush()
             bar.update(len(batch))
     for mistake in unreadable[:20]:
         print(f"empty row: {mistake}")
@@ -128,9 +132,10 @@ def _batches(files: dict[str, Path], detector, orientation: str, batch_size: int
 
 
 def _fingerprint(folder: Path) -> list:
-    """What tells one state of a run's weights from another."""
-    weights = [path for path in (folder / "model.keras", folder / "network.weights.h5") if path.is_file()]
-    return [str(folder.resolve()), *(path.stat().st_mtime_ns for path in weights)]
+    """What tells one state of a run's weights from another: the file that `load_model` reads, and its time."""
+    names = ("model.keras", "network.weights.h5", "checkpoint/network.weights.h5")
+    weights = [folder / name for name in names if (folder / name).is_file()]
+    return [str(folder.resolve()), *(path.stat().st_mtime_ns for path in weights[:1])]
 
 
 class Journal:
@@ -151,19 +156,24 @@ class Journal:
         target.parent.mkdir(parents=True, exist_ok=True)
         text = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
         complete = text[: text.rfind("\n") + 1]  # a killed process can leave half a line
-        self.done = dict(line.split(",", 1) for line in complete.splitlines())
+        self.done = dict(json.loads(line) for line in complete.split("\n")[:-1])
         self.path.write_text(complete, encoding="utf-8")
         self._file = self.path.open("a", encoding="utf-8")
 
-    def add(self, image_id: str, row: str) -> None:
-        """Keeps the row of one image."""
+    def add(self, image_id: str, row: str, *, keep: bool = True) -> None:
+        """Takes the row of one image; one that is not to `keep` is forgotten when the process is stopped."""
         self.done[image_id] = row
-        self._file.write(f"{image_id},{row}\n")
+        if keep:
+            self._file.write(json.dumps([image_id, row]) + "\n")
+
+    def flush(self) -> None:
+        """From here on the rows are safe from an end of the process."""
+        self._file.flush()
 
     def finish(self, image_ids: list[str]) -> None:
         """Writes the target, rows in the order of `image_ids`, and removes the journal."""
         self._file.close()
-        with replacing(self.target) as path, path.open("w", encoding="utf-8", newline="") as file:
+        with replacing(self.target) as path, open_for_writing(path) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(KAGGLE_COLUMNS)
             writer.writerows((image_id, self.done[image_id]) for image_id in image_ids)

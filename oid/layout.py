@@ -77,15 +77,18 @@ def image_params(output_path: str | Path, split: str) -> Path:
 
 
 def run_folder(output_path: str | Path, run: str | Path) -> Path:
-    """a03's folder: `run` itself where it is a folder with a `settings.json`, else `OUTPUT/weights/<run>`."""
-    if (Path(run) / "settings.json").is_file():
-        return Path(run)
+    """a03's folder: `run` itself where it is a run's folder or the checkpoint in it, else `OUTPUT/weights/<run>`."""
+    path = Path(run)
+    if (path / "settings.json").is_file() or (path.name == "checkpoint" and (path.parent / "settings.json").is_file()):
+        return path
     return Path(output_path) / "weights" / run
 
 
 def run_predictions(output_path: str | Path, split: str, run: str | Path) -> Path:
-    """a04's predictions of one run."""
-    return Path(output_path) / "predictions" / split / f"{Path(run).name}.csv"
+    """a04's predictions of one run, or of `<run>/checkpoint`."""
+    path = Path(run)
+    name = f"{path.parent.name}_checkpoint" if path.name == "checkpoint" else path.name
+    return Path(output_path) / "predictions" / split / f"{name}.csv"
 
 
 def expanded_predictions(predictions: str | Path) -> Path:

@@ -121,7 +121,7 @@ def write_predictions(path: str | os.PathLike, predictions: Predictions) -> None
     if offsets[0] != 0 or offsets[-1] != len(predictions.boxes) or np.any(np.diff(predictions.image_index) < 0):
         raise ValueError("image_index must not decrease and must point into image_ids")
     labels = np.array(predictions.labels, dtype=object)
-    with replacing(path) as temporary, _open_for_writing(temporary) as file:
+    with replacing(path) as temporary, open_for_writing(temporary) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(KAGGLE_COLUMNS)
         for image_id, start, stop in zip(ids, offsets[:-1], offsets[1:], strict=True):
@@ -157,7 +157,8 @@ def _is_label(text: str) -> bool:
 
 
 @contextlib.contextmanager
-def _open_for_writing(path: Path) -> Iterator[TextIO]:
+def open_for_writing(path: Path) -> Iterator[TextIO]:
+    """Opens a text file for writing, compressed when the name ends in `.gz`."""
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(path, "wb"))
         if path.suffix == ".gz":  # neither time nor name in its header: the same predictions give the same file

@@ -12,6 +12,14 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory) -> tuple[Path, Path]:
+    """DATASET and OUTPUT of a few drawn pictures, after a01; to be read only."""
+    from small_photographs import make_photographs
+
+    return make_photographs(tmp_path_factory.mktemp("photographs"))
+
+
 def shared(*parts: str) -> Path:
     """The path `../shared/<parts>` beside the project; skips the test where it is absent."""
     path = ROOT.parent.joinpath("shared", *parts)

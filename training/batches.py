@@ -4,8 +4,10 @@ So threads do not change results, the images of any batch are known afterwards, 
 batches that it would have seen.
 """
 
+import contextlib
 import functools
 import itertools
+from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -27,7 +29,7 @@ class Batches:
         image_size: side of the network's input in pixels.
         batch_size: images per batch.
         seed: of everything random.
-        max_gt_boxes: boxes per image of a batch; those beyond are left out and counted in `boxes_left_out`.
+        max_gt_boxes: boxes per image of a batch; those beyond are left out, and counted by `boxes_left_out`.
         mosaic: share of the images that are mosaics of four.
         mosaic_until: the first step without mosaics, so that the end of the training sees whole pictures.
         orientation: "stored" or "exif", see `oid.images.read_image`.
@@ -55,7 +57,7 @@ class Batches:
         self.mosaic = mosaic
         self.mosaic_until = mosaic_until
         self.orientation = orientation
-        self.boxes_left_out = 0
+        self._left_out: dict[int, int] = {}  # by step: a batch made twice, or never used, must not count
         self._cache: dict[int, np.ndarray] = {}
         self._free_bytes = cache_bytes
 
@@ -69,18 +71,23 @@ class Batches:
         """
         samples = [self._sample(step, position) for position in range(self.batch_size)]
         targets = {}
-        targets["boxes"], targets["labels"] = self._padded(
-            [(s.boxes, s.labels) for s in samples], self.max_gt_boxes, count=True
-        )
-        targets["regions"], targets["region_labels"] = self._padded(
+        targets["boxes"], targets["labels"] = _padded([(s.boxes, s.labels) for s in samples], self.max_gt_boxes)
+        targets["regions"], targets["region_labels"] = _padded(
             [(s.regions, s.region_labels) for s in samples], MAX_REGIONS
         )
+        beyond = sum(max(0, len(sample.labels) - self.max_gt_boxes) for sample in samples)
+        if beyond:
+            self._left_out[step] = beyond
         return np.stack([sample.image for sample in samples]), targets
 
     def ids(self, step: int) -> list[str]:
         """The ids of the images in the batch of a step, tiles of mosaics included."""
         parts = [self._images(step, position)[0] for position in range(self.batch_size)]
         return [self.data.image_ids[image] for image in itertools.chain.from_iterable(parts)]
+
+    def boxes_left_out(self, steps: range) -> int:
+        """How many boxes beyond `max_gt_boxes` the batches of these steps had, as far as this object made them."""
+        return sum(self._left_out.get(step, 0) for step in steps)
 
     def _images(self, step: int, position: int) -> tuple[list[int], np.random.Generator]:
         """Which images make one picture of the batch (one, or four for a mosaic), and the generator for the rest."""
@@ -108,15 +115,15 @@ class Batches:
             self._cache[image] = picture
         return picture
 
-    def _padded(self, lists: list[tuple], width: int, *, count: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        boxes = np.zeros((len(lists), width, 4), "float32")
-        labels = np.full((len(lists), width), -1, "int32")
-        for row, (b, c) in enumerate(lists):
-            kept = min(len(b), width)
-            boxes[row, :kept], labels[row, :kept] = b[:kept], c[:kept]
-            if count:
-                self.boxes_left_out += len(b) - kept
-        return boxes, labels
+
+def _padded(lists: list[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes `(batch, width, 4)` and labels `(batch, width)` from one pair per image, filled up with 0 and -1."""
+    boxes = np.zeros((len(lists), width, 4), "float32")
+    labels = np.full((len(lists), width), -1, "int32")
+    for row, (b, c) in enumerate(lists):
+        kept = min(len(b), width)
+        boxes[row, :kept], labels[row, :kept] = b[:kept], c[:kept]
+    return boxes, labels
 
 
 @functools.lru_cache(maxsize=4)
@@ -144,6 +151,7 @@ class BatchSequence(keras.utils.PyDataset):
         super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=8)
         self.batches = batches
         self.start = start
+        self._mistake: InputError | None = None
 
     @property
     def num_batches(self) -> None:
@@ -151,12 +159,21 @@ class BatchSequence(keras.utils.PyDataset):
         return None
 
     def __getitem__(self, index: int):
-        return self.batches.batch(self.start + index)
+        try:
+            return self.batches.batch(self.start + index)
+        except InputError as error:
+            self._mistake = error
+            raise
 
-
-def widest_image(data: DataSet) -> int:
-    """The largest number of boxes in one image."""
-    return int(np.diff(data.objects.offsets).max(initial=0))
+    @contextlib.contextmanager
+    def mistakes_as_they_are(self) -> Iterator[None]:
+        """Around `fit`: raises an InputError of a batch itself, not what the framework's data threads make of it."""
+        try:
+            yield
+        except Exception:
+            if self._mistake:
+                raise self._mistake from None
+            raise
 
 
 def check_images(data: DataSet, orientation: str) -> None:

@@ -52,9 +52,12 @@ def task_aligned_assignment(
     1. An anchor may learn a box when its centre lies inside; a box smaller than the anchor's cell counts as large as
        the cell, so that every box has a candidate on every map.
     2. alignment = score of the box's class ^ `score_power` * IoU of the predicted box ^ `iou_power`.
-    3. The `candidates` best-aligned anchors of a box learn it. An anchor chosen by several boxes learns the one that
-       its prediction overlaps most.
+    3. The `candidates` best-aligned anchors of a box (more where they tie) learn it. An anchor chosen by several boxes
+       learns the one that its prediction overlaps most.
     4. The target score is the alignment, scaled so that the best anchor of a box has the box's best IoU.
+
+    A box that is listed with several classes has all of them (`classes_of_boxes`), its score is their mean, and the
+    anchors are assigned to the first of its rows.
 
     Gradients do not flow through the assignment: the caller stops them.
 
@@ -65,7 +68,7 @@ def task_aligned_assignment(
         gt_labels: `(batch, gt)` int32 class indices; -1 marks padding.
         anchors: `(anchors, 4)`, xyxy, normalised.
         cell_sides: `(anchors,)`, side of each anchor's cell, normalised.
-        candidates: at most so many anchors per box.
+        candidates: so many anchors per box.
         score_power: TOOD's alpha.
         iou_power: TOOD's beta.
 
@@ -73,10 +76,11 @@ def task_aligned_assignment(
         A tuple `(assigned, target)`: int32 `(batch, anchors)`, the index of the box that each anchor learns, -1 for
         none; float32 `(batch, anchors)`, its target score in [0, 1], 0 for none.
     """
-    num_classes, num_anchors = scores.shape[-1], anchors.shape[0]
+    num_anchors = anchors.shape[0]
     real = ops.cast(gt_labels >= 0, "float32")  # [B,G]
-    one_hot = ops.one_hot(ops.maximum(gt_labels, 0), num_classes, dtype="float32")  # [B,G,C]
-    score = ops.einsum("bgc,bac->bga", one_hot, scores)  # [B,G,A]
+    classes = classes_of_boxes(gt_boxes, gt_labels, scores.shape[-1])  # [B,G,C]
+    classes = classes / ops.maximum(ops.sum(classes, axis=-1, keepdims=True), 1.0)
+    score = ops.einsum("bgc,bac->bga", classes, scores)  # [B,G,A]
     iou = pairwise_iou(gt_boxes, boxes)  # [B,G,A]
     inside = ops.cast(_centre_inside(gt_boxes, anchors, cell_sides), "float32")
     alignment = inside * ops.expand_dims(real, -1) * score**score_power * iou**iou_power  # [B,G,A]
@@ -95,6 +99,26 @@ def task_aligned_assignment(
     return ops.where(positive, assigned, -1), ops.where(positive, target, 0.0)
 
 
+def classes_of_boxes(gt_boxes, gt_labels, num_classes: int):
+    """All classes of each box: rows with the same coordinates are one object.
+
+    That is how a class and its ancestors, or the two parents of a class, are annotated. Were each row its own object,
+    one would take all the anchors, and there the other classes would be trained as negatives.
+
+    Args:
+        gt_boxes: `(batch, gt, 4)`.
+        gt_labels: `(batch, gt)` int32; -1 marks padding.
+        num_classes: number of classes.
+
+    Returns:
+        A float32 tensor `(batch, gt, num_classes)` of zeros and ones; zeros for padding.
+    """
+    real = ops.expand_dims(ops.cast(gt_labels >= 0, "float32"), -1)  # [B,G,1]
+    one_hot = ops.one_hot(ops.maximum(gt_labels, 0), num_classes, dtype="float32") * real  # [B,G,C]
+    same = ops.all(ops.expand_dims(gt_boxes, 2) == ops.expand_dims(gt_boxes, 1), axis=-1)  # [B,G,G]
+    return ops.minimum(ops.matmul(ops.cast(same, "float32"), one_hot), 1.0) * real
+
+
 def _indices(gt_boxes):
     """0, 1, ... over the ground-truth axis, shaped `(1, gt, 1)`."""
     return ops.reshape(ops.arange(gt_boxes.shape[1], dtype="int32"), (1, -1, 1))
@@ -105,26 +129,26 @@ def _centre_inside(gt_boxes, anchors, cell_sides):
     anchor_centre = (anchors[:, :2] + anchors[:, 2:]) / 2  # [A,2]
     centre = ops.expand_dims((gt_boxes[..., :2] + gt_boxes[..., 2:]) / 2, -2)  # [B,G,1,2]
     half = ops.expand_dims((gt_boxes[..., 2:] - gt_boxes[..., :2]) / 2, -2)
-    half = ops.maximum(half, ops.expand_dims(cell_sides, -1) / 2)  # [B,G,A,2]
+    half = ops.maximum(half, ops.expand_dims(cell_sides, -1) / 2) + 1e-6  # [B,G,A,2]; a border belongs to both cells
     return ops.all(ops.abs(anchor_centre - centre) <= half, axis=-1)
 
 
-def ignored_classes(regions, region_labels, anchors, num_classes: int, *, minimum_ioa: float = 0.5):
-    """Where a class must give no gradient: anchors that lie mostly inside an ignored region of that class.
+def ignored_classes(regions, region_labels, anchors, cell_sides, num_classes: int):
+    """Where a class must give no gradient: the anchors that could learn an object of that class in an ignored region.
 
-    IoA (intersection over the anchor's area) is how the Open Images metric matches detections with group-of boxes.
+    The rule is the one of step 1 of `task_aligned_assignment`, so a region is ignored on every map however small it is.
 
     Args:
         regions: `(batch, regions, 4)`, xyxy, normalised, padded.
         region_labels: `(batch, regions)` int32; -1 marks padding.
         anchors: `(anchors, 4)`, xyxy, normalised.
+        cell_sides: `(anchors,)`, side of each anchor's cell, normalised.
         num_classes: number of classes.
-        minimum_ioa: an anchor is inside from this share of its area.
 
     Returns:
         A float32 tensor `(batch, anchors, num_classes)`: 1 = ignored, 0 = not.
     """
-    ioa = pairwise_intersection(regions, anchors) / ops.maximum(area(anchors), 1e-9)  # [B,R,A]
-    inside = ops.cast(ops.logical_and(ioa >= minimum_ioa, ops.expand_dims(region_labels, -1) >= 0), "float32")
+    inside = _centre_inside(regions, anchors, cell_sides)  # [B,R,A]
+    inside = ops.cast(ops.logical_and(inside, ops.expand_dims(region_labels, -1) >= 0), "float32")
     one_hot = ops.one_hot(ops.maximum(region_labels, 0), num_classes, dtype="float32")  # [B,R,C]
     return ops.minimum(ops.einsum("bra,brc->bac", inside, one_hot), 1.0)

@@ -6,6 +6,8 @@ scratch on a CPU.
 """
 
 import dataclasses
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -135,7 +137,7 @@ def build_backbone(name: str, image_size: int, weights: str = "none") -> keras.M
     body_input = keras.Input(pixels.shape[1:], name="pixels")
     try:
         body = backbone.build(input_tensor=body_input, weights="imagenet" if weights == "imagenet" else None)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # Keras raises a bare Exception when a download fails
         if weights != "imagenet":
             raise
         hint = f"--backbone_weights imagenet: the weights of {name} could not be downloaded"
@@ -156,9 +158,10 @@ def _load_weights(body: keras.Model, file: str) -> None:
     if not Path(file).is_file():
         raise InputError(f'--backbone_weights {file}: no such file; give "imagenet", "none" or a weights file')
     try:
-        body.load_weights(file)
-    except (ValueError, OSError, KeyError) as error:
-        reason = " ".join(str(error).split())
+        with warnings.catch_warnings(action="ignore"):  # of each layer that is not in the file, before the error
+            body.load_weights(file)
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())[:300]
         raise InputError(f"--backbone_weights {file} does not fit {body.name}: {reason}") from error
 
 

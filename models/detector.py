@@ -6,6 +6,8 @@ the host, in `oid.boxes`. A run is a folder with `settings.json` (all that is ne
 """
 
 import json
+import warnings
+import zipfile
 from pathlib import Path
 
 import cv2
@@ -182,7 +184,8 @@ def read_settings(run: str | Path) -> dict:
     path = Path(run) / SETTINGS
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"classes", "backbone", "image_size", "anchors", "tums", "scales", "channels"} - set(settings)
+        needed = {"classes", "backbone", "image_size", "anchors", "tums", "scales", "channels", "preprocessing"}
+        missing = needed - set(settings)
     except FileNotFoundError:
         raise InputError(f"{run} is no run: it has no {SETTINGS}; train one with a03, or name another") from None
     except (ValueError, OSError, TypeError) as error:
@@ -208,16 +211,16 @@ def load_model(run: str | Path, *, checkpoint: bool = False) -> Detector:
         run, checkpoint = run.parent, True
     settings = read_settings(run)
     model_file, weights_file = run / MODEL, run / CHECKPOINT_WEIGHTS
+    if not weights_file.is_file() and (checkpoint or not model_file.is_file()):
+        what = "no checkpoint" if model_file.is_file() else f"neither {MODEL} nor a checkpoint"
+        raise InputError(f"{run} has {what} yet: train it with a03 for at least one epoch")
     try:
-        if model_file.is_file() and not checkpoint:
-            return Detector(keras.saving.load_model(model_file, compile=False, safe_mode=True), settings)
-        if not weights_file.is_file():
-            raise InputError(
-                f"{run} has neither {MODEL} nor a checkpoint yet: train it with a03 for at least one epoch"
-            )
-        network = network_from_settings(settings)
-        network.load_weights(weights_file)
-    except (OSError, ValueError, KeyError) as error:
+        with warnings.catch_warnings(action="ignore"):  # of each layer that is not in the file, before the error
+            if model_file.is_file() and not checkpoint:
+                return Detector(keras.saving.load_model(model_file, compile=False, safe_mode=True), settings)
+            network = network_from_settings(settings)
+            network.load_weights(weights_file)
+        return Detector(inference_model(network, settings["anchors"]), settings)
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"the weights of {run} cannot be read ({reason}): restore them or train again") from error
-    return Detector(inference_model(network, settings["anchors"]), settings)
+        raise InputError(f"{run} cannot be loaded ({reason}): restore its files or train it again") from error

@@ -2,10 +2,9 @@
 
 from keras import ops
 
-from models.assignment import area, ignored_classes, task_aligned_assignment
+from models.assignment import area, classes_of_boxes, ignored_classes, task_aligned_assignment
 from models.box_coding import decode_distances
 
-NEGATIVE_WEIGHT = 0.75  # varifocal loss (Zhang et al. 2021, arXiv 2008.13367): weight of a negative is 0.75 p^2
 BOX_WEIGHT = 2.0
 
 
@@ -39,19 +38,24 @@ def detection_losses(outputs, targets, anchors, cell_sides):
     normaliser = ops.maximum(ops.sum(target), 1.0)
 
     index = ops.maximum(assigned, 0)
-    labels = ops.take_along_axis(targets["labels"], index, axis=1)  # [B,A]
-    one_hot = ops.one_hot(ops.maximum(labels, 0), logits.shape[-1], dtype="float32")
-    class_target = one_hot * ops.expand_dims(target, -1)  # [B,A,C]
-    ignored = ignored_classes(targets["regions"], targets["region_labels"], anchors, logits.shape[-1])
-    classification = ops.sum(varifocal_loss(class_target, logits, ignored)) / normaliser
+    num_classes = logits.shape[-1]
+    classes = classes_of_boxes(targets["boxes"], targets["labels"], num_classes)  # [B,G,C]
+    classes = ops.take_along_axis(classes, ops.expand_dims(index, -1), axis=1)  # [B,A,C]
+    class_target = classes * ops.expand_dims(target, -1)
+    ignored = ignored_classes(targets["regions"], targets["region_labels"], anchors, cell_sides, num_classes)
+    classification = ops.sum(quality_cross_entropy(class_target, logits, ignored)) / normaliser
 
     gt = ops.take_along_axis(targets["boxes"], ops.expand_dims(index, -1), axis=1)  # [B,A,4]
     box = BOX_WEIGHT * ops.sum(target * (1.0 - generalised_iou(gt, boxes))) / normaliser
     return classification, box
 
 
-def varifocal_loss(target, logits, ignored):
-    """Binary cross-entropy against a soft target, easy negatives weighted down (Zhang et al. 2021).
+def quality_cross_entropy(target, logits, ignored):
+    """Binary cross-entropy of each class against a soft target, every negative at its full weight.
+
+    Focal weights would make background cheap, but also the confusion of one class with another at the same object:
+    with assignment by alignment the positives are good enough to go without (on the demonstration's ten classes 0.77
+    instead of 0.54 mAP after 800 steps).
 
     Args:
         target: `(...)`, 0 for a negative, the quality to predict for a positive.
@@ -61,11 +65,8 @@ def varifocal_loss(target, logits, ignored):
     Returns:
         The loss of each element, `(...)`.
     """
-    probability = ops.sigmoid(logits)
-    negative = NEGATIVE_WEIGHT * probability**2 * (1.0 - ignored)
-    weight = ops.stop_gradient(ops.where(target > 0, target, negative))
     cross_entropy = ops.maximum(logits, 0.0) - logits * target + ops.softplus(-ops.abs(logits))
-    return weight * cross_entropy
+    return ops.where(target > 0, 1.0, 1.0 - ignored) * cross_entropy
 
 
 def generalised_iou(a, b):

@@ -22,8 +22,9 @@ from models.anchors import feature_map_sides
 from models.backbones import build_backbone, conv_bn_relu
 from oid.files import InputError
 
+SMALLEST_IMAGE = 32  # pixels: five halvings inside the published backbones
 SFAM_REDUCTION = 16  # section 3.3 of the paper
-PRIOR_PROBABILITY = 0.01  # of any class at any anchor before training (Lin et al. 2017, section 4.1)
+PRIOR_PROBABILITY = 0.1  # of an object at an anchor before training, shared by the classes (Lin et al. 2017, 4.1)
 
 
 def build_m2det(
@@ -42,7 +43,7 @@ def build_m2det(
     Args:
         backbone: a key of `models.backbones.BACKBONES`.
         num_classes: sigmoid outputs per anchor; there is no background class.
-        image_size: side of the square input in pixels; at least 16.
+        image_size: side of the square input in pixels; at least 32, which is what the backbones need.
         tums: number of thinned U-shape modules (the paper's levels).
         scales: maps per pyramid.
         channels: channels of each map of each module; inside the modules there are twice as many.
@@ -57,16 +58,19 @@ def build_m2det(
     Raises:
         InputError: a size that makes no network.
     """
-    for name, value in {"tums": tums, "scales": scales, "channels": channels, "num_classes": num_classes}.items():
+    counts = {"tums": tums, "scales": scales, "channels": channels, "num_classes": num_classes}
+    for name, value in (counts | {"anchors_per_cell": anchors_per_cell}).items():
         if value < 1:
             raise InputError(f"{name} is {value}: it must be at least 1")
+    if image_size < SMALLEST_IMAGE:
+        raise InputError(f"image_size is {image_size}: it must be at least {SMALLEST_IMAGE} pixels")
     sides = feature_map_sides(image_size, scales)
-    if image_size < 16 or (scales > 1 and sides[-2] == 1):
+    if scales > 1 and sides[-2] == 1:
         largest = sum(side > 1 for side in feature_map_sides(image_size, 16)) + 1
         raise InputError(f"{scales} scales do not fit {image_size} pixels: choose at most {largest} or a larger image")
     image = keras.Input((image_size, image_size, 3), name="image")
     shallow, deep = build_backbone(backbone, image_size, backbone_weights)(image)
-    base = fuse_backbone_maps(shallow, deep, channels)
+    base = fuse_backbone_maps(shallow, deep, channels, sides[0])
     pyramids = []
     for index in range(tums):
         previous = pyramids[-1][0] if pyramids else None
@@ -80,14 +84,15 @@ def build_m2det(
     return keras.Model(image, outputs, name="m2det")
 
 
-def fuse_backbone_maps(shallow, deep, channels: int):
+def fuse_backbone_maps(shallow, deep, channels: int, side: int):
     """FFMv1: the shallow map by a 3x3 convolution, the deep one by 1x1 and doubled, stacked.
 
-    Twice and four times `channels` (256 and 512 in the paper), so 768 channels in all.
+    Twice and four times `channels` (256 and 512 in the paper), so 768 channels in all. Some backbones drop an odd last
+    row and column where the anchors count them; their map is stretched to `side`, the anchors' largest map.
     """
-    shallow = conv_bn_relu(shallow, 2 * channels, 3, name="ffm1_shallow")
-    deep = conv_bn_relu(deep, 4 * channels, 1, name="ffm1_deep")
-    return layers.Concatenate(name="base_feature")([shallow, resize_to(deep, shallow.shape[1], name="ffm1_up")])
+    shallow = resize_to(conv_bn_relu(shallow, 2 * channels, 3, name="ffm1_shallow"), side, name="ffm1_fit")
+    deep = resize_to(conv_bn_relu(deep, 4 * channels, 1, name="ffm1_deep"), side, name="ffm1_up")
+    return layers.Concatenate(name="base_feature")([shallow, deep])
 
 
 def fuse_with_previous(base, previous, channels: int, *, name: str):
@@ -138,7 +143,8 @@ def convolutional_head(features: list, num_classes: int, anchors_per_cell: int) 
     Returns:
         `{"classes": (batch, anchors, num_classes), "boxes": (batch, anchors, 4)}`, float32 under mixed precision too.
     """
-    bias = keras.initializers.Constant(-math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+    prior = min(PRIOR_PROBABILITY / num_classes, 0.01)
+    bias = keras.initializers.Constant(-math.log((1 - prior) / prior))
     parts = {"classes": [], "boxes": []}
     for index, feature in enumerate(features):
         for output, width, bias_initializer in (("classes", num_classes, bias), ("boxes", 4, "zeros")):

@@ -1,0 +1,197 @@
+"""Proves training.data_set against a01's files read row by row, and what validation takes from it for the metric."""
+
+import csv
+import re
+import shutil
+
+import numpy as np
+import pytest
+from small_open_images import Result
+
+from oid import layout
+from oid.files import InputError
+from oid.metric import Detections, evaluate
+from training.data_set import read_classes, read_data_set
+from training.validation import ground_truth
+
+
+def rows_of(path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def corners(row: dict[str, str]) -> tuple[float, ...]:
+    return tuple(float(np.float32(row[name])) for name in ("XMin", "YMin", "XMax", "YMax"))
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_arrays_equal_a01s_files(photographs, split):
+    data_set, output = photographs
+    data = read_data_set(data_set, output, "1", split)
+    classes = list(read_classes(output, "1"))
+    boxes = [row for row in rows_of(layout.level_boxes(output, "1", split)) if row["LabelName"]]
+    regions = rows_of(layout.level_ignored_regions(output, "1", split))
+    labels = rows_of(layout.level_image_labels(output, "1", split))
+    assert len(data.image_ids) == len(set(data.image_ids)) == len(data.paths)
+    for index, image_id in enumerate(data.image_ids):
+        assert data.paths[index].stem == image_id
+        assert data.paths[index].parent == data_set / split
+        for found, expected in ((data.objects.of(index), boxes), (data.regions.of(index), regions)):
+            mine = [row for row in expected if row["ImageID"] == image_id]
+            assert [tuple(box) for box in found[0].tolist()] == [corners(row) for row in mine]
+            assert [classes[label] for label in found[1]] == [row["LabelName"] for row in mine]
+    assert len(data.objects.labels) == len(boxes)
+    assert len(data.regions.labels) == len(regions)
+    grouped = sorted(row["ImageID"] for row in regions if row["Reason"] == "group_of")
+    image = np.repeat(np.arange(len(data)), np.diff(data.regions.offsets))
+    assert sorted(data.image_ids[index] for index in image[data.group_of]) == grouped
+    verified = {(data.image_ids[i], classes[c]) for i, c in data.verified}
+    assert verified == {(row["ImageID"], row["LabelName"]) for row in labels}
+    assert data.missing == 0
+    assert data.objects.boxes.dtype == data.regions.boxes.dtype == np.float32
+    assert data.objects.labels.dtype == np.int32
+
+
+def test_images_without_boxes_and_with_regions_only_are_there(photographs):
+    data = read_data_set(*photographs, "1", "train")
+    for image_id, num_boxes, num_regions in (("t_empty", 0, 0), ("t_group", 0, 1), ("t_kind", 0, 2), ("t_flat", 2, 0)):
+        index = data.image_ids.index(image_id)
+        assert (len(data.objects.of(index)[0]), len(data.regions.of(index)[0])) == (num_boxes, num_regions)
+
+
+# === Missing images ==================================================================================================
+@pytest.fixture
+def without_two(photographs, tmp_path):
+    """The data set without the files of two images: DATASET, OUTPUT, their ids."""
+    data_set, output = photographs
+    shutil.copytree(data_set, tmp_path / "data")
+    gone = sorted((tmp_path / "data" / "train").iterdir())[2:4]
+    for path in gone:
+        path.unlink()
+    return tmp_path / "data", output, [path.stem for path in gone]
+
+
+def test_missing_images_are_refused_with_their_number_and_the_first(without_two):
+    data_set, output, gone = without_two
+    with pytest.raises(InputError) as error:
+        read_data_set(data_set, output, "1", "train")
+    assert "2 of 12 images" in str(error.value)
+    assert gone[0] in str(error.value)
+    assert "--skip_missing" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_images_are_left_out_and_counted(without_two, photographs):
+    data_set, output, gone = without_two
+    whole, part = (
+        read_data_set(*photographs, "1", "train"),
+        read_data_set(data_set, output, "1", "train", skip_missing=True),
+    )
+    assert part.missing == 2
+    assert part.image_ids == [image_id for image_id in whole.image_ids if image_id not in gone]
+    for index, image_id in enumerate(part.image_ids):
+        for found, expected in ((part.objects, whole.objects), (part.regions, whole.regions)):
+            for mine, other in zip(found.of(index), expected.of(whole.image_ids.index(image_id)), strict=True):
+                np.testing.assert_array_equal(mine, other)
+    assert {part.image_ids[i] for i in part.verified[:, 0]}.isdisjoint(gone)
+
+
+def test_a_folder_without_any_image_of_the_level(photographs, tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(InputError, match="check --dataset_path"):
+        read_data_set(tmp_path, photographs[1], "1", "train", skip_missing=True)
+
+
+def test_a_missing_level_names_the_remedy(photographs):
+    for read in (lambda: read_classes(photographs[1], "9"), lambda: read_data_set(*photographs, "9", "train")):
+        with pytest.raises(InputError, match=re.escape("run a01_create_training_files.py with --levels 9")):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("line", "old", "new", "message"),
+    [
+        (0, b"XMin", b"XMinimum", "is damaged"),
+        (1, b"\n", b",9,9\n", "is damaged"),
+        (1, b"xclick", b"\xe9", "is damaged"),
+        (1, b",0.", b",zero", "a coordinate is no number"),
+    ],
+)
+def test_damaged_files_are_named(photographs, tmp_path, line, old, new, message):
+    shutil.copytree(photographs[1], tmp_path / "out")
+    path = layout.level_boxes(tmp_path / "out", "1", "train")
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert old in lines[line]
+    lines[line] = lines[line].replace(old, new)
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(InputError) as error:
+        read_data_set(photographs[0], tmp_path / "out", "1", "train")
+    assert path.name in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# === A part of the images ============================================================================================
+def test_at_most_is_always_the_same_part(photographs):
+    whole = read_data_set(*photographs, "1", "train")
+    part = read_data_set(*photographs, "1", "train", at_most=5)
+    assert len(part) == 5
+    assert part.image_ids == read_data_set(*photographs, "1", "train", at_most=5).image_ids
+    assert set(part.image_ids) < set(whole.image_ids)
+    assert part.image_ids != whole.image_ids[:5]  # chosen at random, not the first
+    order = [whole.image_ids.index(image_id) for image_id in part.image_ids]
+    assert order == sorted(order)
+    for index, position in enumerate(order):
+        np.testing.assert_array_equal(part.objects.of(index)[0], whole.objects.of(position)[0])
+    for many in (0, len(whole), 1000):
+        assert read_data_set(*photographs, "1", "train", at_most=many).image_ids == whole.image_ids
+
+
+# === What the metric gets ============================================================================================
+def test_ground_truth_has_boxes_group_of_boxes_and_verified_classes(photographs):
+    data = read_data_set(*photographs, "1", "train")
+    truth = ground_truth(data)
+    classes = list(read_classes(photographs[1], "1"))
+    result = Result(photographs[1], "1")
+    assert list(truth.image_ids) == sorted(data.image_ids)
+    found = sorted((truth.image_ids[i], classes[c]) for i, c in zip(truth.box_image, truth.box_class, strict=True))
+    groups = [(image, label) for image, label, reason in result.ignored() if reason == "group_of"]
+    assert found == sorted(result.shown() + groups)  # no region that is ignored for another reason
+    assert [truth.image_ids[i] for i in truth.box_image[truth.box_group_of]] == ["t_group"]
+    labels = sorted((truth.image_ids[i], classes[c]) for i, c in zip(truth.label_image, truth.label_class, strict=True))
+    assert labels == sorted((row[0], row[1]) for row in result.image_labels)
+
+
+def detections(truth, boxes, class_index=None) -> Detections:
+    ordinary = ~truth.box_group_of
+    return Detections(
+        image=truth.box_image[ordinary],
+        class_index=truth.box_class[ordinary] if class_index is None else class_index,
+        scores=np.linspace(0.9, 0.5, ordinary.sum()),
+        boxes=boxes[ordinary],
+    )
+
+
+def test_perfect_detections_reach_1_and_wrong_ones_0(photographs):
+    data = read_data_set(*photographs, "1", "validation")
+    truth = ground_truth(data)
+    assert evaluate(truth, detections(truth, truth.boxes), num_classes=3).mean_average_precision == 1.0
+    aside = truth.boxes + 0.7
+    assert evaluate(truth, detections(truth, aside), num_classes=3).mean_average_precision == 0.0
+    other = (truth.box_class + 1) % 3
+    assert evaluate(truth, detections(truth, truth.boxes, other), num_classes=3).mean_average_precision < 0.5
+
+
+def test_the_order_of_the_rows_does_not_matter(photographs, tmp_path):
+    shutil.copytree(photographs[1], tmp_path / "out")
+    path = layout.level_boxes(tmp_path / "out", "1", "validation")
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, *reversed(lines)]) + "\n")
+    turned = read_data_set(photographs[0], tmp_path / "out", "1", "validation")
+    assert turned.image_ids != read_data_set(*photographs, "1", "validation").image_ids
+    a, b = ground_truth(turned), ground_truth(read_data_set(*photographs, "1", "validation"))
+    assert a.image_ids == b.image_ids
+    assert sorted(zip(a.box_image, a.box_class, map(tuple, a.boxes), strict=True)) == sorted(
+        zip(b.box_image, b.box_class, map(tuple, b.boxes), strict=True)
+    )
+    assert evaluate(b, detections(a, a.boxes), num_classes=3).mean_average_precision == 1.0

@@ -1,0 +1,224 @@
+"""Proves that batches depend on seed and step alone, whoever asks, in which order and with how many threads."""
+
+import dataclasses
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import keras
+import numpy as np
+import pytest
+
+from oid.files import InputError
+from training import batches as module
+from training.batches import Batches, BatchSequence, check_images
+from training.data_set import read_data_set
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def data(photographs):
+    return read_data_set(*photographs, "1", "train")
+
+
+def make(data, **options) -> Batches:
+    return Batches(data, **{"image_size": SIDE, "batch_size": 5, "mosaic_until": 100, "max_gt_boxes": 8, **options})
+
+
+def assert_equal(one, two):
+    np.testing.assert_array_equal(one[0], two[0])
+    assert one[1].keys() == two[1].keys()
+    for name in one[1]:
+        np.testing.assert_array_equal(one[1][name], two[1][name])
+
+
+# === A pure function =================================================================================================
+def test_a_batch_depends_on_seed_and_step_alone(data):
+    steps = [0, 1, 2, 7, 150]
+    first = make(data)
+    expected = {step: first.batch(step) for step in steps}
+    again = make(data)
+    for step in reversed(steps):  # another object, another order
+        assert_equal(again.batch(step), expected[step])
+        assert_equal(first.batch(step), expected[step])  # the same object again
+    other = make(data, seed=1)
+    assert not np.array_equal(other.batch(0)[0], expected[0][0])
+    assert not np.array_equal(expected[0][0], expected[1][0])
+
+
+def test_threads_do_not_change_batches(data):
+    steps = list(range(12)) * 2
+    one, many = make(data), make(data)
+    with ThreadPoolExecutor(4) as pool:
+        for step, found in zip(steps, pool.map(many.batch, steps), strict=True):
+            assert_equal(found, one.batch(step))
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 30_000])
+def test_the_cache_does_not_change_batches(data, cache_bytes):
+    cached, other = make(data), make(data, cache_bytes=cache_bytes)
+    for step in (0, 1, 2, 0, 60):
+        assert_equal(cached.batch(step), other.batch(step))
+    held = sum(picture.nbytes for picture in other._cache.values())
+    assert held <= cache_bytes
+    assert (held > 0) == (cache_bytes > 0)
+
+
+def test_shapes_types_and_padding(data):
+    images, targets = make(data).batch(3)
+    assert images.shape == (5, SIDE, SIDE, 3)
+    assert images.dtype == np.uint8
+    for boxes, labels, width in (("boxes", "labels", 8), ("regions", "region_labels", module.MAX_REGIONS)):
+        assert targets[boxes].shape == (5, width, 4)
+        assert targets[labels].shape == (5, width)
+        assert targets[boxes].dtype == np.float32
+        assert targets[labels].dtype == np.int32
+        assert set(np.unique(targets[labels])) <= {-1, 0, 1, 2}
+        assert np.all(targets[boxes][targets[labels] < 0] == 0)
+        assert np.all(np.diff((targets[labels] < 0).astype(int), axis=1) >= 0)  # padding comes last
+
+
+# === Which images ====================================================================================================
+def test_each_pass_shows_each_image_once(data):
+    plain = make(data, mosaic=0.0, batch_size=1)
+    passes = [[plain.ids(step)[0] for step in range(n * len(data), (n + 1) * len(data))] for n in range(3)]
+    for order in passes:
+        assert sorted(order) == sorted(data.image_ids)
+    assert passes[0] != passes[1] != passes[2]
+    # batches that do not divide the number of images go on in the next pass
+    five = make(data, mosaic=0.0)
+    together = [image_id for step in range(7) for image_id in five.ids(step)]
+    assert together == [image_id for order in passes for image_id in order][:35]
+
+
+def numbered(data):
+    """The data set with pictures of one colour each, by which they can be told, and no boxes."""
+    nothing = dataclasses.replace(
+        data.objects,
+        offsets=np.zeros(len(data) + 1, "int64"),
+        boxes=np.zeros((0, 4), "float32"),
+        labels=np.zeros(0, "int32"),
+    )
+    return dataclasses.replace(data, objects=nothing, regions=nothing)
+
+
+@pytest.mark.parametrize("mosaic", [0.0, 1.0, 0.5])
+def test_the_ids_of_a_batch_are_those_of_its_images(data, monkeypatch, mosaic):
+    read = []
+
+    def note(path, **options):
+        read.append(path.stem)
+        return np.zeros((50, 50, 3), "uint8")
+
+    monkeypatch.setattr(module, "read_image", note)
+    batches = make(numbered(data), mosaic=mosaic, mosaic_until=10, cache_bytes=0)
+    lengths = set()
+    for step in (0, 4, 9, 10, 33):
+        read.clear()
+        batches.batch(step)
+        assert read == batches.ids(step)
+        lengths.add((step < 10, len(read)))
+    if mosaic == 1.0:
+        assert lengths == {(True, 20), (False, 5)}  # four images each, until mosaics end
+    if mosaic == 0.0:
+        assert lengths == {(True, 5), (False, 5)}
+
+
+# === Limits and mistakes =============================================================================================
+def test_boxes_beyond_the_limit_are_left_out_and_counted_once(data):
+    wide, narrow = make(data, mosaic=1.0, max_gt_boxes=50), make(data, mosaic=1.0, max_gt_boxes=2)
+    total = 0
+    for step in range(4):
+        images, targets = narrow.batch(step)
+        all_images, all_targets = wide.batch(step)
+        np.testing.assert_array_equal(images, all_images)
+        np.testing.assert_array_equal(targets["boxes"], all_targets["boxes"][:, :2])
+        np.testing.assert_array_equal(targets["labels"], all_targets["labels"][:, :2])
+        beyond = int((all_targets["labels"][:, 2:] >= 0).sum())
+        assert narrow.boxes_left_out(range(step, step + 1)) == beyond
+        total += beyond
+    assert total > 0
+    for step in (3, 0, 90):  # made again, or prefetched beyond the end: not counted twice, nor at all
+        narrow.batch(step)
+    assert narrow.boxes_left_out(range(4)) == total
+    assert wide.boxes_left_out(range(1000)) == 0
+
+
+def test_the_first_image_is_looked_at_before_anything_else(data, tmp_path):
+    check_images(data, "stored")
+    with pytest.raises(InputError, match="no image"):
+        check_images(dataclasses.replace(data, image_ids=[], paths=[]), "stored")
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(data.paths[0].read_bytes()[:200])
+    with pytest.raises(InputError, match=r"broken\.jpg"):
+        check_images(dataclasses.replace(data, paths=[broken, *data.paths[1:]]), "stored")
+
+
+# === What fit sees ===================================================================================================
+class Numbers(Batches):
+    """Batches that hold nothing but the number of their step."""
+
+    def batch(self, step: int):
+        return np.full((1, 1), step, "float32"), np.zeros((1, 1), "float32")
+
+
+def steps_seen_by_fit(data, *, workers: int, start: int = 0, epochs: int = 3) -> list[int]:
+    seen = []
+
+    class Noting(keras.Model):
+        def call(self, x):
+            return x
+
+        def train_step(self, batch):
+            seen.append(int(np.asarray(batch[0])[0, 0]))
+            return {"loss": 0.0}
+
+    model = Noting()
+    model.compile(run_eagerly=True)
+    sequence = BatchSequence(Numbers(data, image_size=8, batch_size=1), start=start, workers=workers)
+    model.fit(sequence, steps_per_epoch=11, epochs=epochs, shuffle=False, verbose=0)
+    return seen
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_fit_sees_the_steps_in_order_over_several_epochs(data, workers):
+    assert steps_seen_by_fit(data, workers=workers) == list(range(33))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_continued_fit_begins_where_the_other_ended(data, workers):
+    assert steps_seen_by_fit(data, workers=workers, start=22, epochs=2) == list(range(22, 44))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("bad_step", [0, 5])
+def test_an_image_that_cannot_be_read_stops_fit_with_its_name(data, tmp_path, workers, bad_step):
+    broken = tmp_path / "broken.jpg"
+    shutil.copy(data.paths[0], broken)
+    broken.write_bytes(broken.read_bytes()[:100])
+
+    class Failing(Numbers):
+        def batch(self, step):
+            if step == bad_step:
+                module.read_image(broken, orientation="stored")
+            return super().batch(step)
+
+    class Passing(keras.Model):
+        def call(self, x):
+            return x
+
+        def train_step(self, batch):
+            return {"loss": 0.0}
+
+    model = Passing()
+    model.compile(run_eagerly=True)
+    sequence = BatchSequence(Failing(data, image_size=8, batch_size=1), workers=workers)
+    with pytest.raises(InputError, match=r"broken\.jpg is cut short") as error, sequence.mistakes_as_they_are():
+        model.fit(sequence, steps_per_epoch=11, epochs=2, shuffle=False, verbose=0)
+    assert "\n" not in str(error.value)
+
+
+def test_other_exceptions_pass_unchanged(data):
+    sequence = BatchSequence(make(data))
+    with pytest.raises(KeyError, match="bug"), sequence.mistakes_as_they_are():
+        raise KeyError("bug")

@@ -17,10 +17,10 @@ BACKBONE = "residual_small"  # models/backbones.py has the table; the paper has 
 BACKBONE_WEIGHTS = "none"  # "imagenet" downloads them once, "none" trains from scratch, or a .h5 / .keras file
 IMAGE_SIZE = 192  # pixels, the side of the square that the network sees; the paper has 320, 512 and 800
 TUMS, SCALES, CHANNELS = 2, 4, 64  # U-shape modules, maps per module, channels per map; the paper has 8, 6, 128
-EPOCHS = 50  # validation and a checkpoint after each
+EPOCHS = 40  # validation and a checkpoint after each
 STEPS_PER_EPOCH = 100  # 0 = each training image once per epoch
 BATCH_SIZE = 8  # images per step
-LEARNING_RATE = 1e-3  # the highest, after the warm-up; 1e-4 with pretrained weights
+LEARNING_RATE = 2e-3  # the highest, after the warm-up; 2e-4 with pretrained weights
 VALIDATION_IMAGES = 1000  # at most so many, to choose the best epoch; 0 = all
 RUN = f"{BACKBONE}_level_{LEVEL}"  # a03's name for what it trains, unless --run gives another; a04 and a05 use it
 

@@ -9,7 +9,7 @@ Takes    about 20 minutes with the constants of a00 on two CPU cores; days for t
 Run it again with the same flags and it goes on after the last finished epoch; a finished run says so.
 
     python a03_train_m2det.py --backbone vgg16 --backbone_weights imagenet --image_size 320 --tums 8 --scales 6 \\
-        --channels 128 --epochs 100 --steps_per_epoch 10000 --learning_rate 1e-4
+        --channels 128 --epochs 100 --steps_per_epoch 10000 --learning_rate 2e-4
     python a03_train_m2det.py --image_size 96 --tums 1 --scales 3 --channels 16 --epochs 2 --steps_per_epoch 5
 """
 

@@ -53,9 +53,9 @@ def main(
     demo_path: str = "demo_data",
     seed: int = 0,
     backbones: tuple[str, ...] = ("residual_small", "mobilenet_v2_0.35"),
-    image_size: int = 160,
-    epochs: int = 10,
-    steps_per_epoch: int = 60,
+    image_size: int = 128,
+    epochs: int = 12,
+    steps_per_epoch: int = 100,
     batch_size: int = 8,
 ) -> None:
     """Prints each command before it runs; a command that fails ends the demonstration with its own message.

@@ -135,7 +135,8 @@ class EpochEnd(keras.callbacks.Callback):
         speed = (self.steps - 1) * self.batch_size / max(time.perf_counter() - self._first_step_done, 1e-9)
         with averaged_weights(self.model):
             score = self.validate(self.inference) if self.validate else None
-            if score is None or score > self.state["best"]:  # a tie keeps the earlier one
+            best = score is None or score > self.state["best"]  # a tie keeps the earlier one
+            if best:
                 self.state["best"] = score if score is not None else -1.0
                 with replacing(self.run / detector.MODEL) as path:
                     self.inference.save(path)
@@ -152,13 +153,11 @@ class EpochEnd(keras.callbacks.Callback):
         self.state["epochs"] = epoch + 1
         write_checkpoint(self.run, self.model, self.network, self.state)
         write_history(self.run / "history.csv", self.state["history"])
-        self._print(row)
+        self._print(row, best)
 
-    def _print(self, row: dict) -> None:
+    def _print(self, row: dict, best: bool) -> None:
         left = row["seconds"] * (self.epochs - row["epoch"]) / 60
-        score = (
-            "" if row["mAP"] == "" else f"  mAP {row['mAP']:.4f}{' best' if row['mAP'] == self.state['best'] else ''}"
-        )
+        score = "" if row["mAP"] == "" else f"  mAP {row['mAP']:.4f}{' best' if best else ''}"
         print(
             f"epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.3f} (class {row['class_loss']:.3f}, "
             f"box {row['box_loss']:.3f}){score}  {row['images_per_second']:.1f} images/s  {left:.1f} min left",

@@ -23,9 +23,7 @@ class DetectionTrainer(keras.Model):
         self.anchor_cells = cell_sides(anchors)
         self.class_loss_mean = keras.metrics.Mean(name="class_loss")
         self.box_loss_mean = keras.metrics.Mean(name="box_loss")
-
-    def build(self, input_shape=None):
-        self.built = True
+        self.built = True  # the network has its weights: they can be loaded before the first step
 
     def call(self, images, training=None):
         return self.network(images, training=training)

@@ -1,0 +1,371 @@
+"""Proves a03: what a run holds, that it goes on exactly where it was, and that a mistake is one sentence.
+
+Building a network is most of the time of a tiny training, so the tests share runs: `trained` (conftest) and `other`.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import re
+import shutil
+from types import SimpleNamespace
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from conftest import run_script
+from small_photographs import CLASSES, TINY
+
+import a03_train_m2det as a03
+from a01_create_training_files import main as create_training_files
+from models import load_model
+from models.anchors import anchor_settings
+from oid import layout
+from oid.files import InputError
+from training import batches, callbacks, trainer
+from training.data_set import read_data_set
+from training.trainer import copy_matching_weights
+
+
+def history(folder) -> list[dict[str, str]]:
+    with open(folder / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def tensors(path) -> dict[str, np.ndarray]:
+    """All arrays of an HDF5 file by their path in it."""
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item[()]} if isinstance(item, h5py.Dataset) else {}))
+    return found
+
+
+# === What a run holds ================================================================================================
+def test_the_settings_tell_all_that_is_needed_to_use_the_run(trained):
+    settings = json.loads((trained.folder / "settings.json").read_text())
+    labels = list(csv.reader(layout.level_class_descriptions(trained.output, "1").open(newline="")))
+    assert settings["classes"] == [{"label": label, "name": name} for label, name in labels]
+    assert [entry["label"] for entry in settings["classes"]] == list(CLASSES)
+    assert settings["level"] == "1"
+    assert settings["image_size"] == 96
+    assert settings["anchors"] == anchor_settings(96, 2)
+    assert settings["preprocessing"]["orientation"] == "stored"
+    assert settings["flags"].keys() == a03.main.__kwdefaults__.keys()  # every flag
+    assert {name: settings["flags"][name] for name in trained.flags} == trained.flags
+    assert settings["flags"]["seed"] == 0
+
+
+def test_a_row_of_history_per_epoch(trained):
+    rows = history(trained.folder)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    for row in rows:
+        assert math.isfinite(float(row["loss"]))
+        assert float(row["loss"]) == pytest.approx(float(row["class_loss"]) + float(row["box_loss"]), abs=1e-3)
+        assert 0 <= float(row["mAP"]) <= 1
+        assert float(row["images_per_second"]) > 0
+        assert float(row["seconds"]) > 0
+
+
+def test_what_is_printed(trained):
+    lines = trained.printed.splitlines()
+    assert lines[0] == "train: 12 images, 14 boxes, 3 ignored regions"
+    assert lines[1] == "validation: 6 images, 8 boxes"
+    scores = [float(row["mAP"]) for row in history(trained.folder)]
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    assert [re.search(r"epoch (\d/\d) .* mAP (\d\.\d{4})", line).groups() for line in epochs] == [
+        ("1/2", f"{scores[0]:.4f}"),
+        ("2/2", f"{scores[1]:.4f}"),
+    ]
+    assert ["best" in line for line in epochs] == [True, scores[1] > scores[0]]
+    assert lines[-1].endswith(f"best mAP {max(scores):.4f}")
+
+
+def test_best_weights_and_checkpoint_can_be_loaded(trained):
+    picture = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3)).astype("uint8")
+    for run in (trained.folder, trained.folder / "checkpoint"):
+        found = load_model(run).predict_on_batch(picture)
+        assert found["boxes"].shape == (2, 300, 4)
+        assert np.all(np.isfinite(found["boxes"]))
+    assert not list(trained.folder.glob("checkpoint.*"))  # nothing half-written
+    assert not list(trained.folder.rglob(".*"))
+
+
+def test_validation_measured_what_the_saved_model_finds(trained):
+    from training.validation import make_validation
+
+    data = read_data_set(trained.data_set, trained.output, "1", "validation")
+    detector = load_model(trained.folder)
+    score = make_validation(data, detector.settings, orientation="stored")(detector.model)
+    assert score == pytest.approx(max(float(row["mAP"]) for row in history(trained.folder)), abs=1e-6)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(trained, capsys):
+    before = {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*")}
+    a03.main(**trained.flags)
+    assert "is finished: 2 of 2 epochs, best mAP " in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 2}, {"epochs": 3}, {"learning_rate": 0.5}, {"seed": 1}])
+def test_other_settings_are_refused_by_name(trained, change):
+    ((name, value),) = change.items()
+    with pytest.raises(InputError) as error:
+        a03.main(**{**trained.flags, **change})
+    before = json.loads((trained.folder / "settings.json").read_text())["flags"][name]
+    assert f"--{name} {before}, now it is {value}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_other_classes_are_refused(trained, tmp_path):
+    level = tmp_path / "level_1_files"
+    shutil.copytree(trained.output / "level_1_files", level)
+    descriptions = layout.level_class_descriptions(tmp_path, "1")
+    descriptions.write_text("".join(reversed(descriptions.read_text().splitlines(keepends=True))))
+    shutil.copytree(trained.folder, tmp_path / "weights" / "trained")
+    with pytest.raises(InputError, match="other classes"):
+        a03.main(**{**trained.flags, "output_path": str(tmp_path)})
+
+
+# === Stopping and going on ===========================================================================================
+def poisoned(monkeypatch, step: int):
+    """Makes the loss of one step not a number."""
+    mark, pure, losses = 77, batches.Batches.batch, trainer.detection_losses
+
+    def batch(self, asked):
+        images, targets = pure(self, asked)
+        if asked == step:
+            targets["region_labels"][0, -1] = mark
+        return images, targets
+
+    def detection_losses(outputs, targets, *others):
+        bad = keras.ops.any(targets["region_labels"] == mark)
+        classification, box = losses(outputs, targets, *others)
+        return keras.ops.where(bad, math.nan, classification), box
+
+    monkeypatch.setattr(batches.Batches, "batch", batch)
+    monkeypatch.setattr(trainer, "detection_losses", detection_losses)
+
+
+def test_a_loss_that_is_not_finite_stops_and_the_run_then_goes_on_exactly(trained, monkeypatch, capsys):
+    """The second epoch stops at its second step; continued, all is as if it had never stopped."""
+    flags = {**trained.flags, "run": "stopped"}
+    folder = trained.output / "weights" / "stopped"
+    with monkeypatch.context() as patch:
+        poisoned(patch, step=4)
+        with pytest.raises(InputError) as error:
+            a03.main(**flags)
+    data = read_data_set(trained.data_set, trained.output, "1", "train")
+    expected = batches.Batches(data, image_size=96, batch_size=4, mosaic=0.5, mosaic_until=int(0.85 * 6)).ids(4)
+    assert "step 4 is nan" in str(error.value)
+    assert " ".join(expected) in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(history(folder)) == 1  # the epoch before is safe
+    assert all(np.all(np.isfinite(value)) for value in tensors(folder / "checkpoint/training.weights.h5").values())
+
+    capsys.readouterr()
+    a03.main(**flags)
+    assert "going on after epoch 1 of 2" in capsys.readouterr().out
+    for name in ("training.weights.h5", "network.weights.h5"):  # weights, averages, the optimizer's moments and step
+        one, two = tensors(trained.folder / "checkpoint" / name), tensors(folder / "checkpoint" / name)
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            np.testing.assert_allclose(two[key], value, atol=1e-5, err_msg=key)
+    assert len(tensors(folder / "checkpoint/training.weights.h5")) > 2 * len(one)
+    for mine, other in zip(history(folder), history(trained.folder), strict=True):
+        for column in ("epoch", "loss", "class_loss", "box_loss", "mAP"):
+            assert float(mine[column]) == pytest.approx(float(other[column]), abs=1e-5)
+    picture = np.random.default_rng(0).integers(0, 256, (1, 96, 96, 3)).astype("uint8")
+    one, two = (load_model(run).predict_on_batch(picture) for run in (trained.folder, folder))
+    np.testing.assert_allclose(one["scores"], two["scores"], atol=1e-5)
+
+
+def test_a_run_that_has_learned_nothing_yet_may_change_its_settings(trained, monkeypatch, tmp_path):
+    """The first attempt ran out of memory, say: the settings are there, a checkpoint is not."""
+    shutil.copytree(trained.output / "level_1_files", tmp_path / "level_1_files")
+    folder = tmp_path / "weights" / "trained"
+    folder.mkdir(parents=True)
+    shutil.copy(trained.folder / "settings.json", folder)
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.DetectionTrainer, "fit", stop)
+    with pytest.raises(KeyboardInterrupt):
+        a03.main(**{**trained.flags, "output_path": str(tmp_path), "batch_size": 2})
+    assert json.loads((folder / "settings.json").read_text())["flags"]["batch_size"] == 2
+
+
+def test_a_training_that_lost_its_checkpoint_is_not_overwritten(trained, tmp_path):
+    shutil.copytree(trained.output / "level_1_files", tmp_path / "level_1_files")
+    shutil.copytree(trained.folder, tmp_path / "weights" / "trained")
+    shutil.rmtree(tmp_path / "weights" / "trained" / "checkpoint")
+    with pytest.raises(InputError, match="lacks its checkpoint"):
+        a03.main(**{**trained.flags, "output_path": str(tmp_path)})
+
+
+@pytest.mark.parametrize("moment", ["writing", "between the renames", "before removing the old one"])
+def test_a_checkpoint_is_complete_whenever_the_process_is_killed(trained, tmp_path, moment):
+    shutil.copytree(trained.folder / "checkpoint", tmp_path / "checkpoint")
+    if moment == "writing":
+        (tmp_path / "checkpoint.new").mkdir()
+        (tmp_path / "checkpoint.new" / "state.json").write_text("{")
+    elif moment == "between the renames":
+        (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
+    else:
+        shutil.copytree(tmp_path / "checkpoint", tmp_path / "checkpoint.old")
+    state = callbacks.read_state(tmp_path)
+    assert state["epochs"] == 2
+    assert (tmp_path / "checkpoint" / "training.weights.h5").is_file()
+    assert callbacks.read_state(tmp_path / "elsewhere") == {"epochs": 0, "best": -1.0, "history": []}
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "state.json").write_text("{")
+    with pytest.raises(InputError, match=r"state\.json is damaged"):
+        callbacks.read_state(tmp_path)
+
+
+# === Another training: other classes, a missing file, no validation images, few ground-truth boxes ===================
+@pytest.fixture(scope="module")
+def other(trained, tmp_path_factory):
+    """The level `all` from the weights of `trained`, without validation images, with a file missing, two threads."""
+    folder = tmp_path_factory.mktemp("other")
+    shutil.copytree(trained.data_set, folder / "data", ignore=shutil.ignore_patterns("validation", "t03.*"))
+    create_training_files(dataset_path=str(folder / "data"), output_path=str(folder / "out"), levels=("all",))
+    flags = {**TINY, "dataset_path": str(folder / "data"), "output_path": str(folder / "out"), "level": "all"}
+    flags |= {"max_gt_boxes": 1, "workers": 2, "init_from": str(trained.folder), "epochs": 1, "steps_per_epoch": 0}
+    return SimpleNamespace(flags=flags, folder=folder / "out" / "weights" / "tiny_level_all")
+
+
+def test_a_missing_image_is_refused_before_anything_is_written(other):
+    with pytest.raises(InputError, match=r"1 of 12 images .* t03: download them, or train without them by --skip_"):
+        a03.main(**other.flags)
+    assert not other.folder.exists()
+
+
+def test_another_class_set_starts_from_the_weights_of_a_run(other, capsys):
+    a03.main(**other.flags, skip_missing=True)
+    printed = capsys.readouterr().out
+    assert "train: 1 images have no file and are left out" in printed
+    assert "validation does not exist: nothing is measured, the last epoch counts" in printed
+    settings = json.loads((other.folder / "settings.json").read_text())  # the run's name comes from its flags
+    assert {"fruit", "vegetable", "food", *CLASSES} == {entry["label"] for entry in settings["classes"]}
+    copied, anew = map(int, re.search(r"(\d+) tensors copied, (\d+) start anew", printed).groups())
+    assert (copied > 50, anew) == (True, 2 * 2)  # kernel and bias of the class convolution on two scales
+    assert int(re.search(r"(\d+) boxes beyond --max_gt_boxes 1 of a picture", printed)[1]) > 0
+    (row,) = history(other.folder)
+    assert row["mAP"] == ""
+    assert "mAP" not in printed.split("epoch 1/1")[1]  # nothing was measured, so nothing is claimed
+    assert load_model(other.folder).class_labels == [entry["label"] for entry in settings["classes"]]
+
+
+def test_equal_names_and_shapes_are_copied_and_others_kept():
+    def network(units):
+        image = keras.Input((3,))
+        x = keras.layers.Dense(4, name="first")(image)
+        return keras.Model(image, keras.layers.Dense(units, name="last")(x))
+
+    source, target = network(2), network(5)
+    last = target.get_layer("last").get_weights()
+    copied, kept = copy_matching_weights(source, target)
+    assert (copied, sorted(kept)) == (2, ["last/bias", "last/kernel"])
+    for one, two in zip(source.get_layer("first").get_weights(), target.get_layer("first").get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    for one, two in zip(last, target.get_layer("last").get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+# === Mistakes ========================================================================================================
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"level": "9"}, "run a01_create_training_files.py with --levels 9"),
+        ({"backbone": "resnet51"}, "resnet50"),
+        ({"output_path": "/nowhere"}, "run a01_create_training_files.py"),
+        ({"dataset_path": "/nowhere"}, "/nowhere/train does not exist"),
+        ({"epochs": 0}, "--epochs is 0: it must be at least 1"),
+        ({"batch_size": -1}, "--batch_size is -1"),
+        ({"image_size": 8}, "--image_size is 8"),
+        ({"scales": 9}, "9 scales do not fit 96 pixels"),
+        ({"mosaic": 1.5}, "--mosaic is 1.5"),
+        ({"mosaic": math.nan}, "--mosaic is nan"),
+        ({"learning_rate": 0.0}, "--learning_rate must be above 0"),
+        ({"learning_rate": math.inf}, "--learning_rate must be above 0"),
+        ({"cache_gb": math.nan}, "--cache_gb is nan"),
+        ({"cache_gb": math.inf}, "--cache_gb at most"),
+        ({"seed": 2**40}, "--seed must be below"),
+        ({"init_from": "nothing"}, "nothing is no run"),
+        ({"backbone_weights": "nothing.h5"}, "nothing.h5"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing_behind(trained, change, message):
+    with pytest.raises(InputError) as error:
+        a03.main(**{**trained.flags, "run": "mistake", **change})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (trained.output / "weights" / "mistake").exists()
+
+
+def test_a_damaged_image_is_one_sentence_even_from_a_data_thread(photographs, tmp_path):
+    """As a user sees it: exit code 2, one line on stderr, no traceback of the framework."""
+    data_set, output = photographs
+    shutil.copytree(data_set, tmp_path / "data")
+    data = read_data_set(data_set, output, "1", "train")
+    flags = {**TINY, "backbone": "residual_small", "batch_size": 1, "steps_per_epoch": 8, "mosaic": 0.0, "epochs": 1}
+    last = batches.Batches(data, image_size=96, batch_size=1, mosaic=0.0).ids(6)[0]
+    (path,) = (tmp_path / "data" / "train").glob(f"{last}.*")
+    path.write_bytes(path.read_bytes()[:300])
+    arguments = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    done = run_script(
+        "a03_train_m2det.py",
+        *("--dataset_path", tmp_path / "data", "--output_path", output, "--run", "damaged", "--validation_images", 1),
+        *arguments,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {path} is cut short")
+    assert "Traceback" not in done.stderr
+    assert sum(line.startswith("error:") for line in done.stderr.splitlines()) == 1
+
+
+# === Odd batches =====================================================================================================
+def test_batches_without_anything_to_find_and_boxes_without_area_give_a_finite_loss(trained):
+    """The augmentation drops boxes without area, so they are put into the batch directly."""
+    from models.detector import network_from_settings
+
+    settings = json.loads((trained.folder / "settings.json").read_text())
+    keras.utils.set_random_seed(0)
+    network = network_from_settings(settings)
+    model = trainer.DetectionTrainer(network, settings["anchors"])
+    model.compile(optimizer=trainer.make_optimizer(learning_rate=1e-3, weight_decay=0.03, steps=10), jit_compile=False)
+    data = read_data_set(trained.data_set, trained.output, "1", "train")
+    images, targets = batches.Batches(data, image_size=96, batch_size=4, max_gt_boxes=6).batch(0)
+    nothing = {name: np.full_like(value, -1 if "labels" in name else 0) for name, value in targets.items()}
+    flat = {name: value.copy() for name, value in nothing.items()}
+    flat["labels"][:, :4] = [0, 1, 2, 0]
+    flat["boxes"][:, :4] = [[0.3, 0.3, 0.3, 0.6], [0.5, 0.5, 0.5, 0.5], [1, 1, 1, 1], [0, 0, 1, 0]]
+    ignored = {name: value.copy() for name, value in nothing.items()}
+    ignored["region_labels"][:, :3] = [0, 1, 2]
+    ignored["regions"][:, :3] = [0, 0, 1, 1]
+    for odd in (nothing, flat, ignored, targets):
+        found = model.train_on_batch(images, odd, return_dict=True)
+        assert all(math.isfinite(float(value)) for value in found.values())
+    for weight in model.weights:
+        assert np.all(np.isfinite(np.asarray(weight)))
+
+
+def test_a_training_set_without_any_box_trains(trained, monkeypatch):
+    """Only negatives: mosaics and single pictures, no positive anywhere."""
+    data = read_data_set(trained.data_set, trained.output, "1", "train")
+    index = data.image_ids.index("t_empty")
+    empty = dataclasses.replace(data, image_ids=["t_empty"], paths=[data.paths[index]], objects=_none(data.objects))
+    empty = dataclasses.replace(empty, regions=_none(data.regions), group_of=data.group_of[:0])
+    images, targets = batches.Batches(empty, image_size=96, batch_size=4, mosaic_until=9).batch(0)
+    assert np.all(targets["labels"] == -1)
+    assert images.shape == (4, 96, 96, 3)
+
+
+def _none(boxes):
+    return dataclasses.replace(boxes, offsets=np.zeros(2, "int64"), boxes=boxes.boxes[:0], labels=boxes.labels[:0])

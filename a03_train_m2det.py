@@ -94,7 +94,7 @@ def main(
     from models.anchors import anchor_settings
     from models.detector import network_from_settings
     from training import callbacks
-    from training.batches import Batches, BatchSequence, check_images
+    from training.batches import MAX_REGIONS, Batches, BatchSequence, check_images
     from training.data_set import read_classes, read_data_set
     from training.trainer import DetectionTrainer, make_optimizer
 
@@ -167,8 +167,11 @@ def main(
             verbose=0,
             callbacks=[callbacks.FiniteLossGuard(batches, steps), callbacks.Progress(steps, epochs), end],
         )
-    if left_out := batches.boxes_left_out(range(begin * steps, epochs * steps)):
+    seen = range(begin * steps, epochs * steps)
+    if left_out := batches.boxes_left_out(seen):
         print(f"{left_out} boxes beyond --max_gt_boxes {max_gt_boxes} of a picture were left out")
+    if left_out := batches.regions_left_out(seen):
+        print(f"{left_out} ignored regions beyond {MAX_REGIONS} of a picture were left out: there background counts")
     print(f"{folder}: {epochs} epochs on level {level}{_best(state)}")
 
 

@@ -222,3 +222,15 @@ def test_other_exceptions_pass_unchanged(data):
     sequence = BatchSequence(make(data))
     with pytest.raises(KeyError, match="bug"), sequence.mistakes_as_they_are():
         raise KeyError("bug")
+
+
+def test_regions_beyond_the_limit_are_left_out_and_counted_once(data, monkeypatch):
+    batches = make(data, mosaic=1.0)
+    found = [(batches.batch(step)[1]["region_labels"] >= 0).sum(axis=1) for step in range(4)]
+    assert max(map(max, found)) > 1, "the data set must have pictures with several regions"
+    monkeypatch.setattr(module, "MAX_REGIONS", 1)
+    narrow = make(data, mosaic=1.0)
+    for step in (0, 1, 1, 2, 3):
+        narrow.batch(step)
+    assert narrow.regions_left_out(range(4)) == sum(int((counts - 1).clip(0).sum()) for counts in found)
+    assert narrow.boxes_left_out(range(4)) == 0

@@ -18,7 +18,7 @@ from training.augmentation import Sample, augment
 from training.data_set import DataSet
 
 CACHED_SIDE = 1.5  # cached pictures have at most so many times the network's side: enough for any zoom we draw
-MAX_REGIONS = 64
+MAX_REGIONS = 128  # per picture; those beyond are left out, counted and said
 
 
 class Batches:
@@ -57,7 +57,9 @@ class Batches:
         self.mosaic = mosaic
         self.mosaic_until = mosaic_until
         self.orientation = orientation
-        self._left_out: dict[int, int] = {}  # by step: a batch made twice, or never used, must not count
+        self._left_out: dict[
+            int, tuple[int, int]
+        ] = {}  # boxes, regions by step: a batch made twice, or never used, must not count
         self._cache: dict[int, np.ndarray] = {}
         self._free_bytes = cache_bytes
 
@@ -75,9 +77,10 @@ class Batches:
         targets["regions"], targets["region_labels"] = _padded(
             [(s.regions, s.region_labels) for s in samples], MAX_REGIONS
         )
-        beyond = sum(max(0, len(sample.labels) - self.max_gt_boxes) for sample in samples)
-        if beyond:
-            self._left_out[step] = beyond
+        boxes = sum(max(0, len(sample.labels) - self.max_gt_boxes) for sample in samples)
+        regions = sum(max(0, len(sample.region_labels) - MAX_REGIONS) for sample in samples)
+        if boxes or regions:
+            self._left_out[step] = boxes, regions
         return np.stack([sample.image for sample in samples]), targets
 
     def ids(self, step: int) -> list[str]:
@@ -87,7 +90,11 @@ class Batches:
 
     def boxes_left_out(self, steps: range) -> int:
         """How many boxes beyond `max_gt_boxes` the batches of these steps had, as far as this object made them."""
-        return sum(self._left_out.get(step, 0) for step in steps)
+        return sum(self._left_out.get(step, (0, 0))[0] for step in steps)
+
+    def regions_left_out(self, steps: range) -> int:
+        """The same for ignored regions beyond `MAX_REGIONS`: their background counts as background."""
+        return sum(self._left_out.get(step, (0, 0))[1] for step in steps)
 
     def _images(self, step: int, position: int) -> tuple[list[int], np.random.Generator]:
         """Which images make one picture of the batch (one, or four for a mosaic), and the generator for the rest."""

@@ -67,6 +67,8 @@ def main(
         if value < least:
             raise InputError(f"--{name} is {value}: it must be at least {least}")
     folder = layout.run_folder(output_path, run)
+    if not any((path / "settings.json").is_file() for path in (folder, folder.parent)):
+        raise InputError(f"{folder} is no run: it has no settings.json; train one with a03, or name another by --run")
     source = require_folder(images or Path(dataset_path) / split, "name the folder with the images by --images")
     target = Path(predictions or layout.run_predictions(output_path, split, run))
     if target.is_dir():
@@ -135,7 +137,7 @@ def _fingerprint(folder: Path) -> list:
     """What tells one state of a run's weights from another: the file that `load_model` reads, and its time."""
     names = ("model.keras", "network.weights.h5", "checkpoint/network.weights.h5")
     weights = [folder / name for name in names if (folder / name).is_file()]
-    return [str(folder.resolve()), *(path.stat().st_mtime_ns for path in weights[:1])]
+    return [[str(path.resolve()), path.stat().st_mtime_ns] for path in weights[:1]]
 
 
 class Journal:

@@ -24,7 +24,7 @@ from a00_utils_and_constants import run_script
 from oid import layout
 from oid.files import InputError, replacing
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on the processor say nothing to a user
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's alarm where there is no GPU
 
 # a run can be continued with other values of these: they do not change what it learns
 FREE_TO_CHANGE = {"dataset_path", "output_path", "run", "workers", "cache_gb"}
@@ -131,6 +131,7 @@ def main(
         orientation=orientation,
         cache_bytes=int(cache_gb * 2**30),
     )
+    print(f"device: {', '.join(keras.distribution.list_devices())} ({keras.backend.backend()})")
     network = network_from_settings(settings, backbone_weights="none" if state["epochs"] else backbone_weights)
     print(f"network: {backbone}, {network.count_params():,} parameters, {len(classes)} classes, {image_size} px")
     trainer = DetectionTrainer(network, settings["anchors"])

@@ -28,7 +28,7 @@ from oid.files import InputError, replacing, require_folder
 from oid.images import find_images, read_image
 from oid.predictions import KAGGLE_COLUMNS, open_for_writing, prediction_string
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's notes on the processor say nothing to a user
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's alarm where there is no GPU
 
 
 def main(

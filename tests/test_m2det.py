@@ -1,0 +1,180 @@
+"""The network's outputs fit the anchors, in float32; it looks at each picture alone, and saves without pickle."""
+
+import json
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from tiny_network import pictures, tiny_settings
+
+from models.anchors import feature_map_sides
+from models.detector import inference_model, network_from_settings
+from models.m2det import build_m2det
+from oid.files import InputError
+
+TINY = {"backbone": "residual_small", "num_classes": 2, "image_size": 64, "tums": 1, "scales": 3, "channels": 8}
+
+
+def arrays(outputs: dict) -> dict[str, np.ndarray]:
+    return {name: keras.ops.convert_to_numpy(value) for name, value in outputs.items()}
+
+
+def randomised(model: keras.Model, seed: int = 0) -> keras.Model:
+    """Gives the weights that start at zero or almost (head, batch norm) other values, so that outputs differ."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        noise = 0.05 * rng.normal(size=weight.shape).astype("float32")
+        weight.assign(weight + (np.abs(noise) if "variance" in weight.path else noise))
+    return model
+
+
+@pytest.fixture(scope="module")
+def network():
+    keras.utils.set_random_seed(0)
+    return build_m2det(**TINY)
+
+
+@pytest.fixture
+def mixed_precision():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "scales", "tums", "channels", "num_classes", "per_cell"),
+    [(64, 1, 1, 4, 1, 1), (64, 4, 1, 8, 3, 2), (96, 3, 2, 16, 5, 1), (100, 3, 3, 4, 2, 3), (32, 2, 2, 1, 2, 1)],
+)
+def test_shapes(image_size, scales, tums, channels, num_classes, per_cell):
+    network = build_m2det(
+        backbone="residual_small",
+        num_classes=num_classes,
+        image_size=image_size,
+        tums=tums,
+        scales=scales,
+        channels=channels,
+        anchors_per_cell=per_cell,
+    )
+    anchors = per_cell * sum(side**2 for side in feature_map_sides(image_size, scales))
+    outputs = arrays(network(pictures(2, image_size, image_size)))
+    assert set(outputs) == {"classes", "boxes"}
+    assert outputs["classes"].shape == (2, anchors, num_classes)
+    assert outputs["boxes"].shape == (2, anchors, 4)
+    for values in outputs.values():
+        assert values.dtype == np.float32
+        assert np.isfinite(values).all()
+
+
+def test_more_modules_and_scales_make_a_larger_network(network):
+    for name in ("tums", "scales"):
+        larger = build_m2det(**(TINY | {name: TINY[name] + 1}))
+        assert larger.count_params() > network.count_params(), name
+
+
+def test_every_weight_reaches_the_outputs(network):
+    """Of a network with two modules every kernel gets a gradient: no branch is built and then forgotten."""
+    import tensorflow as tf
+
+    model = randomised(build_m2det(**(TINY | {"tums": 2})))
+    with tf.GradientTape() as tape:
+        outputs = model(pictures(2), training=True)
+        total = sum(tf.reduce_sum(tf.sin(value)) for value in outputs.values())
+    gradients = tape.gradient(total, [weight.value for weight in model.trainable_weights])
+    dead = [w.path for w, g in zip(model.trainable_weights, gradients, strict=True) if g is None or not np.any(g)]
+    assert not dead
+
+
+def test_scores_start_at_the_prior(network):
+    logits = arrays(network(pictures(4)))["classes"]
+    probability = 1 / (1 + np.exp(-logits))
+    assert probability.min() > 0.003
+    assert probability.max() < 0.03
+    assert abs(probability.mean() - 0.01) < 0.003
+
+
+def test_outputs_are_float32_in_mixed_precision(mixed_precision, tmp_path):
+    network = build_m2det(**TINY)
+    assert {layer.compute_dtype for layer in network.layers if isinstance(layer, layers.ReLU)} == {"bfloat16"}
+    assert all(weight.dtype == "float32" for weight in network.trainable_weights)
+    settings = tiny_settings()
+    model = inference_model(network, settings["anchors"])
+    outputs = arrays(network(pictures(1))) | arrays(model(pictures(1)))
+    for name in ("classes", "boxes", "scores"):
+        assert outputs[name].dtype == np.float32, name
+        assert np.isfinite(outputs[name]).all()
+    assert outputs["labels"].dtype == np.int32
+
+
+def test_a_picture_alone_equals_the_same_picture_in_a_batch(network):
+    model, batch = randomised(keras.models.clone_model(network)), pictures(4)
+    together = arrays(model(batch, training=False))
+    assert np.ptp(together["classes"], axis=0).max() > 1e-3  # the pictures do matter
+    for index in range(len(batch)):
+        alone = arrays(model(batch[index : index + 1], training=False))
+        for name, values in alone.items():
+            np.testing.assert_allclose(values[0], together[name][index], rtol=1e-4, atol=1e-4)
+
+
+def test_uint8_and_float_pictures_are_the_same(network):
+    for name, values in arrays(network(pictures(2))).items():
+        np.testing.assert_allclose(values, arrays(network(pictures(2).astype("float32")))[name], atol=1e-6)
+
+
+def test_the_same_seed_makes_the_same_network(network):
+    keras.utils.set_random_seed(0)
+    for a, b in zip(build_m2det(**TINY).weights, network.weights, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_size": 16}, "image_size is 16"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"scales": 0}, "scales is 0"),
+        ({"tums": 0}, "tums is 0"),
+        ({"channels": -1}, "channels is -1"),
+        ({"num_classes": 0}, "num_classes is 0"),
+        ({"anchors_per_cell": 0}, "anchors_per_cell is 0"),
+        ({"scales": 6}, "6 scales do not fit 64 pixels: choose at most 4"),
+        ({"backbone": "resnet"}, "resnet50"),
+    ],
+)
+def test_wrong_sizes_are_one_sentence(changes, words):
+    with pytest.raises(InputError, match=words) as error:
+        build_m2det(**(TINY | changes))
+    assert "\n" not in str(error.value)
+
+
+def test_the_largest_number_of_scales_that_is_named_fits():
+    largest = build_m2det(**(TINY | {"scales": 4}))
+    assert largest.output["boxes"].shape[1] == 64 + 16 + 4 + 1
+    with pytest.raises(InputError, match="at most 4"):
+        build_m2det(**(TINY | {"scales": 5}))
+
+
+def test_saves_without_code_or_pickle_and_loads_in_safe_mode(network, tmp_path):
+    model = inference_model(randomised(keras.models.clone_model(network)), tiny_settings()["anchors"])
+    file = tmp_path / "model.keras"
+    model.save(file)
+    with zipfile.ZipFile(file) as archive:
+        assert {name.rsplit(".", 1)[-1] for name in archive.namelist()} <= {"json", "h5"}
+        config = archive.read("config.json").decode()
+    assert json.loads(config)
+    assert "__lambda__" not in config
+    again = keras.saving.load_model(file, compile=False, safe_mode=True)
+    before, after = (arrays(m(pictures(2))) for m in (model, again))
+    for name in ("boxes", "scores", "labels"):
+        np.testing.assert_array_equal(after[name], before[name])
+
+
+def test_weights_alone_load_into_a_network_from_the_settings(tmp_path):
+    settings = tiny_settings()
+    first, second = (randomised(network_from_settings(settings), seed) for seed in (1, 2))
+    first.save_weights(tmp_path / "network.weights.h5")
+    second.load_weights(tmp_path / "network.weights.h5")
+    for name, values in arrays(first(pictures(1))).items():
+        np.testing.assert_allclose(arrays(second(pictures(1)))[name], values, atol=1e-6)

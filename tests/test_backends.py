@@ -1,0 +1,59 @@
+"""The network, its losses and a step of training also work on the other Keras backends, where these are installed."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from tiny_network import losses_of_fixed_outputs
+
+SCRIPT = """
+import json, sys
+sys.path[:0] = sys.argv[1:3]
+import keras, numpy as np
+from tiny_network import losses_of_fixed_outputs, pictures, tiny_settings, two_pictures
+from models.detector import inference_model, network_from_settings
+from training.trainer import DetectionTrainer, make_optimizer
+settings = tiny_settings(channels=4)
+network = network_from_settings(settings)
+trainer = DetectionTrainer(network, settings["anchors"])
+optimizer = make_optimizer(learning_rate=0.01, weight_decay=0.01, steps=10)
+trainer.compile(optimizer=optimizer, jit_compile="auto" if keras.backend.backend() == "jax" else False)
+optimizer.build(network.trainable_variables)
+before = [np.array(keras.ops.convert_to_numpy(weight)) for weight in network.trainable_weights]
+loss = trainer.train_on_batch(pictures(2), two_pictures())
+after = [keras.ops.convert_to_numpy(weight) for weight in network.trainable_weights]
+top = inference_model(network, settings["anchors"]).predict_on_batch(pictures(2))
+print(json.dumps({
+    "backend": keras.backend.backend(),
+    "losses": losses_of_fixed_outputs(),
+    "training": [float(np.ravel(loss)[0])],
+    "moved": float(np.mean([np.any(a != b) for a, b in zip(after, before)])),
+    "shapes": {name: list(value.shape) for name, value in top.items()},
+}))
+"""
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_other_backends_give_the_same_losses(backend):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed: it is optional, `pip install {backend}` adds this test")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(ROOT), str(ROOT / "tests")],
+        env=os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["backend"] == backend
+    np.testing.assert_allclose(result["losses"], losses_of_fixed_outputs(), rtol=1e-4)
+    assert np.isfinite(result["training"]).all()
+    assert result["moved"] > 0.8
+    assert result["shapes"] == {"boxes": [2, 168, 4], "scores": [2, 168], "labels": [2, 168]}

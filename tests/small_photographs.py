@@ -13,6 +13,8 @@ CLASSES = ("tomato", "apple", "carrot")
 TINY = {"image_size": 96, "tums": 1, "scales": 2, "channels": 8, "epochs": 2, "steps_per_epoch": 3, "batch_size": 4}
 TINY |= {"backbone": "tiny"}  # conftest's
 
+ODD = (("group", "apple", "1"), ("flat", "apple", "0"), ("kind", "fruit", "0"))  # name, label, IsGroupOf
+
 
 def draw(picture: np.ndarray, label: str, rectangle: tuple[int, int, int, int]) -> None:
     """Draws an object that fills a rectangle x0, y0, x1, y1 (pixels): the classes differ in their outline."""
@@ -45,11 +47,11 @@ def photograph(path: Path, seed: int, labels: tuple[str, ...]) -> list[tuple[str
     return found
 
 
-def make_photographs(folder: Path, *, train: int = 8, validation: int = 5, seed: int = 0) -> tuple[Path, Path]:
+def make_photographs(folder: Path, *, train: int = 8, validation: int = 5, odd: bool = True) -> tuple[Path, Path]:
     """Writes DATASET and, by a01, OUTPUT's level 1; returns both.
 
-    Besides `train` ordinary pictures there are four others: without boxes, with a group-of box, with a box without
-    area, and with a box of an ancestor class only. Validation has `validation` ordinary ones, and one without boxes.
+    Besides the ordinary pictures both splits have one without boxes, and `odd` adds three to train: with a group-of
+    box, with a box without area, and with a box of an ancestor class only.
     """
     data_set, rows, labels = folder / "data", {"train": [], "validation": []}, {"train": [], "validation": []}
     for split, count in (("train", train), ("validation", validation)):
@@ -57,19 +59,18 @@ def make_photographs(folder: Path, *, train: int = 8, validation: int = 5, seed:
             names = (CLASSES[number % 3],) if number % 2 else (CLASSES[number % 3], CLASSES[(number // 3) % 3])
             suffix = ".png" if number % 3 else ".jpg"
             path = data_set / split / f"{split[0]}{number:02d}{suffix}"
-            found = photograph(path, 1000 * seed + 100 * len(split) + number, names)
+            found = photograph(path, 100 * len(split) + number, names)
             rows[split] += [box(image_id, label, corners) for image_id, label, corners in found]
             labels[split] += [(path.stem, label, "1" if label in names else "0") for label in CLASSES]
-        photograph(data_set / split / f"{split[0]}_empty.jpg", seed, ())
+        photograph(data_set / split / f"{split[0]}_empty.jpg", 0, ())
         labels[split] += [(f"{split[0]}_empty", label, "0") for label in CLASSES]
-    for number, (name, label, group) in enumerate(
-        (("group", "apple", "1"), ("flat", "apple", "0"), ("kind", "fruit", "0"))
-    ):
+    for number, (name, label, group) in enumerate(ODD if odd else ()):
         path = data_set / "train" / f"t_{name}.jpg"
         ((_, _, corners),) = photograph(path, 500 + number, ("apple",))
         rows["train"].append(box(path.stem, label, corners, group))
-    x0, _, y0, y1 = corners
-    rows["train"].append(box("t_flat", "tomato", (x0, x0, y0, y1)))
+        if name == "flat":
+            x0, _, y0, y1 = corners
+            rows["train"].append(box(path.stem, "tomato", (x0, x0, y0, y1)))
     make_data_set(folder / "data", rows["train"], rows["validation"], labels["train"], labels["validation"])
     create_training_files(dataset_path=str(data_set), output_path=str(folder / "out"), levels=("1",))
     return data_set, folder / "out"

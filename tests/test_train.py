@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pytest
 from conftest import run_script
-from small_photographs import CLASSES, TINY
+from small_photographs import CLASSES, TINY, make_photographs
 
 import a03_train_m2det as a03
 from a01_create_training_files import main as create_training_files
@@ -314,7 +314,15 @@ def test_a_damaged_image_is_one_sentence_even_from_a_data_thread(photographs, tm
     data_set, output = photographs
     shutil.copytree(data_set, tmp_path / "data")
     data = read_data_set(data_set, output, "1", "train")
-    flags = {**TINY, "backbone": "residual_small", "batch_size": 1, "steps_per_epoch": 8, "mosaic": 0.0, "epochs": 1}
+    flags = {
+        **TINY,
+        "backbone": "residual_small",
+        "scales": 1,
+        "batch_size": 1,
+        "steps_per_epoch": 8,
+        "mosaic": 0.0,
+        "epochs": 1,
+    }
     last = batches.Batches(data, image_size=96, batch_size=1, mosaic=0.0).ids(6)[0]
     (path,) = (tmp_path / "data" / "train").glob(f"{last}.*")
     path.write_bytes(path.read_bytes()[:300])
@@ -369,3 +377,16 @@ def test_a_training_set_without_any_box_trains(trained, monkeypatch):
 
 def _none(boxes):
     return dataclasses.replace(boxes, offsets=np.zeros(2, "int64"), boxes=boxes.boxes[:0], labels=boxes.labels[:0])
+
+
+# === It learns =======================================================================================================
+def test_a_handful_of_pictures_is_learned_by_heart(tiny_backbone, tmp_path):
+    """Eleven pictures of three classes, measured on the pictures that it trains on; 1.0 with each of three seeds."""
+    data_set, output = make_photographs(tmp_path, train=10, validation=1, odd=False)
+    shutil.rmtree(data_set / "validation")
+    shutil.copytree(data_set / "train", data_set / "validation")
+    for path in (output / "level_1_files").glob("train-*"):
+        shutil.copy(path, path.with_name(path.name.replace("train-", "validation-")))
+    flags = {**TINY, "channels": 16, "epochs": 2, "steps_per_epoch": 200, "learning_rate": 5e-3, "mosaic": 0.0}
+    a03.main(dataset_path=str(data_set), output_path=str(output), run="by_heart", **flags)
+    assert max(float(row["mAP"]) for row in history(output / "weights" / "by_heart")) >= 0.9

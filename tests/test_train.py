@@ -364,8 +364,8 @@ def test_batches_without_anything_to_find_and_boxes_without_area_give_a_finite_l
         assert np.all(np.isfinite(np.asarray(weight)))
 
 
-def test_a_training_set_without_any_box_trains(trained, monkeypatch):
-    """Only negatives: mosaics and single pictures, no positive anywhere."""
+def test_a_training_set_without_any_box_gives_batches(trained):
+    """Only negatives, mosaics of negatives too; the test above trains on such batches."""
     data = read_data_set(trained.data_set, trained.output, "1", "train")
     index = data.image_ids.index("t_empty")
     empty = dataclasses.replace(data, image_ids=["t_empty"], paths=[data.paths[index]], objects=_none(data.objects))

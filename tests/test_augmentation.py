@@ -96,6 +96,18 @@ def test_a_mirrored_picture_has_a_mirrored_box():
     np.testing.assert_allclose(after.boxes[0], [1 - x1, y0, 1 - x0, y1], atol=1e-6)
 
 
+def test_half_of_the_views_are_mirrored_and_no_two_are_equal():
+    image = np.zeros((SIDE, SIDE, 3), "uint8")
+    boxes = np.array([[0.45, 0.45, 0.5, 0.5], [0.55, 0.45, 0.6, 0.5]], "float32")  # 0 lies to the left of 1
+    sample = Sample(image, boxes, np.array([0, 1], "int32"), NO_BOXES, NO_LABELS)
+    rng = np.random.default_rng(2)
+    views = [random_view(sample, SIDE, SIDE, (0.9, 1.1), SIDE, rng) for _ in range(200)]
+    assert all(view.labels.tolist() == [0, 1] for view in views)
+    mirrored = sum(view.boxes[0, 0] > view.boxes[1, 0] for view in views)
+    assert 70 < mirrored < 130
+    assert len({view.boxes.tobytes() for view in views}) == 200
+
+
 def test_the_identity_changes_nothing():
     before = picture(np.random.default_rng(4))
     height, width = before.image.shape[:2]

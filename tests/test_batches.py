@@ -78,6 +78,13 @@ def test_shapes_types_and_padding(data):
         assert np.all(np.diff((targets[labels] < 0).astype(int), axis=1) >= 0)  # padding comes last
 
 
+def test_each_picture_of_a_batch_is_seen_in_its_own_way(data):
+    one = dataclasses.replace(data, image_ids=data.image_ids[:1], paths=data.paths[:1])
+    for mosaic in (0.0, 1.0):
+        images, _ = make(one, mosaic=mosaic).batch(0)
+        assert len({image.tobytes() for image in images}) == 5
+
+
 # === Which images ====================================================================================================
 def test_each_pass_shows_each_image_once(data):
     plain = make(data, mosaic=0.0, batch_size=1)

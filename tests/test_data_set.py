@@ -154,9 +154,14 @@ def test_ground_truth_has_boxes_group_of_boxes_and_verified_classes(photographs)
     classes = list(read_classes(photographs[1], "1"))
     result = Result(photographs[1], "1")
     assert list(truth.image_ids) == sorted(data.image_ids)
-    found = sorted((truth.image_ids[i], classes[c]) for i, c in zip(truth.box_image, truth.box_class, strict=True))
-    groups = [(image, label) for image, label, reason in result.ignored() if reason == "group_of"]
-    assert found == sorted(result.shown() + groups)  # no region that is ignored for another reason
+    found = sorted(
+        (truth.image_ids[image], classes[label], *(f"{value:.6f}" for value in box))
+        for image, label, box in zip(truth.box_image, truth.box_class, truth.boxes, strict=True)
+    )
+    rows = [(row[0], row[2], *row[4:8]) for row in result.boxes]
+    rows += [row[:6] for row in result.regions if row[-1] == "group_of"]  # none that is ignored for another reason
+    expected = [(row[0], row[1], *(f"{float(row[i]):.6f}" for i in (2, 4, 3, 5))) for row in rows]
+    assert found == sorted(expected)
     assert [truth.image_ids[i] for i in truth.box_image[truth.box_group_of]] == ["t_group"]
     labels = sorted((truth.image_ids[i], classes[c]) for i, c in zip(truth.label_image, truth.label_class, strict=True))
     assert labels == sorted((row[0], row[1]) for row in result.image_labels)

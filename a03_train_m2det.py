@@ -87,68 +87,30 @@ def main(
     """
     flags = dict(locals())
     _check(flags)
-    run = run or f"{backbone}_level_{level}"
-    folder = Path(output_path) / "weights" / run
+    folder = Path(output_path) / "weights" / (run or f"{backbone}_level_{level}")
     import keras  # here and below, because starting the framework takes seconds that --help should not
 
-    from models.anchors import anchor_settings
-    from models.detector import network_from_settings
     from training import callbacks
-    from training.batches import MAX_REGIONS, Batches, BatchSequence, check_images
-    from training.data_set import read_classes, read_data_set
-    from training.trainer import DetectionTrainer, make_optimizer
+    from training.batches import BatchSequence
+    from training.data_set import read_classes
 
     keras.utils.set_random_seed(seed)
-    classes = read_classes(output_path, level)
-    settings = {
-        "classes": [{"label": label, "name": name} for label, name in classes.items()],
-        "preprocessing": {"resize": "warp", "orientation": orientation, "pixels": "RGB, 0 to 255"},
-        "anchors": anchor_settings(image_size, scales),
-        **{name: flags[name] for name in ("backbone", "level", "image_size", "tums", "scales", "channels")},
-        "flags": flags,
-    }
+    settings = _settings(flags, read_classes(output_path, level))
     state = callbacks.read_state(folder)
     _refuse_other_settings(folder, settings, state["epochs"])
     if state["epochs"] >= epochs:
         print(f"{folder} is finished: {epochs} of {epochs} epochs{_best(state)}")
         return
 
-    train = read_data_set(dataset_path, output_path, level, "train", skip_missing=skip_missing)
-    print(f"train: {len(train)} images, {len(train.objects.labels)} boxes, {len(train.regions.labels)} ignored regions")
-    if train.missing:
-        print(f"train: {train.missing} images have no file and are left out")
-    check_images(train, orientation)
-    validate = _validation(dataset_path, output_path, level, settings, validation_images, skip_missing)
-    steps = steps_per_epoch or max(1, len(train) // batch_size)
-    batches = Batches(
-        train,
-        image_size=image_size,
-        batch_size=batch_size,
-        seed=seed,
-        max_gt_boxes=max_gt_boxes,
-        mosaic=mosaic,
-        mosaic_until=int(0.85 * epochs * steps),
-        orientation=orientation,
-        cache_bytes=int(cache_gb * 2**30),
-    )
-    print(f"device: {', '.join(keras.distribution.list_devices())} ({keras.backend.backend()})")
-    network = network_from_settings(settings, backbone_weights="none" if state["epochs"] else backbone_weights)
-    print(f"network: {backbone}, {network.count_params():,} parameters, {len(classes)} classes, {image_size} px")
-    trainer = DetectionTrainer(network, settings["anchors"])
-    optimizer = make_optimizer(learning_rate=learning_rate, weight_decay=weight_decay, steps=epochs * steps)
-    # XLA on the CPU is slower than TensorFlow's own kernels; JAX compiles whatever is said here
-    trainer.compile(optimizer=optimizer, jit_compile=False if keras.backend.backend() == "tensorflow" else "auto")
-    optimizer.build(network.trainable_variables)
-    if state["epochs"]:
-        trainer.load_weights(folder / "checkpoint" / callbacks.TRAINING_WEIGHTS)
-        print(f"{folder}: going on after epoch {state['epochs']} of {epochs}{_best(state)}")
-    elif init_from:
-        _initialise(network, output_path, init_from)
+    batches, steps = _batches(flags)
+    validate = _validation(flags, settings)
+    trainer = _trainer(flags, settings, folder, state, steps)
     with replacing(folder / "settings.json") as path:
         path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    begin = state["epochs"]  # the callback counts on in `state`
     end = callbacks.EpochEnd(
         folder,
-        network,
+        trainer.network,
         settings,
         validate=validate,
         epochs=epochs,
@@ -156,7 +118,6 @@ def main(
         batch_size=batch_size,
         state=state,
     )
-    begin = state["epochs"]  # `end` counts on in the state
     sequence = BatchSequence(batches, start=begin * steps, workers=workers)
     with sequence.mistakes_as_they_are():
         trainer.fit(
@@ -168,12 +129,86 @@ def main(
             verbose=0,
             callbacks=[callbacks.FiniteLossGuard(batches, steps), callbacks.Progress(steps, epochs), end],
         )
-    seen = range(begin * steps, epochs * steps)
-    if left_out := batches.boxes_left_out(seen):
-        print(f"{left_out} boxes beyond --max_gt_boxes {max_gt_boxes} of a picture were left out")
-    if left_out := batches.regions_left_out(seen):
-        print(f"{left_out} ignored regions beyond {MAX_REGIONS} of a picture were left out: there background counts")
+    _print_left_out(batches, range(begin * steps, epochs * steps))
     print(f"{folder}: {epochs} epochs on level {level}{_best(state)}")
+
+
+def _settings(flags: dict, classes: dict[str, str]) -> dict:
+    """All that is needed to rebuild the network and to use it, and every flag."""
+    from models.anchors import anchor_settings
+
+    return {
+        "classes": [{"label": label, "name": name} for label, name in classes.items()],
+        "preprocessing": {"resize": "warp", "orientation": flags["orientation"], "pixels": "RGB, 0 to 255"},
+        "anchors": anchor_settings(flags["image_size"], flags["scales"]),
+        **{name: flags[name] for name in ("backbone", "level", "image_size", "tums", "scales", "channels")},
+        "flags": flags,
+    }
+
+
+def _batches(flags: dict):
+    """The batches of the whole training, and the number of steps per epoch."""
+    from training.batches import Batches, check_images
+    from training.data_set import read_data_set
+
+    train = read_data_set(
+        flags["dataset_path"], flags["output_path"], flags["level"], "train", skip_missing=flags["skip_missing"]
+    )
+    print(f"train: {len(train)} images, {len(train.objects.labels)} boxes, {len(train.regions.labels)} ignored regions")
+    if train.missing:
+        print(f"train: {train.missing} images have no file and are left out")
+    check_images(train, flags["orientation"])
+    steps = flags["steps_per_epoch"] or max(1, len(train) // flags["batch_size"])
+    batches = Batches(
+        train,
+        image_size=flags["image_size"],
+        batch_size=flags["batch_size"],
+        seed=flags["seed"],
+        max_gt_boxes=flags["max_gt_boxes"],
+        mosaic=flags["mosaic"],
+        mosaic_until=int(0.85 * flags["epochs"] * steps),
+        orientation=flags["orientation"],
+        cache_bytes=int(flags["cache_gb"] * 2**30),
+    )
+    return batches, steps
+
+
+def _trainer(flags: dict, settings: dict, folder: Path, state: dict, steps: int):
+    """The network with its loss and optimizer, as new or as the checkpoint left them."""
+    import keras
+
+    from models.detector import network_from_settings
+    from training.callbacks import TRAINING_WEIGHTS
+    from training.trainer import DetectionTrainer, make_optimizer
+
+    backend = keras.backend.backend()
+    print(f"device: {', '.join(keras.distribution.list_devices())} ({backend})")
+    begins = not state["epochs"]
+    network = network_from_settings(settings, backbone_weights=flags["backbone_weights"] if begins else "none")
+    print(f"network: {flags['backbone']}, {network.count_params():,} parameters, {len(settings['classes'])} classes")
+    trainer = DetectionTrainer(network, settings["anchors"])
+    optimizer = make_optimizer(
+        learning_rate=flags["learning_rate"], weight_decay=flags["weight_decay"], steps=flags["epochs"] * steps
+    )
+    # XLA on the CPU is slower than TensorFlow's own kernels; JAX compiles whatever is said here
+    trainer.compile(optimizer=optimizer, jit_compile=False if backend == "tensorflow" else "auto")
+    optimizer.build(network.trainable_variables)
+    if not begins:
+        trainer.load_weights(folder / "checkpoint" / TRAINING_WEIGHTS)
+        print(f"{folder}: going on after epoch {state['epochs']} of {flags['epochs']}{_best(state)}")
+    elif flags["init_from"]:
+        _initialise(network, flags["output_path"], flags["init_from"])
+    return trainer
+
+
+def _print_left_out(batches, steps: range) -> None:
+    """Says what did not fit into the batches."""
+    from training.batches import MAX_REGIONS
+
+    if count := batches.boxes_left_out(steps):
+        print(f"{count} boxes beyond --max_gt_boxes {batches.max_gt_boxes} of a picture were left out")
+    if count := batches.regions_left_out(steps):
+        print(f"{count} ignored regions beyond {MAX_REGIONS} of a picture were left out: background counts there")
 
 
 def _best(state: dict) -> str:
@@ -184,7 +219,7 @@ def _best(state: dict) -> str:
 def _check(flags: dict) -> None:
     """Refuses numbers that make no training."""
     lowest = {"epochs": 1, "steps_per_epoch": 0, "batch_size": 1, "validation_images": 0, "max_gt_boxes": 1}
-    lowest |= {"image_size": 16, "tums": 1, "scales": 1, "channels": 1, "workers": 1, "cache_gb": 0, "seed": 0}
+    lowest |= {"image_size": 32, "tums": 1, "scales": 1, "channels": 1, "workers": 1, "cache_gb": 0, "seed": 0}
     for name, least in lowest.items():
         if not flags[name] >= least:
             raise InputError(f"--{name} is {flags[name]}: it must be at least {least}")
@@ -218,22 +253,26 @@ def _refuse_other_settings(folder: Path, settings: dict, epochs: int) -> None:
         raise InputError(f"{path} has other classes than a01's files now: choose another --run, or remove {folder}")
 
 
-def _validation(
-    dataset_path: str, output_path: str, level: str, settings: dict, validation_images: int, skip_missing: bool
-):
+def _validation(flags: dict, settings: dict):
     """The function from a model to its mAP, or None when there are no validation images."""
     from training.data_set import read_data_set
     from training.validation import make_validation
 
-    if not (Path(dataset_path) / "validation").is_dir():
-        print(f"{Path(dataset_path) / 'validation'} does not exist: nothing is measured, the last epoch counts")
+    images = Path(flags["dataset_path"]) / "validation"
+    if not images.is_dir():
+        print(f"{images} does not exist: nothing is measured, the last epoch counts")
         return None
     data = read_data_set(
-        dataset_path, output_path, level, "validation", skip_missing=skip_missing, at_most=validation_images
+        flags["dataset_path"],
+        flags["output_path"],
+        flags["level"],
+        "validation",
+        skip_missing=flags["skip_missing"],
+        at_most=flags["validation_images"],
     )
     left_out = f", {data.missing} have no file and are left out" if data.missing else ""
     print(f"validation: {len(data)} images, {len(data.objects.labels)} boxes{left_out}")
-    return make_validation(data, settings, orientation=settings["preprocessing"]["orientation"])
+    return make_validation(data, settings, orientation=flags["orientation"])
 
 
 def _initialise(network, output_path: str, init_from: str) -> None:

@@ -271,6 +271,9 @@ def _validation(flags: dict, settings: dict):
         at_most=flags["validation_images"],
     )
     left_out = f", {data.missing} have no file and are left out" if data.missing else ""
+    if not len(data):
+        print("validation: a01 lists no image of this level: nothing is measured, the last epoch counts")
+        return None
     print(f"validation: {len(data)} images, {len(data.objects.labels)} boxes{left_out}")
     return make_validation(data, settings, orientation=flags["orientation"])
 

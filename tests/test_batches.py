@@ -153,7 +153,7 @@ def test_boxes_beyond_the_limit_are_left_out_and_counted_once(data):
 
 def test_the_first_image_is_looked_at_before_anything_else(data, tmp_path):
     check_images(data, "stored")
-    with pytest.raises(InputError, match="no image"):
+    with pytest.raises(InputError, match="no training image"):
         check_images(dataclasses.replace(data, image_ids=[], paths=[]), "stored")
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(data.paths[0].read_bytes()[:200])

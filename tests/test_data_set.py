@@ -200,3 +200,15 @@ def test_the_order_of_the_rows_does_not_matter(photographs, tmp_path):
         zip(b.box_image, b.box_class, map(tuple, b.boxes), strict=True)
     )
     assert evaluate(b, detections(a, a.boxes), num_classes=3).mean_average_precision == 1.0
+
+
+def test_a_level_without_images_in_a_split_is_an_empty_data_set(photographs, tmp_path):
+    data_set, output = photographs
+    shutil.copytree(output / "level_1_files", tmp_path / "level_1_files")
+    for name in ("annotations-bbox", "ignored-regions", "image-labels"):
+        path = tmp_path / "level_1_files" / f"validation-{name}-level-1.csv"
+        path.write_text(path.read_text().splitlines()[0] + "\n")
+    data = read_data_set(data_set, tmp_path, "1", "validation")
+    assert len(data) == 0
+    assert data.objects.boxes.shape == (0, 4)
+    assert data.verified.shape == (0, 2)

@@ -190,5 +190,5 @@ def check_images(data: DataSet, orientation: str) -> None:
         InputError: it cannot be read.
     """
     if not len(data):
-        raise InputError("the data set has no image")
+        raise InputError("a01 found no training image of this level: check its boxes, or choose another --level")
     read_image(data.paths[0], orientation=orientation)

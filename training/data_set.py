@@ -108,14 +108,14 @@ def read_data_set(
             f"{len(missing)} of {len(listed)} images of {box_file} have no file below {Path(dataset_path) / split}, "
             f"the first is {missing[0]}: download them, or train without them by --skip_missing"
         )
-    if not image_ids:
+    if listed and not image_ids:
         raise InputError(
             f"{box_file} names no image that lies below {Path(dataset_path) / split}: check --dataset_path"
         )
     if 0 < at_most < len(image_ids):
         chosen = np.random.default_rng(0).permutation(len(image_ids))[:at_most]
         image_ids = [image_ids[i] for i in sorted(chosen)]
-    index = pl.DataFrame({"ImageID": image_ids, "image": np.arange(len(image_ids))})
+    index = pl.DataFrame({"ImageID": pl.Series(image_ids, dtype=pl.String), "image": np.arange(len(image_ids))})
     classes = pl.DataFrame({"LabelName": labels, "class": np.arange(len(labels), dtype="int32")})
     region_rows = _indexed(regions, index, classes)
     return DataSet(

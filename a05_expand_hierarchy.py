@@ -10,7 +10,6 @@ Takes   about 30 s for 40,000 images with 100 boxes each
 
 import collections
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -19,7 +18,7 @@ import a00_utils_and_constants as a00
 from oid import layout
 from oid.annotations import read_class_descriptions
 from oid.boxes import classwise_nms
-from oid.files import InputError, require_file
+from oid.files import InputError, output_file, require_file
 from oid.hierarchy import Hierarchy, read_hierarchy
 from oid.predictions import Predictions, read_predictions, write_predictions
 
@@ -59,7 +58,7 @@ def main(
         raise InputError(f"--nms_iou {nms_iou} is not in the range from 0 to 1")
     source = predictions or layout.run_predictions(output_path, split, run)
     predictions = require_file(source, "run a04 first, or name a prediction file by --predictions")
-    expanded = Path(expanded or layout.expanded_predictions(predictions))
+    expanded = output_file(expanded or layout.expanded_predictions(predictions), "--expanded")
     if expanded.resolve() == predictions.resolve():
         raise InputError(f"--expanded {expanded} is the file that is read: give it another name")
     tree = read_hierarchy(hierarchy or layout.annotation_file(dataset_path, layout.HIERARCHY))

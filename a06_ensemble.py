@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import a00_utils_and_constants as a00
 from oid import layout
-from oid.files import InputError
+from oid.files import InputError, output_file
 from oid.fusion import clean_boxes, fuse
 from oid.predictions import Predictions, read_predictions, write_predictions
 
@@ -53,7 +53,7 @@ def main(
         limit: write at most so many boxes per image, those with the highest scores; 0 = all.
     """
     paths = [Path(name) for name in predictions or layout.all_expanded_predictions(output_path, split)]
-    ensemble = Path(ensemble or layout.submission(output_path, split))
+    ensemble = output_file(ensemble or layout.submission(output_path, split), "--ensemble")
     check_settings(paths, ensemble, weights, fusion_iou, skip_box_threshold, limit)
     models = [read_predictions(path) for path in paths]
     image_ids = list(dict.fromkeys(image_id for model in models for image_id in model.image_ids))
@@ -87,8 +87,8 @@ def check_settings(
         shown = " ".join(f"{weight:g}" for weight in weights)
         if len(weights) != len(paths):
             raise InputError(f"--weights {shown}: {len(weights)} weights for {len(paths)} prediction files")
-        if not all(math.isfinite(weight) and weight >= 0.0 for weight in weights):
-            raise InputError(f"--weights {shown}: a weight must be a number that is not negative")
+        if not all(0.0 <= weight <= 1e6 for weight in weights):
+            raise InputError(f"--weights {shown}: a weight must be a number from 0 to 1000000")
         if not any(weights):
             raise InputError(f"--weights {shown}: at least one must be more than 0")
     if not 0.0 <= fusion_iou <= 1.0:

@@ -21,7 +21,7 @@ import numpy as np
 import a00_utils_and_constants as a00
 from oid import layout
 from oid.annotations import read_class_descriptions
-from oid.files import InputError, replacing, require_file
+from oid.files import InputError, output_file, replacing, require_file
 from oid.ground_truth import GroundTruthReport, read_ground_truth
 from oid.hierarchy import Hierarchy, read_hierarchy
 from oid.metric import Detections, GroundTruth, Metrics, evaluate
@@ -70,12 +70,9 @@ def main(
     """
     check_range("group_of_weight", group_of_weight, 0 <= group_of_weight <= 1, "0 to 1")
     check_range("iou", iou, 0 < iou <= 1, "above 0 to 1")
-    if metrics and Path(metrics).is_dir():
-        raise InputError(f"--metrics {metrics} is a folder: give the name of a JSON file")
-    predictions = predictions or layout.submission(output_path, split)
-    found = read_predictions(
-        require_file(predictions, "run a04 to a06, or give --predictions"), allow_swapped_corners=True
-    )
+    source = require_file(predictions or layout.submission(output_path, split), "run a04 to a06, or give --predictions")
+    target = output_file(metrics or layout.metrics_file(source), "--metrics")
+    found = read_predictions(source, allow_swapped_corners=True)
 
     truth, report = read_ground_truth(
         *find_ground_truth(dataset_path, split, boxes, image_labels, hierarchy, class_descriptions)
@@ -89,8 +86,7 @@ def main(
     print_predictions(found, dropped | {RULES[rule]: count for rule, count in result.dropped.items()})
     print_missing_classes(detections, result, report.labels)
 
-    path = Path(metrics) if metrics else layout.metrics_file(predictions)
-    write_metrics(path, result, report.labels, group_of_weight, iou, len(truth.image_ids))
+    write_metrics(target, result, report.labels, group_of_weight, iou, len(truth.image_ids))
     print(f"mAP@{iou:g} = {result.mean_average_precision:.6f}")
 
 

@@ -39,11 +39,30 @@ def require_folder(path: str | os.PathLike, remedy: str) -> Path:
     return path
 
 
+def output_file(path: str | os.PathLike, flag: str) -> Path:
+    """Returns `path` as a `Path`; to be asked before the work whose result goes there.
+
+    Raises:
+        InputError: it is a folder, or no file can be made there; the message names the `flag` that gives another place.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give {flag} the name of a file")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        what = "cannot be written to" if folder.is_dir() else "is a file, not a folder"
+        raise InputError(f"{path} cannot be made, because {folder} {what}: give another place by {flag}")
+    return path
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a temporary path beside `path`, renamed to `path` when the block ends well and removed when it does not.
 
     The suffix stays at the end of the temporary name, because writers choose their format by it. Makes the folder.
+
+    Raises:
+        InputError: the system refuses to write there, for example because no space is left.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +70,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # writers outside of Python give no file name
+        if error.filename not in (None, str(temporary)):
+            raise
+        reason = error.strerror or error
+        raise InputError(f"{path} cannot be written ({reason}): make room, or choose another place") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()

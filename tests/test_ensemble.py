@@ -106,7 +106,7 @@ def test_what_fusion_leaves_out_is_counted(ensemble, capsys):
     [
         ({"weights": (1.0,)}, "1 weights for 2 prediction files"),
         ({"weights": (0.0, 0.0)}, "--weights 0 0: at least one"),
-        ({"weights": (1.0, -1.0)}, "--weights 1 -1: .* not negative"),
+        ({"weights": (1.0, -1.0)}, "--weights 1 -1: .* from 0 to 1000000"),
         ({"weights": (1.0, float("nan"))}, "--weights 1 nan"),
         ({"fusion_iou": 1.01}, "--fusion_iou 1.01"),
         ({"skip_box_threshold": float("inf")}, "--skip_box_threshold inf"),

@@ -221,7 +221,7 @@ def test_edge_cases_from_files(name: str, weight: int, tmp_path):
         ({"image_labels": "nowhere.csv"}, "nowhere.csv does not exist.*--image_labels none"),
         ({"hierarchy": "nowhere.json"}, "nowhere.json does not exist.*--hierarchy none"),
         ({"class_descriptions": "nowhere.csv"}, "nowhere.csv does not exist.*--class_descriptions none"),
-        ({"metrics": "."}, "--metrics . is a folder"),
+        ({"metrics": "."}, "is a folder: give --metrics the name of a file"),
         ({"split": "train"}, "train.*does not exist"),
         ({"split": "test", "predictions": "PERFECT"}, "the test split has no ground truth"),
     ],

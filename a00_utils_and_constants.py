@@ -6,8 +6,8 @@ Run `python a00_utils_and_constants.py` to see every path: what was found, what 
 import os
 
 # === Edit here: the data set =========================================================================================
-DATASET_PATH = os.environ.get("OID_PATH", "data/open_images")  # change this to the location of Open Images
-OUTPUT_PATH = os.environ.get("OID_OUTPUT", os.path.normpath(DATASET_PATH) + "_output")  # all that a01 to a07 write
+DATASET_PATH = os.environ.get("OID_PATH") or "data/open_images"  # change this to the location of Open Images
+OUTPUT_PATH = os.environ.get("OID_OUTPUT") or os.path.normpath(DATASET_PATH) + "_output"  # all that a01 to a07 write
 SPLIT = "validation"  # what a04 to a07 work on: "validation" to measure, "test" to make the submission
 
 # === Edit here: what to train (a01, a03) =============================================================================
@@ -60,6 +60,18 @@ def run_script(main: Callable[..., None], arguments: Sequence[str] | None = None
         main: a function with keyword-only arguments that all have defaults.
         arguments: the command line without the program's name; None = `sys.argv[1:]`.
     """
+    try:
+        try:
+            sys.exit(_exit_code(main, arguments))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # who reads the output, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it closes stdout
+        sys.exit(141)  # what a shell says of a program that a closed pipe has ended
+
+
+def _exit_code(main: Callable[..., None], arguments: Sequence[str] | None) -> int:
+    """Calls `main` as `run_script` says, and prints the sentence of a mistake."""
     parser = command_line(main)
     values = vars(parser.parse_args(arguments))
     if values:
@@ -69,16 +81,18 @@ def run_script(main: Callable[..., None], arguments: Sequence[str] | None = None
     except InputError as error:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    except BrokenPipeError:
+        raise
     except OSError as error:  # no permission, no space left: the sentence is the system's, with the file's name
         sys.stdout.flush()
         name = f"{error.filename}: " if error.filename else ""
         print(f"error: {name}{error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
         print("\nstopped by the keyboard; run the same command to go on", file=sys.stderr)
-        sys.exit(130)
-    sys.exit(0)
+        return 130
+    return 0
 
 
 class _Parser(argparse.ArgumentParser):

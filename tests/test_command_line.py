@@ -303,3 +303,16 @@ def test_the_environment_says_where_the_data_lie():
     assert constants(OID_PATH="/a/b", OID_OUTPUT="/c") == ["/a/b", "/c"]
     default = constants()
     assert default[1] == default[0] + "_output"
+    assert constants(OID_PATH="", OID_OUTPUT="") == default
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["--dataset_path", "nowhere"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_ends_a_script_quietly(flags, unbuffered):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, str(ROOT / "a05_expand_hierarchy.py"), *flags]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) in [(141, ""), (0, "")]  # argparse itself passes over a closed pipe

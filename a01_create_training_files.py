@@ -94,6 +94,8 @@ def main(
     """
     if min_boxes < 0:
         raise InputError(f"--min_boxes {min_boxes} is negative: 0 keeps every class")
+    if rare_below < 1:
+        raise InputError(f"--rare_below {rare_below}: no class has fewer boxes than none, give at least 1")
     require_folder(dataset_path, "set --dataset_path, or OID_PATH, to the folder of Open Images")
     classes = read_classes(dataset_path)
     candidates = {level: classes_of_level(classes, level) for level in dict.fromkeys(levels)}
@@ -228,7 +230,7 @@ def read_source(dataset_path: str, split: str, classes: Classes) -> Source:
     require_file(boxes_path, f"a01 needs the {split} boxes, see https://storage.googleapis.com/openimages/web/")
     labels_path = layout.image_label_annotations(dataset_path, split)
     boxes = known_rows(read_boxes(boxes_path), boxes_path, classes)
-    if labels_path.is_file():
+    if labels_path.exists():
         image_labels = known_rows(read_image_labels(labels_path), labels_path, classes)
     else:
         print(f"{labels_path} does not exist: {split} gets no image labels and no negative images")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 import a00_utils_and_constants as a00
 from a00_utils_and_constants import run_script
 from oid import layout
-from oid.files import InputError, replacing, require_folder
+from oid.files import InputError, output_file, replacing, require_folder
 from oid.images import find_images, read_image
 from oid.predictions import KAGGLE_COLUMNS, open_for_writing, prediction_string
 
@@ -70,12 +70,8 @@ def main(
     if not any((path / "settings.json").is_file() for path in (folder, folder.parent)):
         raise InputError(f"{folder} is no run: it has no settings.json; train one with a03, or name another by --run")
     source = require_folder(images or Path(dataset_path) / split, "name the folder with the images by --images")
-    target = Path(predictions or layout.run_predictions(output_path, split, run))
-    if target.is_dir():
-        raise InputError(f"{target} is a folder: give --predictions the name of a CSV file")
-    files = find_images(source)
-    if not files:
-        raise InputError(f"{source} has no image: name the folder with the images by --images")
+    target = output_file(predictions or layout.run_predictions(output_path, split, run), "--predictions")
+    files = _images_of(source)
     from models import load_model  # here, because starting the framework takes seconds that --help should not
 
     detector = load_model(folder)
@@ -131,6 +127,17 @@ def _batches(files: dict[str, Path], detector, orientation: str, batch_size: int
             waiting = coming
         if waiting:
             yield [future.result() for future in waiting]
+
+
+def _images_of(folder: Path) -> dict[str, Path]:
+    """The images of a folder by id; at least one, and only names that a CSV file in UTF-8 can hold."""
+    files = find_images(folder)
+    if not files:
+        raise InputError(f"{folder} has no image: name the folder with the images by --images")
+    for image_id, path in files.items():
+        if any("\ud800" <= letter <= "\udfff" for letter in image_id):  # so Python shows bytes that are not UTF-8
+            raise InputError(f"the name of {str(path)!a} is not UTF-8: rename the image")
+    return files
 
 
 def _fingerprint(folder: Path) -> list:

@@ -52,9 +52,9 @@ def main(
     *,
     demo_path: str = "demo_data",
     seed: int = 0,
-    backbones: tuple[str, ...] = ("residual_small", "mobilenet_v2_0.35"),
+    backbones: tuple[str, ...] = ("residual_small", "vgg_small"),
     image_size: int = 128,
-    epochs: int = 12,
+    epochs: int = 8,
     steps_per_epoch: int = 100,
     batch_size: int = 8,
 ) -> None:

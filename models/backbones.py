@@ -1,7 +1,7 @@
 """Backbones: one table from a name to a feature extractor with two taps, at an eighth and a sixteenth of the image.
 
 Each entry says how to build it, which two layers M2Det reads, and what its pretrained weights expect of the pixels.
-`keras.applications` brings the architectures and the ImageNet weights; `residual_small` is ours, for training from
+`keras.applications` brings the architectures and the ImageNet weights; the small ones are ours, for training from
 scratch on a CPU.
 """
 
@@ -58,6 +58,22 @@ def residual_small(*, input_tensor, weights=None, width: int = 32) -> keras.Mode
     return keras.Model(input_tensor, x, name="residual_small")
 
 
+def vgg_small(*, input_tensor, weights=None, width: int = 32) -> keras.Model:
+    """VGG's idea with batch norm and few layers, to be trained from scratch: 3x3 convolutions without shortcuts.
+
+    Strides and channels as `residual_small`; the first convolution of a stage has the stride, instead of a pooling.
+    """
+    del weights
+    x = conv_bn_relu(input_tensor, width, 3, strides=2, name="stem")
+    for stage, (channels, depth, last) in enumerate(
+        [(width * 3 // 2, 2, "stage2"), (width * 3, 3, "shallow"), (width * 6, 3, "deep")], start=2
+    ):
+        for index in range(depth):
+            name = f"stage{stage}_{index + 1}" if index < depth - 1 else last
+            x = conv_bn_relu(x, channels, 3, strides=1 if index else 2, name=name)
+    return keras.Model(input_tensor, x, name="vgg_small")
+
+
 def conv_bn_relu(x, filters: int, kernel_size: int, *, strides: int = 1, name: str, relu: bool = True):
     """Convolution without bias, batch norm, ReLU: the block that M2Det is made of."""
     x = layers.Conv2D(filters, kernel_size, strides, padding="same", use_bias=False, name=f"{name}_conv")(x)
@@ -92,6 +108,7 @@ def _mobilenet_v2(alpha: float) -> Backbone:
 
 BACKBONES: dict[str, Backbone] = {
     "residual_small": Backbone(residual_small, "shallow", "deep", "tf", pretrained=False),
+    "vgg_small": Backbone(vgg_small, "shallow_relu", "deep_relu", "tf", pretrained=False),
     "vgg16": Backbone(_application("VGG16"), "block4_conv3", "block5_conv3", "caffe"),
     "vgg19": Backbone(_application("VGG19"), "block4_conv4", "block5_conv4", "caffe"),
     "resnet50": Backbone(_application("ResNet50"), "conv3_block4_out", "conv4_block6_out", "caffe"),

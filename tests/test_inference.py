@@ -277,9 +277,17 @@ def test_a_folder_without_images_and_a_folder_as_target(run, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty has no image: name the folder with the images by --images"):
         predict(run, tmp_path / "out.csv", images=str(tmp_path / "empty"))
-    with pytest.raises(InputError, match="is a folder: give --predictions the name of a CSV file"):
+    with pytest.raises(InputError, match="is a folder: give --predictions the name of a file"):
         predict(run, tmp_path / "empty")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_a_name_that_no_csv_can_hold_is_refused_before_the_work(run, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / os.fsdecode(b"\xff.jpg")).write_bytes(b"")
+    with pytest.raises(InputError, match="is not UTF-8: rename the image"):
+        predict(run, tmp_path / "out.csv", images=str(tmp_path / "images"))
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
 def test_an_unknown_run_as_a_user_sees_it(run, tmp_path):

@@ -43,11 +43,13 @@ def output_file(path: str | os.PathLike, flag: str) -> Path:
     """Returns `path` as a `Path`; to be asked before the work whose result goes there.
 
     Raises:
-        InputError: it is a folder, or no file can be made there; the message names the `flag` that gives another place.
+        InputError: it is a folder or a device, or no file can be made there; the message names the `flag` that gives
+            another place.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give {flag} the name of a file")
+    if path.exists() and not path.is_file():
+        what = "is a folder" if path.is_dir() else "is no ordinary file, which would be replaced"
+        raise InputError(f"{path} {what}: give {flag} the name of a file")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         what = "cannot be written to" if folder.is_dir() else "is a file, not a folder"

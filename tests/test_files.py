@@ -1,6 +1,7 @@
 """Proves `oid.files`: what is written is there as a whole or not at all, and every refusal is one sentence."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,8 @@ def test_an_output_file_is_refused_before_the_work(tmp_path):
     assert output_file(str(tmp_path / "file"), "--out") == tmp_path / "file"
     with pytest.raises(InputError, match="is a folder: give --out the name of a file"):
         output_file(tmp_path, "--out")
+    with pytest.raises(InputError, match="is no ordinary file"):
+        output_file(os.devnull, "--out")
     with pytest.raises(InputError, match=r"file is a file, not a folder: give another place by --out"):
         output_file(tmp_path / "file" / "c.csv", "--out")
     assert entries(tmp_path) == ["file"]

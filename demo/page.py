@@ -152,7 +152,7 @@ def panel_title(path: Path) -> str:
 
 def read_metrics(predictions: Path) -> dict | None:
     """What a07 wrote beside a prediction file, None where it did not."""
-    path = predictions.with_name(predictions.name.removesuffix(".gz").removesuffix(".csv") + ".metrics.json")
+    path = layout.metrics_file(predictions)
     if not path.is_file():
         return None
     try:

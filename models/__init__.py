@@ -1,4 +1,5 @@
-"""The detectors, on `keras`, `keras.ops` and NumPy only, so that they run on the TensorFlow, JAX and PyTorch backends.
+"""The networks, on `keras`, `keras.ops` and NumPy only, so that they run on the TensorFlow, JAX and PyTorch backends;
+and `detector`, which shows them pictures (OpenCV) and sorts out what they found (`oid.boxes`).
 
 Importing this package starts no framework: `models.anchors` works without one, `load_model` imports Keras when called.
 """

@@ -9,6 +9,7 @@ import functools
 import itertools
 from collections.abc import Iterator
 
+import cv2
 import keras
 import numpy as np
 
@@ -57,9 +58,8 @@ class Batches:
         self.mosaic = mosaic
         self.mosaic_until = mosaic_until
         self.orientation = orientation
-        self._left_out: dict[
-            int, tuple[int, int]
-        ] = {}  # boxes, regions by step: a batch made twice, or never used, must not count
+        # boxes and regions by step: a batch that is made twice, or never used, must not count
+        self._left_out: dict[int, tuple[int, int]] = {}
         self._cache: dict[int, np.ndarray] = {}
         self._free_bytes = cache_bytes
 
@@ -141,8 +141,6 @@ def _order(seed: int, epoch: int, length: int) -> np.ndarray:
 
 def reduce_to(picture: np.ndarray, side: int) -> np.ndarray:
     """Shrinks a picture so that its longer side is at most `side`."""
-    import cv2
-
     height, width = picture.shape[:2]
     scale = side / max(height, width)
     if scale >= 1:

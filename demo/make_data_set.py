@@ -84,6 +84,8 @@ def main(*, dataset_path: str = "demo_data/data_set", images: int = 600, seed: i
     """
     target = Path(dataset_path)
     parameters = {"images": images, "seed": seed, "version": VERSION}
+    if not target.name:
+        raise InputError(f"--dataset_path {target} is no name of a new folder: give one, such as demo_data/data_set")
     if images < 30:
         raise InputError(f"--images {images} is too few for three splits: give at least 30")
     if seed < 0:

@@ -22,7 +22,7 @@ import numpy as np
 from a00_utils_and_constants import DATASET_PATH, ORIENTATION, OUTPUT_PATH, SPLIT, run_script
 from oid import layout
 from oid.annotations import csv_errors, read_class_descriptions, scan_rows
-from oid.files import InputError, replacing
+from oid.files import InputError, output_file, replacing
 from oid.hierarchy import read_hierarchy
 from oid.images import find_images, read_image
 from oid.predictions import read_predictions
@@ -91,6 +91,7 @@ def main(
     """
     if pictures < 0 or not 0 <= score <= 1:
         raise InputError(f"--pictures {pictures} --score {score}: give 0 or more pictures, and a score from 0 to 1")
+    target = output_file(page or layout.submission(output_path, split).with_name("predictions.html"), "--page")
     files = [Path(name) for name in predictions or ()] or _default_predictions(output_path, split)
     names = read_class_descriptions(layout.annotation_file(dataset_path, layout.CLASS_DESCRIPTIONS))
     tree = read_hierarchy(layout.annotation_file(dataset_path, layout.HIERARCHY))
@@ -104,7 +105,6 @@ def main(
     panels += [read_panel(path, shown, names, score, hidden) for path in files]
     metrics = {panel_title(path): read_metrics(path) for path in files}
     tables = [read_table(Path(table))] if table else summary(metrics)
-    target = Path(page or layout.submission(output_path, split).with_name("predictions.html"))
     write_page(target, shown, panels, [*tables, *class_table(metrics, names)], note(score, hidden), orientation)
     print(f"{target}: {len(shown)} of {len(images)} images, {len(panels)} pictures each")
 

@@ -190,7 +190,12 @@ def test_refuses_other_folders_and_other_parameters(data_set, tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "words"),
-    [(["--images", "3"], "at least 30"), (["--seed", "-1"], "negative"), (["--image", "30"], "did you mean --images")],
+    [
+        (["--images", "3"], "at least 30"),
+        (["--seed", "-1"], "negative"),
+        (["--image", "30"], "did you mean --images"),
+        (["--dataset_path", "."], "is no name of a new folder"),
+    ],
 )
 def test_mistakes_are_one_sentence(tmp_path, flags, words):
     command = [sys.executable, "-m", "demo.make_data_set", "--dataset_path", str(tmp_path / "new"), *flags]

@@ -86,7 +86,7 @@ def measure_split(images: dict[str, Path], output_path: str, split: str, orienta
     settings.write_text(json.dumps({"orientation": orientation}) + "\n")
     unfinished.unlink(missing_ok=True)
     print(f"  {len(rows)} measured, {len(known)} unchanged since the last run and kept: {table}")
-    problem_table = table.with_name(f"{split}_image_problems.csv")
+    problem_table = layout.image_problems(table.parent, split)
     problem_table.unlink(missing_ok=True)
     if problems:
         write_table(problem_table, PROBLEM_COLUMNS, sorted(problems))

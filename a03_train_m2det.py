@@ -1,6 +1,7 @@
 """Trains M2Det on one level of the hierarchy.
 
-Reads    OUTPUT/level_<n>_files/ (a01) and the images in DATASET/train and DATASET/validation.
+Reads    OUTPUT/level_<n>_files/ (a01), the images in DATASET/train and DATASET/validation, and which of them a02 found
+         damaged (OUTPUT/<split>_image_problems.csv).
 Writes   OUTPUT/weights/<run>/: model.keras (the best epoch by mAP), checkpoint/ (to go on from), settings.json (classes
          in the order of the outputs, sizes, anchors, every flag) and history.csv (a row per epoch).
 Takes    about 20 minutes with the constants of a00 on two CPU cores; days for the published sizes on all of
@@ -22,7 +23,8 @@ from typing import Literal
 import a00_utils_and_constants as a00
 from a00_utils_and_constants import run_script
 from oid import layout
-from oid.files import InputError, replacing
+from oid.files import InputError, output_file, replacing
+from training.data_set import read_classes, read_data_set
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's alarm where there is no GPU
 
@@ -78,7 +80,7 @@ def main(
         validation_images: at most so many images measure an epoch; 0 = all
         max_gt_boxes: boxes per training picture; those beyond are left out, counted and said
         mosaic: share of the training pictures that are made of four, until the last 15 % of the steps; 0 = off
-        skip_missing: leave out images that have no file, instead of refusing to start
+        skip_missing: leave out images that have no file, or are damaged as far as a02 saw, instead of refusing to start
         init_from: start from the weights of another run (name or folder) where names and shapes agree
         orientation: pixels as stored in the file, or turned by the EXIF tag
         workers: threads that prepare batches
@@ -88,14 +90,15 @@ def main(
     flags = dict(locals())
     _check(flags)
     folder = Path(output_path) / "weights" / (run or f"{backbone}_level_{level}")
-    import keras  # here and below, because starting the framework takes seconds that --help should not
+    output_file(folder / "settings.json", "--output_path")
+    classes = read_classes(output_path, level)
+    import keras  # here and below, because starting the framework takes seconds that --help and a mistake should not
 
     from training import callbacks
     from training.batches import BatchSequence
-    from training.data_set import read_classes
 
     keras.utils.set_random_seed(seed)
-    settings = _settings(flags, read_classes(output_path, level))
+    settings = _settings(flags, classes)
     state = callbacks.read_state(folder)
     _refuse_other_settings(folder, settings, state["epochs"])
     if state["epochs"] >= epochs:
@@ -149,14 +152,13 @@ def _settings(flags: dict, classes: dict[str, str]) -> dict:
 def _batches(flags: dict):
     """The batches of the whole training, and the number of steps per epoch."""
     from training.batches import Batches, check_images
-    from training.data_set import read_data_set
 
     train = read_data_set(
         flags["dataset_path"], flags["output_path"], flags["level"], "train", skip_missing=flags["skip_missing"]
     )
     print(f"train: {len(train)} images, {len(train.objects.labels)} boxes, {len(train.regions.labels)} ignored regions")
     if train.missing:
-        print(f"train: {train.missing} images have no file and are left out")
+        print(f"train: {train.missing} images have no file, or a damaged one, and are left out")
     check_images(train, flags["orientation"])
     steps = flags["steps_per_epoch"] or max(1, len(train) // flags["batch_size"])
     batches = Batches(
@@ -255,7 +257,6 @@ def _refuse_other_settings(folder: Path, settings: dict, epochs: int) -> None:
 
 def _validation(flags: dict, settings: dict):
     """The function from a model to its mAP, or None when there are no validation images."""
-    from training.data_set import read_data_set
     from training.validation import make_validation
 
     images = Path(flags["dataset_path"]) / "validation"
@@ -270,7 +271,7 @@ def _validation(flags: dict, settings: dict):
         skip_missing=flags["skip_missing"],
         at_most=flags["validation_images"],
     )
-    left_out = f", {data.missing} have no file and are left out" if data.missing else ""
+    left_out = f", {data.missing} without a sound file are left out" if data.missing else ""
     if not len(data):
         print("validation: a01 lists no image of this level: nothing is measured, the last epoch counts")
         return None

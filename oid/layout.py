@@ -76,6 +76,11 @@ def image_params(output_path: str | Path, split: str) -> Path:
     return Path(output_path) / f"{split}_image_params.csv"
 
 
+def image_problems(output_path: str | Path, split: str) -> Path:
+    """a02's list of the files of a split that are no images; there is none where all are."""
+    return Path(output_path) / f"{split}_image_problems.csv"
+
+
 def run_folder(output_path: str | Path, run: str | Path) -> Path:
     """a03's folder: `run` itself where it is a run's folder or the checkpoint in it, else `OUTPUT/weights/<run>`."""
     path = Path(run)

@@ -212,3 +212,16 @@ def test_a_level_without_images_in_a_split_is_an_empty_data_set(photographs, tmp
     assert len(data) == 0
     assert data.objects.boxes.shape == (0, 4)
     assert data.verified.shape == (0, 2)
+
+
+def test_images_that_a02_found_damaged_are_refused_or_left_out(photographs, tmp_path):
+    data_set, output = photographs
+    shutil.copytree(output / "level_1_files", tmp_path / "level_1_files")
+    whole = read_data_set(data_set, tmp_path, "1", "train")
+    problems = layout.image_problems(tmp_path, "train")
+    problems.write_text(f"path,reason\n{whole.paths[1]},is cut short\n/elsewhere/other.jpg,is empty\n")
+    with pytest.raises(InputError, match=re.escape(f"lists 1 images of {layout.level_boxes(tmp_path, '1', 'train')}")):
+        read_data_set(data_set, tmp_path, "1", "train")
+    rest = read_data_set(data_set, tmp_path, "1", "train", skip_missing=True)
+    assert rest.missing == 1
+    assert rest.image_ids == [image_id for image_id in whole.image_ids if image_id != whole.image_ids[1]]

@@ -147,9 +147,9 @@ def test_nothing_there_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--orientation", "sideways"], "invalid choice"),
+        (["--orientation", "sideways"], "is none of its values"),
         (["--threads", "-2"], "negative"),
-        (["--threads", "two"], "invalid int"),
+        (["--threads", "two"], "is not a whole number"),
         (["--split", "train"], "did you mean --splits"),
         (["--splits", "holidays"], "has no images in holidays"),
     ],

@@ -45,7 +45,7 @@ class DataSet:
         regions: where a class gives no gradient; `group_of` tells which of them are group-of boxes.
         group_of: bool `(regions,)`.
         verified: `(images, classes)` pairs `(image, class)`, int64 `(n, 2)`: image-level labels, positive and negative.
-        missing: number of images left out because they have no file.
+        missing: number of images left out because they have no file, or a damaged one.
     """
 
     image_ids: list[str]
@@ -87,7 +87,7 @@ def read_data_set(
         output_path: OUTPUT, with a01's files.
         level: as a01 names it ("1", "2", "all", "rare").
         split: "train" or "validation".
-        skip_missing: leave out images that have no file, instead of refusing to start.
+        skip_missing: leave out images that have no file, or that a02 lists as damaged, instead of refusing to start.
         at_most: take so many images, chosen at random but always the same; 0 = all.
 
     Raises:
@@ -101,8 +101,15 @@ def read_data_set(
 
     listed = pl.concat([rows["ImageID"], regions["ImageID"]]).unique(maintain_order=True).to_list()
     files = find_images(Path(dataset_path) / split)
-    image_ids = [image_id for image_id in listed if image_id in files]
+    damaged = _damaged(output_path, split)
+    image_ids = [image_id for image_id in listed if image_id in files and image_id not in damaged]
     missing = [image_id for image_id in listed if image_id not in files]
+    bad = [image_id for image_id in listed if image_id in files and image_id in damaged]
+    if bad and not skip_missing:
+        raise InputError(
+            f"{layout.image_problems(output_path, split)} lists {len(bad)} images of {box_file}, the first is "
+            f"{files[bad[0]]}: replace them and run a02 again, or train without them by --skip_missing"
+        )
     if missing and not skip_missing:
         raise InputError(
             f"{len(missing)} of {len(listed)} images of {box_file} have no file below {Path(dataset_path) / split}, "
@@ -125,8 +132,16 @@ def read_data_set(
         regions=_boxes(region_rows, len(image_ids), box_file),
         group_of=(region_rows["Reason"] == "group_of").to_numpy(),
         verified=_indexed(image_labels, index, classes).select("image", "class").to_numpy().astype("int64"),
-        missing=len(missing),
+        missing=len(missing) + len(bad),
     )
+
+
+def _damaged(output_path: str | Path, split: str) -> set[str]:
+    """Ids of the images that a02 could not read; none where a02 has not run, or found nothing wrong."""
+    path = layout.image_problems(output_path, split)
+    if not path.is_file():
+        return set()
+    return {Path(file).stem for file in pl.read_csv(path, infer_schema=False)["path"]}
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:

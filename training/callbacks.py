@@ -25,9 +25,8 @@ STATE = "state.json"
 def averaged_weights(model: keras.Model) -> Iterator[None]:
     """Inside the block the model's weights are their moving average; afterwards they are bit for bit what they were."""
     variables = [*model.trainable_variables, *model.optimizer.variables]
-    before = [
-        np.array(keras.ops.convert_to_numpy(v)) for v in variables
-    ]  # copies; Keras swaps by adding and subtracting, which rounds
+    # copies, because Keras swaps by adding and subtracting, which rounds
+    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
     swap = keras.callbacks.SwapEMAWeights()
     swap.set_model(model)
     swap.on_test_begin()

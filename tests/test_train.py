@@ -249,7 +249,7 @@ def test_a_missing_image_is_refused_before_anything_is_written(other):
 def test_another_class_set_starts_from_the_weights_of_a_run(other, capsys):
     a03.main(**other.flags, skip_missing=True)
     printed = capsys.readouterr().out
-    assert "train: 1 images have no file and are left out" in printed
+    assert "train: 1 images have no file, or a damaged one, and are left out" in printed
     assert "validation does not exist: nothing is measured, the last epoch counts" in printed
     settings = json.loads((other.folder / "settings.json").read_text())  # the run's name comes from its flags
     assert {"fruit", "vegetable", "food", *CLASSES} == {entry["label"] for entry in settings["classes"]}

@@ -184,7 +184,8 @@ def _trainer(flags: dict, settings: dict, folder: Path, state: dict, steps: int)
     from training.trainer import DetectionTrainer, make_optimizer
 
     backend = keras.backend.backend()
-    print(f"device: {', '.join(keras.distribution.list_devices())} ({backend})")
+    devices = [] if backend == "torch" else keras.distribution.list_devices()  # PyTorch's are not known to Keras
+    print(f"backend: {' '.join([backend, *devices])}")
     begins = not state["epochs"]
     network = network_from_settings(settings, backbone_weights=flags["backbone_weights"] if begins else "none")
     print(f"network: {flags['backbone']}, {network.count_params():,} parameters, {len(settings['classes'])} classes")

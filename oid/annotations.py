@@ -117,10 +117,11 @@ def read_boxes(path: str | os.PathLike) -> pl.DataFrame:
         pl.col(BOX_COLUMNS).is_null(),
         ~pl.col("IsGroupOf").is_in(["0", "1", "-1"]),
         *(~number.is_finite().fill_null(False) for number in numbers),
+        *(numbers[index] > numbers[index + 1] for index in (0, 2)),  # XMin > XMax, YMin > YMax
     )
     rows = scan_rows(path, BOX_COLUMNS)
     with csv_errors(path):
-        _refuse(path, rows.filter(bad), "13 values, coordinates that are finite numbers, and IsGroupOf 0, 1 or -1")
+        _refuse(path, rows.filter(bad), "13 values, finite coordinates with Min <= Max, and IsGroupOf 0, 1 or -1")
         is_group = (pl.col("IsGroupOf") == "1").alias("group_of")
         table = rows.select("line", "ImageID", "LabelName", is_group, *numbers).collect(engine="streaming")
     if table.is_empty():

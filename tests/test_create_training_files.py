@@ -92,6 +92,8 @@ LABEL_HEADER = "ImageID,Source,LabelName,Confidence"
         (TRAIN, HEADER.replace(",IsGroupOf", "") + "\n", "line 1: column IsGroupOf is missing"),
         (TRAIN, f"{HEADER}\na,x,apple,1,0,1,0,1,0,0,0,0,0\na,x,apple,1,0,1,zero,1,0,0,0,0,0\n", "line 3: "),
         (TRAIN, f"{HEADER}\na,x,apple,1,0,1,nan,1,0,0,0,0,0\n", "line 2: "),
+        (TRAIN, f"{HEADER}\na,x,apple,1,0.2,0.1,0,1,0,0,0,0,0\n", "line 2: "),
+        (TRAIN, f"{HEADER}\na,x,apple,1,0,1,0.9,0.8,0,0,0,0,0\n", "Min <= Max"),
         (TRAIN, f"{HEADER}\na,x,apple,1,0,inf,0,1,0,0,0,0,0\n", "line 2: "),
         (TRAIN, f"{HEADER}\na,x,apple,1,0,1,0,1,0,0,yes,0,0\n", "IsGroupOf 0, 1 or -1"),
         (TRAIN, f"{HEADER}\na,x,,1,0,1,0,1,0,0,0,0,0\n", "line 2: "),

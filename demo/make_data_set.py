@@ -4,7 +4,7 @@ Writes: DATASET/{train,validation,test}/*.jpg and DATASET/annotations/ with the 
 Takes: 600 images 10 s.
 
     python -m demo.make_data_set --dataset_path demo_data/data_set
-    python -m demo.make_data_set --dataset_path /tmp/tiny --images 30
+    python -m demo.make_data_set --dataset_path demo_data/tiny --images 30
 """
 
 import hashlib

@@ -5,7 +5,7 @@ Writes: DEMO_PATH/data_set (generated), output (all that a01 to a07 write), resu
 Takes:  at most 8 minutes on 2 CPU cores. Stopped and started again it goes on where it was.
 
     python -m demo.run_demo
-    python -m demo.run_demo --demo_path /tmp/demo --epochs 1 --steps_per_epoch 5
+    python -m demo.run_demo --demo_path demo_data/tiny --epochs 1 --steps_per_epoch 5
 """
 
 import csv

@@ -133,6 +133,7 @@ class EpochEnd(keras.callbacks.Callback):
             self._first_step_done = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
+        """The best model first, then the checkpoint: a stop between the two repeats the epoch and loses nothing."""
         speed = (self.steps - 1) * self.batch_size / max(time.perf_counter() - self._first_step_done, 1e-9)
         with averaged_weights(self.model):
             score = self.validate(self.inference) if self.validate else None

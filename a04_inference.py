@@ -60,12 +60,7 @@ def main(
         batch_size: images that the network sees at a time
         threads: files read at a time; 0 = one per core
     """
-    for name, value in {"score_threshold": score_threshold, "nms_iou": nms_iou}.items():
-        if not 0 <= value <= 1:
-            raise InputError(f"--{name} is {value}: it must lie between 0 and 1")
-    for name, value, least in (("max_boxes", max_boxes, 1), ("batch_size", batch_size, 1), ("threads", threads, 0)):
-        if value < least:
-            raise InputError(f"--{name} is {value}: it must be at least {least}")
+    _check(locals())
     folder = layout.run_folder(output_path, run)
     if not any((path / "settings.json").is_file() for path in (folder, folder.parent)):
         raise InputError(f"{folder} is no run: it has no settings.json; train one with a03, or name another by --run")
@@ -98,12 +93,27 @@ def main(
                 journal.add(image_id, prediction_string(names, scores[:kept], boxes[:kept]), keep=not mistake)
             journal.flush()
             bar.update(len(batch))
-    for mistake in unreadable[:20]:
-        print(f"empty row: {mistake}")
-    if len(unreadable) > 20:
-        print(f"and {len(unreadable) - 20} more that cannot be read")
+    _print_unreadable(unreadable)
     journal.finish(list(files))
     print(f"wrote {target}: {len(files)} images, {len(unreadable)} of them unreadable, {num_boxes} new boxes")
+
+
+def _check(flags: dict) -> None:
+    """Refuses numbers out of range."""
+    for name in ("score_threshold", "nms_iou"):
+        if not 0 <= flags[name] <= 1:
+            raise InputError(f"--{name} is {flags[name]}: it must lie between 0 and 1")
+    for name, least in {"max_boxes": 1, "batch_size": 1, "threads": 0}.items():
+        if flags[name] < least:
+            raise InputError(f"--{name} is {flags[name]}: it must be at least {least}")
+
+
+def _print_unreadable(mistakes: list[str], most: int = 20) -> None:
+    """Names the images whose row is empty because they cannot be read."""
+    for mistake in mistakes[:most]:
+        print(f"empty row: {mistake}")
+    if len(mistakes) > most:
+        print(f"and {len(mistakes) - most} more that cannot be read")
 
 
 def _batches(files: dict[str, Path], detector, orientation: str, batch_size: int, threads: int) -> Iterator[list]:

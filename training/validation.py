@@ -64,6 +64,7 @@ def make_validation(
         return picture
 
     def validate(model: keras.Model) -> float:
+        """The mAP of one inference model; 0 where no class has ground truth."""
         detector = Detector(model, settings)
         found = []
         with ThreadPoolExecutor() as pool:

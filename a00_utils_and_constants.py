@@ -17,6 +17,9 @@ BACKBONE = "residual_small"  # models/backbones.py has the table; the paper has 
 BACKBONE_WEIGHTS = "none"  # "imagenet" downloads them once, "none" trains from scratch, or a .h5 / .keras file
 IMAGE_SIZE = 192  # pixels, the side of the square that the network sees; the paper has 320, 512 and 800
 TUMS, SCALES, CHANNELS = 2, 4, 64  # U-shape modules, maps per module, channels per map; the paper has 8, 6, 128
+VARIANT = "paper"  # the network of the paper's figures, or of the authors' "released" code (8, 6, 256)
+HEAD = "auto"  # "conv" as published, "shared" by the scales (for hundreds of classes), "auto" chooses by the classes
+ANCHORS = "square"  # one per cell, or the "official" six
 EPOCHS = 40  # validation and a checkpoint after each
 STEPS_PER_EPOCH = 100  # 0 = each training image once per epoch
 BATCH_SIZE = 8  # images per step

@@ -44,6 +44,13 @@ def main(
     tums: int = a00.TUMS,
     scales: int = a00.SCALES,
     channels: int = a00.CHANNELS,
+    variant: Literal["paper", "released"] = a00.VARIANT,
+    sfam: bool | None = None,
+    head: Literal["auto", "conv", "shared"] = a00.HEAD,
+    anchors: Literal["square", "official"] = a00.ANCHORS,
+    taps: tuple[str, ...] | None = None,
+    freeze_backbone: bool = False,
+    freeze_batch_norm: bool = False,
     epochs: int = a00.EPOCHS,
     steps_per_epoch: int = a00.STEPS_PER_EPOCH,
     batch_size: int = a00.BATCH_SIZE,
@@ -71,7 +78,15 @@ def main(
         image_size: side of the network's square input in pixels
         tums: number of thinned U-shape modules (the paper: 8)
         scales: maps per module, from an eighth of the image downwards (the paper: 6)
-        channels: channels of each map of each module (the paper: 128)
+        channels: channels of each map of each module (the paper: 128; the released code: 256)
+        variant: paper = the network of its figures, released = that of the authors' code
+        sfam: whether the pyramid's channels are weighed (default: as published, paper yes, released no)
+        head: conv = one convolution per scale as published, shared = two subnets for all scales, auto = shared for more
+            than 100 classes
+        anchors: square = one per cell, official = the published six
+        taps: two layers of the backbone to read, at strides of 8 and 16 pixels (default: those of the table)
+        freeze_backbone: the backbone keeps its weights
+        freeze_batch_norm: batch norm keeps its weights and statistics, for batches of very few images
         epochs: passes of steps_per_epoch steps; the learning rate falls to its end over all of them
         steps_per_epoch: batches per epoch; 0 = each image once
         batch_size: images per step
@@ -81,7 +96,8 @@ def main(
         max_gt_boxes: boxes per training picture; those beyond are left out, counted and said
         mosaic: share of the training pictures that are made of four, until the last 15 % of the steps; 0 = off
         skip_missing: leave out images that have no file, or are damaged as far as a02 saw, instead of refusing to start
-        init_from: start from the weights of another run (name or folder) where names and shapes agree
+        init_from: start from the weights of another run (name or folder), where they fit; the layers that do not are
+            named
         orientation: pixels as stored in the file, or turned by the EXIF tag
         workers: threads that prepare batches
         cache_gb: gigabytes of memory for reduced pictures; 0 = read them from the disk each time
@@ -139,14 +155,27 @@ def main(
 def _settings(flags: dict, classes: dict[str, str]) -> dict:
     """All that is needed to rebuild the network and to use it, and every flag."""
     from models.anchors import anchor_settings
+    from models.heads import default_head
 
-    return {
+    settings = {
         "classes": [{"label": label, "name": name} for label, name in classes.items()],
-        "preprocessing": {"resize": "warp", "orientation": flags["orientation"], "pixels": "RGB, 0 to 255"},
-        "anchors": anchor_settings(flags["image_size"], flags["scales"]),
-        **{name: flags[name] for name in ("backbone", "level", "image_size", "tums", "scales", "channels")},
+        "preprocessing": {
+            "resize": "warp",
+            "interpolation": "area",
+            "orientation": flags["orientation"],
+            "pixels": "RGB, 0 to 255",
+            "normalisation": None,  # the backbone's own
+        },
+        "anchors": anchor_settings(flags["image_size"], flags["scales"], anchors=flags["anchors"]),
+        "box_coding": "distances",
+        "score_activation": "sigmoid",
+        "head": default_head(len(classes)) if flags["head"] == "auto" else flags["head"],
+        "sfam": flags["variant"] == "paper" if flags["sfam"] is None else flags["sfam"],
+        **{name: flags[name] for name in ("backbone", "taps", "level", "image_size")},
+        **{name: flags[name] for name in ("variant", "tums", "scales", "channels")},
         "flags": flags,
     }
+    return json.loads(json.dumps(settings))  # as it will be read again: lists for tuples
 
 
 def _batches(flags: dict):
@@ -179,6 +208,7 @@ def _trainer(flags: dict, settings: dict, folder: Path, state: dict, steps: int)
     """The network with its loss and optimizer, as new or as the checkpoint left them."""
     import keras
 
+    from models.cost import print_cost
     from models.detector import network_from_settings
     from training.callbacks import TRAINING_WEIGHTS
     from training.trainer import DetectionTrainer, make_optimizer
@@ -188,7 +218,8 @@ def _trainer(flags: dict, settings: dict, folder: Path, state: dict, steps: int)
     print(f"backend: {' '.join([backend, *devices])}")
     begins = not state["epochs"]
     network = network_from_settings(settings, backbone_weights=flags["backbone_weights"] if begins else "none")
-    print(f"network: {flags['backbone']}, {network.count_params():,} parameters, {len(settings['classes'])} classes")
+    print(f"network: {flags['backbone']}, {len(settings['classes'])} classes, head {settings['head']}")
+    print_cost(network)
     trainer = DetectionTrainer(network, settings["anchors"])
     optimizer = make_optimizer(
         learning_rate=flags["learning_rate"], weight_decay=flags["weight_decay"], steps=flags["epochs"] * steps
@@ -200,7 +231,7 @@ def _trainer(flags: dict, settings: dict, folder: Path, state: dict, steps: int)
         trainer.load_weights(folder / "checkpoint" / TRAINING_WEIGHTS)
         print(f"{folder}: going on after epoch {state['epochs']} of {flags['epochs']}{_best(state)}")
     elif flags["init_from"]:
-        _initialise(network, flags["output_path"], flags["init_from"])
+        _initialise(network, settings, flags)
     return trainer
 
 
@@ -228,6 +259,8 @@ def _check(flags: dict) -> None:
             raise InputError(f"--{name} is {flags[name]}: it must be at least {least}")
     if flags["seed"] >= 2**32 or flags["cache_gb"] > 1e6:
         raise InputError("--seed must be below 4294967296 and --cache_gb at most 1000000")
+    if flags["taps"] is not None and len(flags["taps"]) != 2:
+        raise InputError(f"--taps names {len(flags['taps'])} layers: name two, at strides of 8 and 16 pixels")
     if not 0 <= flags["mosaic"] <= 1:
         raise InputError(f"--mosaic is {flags['mosaic']}: it is a share, from 0 to 1")
     if not 0 < flags["learning_rate"] < math.inf or not 0 <= flags["weight_decay"] < math.inf:
@@ -280,15 +313,17 @@ def _validation(flags: dict, settings: dict):
     return make_validation(data, settings, orientation=flags["orientation"])
 
 
-def _initialise(network, output_path: str, init_from: str) -> None:
-    """Copies the weights of another run where names and shapes agree."""
+def _initialise(network, settings: dict, flags: dict) -> None:
+    """Takes over the weights of another run, and says what begins anew."""
     from models.detector import load_model
-    from training.trainer import copy_matching_weights
+    from training.trainer import take_over_weights
 
-    copied, kept = copy_matching_weights(load_model(layout.run_folder(output_path, init_from)).model, network)
-    if not copied:
-        raise InputError(f"--init_from {init_from}: not one tensor fits; it needs the same backbone, tums and channels")
-    print(f"--init_from {init_from}: {copied} tensors copied, {len(kept)} start anew")
+    run = flags["init_from"]
+    taken, skipped = take_over_weights(load_model(layout.run_folder(flags["output_path"], run)), network, settings)
+    if not taken:
+        raise InputError(f"--init_from {run}: not one layer fits; it needs the same backbone, variant and channels")
+    names = ", ".join(skipped[:12]) + (f" and {len(skipped) - 12} more" if len(skipped) > 12 else "")
+    print(f"--init_from {run}: {taken} layers taken over, {len(skipped)} begin anew{': ' * bool(names)}{names}")
 
 
 if __name__ == "__main__":

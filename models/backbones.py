@@ -14,14 +14,12 @@ from pathlib import Path
 import keras
 from keras import layers
 
+from models.blocks import BATCH_NORM_MOMENTUM, conv_bn_relu
 from oid.files import InputError
 
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 TORCH_MEAN_RGB = (0.485, 0.456, 0.406)
 TORCH_STD_RGB = (0.229, 0.224, 0.225)
-# From scratch on a small set there are few steps: 0.99 (Keras' ResNets) and 0.999 (its MobileNets) would still remember
-# the first ones at the end, and a network that trains well would predict nonsense.
-BATCH_NORM_MOMENTUM = 0.97
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,13 +70,6 @@ def vgg_small(*, input_tensor, weights=None, width: int = 32) -> keras.Model:
             name = f"stage{stage}_{index + 1}" if index < depth - 1 else last
             x = conv_bn_relu(x, channels, 3, strides=1 if index else 2, name=name)
     return keras.Model(input_tensor, x, name="vgg_small")
-
-
-def conv_bn_relu(x, filters: int, kernel_size: int, *, strides: int = 1, name: str, relu: bool = True):
-    """Convolution without bias, batch norm, ReLU: the block that M2Det is made of."""
-    x = layers.Conv2D(filters, kernel_size, strides, padding="same", use_bias=False, name=f"{name}_conv")(x)
-    x = layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=1e-3, name=f"{name}_bn")(x)
-    return layers.ReLU(name=f"{name}_relu")(x) if relu else x
 
 
 def residual_block(x, filters: int, *, strides: int = 1, name: str):

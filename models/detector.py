@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from models.anchors import make_anchors
+from models.anchors import anchors_per_cell, make_anchors
 from models.box_coding import decode_distances
 from models.m2det import build_m2det
 from oid.boxes import classwise_nms
@@ -24,6 +24,10 @@ from oid.files import InputError
 SETTINGS = "settings.json"
 MODEL = "model.keras"
 CHECKPOINT_WEIGHTS = Path("checkpoint") / "network.weights.h5"
+NEEDED = {  # of the settings, to rebuild the network and to use it
+    *("classes", "preprocessing", "anchors", "box_coding", "score_activation", "backbone", "taps", "image_size"),
+    *("variant", "tums", "scales", "channels", "sfam", "head"),
+}
 
 
 @keras.saving.register_keras_serializable(package="oid")
@@ -64,21 +68,27 @@ class TopBoxes(keras.layers.Layer):
 
 def network_from_settings(settings: dict, *, backbone_weights: str = "none") -> keras.Model:
     """Builds the network of a run; `backbone_weights` as in `models.backbones.build_backbone`."""
+    background = settings["score_activation"] == "softmax"  # its first output
+    names = ("backbone", "image_size", "variant", "tums", "scales", "channels", "sfam", "head")
     return build_m2det(
-        backbone=settings["backbone"],
-        num_classes=len(settings["classes"]),
-        image_size=settings["image_size"],
-        tums=settings["tums"],
-        scales=settings["scales"],
-        channels=settings["channels"],
-        anchors_per_cell=len(settings["anchors"]["ratios"]),
+        **{name: settings[name] for name in names},
+        num_classes=len(settings["classes"]) + background,
+        anchors_per_cell=anchors_per_cell(settings["anchors"]),
         backbone_weights=backbone_weights,
+        preprocessing=settings["preprocessing"]["normalisation"],
+        taps=settings["taps"] and tuple(settings["taps"]),
     )
 
 
-def inference_model(network: keras.Model, anchors: dict) -> keras.Model:
-    """Adds the decoding to a network; the weights are shared."""
-    return keras.Model(network.input, TopBoxes(anchors, name="top_boxes")(network.output), name="detector")
+def inference_model(network: keras.Model, settings: dict) -> keras.Model:
+    """Adds the decoding to the network of a run; the weights are shared."""
+    top_boxes = TopBoxes(
+        settings["anchors"],
+        box_coding=settings["box_coding"],
+        score_activation=settings["score_activation"],
+        name="top_boxes",
+    )
+    return keras.Model(network.input, top_boxes(network.output), name="detector")
 
 
 class Detector:
@@ -99,7 +109,8 @@ class Detector:
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """Warps one RGB picture `(height, width, 3)` to the network's square: `(size, size, 3)` uint8."""
-        return warp_to_square(np.asarray(image), self.image_size)
+        smooth = self.settings["preprocessing"]["interpolation"] == "area"
+        return warp_to_square(np.asarray(image), self.image_size, smooth=smooth)
 
     def detect(
         self, squares: np.ndarray, *, score_threshold: float = 0.01, nms_iou: float = 0.5, max_boxes: int = 300
@@ -162,17 +173,18 @@ class Detector:
         return {"boxes": boxes, "scores": scores, "labels": labels}
 
 
-def warp_to_square(image: np.ndarray, side: int) -> np.ndarray:
+def warp_to_square(image: np.ndarray, side: int, *, smooth: bool = True) -> np.ndarray:
     """Resizes a picture to `(side, side, 3)` uint8 without keeping the aspect ratio, as the paper does.
 
-    Area averaging where it shrinks, so that nothing flickers; bilinear where it grows.
+    Bilinear where it grows; where it shrinks by area averaging, so that nothing flickers, unless not `smooth`: the
+    released code is bilinear there too.
     """
     if image.dtype != np.uint8:
         image = np.clip(np.rint(image), 0, 255).astype("uint8")
     if image.shape[:2] == (side, side):
         return image
     shrinks = image.shape[0] * image.shape[1] > side * side
-    return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks and smooth else cv2.INTER_LINEAR)
 
 
 def read_settings(run: str | Path) -> dict:
@@ -184,14 +196,13 @@ def read_settings(run: str | Path) -> dict:
     path = Path(run) / SETTINGS
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        needed = {"classes", "backbone", "image_size", "anchors", "tums", "scales", "channels", "preprocessing"}
-        missing = needed - set(settings)
+        missing = NEEDED - set(settings)
     except FileNotFoundError:
         raise InputError(f"{run} is no run: it has no {SETTINGS}; train one with a03, or name another") from None
     except (ValueError, OSError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}): train the run again, or restore the file") from error
     if missing:
-        raise InputError(f"{path} lacks {', '.join(sorted(missing))}: it was not written by a03")
+        raise InputError(f"{path} lacks {', '.join(sorted(missing))}: it was not written by this version of a03")
     return settings
 
 
@@ -220,7 +231,7 @@ def load_model(run: str | Path, *, checkpoint: bool = False) -> Detector:
                 return Detector(keras.saving.load_model(model_file, compile=False, safe_mode=True), settings)
             network = network_from_settings(settings)
             network.load_weights(weights_file)
-        return Detector(inference_model(network, settings["anchors"]), settings)
+        return Detector(inference_model(network, settings), settings)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{run} cannot be loaded ({reason}): restore its files or train it again") from error

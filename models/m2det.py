@@ -1,30 +1,41 @@
 """M2Det (Zhao et al. 2019, arXiv 1811.04533): a multi-level feature pyramid between a backbone and a single-shot head.
 
-The network of the paper's Figure 4, sized by arguments, in the order of the data:
+There are two, and both are here; `channels` is 128 in the paper and 256 in the released code:
 
-1. the backbone gives two maps, at an eighth and a sixteenth of the image;
-2. FFMv1 fuses them into the base feature;
-3. a chain of thinned U-shape modules (TUMs) makes one pyramid each; FFMv2 joins the base feature with the largest map
-   of the module before;
-4. SFAM stacks the pyramids scale by scale and weighs the channels by squeeze and excitation;
-5. one convolution per scale predicts classes, another boxes.
+| part          | `variant="paper"`: Figure 4              | `variant="released"`: the authors' code and checkpoint |
+|---------------|------------------------------------------|--------------------------------------------------------|
+| backbone      | maps at 1/8 and 1/16 of the image        | the same                                               |
+| FFMv1         | 1x1 to 256, 1x1 to 512, bilinear x2      | 3x3 to 256, 1x1 to 512, nearest x2                     |
+| FFMv2         | 1x1 to 128 for each TUM, + 128 of the    | one 1x1 to 128 for all, + 256 of the TUM before;       |
+|               | TUM before; 1x1 to 256 for the first     | those 128 alone for the first                          |
+| TUM, down     | 3x3, stride 2                            | 3x3, stride 2, padded on both sides                    |
+| TUM, up       | 3x3, bilinear, + the encoder's map       | 1x1 at the top; nearest, + 3x3 of the encoder's map    |
+| TUM, smooth   | 1x1 from 256 to 128 on every scale       | 1x1 from 256 to 256 on all but the smallest            |
+| aggregated    | 8 x 128 = 1,024 channels                 | 8 x 256 = 2,048, batch norm on the largest map         |
+| SFAM          | squeeze and excitation for each scale    | off; if on, one for all scales                         |
+| batch norm    | epsilon 1e-3                             | epsilon 1e-5                                           |
 
-The published sizes are 320, 512 or 800 pixels, 8 modules, 6 scales and 128 channels; the same code builds a network of
-two million parameters that trains on a CPU.
+The paper's text gives FFMv1 a 1x1 convolution where its figure has 3x3; its table of parameters fits 1x1. Both build at
+any size: the same code makes a network of two million parameters that trains on a CPU.
 """
 
-import math
+from typing import Literal
 
 import keras
-from keras import layers, ops
+from keras import layers
 
-from models.anchors import feature_map_sides
-from models.backbones import build_backbone, conv_bn_relu
+from models.anchors import PUBLISHED_SCALES, feature_map_sides
+from models.backbones import build_backbone
+from models.blocks import BATCH_NORM_MOMENTUM, conv_bn_relu, resize_to
+from models.heads import HEADS, convolutional_head, default_head, shared_head
 from oid.files import InputError
 
+VARIANTS = ("paper", "released")
+PUBLISHED_CHANNELS = {"paper": 128, "released": 256}
+RELEASED_BASE_CHANNELS = (256, 512)  # whatever the TUMs' channels are
+RELEASED_EPSILON = 1e-5
 SMALLEST_IMAGE = 32  # pixels: five halvings inside the published backbones
 SFAM_REDUCTION = 16  # section 3.3 of the paper
-PRIOR_PROBABILITY = 0.1  # of an object at an anchor before training, shared by the classes (Lin et al. 2017, 4.1)
 
 
 def build_m2det(
@@ -32,23 +43,33 @@ def build_m2det(
     backbone: str,
     num_classes: int,
     image_size: int,
+    variant: Literal["paper", "released"] = "paper",
     tums: int = 8,
     scales: int = 6,
-    channels: int = 128,
+    channels: int | None = None,
+    sfam: bool | None = None,
+    head: str | None = None,
     anchors_per_cell: int = 1,
     backbone_weights: str = "none",
+    preprocessing: str | None = None,
+    taps: tuple[str, str] | None = None,
 ) -> keras.Model:
     """Builds the network with raw outputs: what is trained.
 
     Args:
         backbone: a key of `models.backbones.BACKBONES`.
-        num_classes: sigmoid outputs per anchor; there is no background class.
+        num_classes: class outputs per anchor; a background class of softmax, where there is one, counts.
         image_size: side of the square input in pixels; at least 32, which is what the backbones need.
+        variant: see the table above.
         tums: number of thinned U-shape modules (the paper's levels).
         scales: maps per pyramid.
-        channels: channels of each map of each module; inside the modules there are twice as many.
+        channels: channels of each map of each module; None = 128 for "paper", 256 for "released".
+        sfam: whether channels are weighed; None = as published.
+        head: "conv" (published) or "shared"; None = `models.heads.default_head`.
         anchors_per_cell: anchors of each cell of each map.
         backbone_weights: see `models.backbones.build_backbone`.
+        preprocessing: see `models.backbones.build_backbone`.
+        taps: see `models.backbones.build_backbone`.
 
     Returns:
         A functional model from raw RGB pixels `(batch, image_size, image_size, 3)`, 0 to 255, to a dict of float32
@@ -58,130 +79,150 @@ def build_m2det(
     Raises:
         InputError: a size that makes no network.
     """
+    if variant not in VARIANTS:
+        raise InputError(f"variant {variant!r} does not exist: choose one of {', '.join(VARIANTS)}")
+    channels = PUBLISHED_CHANNELS[variant] if channels is None else channels
+    sfam = variant == "paper" if sfam is None else sfam
+    head = default_head(num_classes) if head is None else head
+    _check(head, sfam, variant, image_size, tums, scales, channels, num_classes, anchors_per_cell)
+    sides = feature_map_sides(image_size, scales)
+
+    image = keras.Input((image_size, image_size, 3), name="image")
+    options = {k: v for k, v in {"preprocessing": preprocessing, "taps": taps}.items() if v}  # TEMPORARY
+    body = build_backbone(backbone, image_size, backbone_weights, **options)
+    shallow, deep = body(image)
+    modules = paper_modules if variant == "paper" else released_modules
+    pyramids = modules(shallow, deep, sides, tums=tums, channels=channels)
+    features = [_stacked([pyramid[k] for pyramid in pyramids], name=f"scale{k + 1}") for k in range(scales)]
+    if sfam:
+        features = scale_wise_aggregation(features, shared=variant == "released")
+    if variant == "released":
+        norm = layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=RELEASED_EPSILON, name="norm")
+        features[0] = norm(features[0])
+    if head == "conv":
+        outputs = convolutional_head(features, num_classes, anchors_per_cell)
+    else:
+        outputs = shared_head(features, num_classes, anchors_per_cell, 2 * channels)
+    return keras.Model(image, outputs, name="m2det")
+
+
+def _check(head, sfam, variant, image_size, tums, scales, channels, num_classes, anchors_per_cell) -> None:
+    """Refuses what makes no network; `feature_map_sides` refuses too many scales."""
     counts = {"tums": tums, "scales": scales, "channels": channels, "num_classes": num_classes}
     for name, value in (counts | {"anchors_per_cell": anchors_per_cell}).items():
         if value < 1:
             raise InputError(f"{name} is {value}: it must be at least 1")
+    if head not in HEADS:
+        raise InputError(f"head {head!r} does not exist: choose one of {', '.join(HEADS)}")
     if image_size < SMALLEST_IMAGE:
         raise InputError(f"image_size is {image_size}: it must be at least {SMALLEST_IMAGE} pixels")
-    sides = feature_map_sides(image_size, scales)
-    if scales > 1 and sides[-2] == 1:
-        largest = sum(side > 1 for side in feature_map_sides(image_size, 16)) + 1
-        raise InputError(f"{scales} scales do not fit {image_size} pixels: choose at most {largest} or a larger image")
-    image = keras.Input((image_size, image_size, 3), name="image")
-    shallow, deep = build_backbone(backbone, image_size, backbone_weights)(image)
-    base = fuse_backbone_maps(shallow, deep, channels, sides[0])
-    pyramids = []
-    for index in range(tums):
-        previous = pyramids[-1][0] if pyramids else None
-        x = fuse_with_previous(base, previous, channels, name=f"ffm2_{index + 1}")
-        pyramids.append(thinned_u_shape_module(x, sides, channels, name=f"tum{index + 1}"))
-    features = [
-        scale_wise_aggregation([pyramid[scale] for pyramid in pyramids], name=f"sfam{scale + 1}")
-        for scale in range(scales)
-    ]
-    outputs = convolutional_head(features, num_classes, anchors_per_cell)
-    return keras.Model(image, outputs, name="m2det")
+    if variant == "released" and channels % 2:
+        raise InputError(f"channels is {channels}: the released variant needs an even number (half of it enters a TUM)")
+    if variant == "released" and scales < 3:
+        raise InputError(f"scales is {scales}: the released variant needs at least 3")
+    if sfam and tums * channels % SFAM_REDUCTION:
+        raise InputError(
+            f"{tums} tums of {channels} channels give {tums * channels}: SFAM divides them by {SFAM_REDUCTION}, so "
+            f"choose a multiple, or switch it off"
+        )
 
 
-def fuse_backbone_maps(shallow, deep, channels: int, side: int):
-    """FFMv1: the shallow map by a 3x3 convolution, the deep one by 1x1 and doubled, stacked.
-
-    Twice and four times `channels` (256 and 512 in the paper), so 768 channels in all. Some backbones drop an odd last
-    row and column where the anchors count them; their map is stretched to `side`, the anchors' largest map.
-    """
-    shallow = resize_to(conv_bn_relu(shallow, 2 * channels, 3, name="ffm1_shallow"), side, name="ffm1_fit")
-    deep = resize_to(conv_bn_relu(deep, 4 * channels, 1, name="ffm1_deep"), side, name="ffm1_up")
-    return layers.Concatenate(name="base_feature")([shallow, deep])
-
-
-def fuse_with_previous(base, previous, channels: int, *, name: str):
-    """FFMv2: the base feature by 1x1, stacked with the largest map of the module before; the first module has none."""
-    if previous is None:
-        return conv_bn_relu(base, 2 * channels, 1, name=name)
-    base = conv_bn_relu(base, channels, 1, name=name)
-    return layers.Concatenate(name=f"{name}_concat")([base, previous])
-
-
-def thinned_u_shape_module(x, sides: list[int], channels: int, *, name: str) -> list:
-    """TUM: 3x3 convolutions of stride 2 downwards, 3x3 convolution and bilinear upsampling with addition upwards, and a
-    1x1 convolution to smooth each scale.
+def paper_modules(shallow, deep, sides: list[int], *, tums: int, channels: int) -> list[list]:
+    """The base feature and the chain of TUMs of Figure 4.
 
     Args:
-        x: `(batch, sides[0], sides[0], 2 * channels)`.
-        sides: sides of the maps, largest first.
-        channels: channels of each map given back.
-        name: prefix of the layers' names.
+        shallow: the backbone's map at an eighth of the image.
+        deep: its map at a sixteenth.
+        sides: sides of the pyramid's maps, largest first.
+        tums: how many modules.
+        channels: channels of each map given back; inside there are twice as many, in the base feature six times.
 
     Returns:
-        A list of maps `(batch, side, side, channels)`, largest first.
+        For each module its maps `(batch, side, side, channels)`, largest first.
     """
+    shallow = resize_to(conv_bn_relu(shallow, 2 * channels, 1, name="ffm1_shallow"), sides[0], name="ffm1_fit")
+    deep = resize_to(conv_bn_relu(deep, 4 * channels, 1, name="ffm1_deep"), sides[0], name="ffm1_up")
+    base = layers.Concatenate(name="base_feature")([shallow, deep])
+    pyramids = []
+    for index in range(1, tums + 1):
+        x = conv_bn_relu(base, channels if pyramids else 2 * channels, 1, name=f"ffm2_{index}")
+        if pyramids:
+            x = layers.Concatenate(name=f"ffm2_{index}_concat")([x, pyramids[-1][0]])
+        pyramids.append(_paper_tum(x, sides, channels, name=f"tum{index}"))
+    return pyramids
+
+
+def _paper_tum(x, sides: list[int], channels: int, *, name: str) -> list:
+    """Figure 4 (c), from `(batch, sides[0], sides[0], 2 * channels)`."""
     encoded = [x]
     for index in range(1, len(sides)):
-        encoded.append(conv_bn_relu(encoded[-1], 2 * channels, 3, strides=2, name=f"{name}_down{index}"))
+        last = len(sides) == PUBLISHED_SCALES and index == len(sides) - 1  # see `feature_map_sides`
+        stride, padding = (1, "valid") if last else (2, "same")
+        y = conv_bn_relu(encoded[-1], 2 * channels, 3, strides=stride, padding=padding, name=f"{name}_down{index}")
+        encoded.append(y)
     decoded = [encoded[-1]]
     for index in range(len(sides) - 2, -1, -1):
         y = conv_bn_relu(decoded[-1], 2 * channels, 3, name=f"{name}_up{index + 1}")
         y = resize_to(y, sides[index], name=f"{name}_resize{index + 1}")
         decoded.append(layers.Add(name=f"{name}_add{index + 1}")([y, encoded[index]]))
-    return [conv_bn_relu(y, channels, 1, name=f"{name}_smooth{index + 1}") for index, y in enumerate(reversed(decoded))]
+    return [conv_bn_relu(y, channels, 1, name=f"{name}_smooth{index}") for index, y in enumerate(reversed(decoded), 1)]
 
 
-def scale_wise_aggregation(maps: list, *, name: str):
-    """SFAM: the maps of one scale from all modules, stacked, each channel weighed by squeeze and excitation."""
-    x = layers.Concatenate(name=f"{name}_concat")(maps) if len(maps) > 1 else maps[0]
-    channels = x.shape[-1]
-    weights = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_squeeze")(x)
-    weights = layers.Dense(max(channels // SFAM_REDUCTION, 4), activation="relu", name=f"{name}_reduce")(weights)
-    weights = layers.Dense(channels, activation="sigmoid", name=f"{name}_excite")(weights)
-    return layers.Multiply(name=name)([x, weights])
+def released_modules(shallow, deep, sides: list[int], *, tums: int, channels: int) -> list[list]:
+    """The base feature and the chain of TUMs of the released code; arguments and result as `paper_modules`.
 
-
-def convolutional_head(features: list, num_classes: int, anchors_per_cell: int) -> dict:
-    """One 3x3 convolution for the classes and one for the boxes of each scale, as published.
-
-    Returns:
-        `{"classes": (batch, anchors, num_classes), "boxes": (batch, anchors, 4)}`, float32 under mixed precision too.
+    One convolution ("leach") brings the base feature to every module. It sees the same input each time, so it runs
+    once.
     """
-    prior = min(PRIOR_PROBABILITY / num_classes, 0.01)
-    bias = keras.initializers.Constant(-math.log((1 - prior) / prior))
-    parts = {"classes": [], "boxes": []}
-    for index, feature in enumerate(features):
-        for output, width, bias_initializer in (("classes", num_classes, bias), ("boxes", 4, "zeros")):
-            x = layers.Conv2D(
-                anchors_per_cell * width,
-                3,
-                padding="same",
-                kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
-                bias_initializer=bias_initializer,
-                dtype="float32",
-                name=f"{output}{index + 1}",
-            )(feature)
-            parts[output].append(layers.Reshape((-1, width), name=f"{output}{index + 1}_flat", dtype="float32")(x))
-    return {
-        name: layers.Concatenate(axis=1, name=name, dtype="float32")(maps) if len(maps) > 1 else maps[0]
-        for name, maps in parts.items()
-    }
+    narrow, wide = RELEASED_BASE_CHANNELS
+    shallow = conv_bn_relu(shallow, narrow, 3, epsilon=RELEASED_EPSILON, name="ffm1_shallow")
+    deep = conv_bn_relu(deep, wide, 1, epsilon=RELEASED_EPSILON, name="ffm1_deep")
+    shallow = resize_to(shallow, sides[0], interpolation="nearest", name="ffm1_fit")
+    deep = resize_to(deep, sides[0], interpolation="nearest", name="ffm1_up")
+    base = layers.Concatenate(name="base_feature")([shallow, deep])
+    base = conv_bn_relu(base, channels // 2, 1, epsilon=RELEASED_EPSILON, name="leach")
+    pyramids = []
+    for index in range(1, tums + 1):
+        x = layers.Concatenate(name=f"ffm2_{index}_concat")([base, pyramids[-1][0]]) if pyramids else base
+        pyramids.append(_released_tum(x, sides, channels, name=f"tum{index}"))
+    return pyramids
 
 
-def resize_to(x, side: int, *, name: str):
-    """Bilinear resizing to `(side, side)`, half-pixel centres."""
-    return x if x.shape[1] == side else ResizeTo(side, name=name)(x)
+def _released_tum(x, sides: list[int], channels: int, *, name: str) -> list:
+    """The TUM of the released code: a convolution beside every map of the encoder, none on the way up."""
+    options = {"epsilon": RELEASED_EPSILON}
+    encoded = [x]
+    for index in range(1, len(sides)):
+        last = len(sides) == PUBLISHED_SCALES and index == len(sides) - 1
+        stride, padding = (1, "valid") if last else (2, "symmetric")
+        y = conv_bn_relu(
+            encoded[-1], channels, 3, strides=stride, padding=padding, name=f"{name}_down{index}", **options
+        )
+        encoded.append(y)
+    y = conv_bn_relu(encoded[-1], channels, 1, name=f"{name}_top", **options)
+    maps = [y]
+    for index in range(len(sides) - 2, -1, -1):
+        y = resize_to(y, sides[index], interpolation="nearest", name=f"{name}_resize{index + 1}")
+        lateral = conv_bn_relu(encoded[index], channels, 3, name=f"{name}_lateral{index + 1}", **options)
+        y = layers.Add(name=f"{name}_add{index + 1}")([y, lateral])
+        maps.append(conv_bn_relu(y, channels, 1, name=f"{name}_smooth{index + 1}", **options))
+    return maps[::-1]
 
 
-@keras.saving.register_keras_serializable(package="oid")
-class ResizeTo(layers.Layer):
-    """Bilinear resizing of a map to a square of fixed side."""
+def scale_wise_aggregation(features: list, *, shared: bool) -> list:
+    """SFAM: the channels of each scale weighed by squeeze and excitation; `shared` takes one pair of layers for all."""
+    weighed = []
+    for index, x in enumerate(features, start=1):
+        channels = x.shape[-1]
+        if index == 1 or not shared:
+            prefix = "sfam" if shared else f"sfam{index}"
+            reduce = layers.Dense(channels // SFAM_REDUCTION, activation="relu", name=f"{prefix}_reduce")
+            excite = layers.Dense(channels, activation="sigmoid", name=f"{prefix}_excite")
+        weights = layers.GlobalAveragePooling2D(keepdims=True, name=f"sfam{index}_squeeze")(x)
+        weighed.append(layers.Multiply(name=f"sfam{index}")([x, excite(reduce(weights))]))
+    return weighed
 
-    def __init__(self, side: int, **kwargs):
-        super().__init__(**kwargs)
-        self.side = side
 
-    def call(self, x):
-        return ops.image.resize(x, (self.side, self.side), interpolation="bilinear", data_format="channels_last")
-
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0], self.side, self.side, input_shape[-1])
-
-    def get_config(self):
-        return {**super().get_config(), "side": self.side}
+def _stacked(maps: list, *, name: str):
+    """The maps of one scale from all modules, on top of each other."""
+    return layers.Concatenate(name=name)(maps) if len(maps) > 1 else maps[0]

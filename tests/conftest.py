@@ -27,7 +27,8 @@ def tiny_backbone():
 
     import keras
 
-    from models.backbones import BACKBONES, conv_bn_relu
+    from models.backbones import BACKBONES
+    from models.blocks import conv_bn_relu
 
     def build(*, input_tensor, weights=None):
         x = conv_bn_relu(input_tensor, 8, 3, strides=4, name="first")

@@ -14,13 +14,25 @@ def tiny_settings(**changes: object) -> dict:
     """What a03 writes as `settings.json`, for a network that builds in half a second."""
     settings = {
         "classes": CLASSES,
-        "preprocessing": {"resize": "warp", "orientation": "stored", "pixels": "RGB, 0 to 255"},
+        "preprocessing": {
+            "resize": "warp",
+            "interpolation": "area",
+            "orientation": "stored",
+            "pixels": "RGB, 0 to 255",
+            "normalisation": None,
+        },
+        "box_coding": "distances",
+        "score_activation": "sigmoid",
         "backbone": "residual_small",
+        "taps": None,
         "level": "1",
         "image_size": 64,
+        "variant": "paper",
         "tums": 1,
         "scales": 3,
-        "channels": 8,
+        "channels": 16,
+        "sfam": True,
+        "head": "conv",
     } | changes
     return {"anchors": anchor_settings(settings["image_size"], settings["scales"])} | settings
 

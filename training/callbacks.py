@@ -117,7 +117,7 @@ class EpochEnd(keras.callbacks.Callback):
         super().__init__()
         self.run = run
         self.network = network
-        self.inference = detector.inference_model(network, settings["anchors"])
+        self.inference = detector.inference_model(network, settings)
         self.validate = validate
         self.epochs = epochs
         self.steps = steps

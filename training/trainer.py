@@ -71,19 +71,38 @@ def make_optimizer(*, learning_rate: float, weight_decay: float, steps: int):
     return optimizer
 
 
-def copy_matching_weights(source: keras.Model, target: keras.Model) -> tuple[int, list[str]]:
-    """Copies the weights whose name and shape agree, for fine-tuning on other classes.
+def take_over_weights(source, target: keras.Model, settings: dict) -> tuple[int, list[str]]:
+    """Copies the layers of another run that mean the same, for fine-tuning on other classes.
+
+    A layer is taken over when the other run has one of that name and with these shapes. The classifier is not when the
+    classes differ, in number or in order; the box outputs are not when anchors or box coding differ.
+
+    Args:
+        source: the other run, a `models.detector.Detector`.
+        target: the network to fill.
+        settings: the new run's settings.
 
     Returns:
-        The number of tensors copied, and the paths of the tensors of `target` that keep their values.
+        The number of layers taken over, and the names of those that have weights and were skipped, in their order.
     """
-    known = {weight.path: weight for weight in source.weights}
-    copied, kept = 0, []
-    for weight in target.weights:
-        other = known.get(weight.path)
-        if other is not None and other.shape == weight.shape:
-            weight.assign(np.asarray(ops.convert_to_numpy(other)))
-            copied += 1
+    old = source.settings
+    strangers = []
+    if [entry["label"] for entry in old["classes"]] != [entry["label"] for entry in settings["classes"]]:
+        strangers.append("classes")
+    if (old["anchors"], old["box_coding"]) != (settings["anchors"], settings["box_coding"]):
+        strangers.append("boxes")
+    known = {weight.path: weight for weight in source.model.weights}
+    taken, skipped = 0, []
+    for layer in target._flatten_layers(include_self=False):
+        if not layer.weights or hasattr(layer, "layers"):
+            continue
+        others = [known.get(weight.path) for weight in layer.weights]
+        fits = all(o is not None and o.shape == w.shape for o, w in zip(others, layer.weights, strict=True))
+        is_output = isinstance(layer, keras.layers.Conv2D) and layer.use_bias  # a subnet's layers are not
+        if fits and not (is_output and layer.name.startswith(tuple(strangers))):
+            for weight, other in zip(layer.weights, others, strict=True):
+                weight.assign(np.asarray(ops.convert_to_numpy(other)))
+            taken += 1
         else:
-            kept.append(weight.path)
-    return copied, kept
+            skipped.append(layer.name)
+    return taken, skipped

@@ -56,11 +56,12 @@ def run_script(main: Callable[..., None], arguments: Sequence[str] | None = None
     """Calls `main` with its defaults and the flags of the command line, then exits: 0 done, 2 the user's mistake.
 
     The flags are the keywords of `main`, typed by their annotations: `str`, `int`, `float`, `bool`, `Literal[...]`,
-    one of these `| None`, or `tuple[type, ...]` for a flag that takes several values. Their help texts are the lines
-    of the `Args:` section of `main`'s docstring; what comes before that section is the script's help.
+    one of these `| None`, or `tuple[type, ...]` for a flag that takes several values. An argument in front of the
+    keywords is a value without a flag. Their help texts are the lines of the `Args:` section of `main`'s docstring;
+    what comes before that section is the script's help.
 
     Args:
-        main: a function with keyword-only arguments that all have defaults.
+        main: a function with keyword-only arguments that all have defaults, after any that are not and have none.
         arguments: the command line without the program's name; None = `sys.argv[1:]`.
     """
     try:
@@ -133,9 +134,12 @@ def command_line(main: Callable[..., None]) -> argparse.ArgumentParser:
     )
     annotations = typing.get_type_hints(main)
     for name, parameter in inspect.signature(main).parameters.items():
-        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
+        default, kind = parameter.default, _argument_type(annotations[name])
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and default is parameter.empty:
+            parser.add_argument(name, help=help_of[name].replace("%", "%%"), **{"metavar": name.upper()} | kind)
+            continue
+        if parameter.kind is not parameter.KEYWORD_ONLY or default is parameter.empty:
             raise TypeError(f"{main.__module__}.main: {name} must be keyword-only and have a default")
-        default = parameter.default
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         help_text = help_of[name].replace("%", "%%")
         if default is not None:

@@ -118,8 +118,6 @@ def _check(head, sfam, variant, image_size, tums, scales, channels, num_classes,
         raise InputError(f"image_size is {image_size}: it must be at least {SMALLEST_IMAGE} pixels")
     if variant == "released" and channels % 2:
         raise InputError(f"channels is {channels}: the released variant needs an even number (half of it enters a TUM)")
-    if variant == "released" and scales < 3:
-        raise InputError(f"scales is {scales}: the released variant needs at least 3")
     if sfam and tums * channels % SFAM_REDUCTION:
         raise InputError(
             f"{tums} tums of {channels} channels give {tums * channels}: SFAM divides them by {SFAM_REDUCTION}, so "

@@ -77,7 +77,7 @@ def run_script(
     """Runs a script of the project root as a user would, in that folder.
 
     Args:
-        script: for example "a01_create_training_files.py".
+        script: for example "a01_create_training_files.py", or a module that `python -m` runs: "models.cost".
         *arguments: the command line; everything is turned to text.
         timeout: seconds.
         environment: variables set in addition; OID_PATH and OID_OUTPUT of the caller are left out.
@@ -86,8 +86,9 @@ def run_script(
         the finished process with `returncode`, `stdout` and `stderr` (text).
     """
     variables = {name: value for name, value in os.environ.items() if name not in ("OID_PATH", "OID_OUTPUT")}
+    program = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
     return subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        [sys.executable, *program, *map(str, arguments)],
         cwd=ROOT,
         env=variables | (environment or {}),
         capture_output=True,

@@ -18,7 +18,7 @@ import keras, numpy as np
 from tiny_network import losses_of_fixed_outputs, pictures, tiny_settings, two_pictures
 from models.detector import inference_model, network_from_settings
 from training.trainer import DetectionTrainer, make_optimizer
-settings = tiny_settings(channels=4)
+settings = tiny_settings(channels=16)
 network = network_from_settings(settings)
 trainer = DetectionTrainer(network, settings["anchors"])
 optimizer = make_optimizer(learning_rate=0.01, weight_decay=0.01, steps=10)
@@ -27,7 +27,7 @@ optimizer.build(network.trainable_variables)
 before = [np.array(keras.ops.convert_to_numpy(weight)) for weight in network.trainable_weights]
 loss = trainer.train_on_batch(pictures(2), two_pictures())
 after = [keras.ops.convert_to_numpy(weight) for weight in network.trainable_weights]
-top = inference_model(network, settings["anchors"]).predict_on_batch(pictures(2))
+top = inference_model(network, settings).predict_on_batch(pictures(2))
 print(json.dumps({
     "backend": keras.backend.backend(),
     "losses": losses_of_fixed_outputs(),

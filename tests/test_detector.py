@@ -209,7 +209,7 @@ def complete_run(trained, tmp_path_factory):
     """A complete run: the weights of model.keras are the trained ones, those of the checkpoint their average."""
     folder = tmp_path_factory.mktemp("complete")
     write_settings(folder, SETTINGS)
-    inference_model(trained.network, SETTINGS["anchors"]).save(folder / "model.keras")
+    inference_model(trained.network, SETTINGS).save(folder / "model.keras")
     write_checkpoint(folder, trained, trained.network, {"epochs": 1, "best": 0.0, "history": []})
     return folder
 
@@ -225,7 +225,7 @@ def raw(detector) -> dict[str, np.ndarray]:
 
 
 def expected(trained, *, averaged: bool) -> dict[str, np.ndarray]:
-    model = inference_model(trained.network, SETTINGS["anchors"])
+    model = inference_model(trained.network, SETTINGS)
     if not averaged:
         return arrays(model(pictures(2)))
     with averaged_weights(trained):

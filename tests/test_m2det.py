@@ -11,10 +11,11 @@ from tiny_network import pictures, tiny_settings
 
 from models.anchors import feature_map_sides
 from models.detector import inference_model, network_from_settings
-from models.m2det import build_m2det
+from models.heads import HEADS
+from models.m2det import VARIANTS, build_m2det
 from oid.files import InputError
 
-TINY = {"backbone": "residual_small", "num_classes": 2, "image_size": 64, "tums": 1, "scales": 3, "channels": 8}
+TINY = {"backbone": "residual_small", "num_classes": 2, "image_size": 64, "tums": 1, "scales": 3, "channels": 16}
 
 
 def arrays(outputs: dict) -> dict[str, np.ndarray]:
@@ -46,9 +47,11 @@ def mixed_precision():
 
 @pytest.mark.parametrize(
     ("image_size", "scales", "tums", "channels", "num_classes", "per_cell"),
-    [(64, 1, 1, 4, 1, 1), (64, 4, 1, 8, 3, 2), (96, 3, 2, 16, 5, 1), (100, 3, 3, 4, 2, 3), (32, 2, 2, 1, 2, 1)],
+    [(64, 1, 1, 16, 1, 1), (64, 4, 1, 16, 3, 2), (96, 3, 2, 16, 5, 1), (100, 3, 4, 4, 2, 3), (32, 2, 2, 8, 2, 1)],
 )
-def test_shapes(image_size, scales, tums, channels, num_classes, per_cell):
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("head", HEADS)
+def test_shapes(image_size, scales, tums, channels, num_classes, per_cell, variant, head):
     network = build_m2det(
         backbone="residual_small",
         num_classes=num_classes,
@@ -56,6 +59,8 @@ def test_shapes(image_size, scales, tums, channels, num_classes, per_cell):
         tums=tums,
         scales=scales,
         channels=channels,
+        variant=variant,
+        head=head,
         anchors_per_cell=per_cell,
     )
     anchors = per_cell * sum(side**2 for side in feature_map_sides(image_size, scales))
@@ -74,11 +79,14 @@ def test_more_modules_and_scales_make_a_larger_network(network):
         assert larger.count_params() > network.count_params(), name
 
 
-def test_every_weight_reaches_the_outputs(network):
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("sfam", [False, True])
+def test_every_weight_reaches_the_outputs(variant, head, sfam):
     """Of a network with two modules every kernel gets a gradient: no branch is built and then forgotten."""
     import tensorflow as tf
 
-    model = randomised(build_m2det(**(TINY | {"tums": 2})))
+    model = randomised(build_m2det(**(TINY | {"tums": 2, "variant": variant, "head": head, "sfam": sfam})))
     with tf.GradientTape() as tape:
         outputs = model(pictures(2), training=True)
         total = sum(tf.reduce_sum(tf.sin(value)) for value in outputs.values())
@@ -100,7 +108,7 @@ def test_outputs_are_float32_in_mixed_precision(mixed_precision, tmp_path):
     assert {layer.compute_dtype for layer in network.layers if isinstance(layer, layers.ReLU)} == {"bfloat16"}
     assert all(weight.dtype == "float32" for weight in network.trainable_weights)
     settings = tiny_settings()
-    model = inference_model(network, settings["anchors"])
+    model = inference_model(network, settings)
     outputs = arrays(network(pictures(1))) | arrays(model(pictures(1)))
     for name in ("classes", "boxes", "scores"):
         assert outputs[name].dtype == np.float32, name
@@ -139,8 +147,13 @@ def test_the_same_seed_makes_the_same_network(network):
         ({"channels": -1}, "channels is -1"),
         ({"num_classes": 0}, "num_classes is 0"),
         ({"anchors_per_cell": 0}, "anchors_per_cell is 0"),
-        ({"scales": 6}, "6 scales do not fit 64 pixels: choose at most 4"),
+        ({"scales": 6}, "6 scales do not fit 64 pixels: take at least 272, or fewer scales"),
+        ({"scales": 5}, "5 scales do not fit 64 pixels: take at least 80"),
         ({"backbone": "resnet"}, "resnet50"),
+        ({"variant": "v2"}, "variant 'v2' does not exist: choose one of paper, released"),
+        ({"head": "big"}, "head 'big' does not exist: choose one of conv, shared"),
+        ({"channels": 12}, "1 tums of 12 channels give 12: SFAM divides them by 16"),
+        ({"channels": 5, "variant": "released"}, "channels is 5: the released variant needs an even number"),
     ],
 )
 def test_wrong_sizes_are_one_sentence(changes, words):
@@ -149,15 +162,43 @@ def test_wrong_sizes_are_one_sentence(changes, words):
     assert "\n" not in str(error.value)
 
 
-def test_the_largest_number_of_scales_that_is_named_fits():
-    largest = build_m2det(**(TINY | {"scales": 4}))
-    assert largest.output["boxes"].shape[1] == 64 + 16 + 4 + 1
-    with pytest.raises(InputError, match="at most 4"):
-        build_m2det(**(TINY | {"scales": 5}))
+def test_without_sfam_nothing_must_divide():
+    network = build_m2det(**(TINY | {"channels": 5, "sfam": False}))
+    assert network.output["boxes"].shape[1] == 64 + 16 + 4
+
+
+def test_published_defaults():
+    """`channels`, SFAM and the head follow the variant and the number of classes."""
+    arguments = {name: TINY[name] for name in ("backbone", "image_size", "tums", "scales")}
+    names = {
+        (variant, classes): {
+            layer.name
+            for layer in build_m2det(**arguments, variant=variant, num_classes=classes).layers
+            if layer.weights
+        }
+        for variant, classes in (("paper", 100), ("paper", 101), ("released", 2))
+    }
+    assert "sfam1_reduce" in names["paper", 100]
+    assert not any("sfam" in name for name in names["released", 2])
+    assert {"classes1", "boxes3"} <= names["paper", 100]
+    assert {"classes_output", "boxes_subnet4_conv"} <= names["paper", 101]
+    assert "leach_conv" in names["released", 2]
+    wide = build_m2det(**arguments, variant="released", num_classes=2).get_layer("tum1_down1_conv")
+    assert wide.kernel.shape == (3, 3, 128, 256)
+    narrow = build_m2det(**arguments, num_classes=2).get_layer("tum1_down1_conv")
+    assert narrow.kernel.shape == (3, 3, 256, 256)
+
+
+def test_scales_share_the_subnets_but_not_their_statistics():
+    network = build_m2det(**(TINY | {"head": "shared"}))
+    kernels = [w.path for w in network.trainable_weights if "subnet" in w.path and "kernel" in w.path]
+    assert len(kernels) == 2 * 4
+    means = [w.path for w in network.non_trainable_weights if "subnet" in w.path and "moving_mean" in w.path]
+    assert len(means) == 2 * 4 * TINY["scales"]
 
 
 def test_saves_without_code_or_pickle_and_loads_in_safe_mode(network, tmp_path):
-    model = inference_model(randomised(keras.models.clone_model(network)), tiny_settings()["anchors"])
+    model = inference_model(randomised(keras.models.clone_model(network)), tiny_settings())
     file = tmp_path / "model.keras"
     model.save(file)
     with zipfile.ZipFile(file) as archive:

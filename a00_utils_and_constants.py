@@ -113,6 +113,8 @@ class _Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(word, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "--help lists the flags"
             return f"unknown flag {word}: {hint}" if word.startswith("-") else f"{word!r} belongs to no flag: {hint}"
+        if missing := re.match(r"the following arguments are required: (\w+)", message):
+            return f"{missing[1]} is missing: --help explains it"
         if of_flag := re.match(r"argument (\S+): (.*)", message, flags=re.DOTALL):
             flag, what = of_flag.groups()
             if what.startswith("expected"):
@@ -134,17 +136,18 @@ def command_line(main: Callable[..., None]) -> argparse.ArgumentParser:
     )
     annotations = typing.get_type_hints(main)
     for name, parameter in inspect.signature(main).parameters.items():
-        default, kind = parameter.default, _argument_type(annotations[name])
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and default is parameter.empty:
-            parser.add_argument(name, help=help_of[name].replace("%", "%%"), **{"metavar": name.upper()} | kind)
-            continue
-        if parameter.kind is not parameter.KEYWORD_ONLY or default is parameter.empty:
+        default = parameter.default
+        positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and default is parameter.empty
+        if not positional and (parameter.kind is not parameter.KEYWORD_ONLY or default is parameter.empty):
             raise TypeError(f"{main.__module__}.main: {name} must be keyword-only and have a default")
+        help_text, kind = help_of[name].replace("%", "%%"), _argument_type(annotations[name])
+        if positional:
+            parser.add_argument(name, help=help_text, **kind | {"metavar": name.upper()})
+            continue
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        help_text = help_of[name].replace("%", "%%")
         if default is not None:
             help_text += f" (default: {shown})".replace("%", "%%")
-        parser.add_argument(f"--{name}", default=default, help=help_text, **_argument_type(annotations[name]))
+        parser.add_argument(f"--{name}", default=default, help=help_text, **kind)
     return parser
 
 

@@ -1,4 +1,7 @@
-"""The network, its losses and a step of training also work on the other Keras backends, where these are installed."""
+"""The same weights give the same outputs on every Keras backend, and losses and a step of training work there too.
+
+JAX is in requirements.txt for this; PyTorch is optional.
+"""
 
 import importlib.util
 import json
@@ -8,7 +11,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_script
 from tiny_network import losses_of_fixed_outputs
 
 SCRIPT = """
@@ -57,3 +60,28 @@ def test_the_other_backends_give_the_same_losses(backend):
     assert np.isfinite(result["training"]).all()
     assert result["moved"] > 0.8
     assert result["shapes"] == {"boxes": [2, 168, 4], "scores": [2, 168], "labels": [2, 168]}
+
+
+def backends() -> list[str]:
+    return [name for name in ("tensorflow", "jax", "torch") if importlib.util.find_spec(name)]
+
+
+@pytest.mark.parametrize(("variant", "head"), [("paper", "shared"), ("released", "conv")])
+def test_every_backend_gives_the_same_outputs(variant, head):
+    """A small network with six scales; the command ends with 1 where they differ."""
+    assert "jax" in backends()
+    arguments = "--backbone residual_small --image_size 272 --tums 2 --channels 16 --num_classes 3"
+    done = run_script(
+        "benchmarks/compare_backends.py",
+        *("--backends", *backends(), "--variant", variant, "--head", head),
+        *arguments.split(),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "jax against tensorflow: " in done.stdout
+
+
+def test_the_comparison_can_fail():
+    arguments = "--backends tensorflow jax --backbone residual_small --image_size 96 --scales 3 --tums 1 --channels 16"
+    done = run_script("benchmarks/compare_backends.py", *arguments.split(), "--tolerance", "0")
+    assert done.returncode == 1
+    assert "the backends differ by" in done.stdout

@@ -193,6 +193,50 @@ def test_a_main_without_keywords_or_defaults_is_refused():
         a00.command_line(without_default)
 
 
+# === Values without a flag ===========================================================================================
+def convert(source: str, count: int, *, output: str | None = None) -> None:
+    """Converts.
+
+    Args:
+        source: file to read
+        count: how many; 100 %
+        output: file to write
+    """
+    received.clear()
+    received.update(locals())
+
+
+@pytest.mark.parametrize("arguments", [("a.pth", "3", "--output", "b"), ("--output", "b", "a.pth", "3")])
+def test_arguments_in_front_of_the_keywords_need_no_flag(arguments, capsys):
+    assert call(*arguments, function=convert) == 0
+    assert received == {"source": "a.pth", "count": 3, "output": "b"}
+    assert capsys.readouterr().out.splitlines()[1:] == ["  * source a.pth", "  * count 3", "  * output b"]
+
+
+def test_help_of_a_value_without_a_flag(capsys):
+    assert call("--help", function=convert) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "[--output STR] SOURCE COUNT" in text
+    assert "SOURCE file to read COUNT how many; 100 %" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "SOURCE is missing: --help explains it"),
+        (("a.pth",), "COUNT is missing: --help explains it"),
+        (("a.pth", "many"), "COUNT 'many' is not a whole number"),
+        (("a.pth", "3", "b"), "'b' belongs to no flag: --help lists the flags"),
+    ],
+)
+def test_a_mistake_in_a_value_without_a_flag(arguments, sentence, capsys):
+    received.clear()
+    assert call(*arguments, function=convert) == 2
+    printed = capsys.readouterr()
+    assert (printed.err, printed.out) == (f"error: {sentence}\n", "")
+    assert not received
+
+
 # === The numbered scripts ============================================================================================
 CONTRACT = {
     "a01": "levels",

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oid.boxes import classwise_nms, iou_matrix, nms
+from oid.boxes import classwise_nms, classwise_soft_nms, iou_matrix, nms, soft_nms
 
 # Few distinct values, so that shared edges, equal boxes, boxes without area and equal scores are common.
 GRID = st.integers(0, 8).map(lambda value: value / 8)
@@ -111,3 +112,133 @@ def test_programming_mistakes_raise():
         nms([[0, 0, 1, 1]] * 2, [0.5, np.nan], 0.5)
     with pytest.raises(ValueError, match="shape"):
         iou_matrix([0, 0, 1, 1], [[0, 0, 1, 1]])
+
+
+# === Soft non-maximum suppression ===
+
+
+def plain_soft_nms(detections, method, iou_threshold, sigma, score_threshold):
+    rest = {i: score for i, (_, score, _) in enumerate(detections)}
+    kept = []
+    while rest:
+        best = min(rest, key=lambda i: (-rest[i], i))
+        kept.append((best, rest.pop(best)))
+        for i in list(rest):
+            iou = plain_iou(detections[best][0], detections[i][0])
+            too_much = iou > iou_threshold
+            weight = {"linear": 1 - iou * too_much, "gaussian": np.exp(-(iou**2) / sigma), "hard": 1}[method]
+            rest[i] *= weight
+            if iou > 0 and (rest[i] < score_threshold or (method == "hard" and too_much)):
+                del rest[i]
+    return kept
+
+
+METHODS = st.sampled_from(["linear", "gaussian", "hard"])
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(DETECTION, max_size=20),
+    METHODS,
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    st.sampled_from([0.1, 0.5]),
+    st.sampled_from([0.0, 0.001, 0.3]),
+)
+def test_soft_nms_equals_the_plain_version_also_with_ties(detections, method, iou_threshold, sigma, score_threshold):
+    boxes, scores, _ = arrays(detections)
+    options = {"iou_threshold": iou_threshold, "sigma": sigma, "score_threshold": score_threshold}
+    kept, new_scores = soft_nms(boxes, scores, method=method, **options)
+    expected = plain_soft_nms(detections, method, **options)
+    assert (kept.dtype, new_scores.dtype) == (np.int64, np.float64)
+    assert kept.tolist() == [index for index, _ in expected]
+    np.testing.assert_allclose(new_scores, [score for _, score in expected], rtol=1e-12)
+    assert np.array_equal(scores, arrays(detections)[1])  # the caller's scores are as they were
+
+
+@settings(max_examples=200)
+@given(st.lists(DETECTION, max_size=20), METHODS, st.none() | st.integers(0, 25))
+def test_classwise_soft_nms_is_soft_nms_of_each_class(detections, method, max_boxes):
+    boxes, scores, labels = arrays(detections)
+    expected = []
+    for label in set(labels.tolist()):
+        of_class = np.flatnonzero(labels == label)
+        kept, new_scores = soft_nms(boxes[of_class], scores[of_class], method=method)
+        expected += zip(-new_scores, of_class[kept], strict=True)
+    kept, new_scores = classwise_soft_nms(boxes, scores, labels, method=method, max_boxes=max_boxes)
+    assert list(zip(-new_scores, kept, strict=True)) == sorted(expected)[:max_boxes]
+
+
+@given(st.lists(DETECTION, max_size=25), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+def test_hard_soft_nms_without_a_score_threshold_is_nms(detections, iou_threshold):
+    boxes, scores, labels = arrays(detections)
+    options = {"method": "hard", "iou_threshold": iou_threshold, "score_threshold": 0.0}
+    kept, new_scores = classwise_soft_nms(boxes, scores, labels, **options)
+    assert kept.tolist() == classwise_nms(boxes, scores, labels, iou_threshold).tolist()
+    assert np.array_equal(new_scores, scores[kept])
+
+
+def test_soft_nms_by_hand():
+    """Two boxes with IoU 1/2, a third apart."""
+    boxes, scores = [[0, 0, 1, 1], [0, 0, 1, 0.5], [2, 2, 3, 3]], [0.8, 0.9, 0.5]
+    for method, second in (("linear", 0.8 * 0.5), ("gaussian", 0.8 * np.exp(-0.5))):
+        kept, new_scores = soft_nms(boxes, scores, method=method)
+        assert kept.tolist() == [1, 2, 0]
+        np.testing.assert_allclose(new_scores, [0.9, 0.5, second], rtol=1e-12)
+    assert soft_nms(boxes, scores, method="hard")[0].tolist() == [1, 2]
+    assert soft_nms(boxes, scores, method="linear", iou_threshold=0.5)[1].tolist() == [0.9, 0.8, 0.5]
+
+
+def test_equal_boxes_lose_everything_by_linear_and_most_by_gaussian():
+    boxes, scores = [[0, 0, 1, 1]] * 3, [0.5, 0.9, 0.9]
+    assert soft_nms(boxes, scores, method="linear")[0].tolist() == [1]
+    kept, new_scores = soft_nms(boxes, scores, method="linear", score_threshold=0.0)
+    assert (kept.tolist(), new_scores.tolist()) == ([1, 0, 2], [0.9, 0.0, 0.0])
+    kept, new_scores = soft_nms(boxes, scores, method="gaussian")
+    assert kept.tolist() == [1, 2, 0]
+    np.testing.assert_allclose(new_scores, [0.9, 0.9 * np.exp(-2), 0.5 * np.exp(-4)], rtol=1e-12)
+
+
+def test_the_score_threshold_looks_only_at_boxes_that_overlap_a_better_one():
+    boxes = [[0, 0, 1, 1], [0.9, 0.9, 2, 2], [5, 5, 6, 6], [3, 3, 3, 4]]  # little overlap, none, none without area
+    kept, new_scores = soft_nms(boxes, [0.9, 0.01, 0.01, 0.02], method="linear", score_threshold=0.1)
+    assert (kept.tolist(), new_scores.tolist()) == ([0, 3, 2], [0.9, 0.02, 0.01])
+
+
+def wider(boxes):
+    """Continuous boxes that overlap as the reference's do, which are a pixel wider and higher than their corners say."""
+    return np.add(boxes, [0, 0, 1, 1], dtype=np.float64)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("linear", "soft_linear"), ("gaussian", "soft_gauss"), ("hard", "soft_hard")]
+)
+def test_soft_nms_equals_the_reference(method, name):
+    reference = np.load(shared("golden", "m2det", "softnms.npz"))
+    boxes, scores = reference["dets"][:, :4], reference["dets"][:, 4]
+    kept, new_scores = soft_nms(wider(boxes), scores, method=method)
+    assert np.array_equal(boxes[kept], reference[name][:, :4])
+    np.testing.assert_allclose(new_scores, reference[name][:, 4], rtol=0, atol=1e-6)
+
+
+def test_nms_equals_the_reference():
+    """The reference suppresses at an IoU equal to the threshold, too; here none is."""
+    reference = np.load(shared("golden", "m2det", "softnms.npz"))
+    boxes = wider(reference["dets"][:, :4])
+    assert not (iou_matrix(boxes, boxes) == 0.45).any()
+    assert np.array_equal(nms(boxes, reference["dets"][:, 4], 0.45), reference["nms_045_keep"])
+
+
+def test_soft_nms_of_nothing_and_programming_mistakes():
+    kept, new_scores = classwise_soft_nms(np.zeros((0, 4)), [], [], method="linear")
+    assert (kept.shape, kept.dtype, new_scores.shape, new_scores.dtype) == ((0,), np.int64, (0,), np.float64)
+    box = [[0, 0, 1, 1]]
+    with pytest.raises(ValueError, match="unknown method 'quadratic', there are linear"):
+        soft_nms(box, [0.5], method="quadratic")
+    with pytest.raises(ValueError, match="score 0 is negative"):
+        soft_nms(box, [-0.5], method="linear")
+    with pytest.raises(ValueError, match="score 0 is NaN"):
+        soft_nms(box, [np.nan], method="linear")
+    with pytest.raises(ValueError, match="sigma is 0"):
+        soft_nms(box, [0.5], method="gaussian", sigma=0)
+    with pytest.raises(ValueError, match="1 boxes, 1 scores and 2 labels"):
+        classwise_soft_nms(box, [0.5], [0, 1], method="hard")

@@ -1,0 +1,195 @@
+"""From the network's raw outputs to boxes: decoding, the best (anchor, class) pairs, non-maximum suppression.
+
+Two ways lead to the same boxes. `TopBoxes` is a layer, the end of the graph, for accelerators: only a fixed number of
+boxes leaves it. `top_boxes` reads the raw outputs on the host, which is faster where the network runs on the CPU. Both
+are exact: the best `count` of all pairs; equal scores: lower anchor first, then lower class.
+"""
+
+from typing import Literal
+
+import keras
+import numpy as np
+from keras import ops
+
+from models.anchors import make_anchors
+from models.box_coding import BOX_CODINGS
+from oid.boxes import classwise_nms, classwise_soft_nms
+from oid.decoding import best_pairs
+
+BoxCoding = Literal["distances", "ssd"]
+ScoreActivation = Literal["sigmoid", "softmax"]
+GROUP = 20  # scores that are looked at together: of these groups, too, only the best are searched
+
+
+@keras.saving.register_keras_serializable(package="oid")
+class TopBoxes(keras.layers.Layer):
+    """Decodes the network's outputs and keeps the boxes with the highest scores: the end of the graph.
+
+    An anchor can appear with several classes. "sigmoid" compares logits and turns only those of the result into scores,
+    so scores that are equal after rounding still have the logits' order. "softmax" compares logarithms of the
+    probabilities; entry 0 is the background, which is left out and not counted: label 0 is entry 1.
+
+    On PyTorch the order of exactly equal scores is up to its top-k.
+
+    Args:
+        anchors: the description that `models.anchors.make_anchors` takes.
+        count: boxes per image; fewer when there are fewer (anchor, class) pairs.
+        box_coding: what the four numbers of an anchor mean, see `models.box_coding`.
+        score_activation: what makes scores of the class outputs.
+
+    Raises:
+        ValueError: there is no such coding or activation.
+    """
+
+    def __init__(
+        self,
+        anchors: dict,
+        count: int = 1000,
+        box_coding: BoxCoding = "distances",
+        score_activation: ScoreActivation = "sigmoid",
+        **kwargs,
+    ):
+        # not cast on entry: of half-precision outputs only the few that are searched need be converted
+        options = {name: value for name, value in kwargs.items() if name not in ("dtype", "autocast")}
+        super().__init__(dtype="float32", autocast=False, **options)
+        if box_coding not in BOX_CODINGS or score_activation not in ("sigmoid", "softmax"):
+            raise ValueError(f"box coding {box_coding!r} with score activation {score_activation!r} does not exist")
+        self.anchors = anchors
+        self.count = count
+        self.box_coding = box_coding
+        self.score_activation = score_activation
+        self._boxes = make_anchors(anchors)
+
+    def call(self, outputs):
+        """`classes` `(batch, anchors, classes)`, `boxes` `(batch, anchors, 4)` -> `boxes` `(batch, count, 4)` xyxy
+        normalised and not clipped, `scores` `(batch, count)` descending, `labels` `(batch, count)` int32."""
+        values, activation = outputs["classes"], ops.sigmoid
+        if self.score_activation == "softmax":
+            values, activation = ops.log_softmax(ops.cast(values, "float32"), axis=-1)[..., 1:], ops.exp
+        num_anchors, num_classes = values.shape[1:]
+        pairs = ops.reshape(values, (-1, num_anchors * num_classes))
+        top, pair = best_entries(pairs, self.count, (max(num_classes, GROUP), GROUP))
+        anchor = pair // num_classes  # [B,T]
+        offsets = ops.cast(_take_rows(outputs["boxes"], anchor), "float32")  # [B,T,4]
+        boxes = BOX_CODINGS[self.box_coding](offsets, ops.take(self._boxes, anchor, axis=0))
+        return {"boxes": boxes, "scores": activation(top), "labels": ops.cast(pair % num_classes, "int32")}
+
+    def get_config(self):
+        names = ("anchors", "count", "box_coding", "score_activation")
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}}
+
+
+def best_entries(values, count: int, groups: tuple[int, ...]):
+    """The highest entries of each row, found through groups of neighbours: as `ops.top_k`, with less to sort.
+
+    The best `count` entries belong to the `count` groups with the highest maxima, so only these are searched, by the
+    next smaller groups.
+
+    Args:
+        values: float tensor `(batch, N)`, N known.
+        count: how many; fewer where N is smaller.
+        groups: sizes of the groups, from coarse to fine; () sorts `values` itself.
+
+    Returns:
+        float32 `(batch, count)`, descending, and their int32 indices; equal values: lower index first, where top_k of
+        the backend does so.
+    """
+    if not groups:
+        top, index = ops.top_k(ops.cast(values, "float32"), min(count, values.shape[1]))
+        return top, ops.cast(index, "int32")
+    size, *finer = groups
+    if values.shape[1] <= count * size:  # all groups would be searched
+        return best_entries(values, count, tuple(finer))
+    if rest := -values.shape[1] % size:
+        values = ops.pad(values, ((0, 0), (0, rest)), constant_values=-np.inf)
+    values = ops.reshape(values, (-1, values.shape[1] // size, size))  # [B,G,size]
+    maxima = ops.cast(ops.max(values, axis=-1), "float32")
+    _, group = ops.top_k(maxima, count)  # [B,T]
+    group = ops.sort(ops.cast(group, "int32"), axis=-1)  # in the order of `values`, which decides between equal ones
+    searched = ops.reshape(_take_rows(values, group), (-1, group.shape[1] * size))
+    top, index = best_entries(searched, count, tuple(finer))
+    return top, ops.take_along_axis(group, index // size, axis=1) * size + index % size
+
+
+def _take_rows(values, index):
+    """Rows `index` `(batch, T)` of `values` `(batch, N, C)`: `(batch, T, C)`. Whole rows at once, where
+    `ops.take_along_axis` would fetch number by number."""
+    first = ops.arange(ops.shape(values)[0], dtype="int32") * values.shape[1]
+    return ops.take(ops.reshape(values, (-1, values.shape[2])), index + ops.expand_dims(first, -1), axis=0)
+
+
+def top_boxes(
+    classes: np.ndarray,
+    offsets: np.ndarray,
+    anchors: np.ndarray,
+    *,
+    count: int = 1000,
+    score_threshold: float = 0.0,
+    box_coding: BoxCoding = "distances",
+    score_activation: ScoreActivation = "sigmoid",
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Does on the host, for one image, what `TopBoxes` does in the graph, and leaves out low scores.
+
+    Args:
+        classes: float32 `(anchors, classes)`, the raw class outputs.
+        offsets: float32 `(anchors, 4)`, the raw box outputs.
+        anchors: `(anchors, 4)` from `models.anchors.make_anchors`.
+        count: boxes, at most.
+        score_threshold: boxes with a lower score are left out.
+        box_coding: see `TopBoxes`.
+        score_activation: see `TopBoxes`.
+
+    Returns:
+        float64 `(n, 4)` xyxy normalised and not clipped, float64 `(n,)` scores descending, int64 `(n,)` labels. The
+        scores are those of `TopBoxes` before rounding to float32.
+
+    Raises:
+        ValueError: the arrays do not fit each other, or there is no such activation.
+    """
+    if not len(classes) == len(offsets) == len(anchors):
+        raise ValueError(f"{len(classes)} class outputs and {len(offsets)} box outputs of {len(anchors)} anchors")
+    options = {"count": count, "score_threshold": score_threshold, "activation": score_activation}
+    pairs, scores = best_pairs(classes, **options)
+    anchor, labels = np.divmod(pairs, classes.shape[1] - (score_activation == "softmax"))
+    boxes = np.asarray(offsets)[anchor].astype("float64"), np.asarray(anchors)[anchor].astype("float64")
+    return BOX_CODINGS[box_coding](*boxes, library=np), scores, labels
+
+
+def suppress(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    *,
+    nms: Literal["hard", "linear", "gaussian"] = "hard",
+    nms_iou: float = 0.5,
+    nms_sigma: float = 0.5,
+    score_threshold: float = 0.0,
+    max_boxes: int = 300,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Clips the boxes of one image to it and leaves out those that show the same thing as a better one.
+
+    Args:
+        boxes: `(n, 4)` xyxy normalised.
+        scores: `(n,)`.
+        labels: `(n,)` integers.
+        nms: "hard" removes boxes of one class that overlap a better one; "linear" and "gaussian" lower their scores,
+            see `oid.boxes.soft_nms`.
+        nms_iou: the overlap from which on this happens; "gaussian" does not use it.
+        nms_sigma: the width of "gaussian".
+        score_threshold: boxes with a lower score are left out, before and, where scores were lowered, after.
+        max_boxes: at most so many.
+
+    Returns:
+        The boxes that stay: float64 `(k, 4)` clipped to [0, 1], float64 `(k,)` scores descending, int64 `(k,)` labels.
+    """
+    boxes = np.clip(np.asarray(boxes, "float64"), 0.0, 1.0)
+    scores, labels = np.asarray(scores, "float64"), np.asarray(labels, "int64")
+    # a box outside the picture has no area left, and one without area can never be right
+    good = (scores >= score_threshold) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    boxes, scores, labels = boxes[good], scores[good], labels[good]
+    if nms == "hard":
+        keep = classwise_nms(boxes, scores, labels, nms_iou, max_boxes)
+        return boxes[keep], scores[keep], labels[keep]
+    options = {"iou_threshold": nms_iou, "sigma": nms_sigma, "score_threshold": score_threshold}
+    keep, scores = classwise_soft_nms(boxes, scores, labels, method=nms, max_boxes=max_boxes, **options)
+    return boxes[keep], scores, labels[keep]

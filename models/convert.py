@@ -1,0 +1,258 @@
+"""Makes a run out of a published checkpoint, so that a04 uses it.
+
+Reads    FILE, the checkpoint of M2Det's authors (m2det512_vgg.pth). That needs PyTorch (pip install torch). Code that a
+         file may carry is not run.
+Writes   OUTPUT/settings.json and OUTPUT/model.keras: what a03 leaves of a finished training
+Takes    about half a minute and 2.5 GB of memory for the published file
+
+    python -m models.convert m2det512_vgg.pth --output OUTPUT/weights/m2det512_vgg
+    python -m models.convert small.pth --output small --classes class-descriptions.csv --image_size 320
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from models.anchors import anchor_settings
+from models.released import BACKBONE, COCO_NAMES, Structure, load_state, read_structure
+from oid.annotations import read_class_descriptions
+from oid.files import InputError, output_file, require_file
+
+SETTINGS, MODEL = "settings.json", "model.keras"  # as in models.detector, which starts the framework
+SOURCE = "converted_from"  # the key of settings.json that tells a conversion from a training
+ZIP, PICKLE, HDF5 = b"PK\x03\x04", b"\x80\x02", b"\x89HDF\r\n\x1a\n"  # PyTorch wrote zip files from 1.6 on
+OLDEST_TORCH = (2, 6)  # before, `weights_only` could be got round (CVE-2025-32434)
+LEAST_IMAGE, IMAGE_STEP = 272, 16  # pixels: below, six scales do not fit; between, the maps of the backbone do not fit
+
+
+def main(file: str, *, output: str | None = None, classes: str | None = None, image_size: int = 512) -> None:
+    """A file whose names or shapes are not those of the released network is refused.
+
+    Args:
+        file: the checkpoint
+        output: folder to write, new or left by an earlier conversion
+        classes: CSV with rows `label,name`, one per output and without the background (default: COCO's 80)
+        image_size: side of the network's square input in pixels, which the file does not tell: 320, 512, 704 or 800
+            where published
+    """
+    folder = _output_folder(output)
+    path = require_file(file, "name the checkpoint to convert")
+    if image_size < LEAST_IMAGE or image_size % IMAGE_STEP:
+        raise InputError(f"--image_size is {image_size}: it must be a multiple of {IMAGE_STEP}, at least {LEAST_IMAGE}")
+    state = read_checkpoint(path)
+    structure = read_structure(state, path)
+    settings = released_settings(structure, read_classes(structure, path, classes), image_size)
+    settings[SOURCE] = path.name
+    settings["flags"] = {"file": file, "output": output, "classes": classes, "image_size": image_size}
+    network = released_network(state, structure, settings, path)
+    del state
+    parameters = sum(int(np.prod(weight.shape)) for weight in network.trainable_weights)
+    print(
+        f"{path}: released M2Det on {BACKBONE}, {structure.tums} TUMs of {structure.scales} scales with "
+        f"{structure.channels} channels, {'with' if structure.sfam else 'without'} SFAM, {len(settings['classes'])} "
+        f"classes and the background, {parameters:,} parameters"
+    )
+    write_run(folder, settings, network)
+    print(f"wrote {folder}: python a04_inference.py --run {folder} --images FOLDER --predictions FILE.csv")
+
+
+def _output_folder(output: str | None) -> Path:
+    """The folder to write, which must not hold anything but an earlier conversion."""
+    if not output:
+        raise InputError("--output is missing: name the folder of the run to write")
+    folder = Path(output)
+    output_file(folder / SETTINGS, "--output")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if not names:
+        return folder
+    converted = False
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        converted = SOURCE in json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    if not converted or names - {SETTINGS, MODEL}:
+        raise InputError(f"{folder} holds other files than an earlier conversion: give --output a new folder's name")
+    return folder
+
+
+# === Reading =========================================================================================================
+def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
+    """Reads the arrays of a PyTorch checkpoint, of the format since 1.6 or the one before.
+
+    Args:
+        path: a `state_dict`, or a dict that has one under "state_dict" or "model".
+
+    Returns:
+        Arrays by name, floating-point ones as float32. `module.`, which DataParallel puts in front of every name, is
+        left out.
+
+    Raises:
+        InputError: PyTorch is not installed or too old, or the file is no checkpoint or holds more than arrays.
+    """
+    with open(path, "rb") as file:
+        begin = file.read(len(HDF5))
+    if not begin:
+        raise InputError(f"{path} is empty: download it again")
+    if begin == HDF5:
+        raise InputError(f"{path} is an HDF5 file, which Keras writes: expected a PyTorch checkpoint (.pth)")
+    if not begin.startswith((ZIP, PICKLE)):
+        raise InputError(f"{path} is no PyTorch checkpoint (.pth), neither of the present format nor of the old one")
+    content = _torch_load(path)
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{path} holds no table of tensors: expected a state_dict")
+    state = {str(name): _numpy(value, name, path) for name, value in content.items()}
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): array for name, array in state.items()}
+    return state
+
+
+def _torch_load(path: Path) -> object:
+    """What `torch.save` wrote, as far as it is tensors, numbers, texts, lists and dicts."""
+    try:
+        import torch
+    except ImportError:
+        raise InputError(f"{path} is read by PyTorch, which is not installed: pip install torch") from None
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
+        least = ".".join(map(str, OLDEST_TORCH))
+        raise InputError(f"PyTorch {torch.__version__} does not read files safely: pip install 'torch>={least}'")
+    import pickle  # for the name of an error: nothing is unpickled by it
+
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of TorchScript, before the error
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} holds more than tensors, or is damaged, and none of its code was run: save the model's "
+            "state_dict() alone, or download the file again"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file makes almost any: EOFError, IndexError, KeyError, RuntimeError, ...
+        reason = " ".join(str(error).split())[:100]
+        raise InputError(
+            f"{path} cannot be read as a PyTorch checkpoint ({type(error).__name__} {reason}): download it again"
+        ) from error
+
+
+def _numpy(value: object, name: object, path: Path) -> np.ndarray:
+    """A tensor as an array."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
+        raise InputError(f"{path}: {name} is no plain tensor: expected a state_dict, which has nothing else")
+    value = value.detach()
+    return (value.float() if value.is_floating_point() else value).numpy()
+
+
+def read_classes(structure: Structure, file: object, classes: str | None) -> dict[str, str]:
+    """The classes of the outputs, `{label: name}` without the background.
+
+    COCO has no labels beside its names: the label is the name with underscores, because predictions are separated by
+    spaces.
+
+    Args:
+        structure: of the checkpoint.
+        file: the checkpoint, for the error.
+        classes: a class description file, or None for COCO's.
+
+    Raises:
+        InputError: there are more or fewer classes than outputs, or the file has a mistake.
+    """
+    expected = structure.outputs - 1
+    if classes is None:
+        if expected != len(COCO_NAMES):
+            raise InputError(
+                f"{file} has {expected} classes, not the {len(COCO_NAMES)} of COCO: name them by --classes with a CSV"
+            )
+        return {name.replace(" ", "_"): name for name in COCO_NAMES}
+    names = read_class_descriptions(classes)
+    if len(names) != expected:
+        raise InputError(
+            f"--classes {classes} has {len(names)} classes and {file} has {expected}, the background not counted: give "
+            "the list that it was trained on"
+        )
+    return names
+
+
+# === Converting and writing ==========================================================================================
+def released_settings(structure: Structure, classes: dict[str, str], image_size: int) -> dict:
+    """The settings of a run of the released network: what `models.detector` needs to build and to use it.
+
+    Args:
+        structure: of the checkpoint.
+        classes: `{label: name}` in the order of the outputs, without the background.
+        image_size: side of the square input in pixels.
+    """
+    return {
+        "classes": [{"label": label, "name": name} for label, name in classes.items()],
+        "preprocessing": {
+            "resize": "warp",
+            "interpolation": "linear",
+            "orientation": "stored",
+            "pixels": "RGB, 0 to 255",
+            "normalisation": "ssd",
+        },
+        "anchors": anchor_settings(image_size, structure.scales, anchors="official"),
+        "box_coding": "ssd",
+        "score_activation": "softmax",
+        "head": "conv",
+        "sfam": structure.sfam,
+        "backbone": BACKBONE,
+        "taps": None,
+        "level": None,
+        "image_size": image_size,
+        "variant": "released",
+        "tums": structure.tums,
+        "scales": structure.scales,
+        "channels": structure.channels,
+    }
+
+
+def released_network(state: dict[str, np.ndarray], structure: Structure, settings: dict, file: object):
+    """Builds the network of `released_settings` with the weights of a checkpoint.
+
+    Raises:
+        InputError: names or shapes differ; the sentence names the first.
+    """
+    from models.detector import network_from_settings
+
+    network = network_from_settings(settings)
+    load_state(network, state, structure, file)
+    return network
+
+
+def write_run(folder: Path, settings: dict, network) -> None:
+    """Writes a run that `models.load_model` takes; the folder is complete, or it is as it was before."""
+    from models.detector import inference_model
+
+    final = folder.resolve()
+    new, old = (final.with_name(f".{os.getpid()}.{final.name}.{which}") for which in ("new", "old"))
+    try:
+        new.mkdir(parents=True)
+        inference_model(network, settings).save(new / MODEL)
+        (new / SETTINGS).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        if final.exists():
+            final.rename(old)
+        new.rename(final)
+    except OSError as error:  # Keras' writers give no file name
+        if old.exists() and not final.exists():
+            old.rename(final)
+        reason = error.strerror or error
+        raise InputError(f"{folder} cannot be written ({reason}): make room, or choose another --output") from error
+    finally:
+        for path in (new, old):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    from a00_utils_and_constants import run_script  # the command line only: no other file of models/ knows a00
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's alarm where there is no GPU
+    run_script(main)

@@ -54,6 +54,7 @@ def test_boxes_without_area_overlap_nothing_not_even_themselves():
     assert nms([point, point, line], [0.5, 0.5, 0.9], 0.0).tolist() == [2, 0, 1]
 
 
+@settings(deadline=None)
 @given(st.lists(BOX, max_size=6), st.lists(BOX, max_size=6))
 def test_iou_equals_the_plain_formula_and_is_symmetric(a, b):
     expected = np.array([[plain_iou(p, q) for q in b] for p in a]).reshape(len(a), len(b))
@@ -63,7 +64,7 @@ def test_iou_equals_the_plain_formula_and_is_symmetric(a, b):
     assert np.array_equal(iou_matrix(np.array(b).reshape(-1, 4), np.array(a).reshape(-1, 4)), expected.T)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(DETECTION, max_size=25), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]))
 def test_classwise_nms_equals_the_plain_version_also_with_ties(detections, iou_threshold):
     kept = classwise_nms(*arrays(detections), iou_threshold)
@@ -71,12 +72,14 @@ def test_classwise_nms_equals_the_plain_version_also_with_ties(detections, iou_t
     assert kept.tolist() == plain_nms(detections, iou_threshold)
 
 
+@settings(deadline=None)
 @given(st.lists(DETECTION, max_size=25), st.integers(0, 30))
 def test_max_boxes_cuts_off_the_worst(detections, max_boxes):
     everything = classwise_nms(*arrays(detections), 0.5)
     assert classwise_nms(*arrays(detections), 0.5, max_boxes).tolist() == everything[:max_boxes].tolist()
 
 
+@settings(deadline=None)
 @given(st.lists(DETECTION, max_size=25))
 def test_nms_is_classwise_nms_with_one_class_and_changes_nothing_when_repeated(detections):
     boxes, scores, labels = arrays(detections)
@@ -136,7 +139,7 @@ def plain_soft_nms(detections, method, iou_threshold, sigma, score_threshold):
 METHODS = st.sampled_from(["linear", "gaussian", "hard"])
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(
     st.lists(DETECTION, max_size=20),
     METHODS,
@@ -155,7 +158,7 @@ def test_soft_nms_equals_the_plain_version_also_with_ties(detections, method, io
     assert np.array_equal(scores, arrays(detections)[1])  # the caller's scores are as they were
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(DETECTION, max_size=20), METHODS, st.none() | st.integers(0, 25))
 def test_classwise_soft_nms_is_soft_nms_of_each_class(detections, method, max_boxes):
     boxes, scores, labels = arrays(detections)
@@ -168,6 +171,7 @@ def test_classwise_soft_nms_is_soft_nms_of_each_class(detections, method, max_bo
     assert list(zip(-new_scores, kept, strict=True)) == sorted(expected)[:max_boxes]
 
 
+@settings(deadline=None)
 @given(st.lists(DETECTION, max_size=25), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
 def test_hard_soft_nms_without_a_score_threshold_is_nms(detections, iou_threshold):
     boxes, scores, labels = arrays(detections)
@@ -205,7 +209,7 @@ def test_the_score_threshold_looks_only_at_boxes_that_overlap_a_better_one():
 
 
 def wider(boxes):
-    """Continuous boxes that overlap as the reference's do, which are a pixel wider and higher than their corners say."""
+    """Continuous boxes that overlap as the reference's do, a pixel wider and higher than their corners say."""
     return np.add(boxes, [0, 0, 1, 1], dtype=np.float64)
 
 

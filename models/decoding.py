@@ -29,8 +29,6 @@ class TopBoxes(keras.layers.Layer):
     so scores that are equal after rounding still have the logits' order. "softmax" compares logarithms of the
     probabilities; entry 0 is the background, which is left out and not counted: label 0 is entry 1.
 
-    On PyTorch the order of exactly equal scores is up to its top-k.
-
     Args:
         anchors: the description that `models.anchors.make_anchors` takes.
         count: boxes per image; fewer when there are fewer (anchor, class) pairs.
@@ -91,12 +89,10 @@ def best_entries(values, count: int, groups: tuple[int, ...]):
         groups: sizes of the groups, from coarse to fine; () sorts `values` itself.
 
     Returns:
-        float32 `(batch, count)`, descending, and their int32 indices; equal values: lower index first, where top_k of
-        the backend does so.
+        float32 `(batch, count)`, descending, and their int32 indices; equal values: lower index first.
     """
     if not groups:
-        top, index = ops.top_k(ops.cast(values, "float32"), min(count, values.shape[1]))
-        return top, ops.cast(index, "int32")
+        return _top_k(ops.cast(values, "float32"), min(count, values.shape[1]))
     size, *finer = groups
     if values.shape[1] <= count * size:  # all groups would be searched
         return best_entries(values, count, tuple(finer))
@@ -104,11 +100,21 @@ def best_entries(values, count: int, groups: tuple[int, ...]):
         values = ops.pad(values, ((0, 0), (0, rest)), constant_values=-np.inf)
     values = ops.reshape(values, (-1, values.shape[1] // size, size))  # [B,G,size]
     maxima = ops.cast(ops.max(values, axis=-1), "float32")
-    _, group = ops.top_k(maxima, count)  # [B,T]
-    group = ops.sort(ops.cast(group, "int32"), axis=-1)  # in the order of `values`, which decides between equal ones
+    _, group = _top_k(maxima, count)  # [B,T]
+    group = ops.sort(group, axis=-1)  # in the order of `values`, which decides between equal ones
     searched = ops.reshape(_take_rows(values, group), (-1, group.shape[1] * size))
     top, index = best_entries(searched, count, tuple(finer))
     return top, ops.take_along_axis(group, index // size, axis=1) * size + index % size
+
+
+def _top_k(values, count: int):
+    """`ops.top_k` with int32 indices. PyTorch's takes equal values in any order, its stable sort does not."""
+    if keras.config.backend() != "torch":
+        top, index = ops.top_k(values, count)
+    else:
+        index = ops.argsort(-values, axis=-1)[:, :count]
+        top = ops.take_along_axis(values, index, axis=-1)
+    return top, ops.cast(index, "int32")
 
 
 def _take_rows(values, index):

@@ -157,7 +157,8 @@ def test_best_pairs_of_nothing_and_programming_mistakes():
 @pytest.mark.parametrize(("size", "count"), [(1, 1), (50, 3), (333, 10), (333, 400), (2000, 20)])
 def test_best_entries_are_those_of_sorting_all(size, count, groups):
     values = np.random.default_rng(size).integers(-20, 20, (3, size)).astype("float32")  # many are equal
-    top, index = (keras.ops.convert_to_numpy(part) for part in best_entries(values, count, groups))
+    tensor = keras.ops.convert_to_tensor(values)
+    top, index = (keras.ops.convert_to_numpy(part) for part in best_entries(tensor, count, groups))
     expected = np.argsort(-values, axis=1, kind="stable")[:, :count]
     np.testing.assert_array_equal(index, expected)
     np.testing.assert_array_equal(top, np.take_along_axis(values, expected, axis=1))
@@ -318,6 +319,12 @@ def test_suppress_is_the_function_of_its_name(nms):
 # === Box coding ===
 
 
+def decoded(box_coding, offsets, anchors):
+    """By tensors."""
+    tensors = keras.ops.convert_to_tensor(offsets), keras.ops.convert_to_tensor(anchors)
+    return keras.ops.convert_to_numpy(BOX_CODINGS[box_coding](*tensors))
+
+
 def encode_ssd(boxes, anchors):
     """The inverse of `decode_ssd`, from the paper's formula."""
     size, anchor_size = boxes[:, 2:] - boxes[:, :2], anchors[:, 2:] - anchors[:, :2]
@@ -348,7 +355,7 @@ def test_arrays_and_tensors_are_decoded_alike(box_coding):
     description, _, offsets = random_outputs()
     anchors = make_anchors(description)
     offsets[0, :3] = np.array([1e4, -1e4, 500], "float32")[:, None]
-    tensors = keras.ops.convert_to_numpy(BOX_CODINGS[box_coding](offsets, anchors))
+    tensors = decoded(box_coding, offsets, anchors)
     assert np.isfinite(tensors).all()
     np.testing.assert_allclose(BOX_CODINGS[box_coding](offsets, anchors, library=np), tensors, rtol=1e-5, atol=1e-6)
 
@@ -356,5 +363,5 @@ def test_arrays_and_tensors_are_decoded_alike(box_coding):
 def test_ssd_coding_equals_the_reference():
     reference = np.load(shared("golden", "m2det", "multibox.npz"))
     anchors = make_anchors(anchor_settings(320, 6, anchors="official"))
-    boxes = keras.ops.convert_to_numpy(decode_ssd(reference["loc"][0], anchors))
+    boxes = decoded("ssd", reference["loc"][0], anchors)
     np.testing.assert_allclose(boxes, reference["decoded0"], rtol=0, atol=1e-5)

@@ -13,10 +13,12 @@ Stopped and started again with the same flags it goes on where it was.
 import csv
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -40,7 +42,9 @@ def main(
     images: str | None = None,
     predictions: str | None = None,
     score_threshold: float = a00.SCORE_THRESHOLD,
+    nms: Literal["hard", "linear", "gaussian"] = "hard",
     nms_iou: float = a00.NMS_IOU,
+    nms_sigma: float = 0.5,
     max_boxes: int = a00.MAX_BOXES,
     batch_size: int = 16,
     threads: int = 0,
@@ -55,7 +59,10 @@ def main(
         images: folder with the images, flat or in folders of the ids' first three characters
         predictions: CSV to write; by default predictions/<split>/<run>.csv below output_path
         score_threshold: boxes with a lower score are left out
-        nms_iou: of two boxes of one class that overlap more, the one with the lower score goes; 1 = keep all
+        nms: of boxes of one class that overlap, the one with the lower score goes (hard), or its score falls with the
+            overlap (linear, gaussian)
+        nms_iou: the overlap from which on hard and linear do so; 1 = keep all
+        nms_sigma: width of gaussian; the larger, the less the scores fall
         max_boxes: at most so many boxes per image, the best ones
         batch_size: images that the network sees at a time
         threads: files read at a time; 0 = one per core
@@ -70,9 +77,11 @@ def main(
     from models import load_model  # here, because starting the framework takes seconds that --help should not
 
     detector = load_model(folder)
+    limits = {"score_threshold": score_threshold, "nms": nms, "nms_iou": nms_iou, "nms_sigma": nms_sigma}
+    limits["max_boxes"] = max_boxes
     journal = Journal(
         target,
-        {"run": _fingerprint(folder), "images": str(source.resolve()), "limits": [score_threshold, nms_iou, max_boxes]},
+        {"run": _fingerprint(folder), "images": str(source.resolve()), **limits},
     )
     todo = {image_id: path for image_id, path in files.items() if image_id not in journal.done}
     if journal.done:
@@ -84,7 +93,7 @@ def main(
             unreadable += [mistake for *_, mistake in batch if mistake]
             squares = np.stack([square for _, square, _ in batch])
             padded = np.concatenate([squares, np.zeros((batch_size - len(batch), *squares.shape[1:]), "uint8")])
-            found = detector.detect(padded, score_threshold=score_threshold, nms_iou=nms_iou, max_boxes=max_boxes)
+            found = detector.detect(padded, **limits)
             for (image_id, _, mistake), (boxes, scores, labels) in zip(batch, found, strict=False):
                 names = [] if mistake else [detector.class_labels[label] for label in labels]
                 kept = len(names)
@@ -103,6 +112,8 @@ def _check(flags: dict) -> None:
     for name in ("score_threshold", "nms_iou"):
         if not 0 <= flags[name] <= 1:
             raise InputError(f"--{name} is {flags[name]}: it must lie between 0 and 1")
+    if not 0 < flags["nms_sigma"] < math.inf:
+        raise InputError(f"--nms_sigma is {flags['nms_sigma']}: it must be above 0 and finite")
     for name, least in {"max_boxes": 1, "batch_size": 1, "threads": 0}.items():
         if flags[name] < least:
             raise InputError(f"--{name} is {flags[name]}: it must be at least {least}")

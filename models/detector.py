@@ -13,12 +13,10 @@ from pathlib import Path
 import cv2
 import keras
 import numpy as np
-from keras import ops
 
-from models.anchors import anchors_per_cell, make_anchors
-from models.box_coding import decode_distances
+from models.anchors import anchors_per_cell
+from models.decoding import TopBoxes, suppress
 from models.m2det import build_m2det
-from oid.boxes import classwise_nms
 from oid.files import InputError
 
 SETTINGS = "settings.json"
@@ -28,42 +26,6 @@ NEEDED = {  # of the settings, to rebuild the network and to use it
     *("classes", "preprocessing", "anchors", "box_coding", "score_activation", "backbone", "taps", "image_size"),
     *("variant", "tums", "scales", "channels", "sfam", "head"),
 }
-
-
-@keras.saving.register_keras_serializable(package="oid")
-class TopBoxes(keras.layers.Layer):
-    """Decodes the network's outputs and keeps the boxes with the highest scores: the end of the graph.
-
-    An anchor can appear with several classes. The result is exact: the best `count` of all (anchor, class) pairs belong
-    to the `count` anchors with the best classes, so only these are decoded and sorted.
-
-    Args:
-        anchors: the description that `models.anchors.make_anchors` takes.
-        count: boxes per image; fewer when there are fewer (anchor, class) pairs.
-    """
-
-    def __init__(self, anchors: dict, count: int = 1000, **kwargs):
-        super().__init__(dtype="float32", **{k: v for k, v in kwargs.items() if k != "dtype"})
-        self.anchors = anchors
-        self.count = count
-        self._boxes = make_anchors(anchors)
-
-    def call(self, outputs):
-        """`classes` `(batch, anchors, classes)`, `boxes` `(batch, anchors, 4)` -> `boxes` `(batch, count, 4)` xyxy
-        normalised and not clipped, `scores` `(batch, count)` descending, `labels` `(batch, count)` int32."""
-        scores = ops.sigmoid(ops.cast(outputs["classes"], "float32"))
-        num_anchors, num_classes = self._boxes.shape[0], scores.shape[-1]
-        _, anchor = ops.top_k(ops.max(scores, axis=-1), min(self.count, num_anchors))  # [B,T]
-        scores = ops.take_along_axis(scores, ops.expand_dims(anchor, -1), axis=1)  # [B,T,C]
-        offsets = ops.take_along_axis(outputs["boxes"], ops.expand_dims(anchor, -1), axis=1)  # [B,T,4]
-        boxes = decode_distances(ops.cast(offsets, "float32"), ops.take(self._boxes, anchor, axis=0))
-        pairs = ops.reshape(scores, (-1, scores.shape[1] * num_classes))
-        top, pair = ops.top_k(pairs, min(self.count, pairs.shape[1]))
-        boxes = ops.take_along_axis(boxes, ops.expand_dims(pair // num_classes, -1), axis=1)
-        return {"boxes": boxes, "scores": top, "labels": ops.cast(pair % num_classes, "int32")}
-
-    def get_config(self):
-        return {**super().get_config(), "anchors": self.anchors, "count": self.count}
 
 
 def network_from_settings(settings: dict, *, backbone_weights: str = "none") -> keras.Model:
@@ -113,41 +75,32 @@ class Detector:
         return warp_to_square(np.asarray(image), self.image_size, smooth=smooth)
 
     def detect(
-        self, squares: np.ndarray, *, score_threshold: float = 0.01, nms_iou: float = 0.5, max_boxes: int = 300
+        self, squares: np.ndarray, *, score_threshold: float = 0.01, **options
     ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Detects on pictures that `prepare` made.
 
         Args:
             squares: uint8 `(batch, size, size, 3)`, RGB.
             score_threshold: boxes with a lower score are left out.
-            nms_iou: of two boxes of one class with a higher IoU the one with the lower score is left out.
-            max_boxes: at most so many per picture.
+            **options: of `models.decoding.suppress`: nms, nms_iou, nms_sigma, max_boxes.
 
         Returns:
             For each picture `(boxes, scores, labels)`: float64 `(n, 4)` xyxy normalised and clipped to [0, 1], float64
             `(n,)` descending, int64 `(n,)` class indices.
         """
         outputs = self.model.predict_on_batch(np.asarray(squares))
-        results = []
-        for boxes, scores, labels in zip(outputs["boxes"], outputs["scores"], outputs["labels"], strict=True):
-            boxes = np.clip(boxes.astype("float64"), 0.0, 1.0)
-            # a box outside the picture has no area left, and one without area can never be right
-            good = (scores >= score_threshold) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-            boxes, scores, labels = boxes[good], scores[good].astype("float64"), labels[good].astype("int64")
-            keep = classwise_nms(boxes, scores, labels, nms_iou, max_boxes)
-            results.append((boxes[keep], scores[keep], labels[keep]))
-        return results
+        return [
+            suppress(boxes, scores, labels, score_threshold=score_threshold, **options)
+            for boxes, scores, labels in zip(outputs["boxes"], outputs["scores"], outputs["labels"], strict=True)
+        ]
 
-    def predict_on_batch(
-        self, images, *, score_threshold: float = 0.01, nms_iou: float = 0.5, max_boxes: int = 300
-    ) -> dict[str, np.ndarray]:
+    def predict_on_batch(self, images, *, max_boxes: int = 300, **options) -> dict[str, np.ndarray]:
         """Detects on pictures of any size, in the form that keras-retinanet's users know.
 
         Args:
             images: uint8 or float `(batch, height, width, 3)`, RGB, 0 to 255; or a list of `(height, width, 3)`.
-            score_threshold: see `detect`.
-            nms_iou: see `detect`.
-            max_boxes: see `detect`.
+            max_boxes: at most so many per picture.
+            **options: see `detect`.
 
         Returns:
             `boxes` float32 `(batch, max_boxes, 4)`, xyxy in pixels of the picture given; `scores` float32
@@ -164,7 +117,7 @@ class Detector:
         labels = np.full((len(images), max_boxes), -1, "int32")
         if len(images):
             squares = np.stack([self.prepare(image) for image in images])
-            found = self.detect(squares, score_threshold=score_threshold, nms_iou=nms_iou, max_boxes=max_boxes)
+            found = self.detect(squares, max_boxes=max_boxes, **options)
             for index, (image, (b, s, c)) in enumerate(zip(images, found, strict=True)):
                 height, width = np.shape(image)[:2]
                 boxes[index, : len(b)] = b * (width, height, width, height)

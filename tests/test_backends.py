@@ -80,8 +80,19 @@ def test_every_backend_gives_the_same_outputs(variant, head):
     assert "jax against tensorflow: " in done.stdout
 
 
-def test_the_comparison_can_fail():
-    arguments = "--backends tensorflow jax --backbone residual_small --image_size 96 --scales 3 --tums 1 --channels 16"
-    done = run_script("benchmarks/compare_backends.py", *arguments.split(), "--tolerance", "0")
-    assert done.returncode == 1
-    assert "the backends differ by" in done.stdout
+@pytest.mark.parametrize(("shift", "code"), [(1e-5, None), (1e-3, 1)])
+def test_the_comparison_fails_where_outputs_differ(shift, code, monkeypatch, capsys):
+    from benchmarks import compare_backends
+
+    def outputs_of(backend, settings, seed):
+        return {"boxes": np.full((1, 2, 4), 2.0) + 2.0 * shift * (backend == "jax")}
+
+    monkeypatch.setattr(compare_backends, "outputs_of", outputs_of)
+    arguments = {"backends": ("tensorflow", "jax"), "tolerance": 1e-4}
+    if code is None:
+        compare_backends.main(**arguments)
+    else:
+        with pytest.raises(SystemExit) as stop:
+            compare_backends.main(**arguments)
+        assert stop.value.code == code
+        assert "the backends differ by 1.0e-03" in capsys.readouterr().out

@@ -14,7 +14,8 @@ from tiny_network import CLASSES, pictures, targets, tiny_settings, write_settin
 from models import load_model
 from models.anchors import anchor_settings, make_anchors
 from models.box_coding import decode_distances
-from models.detector import Detector, TopBoxes, inference_model, network_from_settings, read_settings, warp_to_square
+from models.decoding import TopBoxes
+from models.detector import Detector, inference_model, network_from_settings, read_settings, warp_to_square
 from oid.files import InputError
 from training.callbacks import averaged_weights, write_checkpoint
 from training.trainer import DetectionTrainer, make_optimizer

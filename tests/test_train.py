@@ -17,16 +17,18 @@ import numpy as np
 import pytest
 from conftest import run_script
 from small_photographs import CLASSES, TINY, make_photographs
+from tiny_network import tiny_settings
 
 import a03_train_m2det as a03
 from a01_create_training_files import main as create_training_files
 from models import load_model
 from models.anchors import anchor_settings
+from models.detector import network_from_settings
 from oid import layout
 from oid.files import InputError
 from training import batches, callbacks, trainer
 from training.data_set import read_data_set
-from training.trainer import copy_matching_weights
+from training.trainer import take_over_weights
 
 
 def history(folder) -> list[dict[str, str]]:
@@ -253,8 +255,9 @@ def test_another_class_set_starts_from_the_weights_of_a_run(other, capsys):
     assert "validation does not exist: nothing is measured, the last epoch counts" in printed
     settings = json.loads((other.folder / "settings.json").read_text())  # the run's name comes from its flags
     assert {"fruit", "vegetable", "food", *CLASSES} == {entry["label"] for entry in settings["classes"]}
-    copied, anew = map(int, re.search(r"(\d+) tensors copied, (\d+) start anew", printed).groups())
-    assert (copied > 50, anew) == (True, 2 * 2)  # kernel and bias of the class convolution on two scales
+    taken, anew, names = re.search(r"(\d+) layers taken over, (\d+) begin anew: (.*)", printed).groups()
+    assert int(taken) > 20
+    assert (int(anew), names) == (2, "classes1, classes2")  # the class convolutions of the two scales
     assert int(re.search(r"(\d+) boxes beyond --max_gt_boxes 1 of a picture", printed)[1]) > 0
     (row,) = history(other.folder)
     assert row["mAP"] == ""
@@ -262,20 +265,49 @@ def test_another_class_set_starts_from_the_weights_of_a_run(other, capsys):
     assert load_model(other.folder).class_labels == [entry["label"] for entry in settings["classes"]]
 
 
-def test_equal_names_and_shapes_are_copied_and_others_kept():
-    def network(units):
-        image = keras.Input((3,))
-        x = keras.layers.Dense(4, name="first")(image)
-        return keras.Model(image, keras.layers.Dense(units, name="last")(x))
+def take_over(old: dict, new: dict) -> tuple[list[str], list[str]]:
+    """Layers taken over and skipped between networks of two settings; the old one has sevens everywhere."""
+    source, target = network_from_settings(old), network_from_settings(new)
+    for weight in source.weights:
+        weight.assign(np.full(weight.shape, 7.0))
+    before = {layer.name: layer.get_weights() for layer in target._flatten_layers(include_self=False)}
+    count, skipped = take_over_weights(SimpleNamespace(model=source, settings=old), target, new)
+    taken = []
+    for layer in target._flatten_layers(include_self=False):
+        if layer.weights and not hasattr(layer, "layers"):
+            values = layer.get_weights()
+            same = all(np.array_equal(a, b) for a, b in zip(values, before[layer.name], strict=True))
+            sevens = all((value == 7.0).all() for value in values)
+            assert (same, sevens) == ((True, False) if layer.name in skipped else (False, True)), layer.name
+            taken += [layer.name] if sevens else []
+    assert count == len(taken)
+    return taken, skipped
 
-    source, target = network(2), network(5)
-    last = target.get_layer("last").get_weights()
-    copied, kept = copy_matching_weights(source, target)
-    assert (copied, sorted(kept)) == (2, ["last/bias", "last/kernel"])
-    for one, two in zip(source.get_layer("first").get_weights(), target.get_layer("first").get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
-    for one, two in zip(last, target.get_layer("last").get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
+
+OTHER_CLASSES = [{"label": f"/m/{index}", "name": str(index)} for index in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "skipped"),
+    [
+        ({}, {}, []),
+        ({}, {"classes": OTHER_CLASSES}, ["classes1", "classes2", "classes3"]),
+        ({"classes": OTHER_CLASSES}, {"classes": OTHER_CLASSES[::-1]}, ["classes1", "classes2", "classes3"]),
+        ({"head": "shared"}, {"head": "shared", "classes": OTHER_CLASSES}, ["classes_output"]),
+        ({"box_coding": "ssd"}, {}, ["boxes1", "boxes2", "boxes3"]),
+    ],
+    ids=["the same", "other classes", "as many, in another order", "shared head", "other box coding"],
+)
+def test_what_means_the_same_is_taken_over_and_the_rest_is_named(old, new, skipped):
+    taken, left = take_over(tiny_settings(**old), tiny_settings(**new))
+    assert left == skipped
+    assert {"stem_conv", "tum1_down1_bn", "sfam1_excite"} <= set(taken)
+
+
+def test_layers_of_other_shapes_are_skipped_by_name():
+    _, skipped = take_over(tiny_settings(), tiny_settings(channels=32))
+    assert "tum1_down1_conv" in skipped
+    assert "stem_conv" not in skipped
 
 
 # === Mistakes ========================================================================================================
@@ -289,7 +321,9 @@ def test_equal_names_and_shapes_are_copied_and_others_kept():
         ({"epochs": 0}, "--epochs is 0: it must be at least 1"),
         ({"batch_size": -1}, "--batch_size is -1"),
         ({"image_size": 8}, "--image_size is 8"),
-        ({"scales": 9}, "9 scales do not fit 96 pixels"),
+        ({"scales": 9}, "9 scales do not fit 96 pixels: take at least"),
+        ({"channels": 10}, "SFAM divides them by 16"),
+        ({"taps": ("stem_relu",)}, "--taps names 1 layers: name two"),
         ({"mosaic": 1.5}, "--mosaic is 1.5"),
         ({"mosaic": math.nan}, "--mosaic is nan"),
         ({"learning_rate": 0.0}, "--learning_rate must be above 0"),

@@ -4,12 +4,14 @@ One pass over all outputs finds every anchor's best class, at the speed of the m
 On outputs of an accelerator the network's own graph does the same (`models.decoding.TopBoxes`).
 """
 
+import math
 from typing import Literal
 
 import numba
 import numpy as np
 
-ROWS_AT_ONCE = 256  # rows of the softmax at a time, so that its temporary arrays stay in the cache
+LOG2_E = np.float32(math.log2(math.e))
+SERIES = tuple(np.float32(math.log(2) ** k / math.factorial(k)) for k in range(8))  # of 2**f
 
 
 def best_pairs(
@@ -30,7 +32,7 @@ def best_pairs(
 
     Args:
         logits: (anchors, classes) float32, as the network gives them; another type is converted first, which costs
-            more than everything else here. NaN is in no pair.
+            more than everything else here. NaN counts as -inf, and is in no pair.
         count: pairs, at most.
         score_threshold: pairs with a lower score are left out.
         activation: "sigmoid" makes each logit a score; "softmax" makes each row scores that sum to 1, and class 0 is
@@ -72,23 +74,18 @@ def _best_of_logits(logits: np.ndarray, count: int, lowest: float) -> tuple[np.n
 
 
 def _best_of_softmax(logits: np.ndarray, count: int, score_threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """The same of the logarithms of the probabilities, in float64, without column 0.
-
-    A class's probability is below that among itself and the background alone: where this does not reach the threshold,
-    the sum over all classes is not needed.
-    """
+    """The same of the logarithms of the probabilities, in float64, without column 0."""
     best = row_maxima(logits, 1)
-    with np.errstate(invalid="ignore"):
-        rows = np.flatnonzero(best - logits[:, 0] >= _logit_below(score_threshold))
-    shift = _log_sum_exp(logits, rows, np.maximum(best, logits[:, 0])[rows])
-    rows, shift = rows[np.isfinite(shift)], shift[np.isfinite(shift)]
-    values = best[rows] - shift
-    chosen = _best(values, count)
+    highest = np.fmax(best, logits[:, 0])
+    with np.errstate(invalid="ignore"):  # infinity - infinity: such a row is left out
+        shift = highest + np.log(_sums_of_exp(logits, highest).astype(np.float64))
+        values = best - shift
     lowest = np.log(score_threshold) - 1e-3 if score_threshold > 0 else -np.inf
-    if len(chosen) == count:
-        lowest = values[chosen].min()
-    rows, shift = rows[chosen], shift[chosen]
-    return _best_entries(logits[rows, 1:] - shift[:, None], rows, count, lowest)
+    rows = np.flatnonzero(values >= lowest)
+    rows = rows[_best(values[rows], count)]
+    if len(rows) == count:
+        lowest = values[rows].min()
+    return _best_entries(logits[rows, 1:] - shift[rows, None], rows, count, lowest)
 
 
 def _best_entries(values: np.ndarray, rows: np.ndarray, count: int, lowest: float) -> tuple[np.ndarray, np.ndarray]:
@@ -153,14 +150,24 @@ def _logit_below(score: float) -> float:
     return np.log(score) - np.log1p(-score) - 1e-3
 
 
-def _log_sum_exp(logits: np.ndarray, rows: np.ndarray, highest: np.ndarray) -> np.ndarray:
-    """log(sum(exp)) of these rows in float64; equal rows give equal numbers, wherever they are. `highest` is each row's
-    maximum, which keeps exp from overflowing."""
-    result = np.empty(len(rows))
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
-        with np.errstate(invalid="ignore"):  # infinity - infinity; the row is left out
-            differences = logits[rows[part]] - highest[part, None]
-        sums = np.exp(differences, out=differences).sum(axis=1)
-        result[part] = highest[part] + np.log(sums.astype(np.float64))
-    return result
+@numba.njit(cache=True, fastmath={"reassoc", "contract"})  # sums in any order, but NaN stays NaN
+def _sums_of_exp(logits, highest):
+    """The sum of exp(logit - highest) of each row, in float32; NaN counts as -inf.
+
+    exp becomes vector instructions here, since it is nothing but products: 2**t is 2**n, made from its bits, times
+    2**f, |f| <= 1/2, by its Taylor series, whose first term left out is below 1e-8.
+    """
+    sums = np.empty(len(logits), np.float32)
+    for i in range(len(logits)):
+        row, total = logits[i], np.float32(0.0)
+        for j in range(len(row)):
+            t = (row[j] - highest[i]) * LOG2_E
+            t = t if t > -126.0 else np.float32(-126.0)  # smaller ones add nothing, and have no such bits
+            n = np.floor(t + np.float32(0.5))
+            f = t - n
+            power = SERIES[7]
+            for k in range(6, -1, -1):
+                power = power * f + SERIES[k]
+            total += power * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+        sums[i] = total
+    return sums

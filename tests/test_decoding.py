@@ -121,10 +121,11 @@ def test_nan_is_in_no_pair():
             expected = [i for i in np.argsort(-logits.ravel(), kind="stable") if not np.isnan(logits.flat[i])]
         assert pairs.tolist() == expected
         assert not np.isnan(scores).any()
-    logits = np.array([[0, nan, 5], [nan, 2, 3], [0, 1, 2], [nan, nan, nan], [0, np.inf, 2]], "float32")
+    logits = np.array([[0, nan, 5], [nan, 2, 3], [0, 1, 2], [nan, nan, nan], [9, nan, nan], [0, np.inf, 2]], "float32")
     pairs, scores = best_pairs(logits, count=9, activation="softmax")
-    assert pairs.tolist() == [5, 4]  # a row with NaN, or two infinite numbers' difference, has no probabilities
-    np.testing.assert_allclose(scores, softmax(logits[2])[:0:-1], rtol=1e-6)
+    assert pairs.tolist() == [1, 3, 5, 2, 4]  # the infinite one has no probability
+    expected = [sigmoid(5), sigmoid(1), softmax(logits[2])[2], sigmoid(-1), softmax(logits[2])[1]]
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
 
 
 @settings(deadline=None)  # the first call compiles

@@ -66,71 +66,40 @@ def best_pairs(
 def _best_of_logits(logits: np.ndarray, count: int, lowest: float) -> tuple[np.ndarray, np.ndarray]:
     """The best entries that are at least `lowest`: indices in the flat array and values, descending."""
     best = row_maxima(logits)
-    rows = np.flatnonzero(best >= lowest)
-    rows = rows[_best(best[rows], count)]
-    if len(rows) == count:  # any entry below the best one of the last row has `count` entries before it
-        lowest = best[rows].min()
-    return _best_entries(logits[rows], rows, count, lowest)
+    return _best_entries(logits, best, np.zeros(len(best), np.float32), lowest, count)
 
 
 def _best_of_softmax(logits: np.ndarray, count: int, score_threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """The same of the logarithms of the probabilities, in float64, without column 0."""
-    best = row_maxima(logits, 1)
-    highest = np.fmax(best, logits[:, 0])
+    best, highest, sums = _softmax_rows(logits, logits.view(np.int32))
     with np.errstate(invalid="ignore"):  # infinity - infinity: such a row is left out
-        shift = highest + np.log(_sums_of_exp(logits, highest).astype(np.float64))
-        values = best - shift
+        shift = highest + np.log(sums.astype(np.float64))
+        best = best - shift
     lowest = np.log(score_threshold) - 1e-3 if score_threshold > 0 else -np.inf
-    rows = np.flatnonzero(values >= lowest)
-    rows = rows[_best(values[rows], count)]
-    if len(rows) == count:
-        lowest = values[rows].min()
-    return _best_entries(logits[rows, 1:] - shift[rows, None], rows, count, lowest)
+    return _best_entries(logits[:, 1:], best, shift, lowest, count)
 
 
-def _best_entries(values: np.ndarray, rows: np.ndarray, count: int, lowest: float) -> tuple[np.ndarray, np.ndarray]:
-    """The best `count` entries of some rows that are at least `lowest`, descending; flat indices as if all rows were
-    there."""
-    columns = values.shape[1]
-    flat = np.flatnonzero(values >= lowest)
-    values = values.ravel()[flat]
-    chosen = _best(values, count)
-    flat, values = flat[chosen], values[chosen]
-    order = np.argsort(-values, kind="stable")
-    row, column = np.divmod(flat[order], columns)
-    return rows[row] * columns + column, values[order]
+def _best_entries(
+    logits: np.ndarray, best: np.ndarray, shift: np.ndarray, lowest: float, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The best entries of `logits - shift[:, None]` that are at least `lowest`; `best` are the maxima of its rows.
 
-
-def row_maxima(values: np.ndarray, first: int = 0) -> np.ndarray:
-    """The highest number of each row of (N, M) float32, from column `first` on; NaN only where all are NaN."""
-    keys = _row_maxima(values.view(np.int32), first)
-    maxima = _ordered(keys).view(np.float32)
-    nan = np.flatnonzero(np.isnan(maxima))
-    maxima[nan] = np.fmax.reduce(values[nan, first:], axis=1)
-    return maxima
-
-
-@numba.njit(cache=True)
-def _ordered(bits):
-    """Integers that are ordered as the float32 numbers whose bits are given; applied again it gives the bits back.
-
-    All bits but the sign of the negative numbers are flipped. NaN comes before or after all numbers.
+    Only the rows that matter are read, and `shift` is subtracted only from entries that may be among the best.
     """
-    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
-
-
-@numba.njit(cache=True)
-def _row_maxima(bits, first):
-    """Row maxima of `_ordered(bits)` (N, M). Unlike a maximum of floats, which NaN makes depend on the order, one of
-    integers becomes vector instructions: four times as fast, as fast as the memory gives the numbers."""
-    maxima = np.empty(len(bits), np.int32)
-    for i in range(len(bits)):
-        highest = np.int32(-(2**31))
-        row = bits[i, first:]
-        for j in range(len(row)):
-            highest = max(highest, _ordered(row[j]))
-        maxima[i] = highest
-    return maxima
+    rows = np.flatnonzero(best >= lowest)
+    rows = rows[_best(best[rows], count)]
+    if len(rows) == count:  # any entry below the best one of the last row has `count` entries before it
+        lowest = best[rows].min()
+    logits, shift = logits[rows], shift[rows]
+    with np.errstate(invalid="ignore"):
+        limits = np.nextafter((lowest + shift).astype(np.float32), np.float32(-np.inf))
+    columns = logits.shape[1]
+    flat = np.flatnonzero(logits >= limits[:, None])
+    values = logits.ravel()[flat] - shift[flat // columns]
+    chosen = _best(values, count)
+    chosen = chosen[np.argsort(-values[chosen], kind="stable")]
+    row, column = np.divmod(flat[chosen], columns)
+    return rows[row] * columns + column, values[chosen]
 
 
 def _best(values: np.ndarray, count: int) -> np.ndarray:
@@ -150,24 +119,61 @@ def _logit_below(score: float) -> float:
     return np.log(score) - np.log1p(-score) - 1e-3
 
 
+def row_maxima(values: np.ndarray) -> np.ndarray:
+    """The highest number of each row of (N, M) float32, contiguous; NaN only where all are NaN."""
+    return _row_maxima(values.view(np.int32))
+
+
+@numba.njit(cache=True)
+def _row_maxima(bits):
+    maxima = np.empty(len(bits), np.float32)
+    for i in range(len(bits)):
+        maxima[i] = _maximum(bits[i])
+    return maxima
+
+
+@numba.njit(cache=True)
+def _maximum(bits):
+    """The highest of the float32 numbers whose bits are given, NaN where all are NaN.
+
+    With all bits but the sign of the negative numbers flipped, bits are integers ordered as the numbers are. Their
+    maximum becomes vector instructions, a maximum of floats does not, since NaN makes it depend on the order: four
+    times as fast, as fast as the memory gives the numbers.
+    """
+    highest = np.int32(-(2**31))  # one of the NaN, below -inf
+    for j in range(len(bits)):
+        key = bits[j] ^ ((bits[j] >> np.int32(31)) & np.int32(0x7FFFFFFF))
+        highest = max(highest, key if key <= np.int32(0x7F800000) else np.int32(-(2**31)))  # above +inf is NaN
+    return np.int32(highest ^ ((highest >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
+
+
+@numba.njit(cache=True)
+def _softmax_rows(logits, bits):
+    """Of each row the highest logit but that of column 0, the highest of all, and the sum of exp(logit - highest)."""
+    best, highest, sums = np.empty((3, len(logits)), np.float32)
+    for i in range(len(logits)):
+        best[i] = _maximum(bits[i, 1:])
+        background = logits[i, 0]
+        highest[i] = background if background > best[i] or np.isnan(best[i]) else best[i]
+        sums[i] = _sum_of_exp(logits[i], highest[i])
+    return best, highest, sums
+
+
 @numba.njit(cache=True, fastmath={"reassoc", "contract"})  # sums in any order, but NaN stays NaN
-def _sums_of_exp(logits, highest):
-    """The sum of exp(logit - highest) of each row, in float32; NaN counts as -inf.
+def _sum_of_exp(logits, highest):
+    """The sum of exp(logit - highest), in float32; NaN counts as -inf.
 
     exp becomes vector instructions here, since it is nothing but products: 2**t is 2**n, made from its bits, times
     2**f, |f| <= 1/2, by its Taylor series, whose first term left out is below 1e-8.
     """
-    sums = np.empty(len(logits), np.float32)
-    for i in range(len(logits)):
-        row, total = logits[i], np.float32(0.0)
-        for j in range(len(row)):
-            t = (row[j] - highest[i]) * LOG2_E
-            t = t if t > -126.0 else np.float32(-126.0)  # smaller ones add nothing, and have no such bits
-            n = np.floor(t + np.float32(0.5))
-            f = t - n
-            power = SERIES[7]
-            for k in range(6, -1, -1):
-                power = power * f + SERIES[k]
-            total += power * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-        sums[i] = total
-    return sums
+    total = np.float32(0.0)
+    for j in range(len(logits)):
+        t = (logits[j] - highest) * LOG2_E
+        t = t if t > -126.0 else np.float32(-126.0)  # smaller ones add nothing, and have no such bits
+        n = np.floor(t + np.float32(0.5))
+        f = t - n
+        power = SERIES[7]
+        for k in range(6, -1, -1):
+            power = power * f + SERIES[k]
+        total += power * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return total

@@ -91,7 +91,7 @@ def alias_of(name: str) -> str:
 
 
 def random_state(seed: int = 0, **structure: object) -> dict[str, np.ndarray]:
-    """A checkpoint whose activations keep their size from layer to layer."""
+    """A checkpoint whose activations keep their size from layer to layer, and begin at 1 for pixels of 64."""
     rng = np.random.default_rng(seed)
     state: dict[str, np.ndarray] = {}
     for name, shape in tensor_shapes(**structure).items():
@@ -104,7 +104,7 @@ def random_state(seed: int = 0, **structure: object) -> dict[str, np.ndarray]:
             low, high = (0.5, 1.5) if kind in ("weight", "running_var") else (-0.1, 0.1)
             state[name] = rng.uniform(low, high, shape).astype("float32")
         else:
-            gain = 0.2 if ".smooth." in name else 2.0
+            gain = {"base.0.weight": 2.0 / 64**2}.get(name, 0.2 if ".smooth." in name else 2.0)
             bound = np.float32((3 * gain / np.prod(shape[1:])) ** 0.5)
             state[name] = (rng.random(shape, "float32") * 2 - 1) * bound
     return state

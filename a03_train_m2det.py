@@ -208,6 +208,7 @@ def _trainer(flags: dict, settings: dict, folder: Path, state: dict, steps: int)
     """The network with its loss and optimizer, as new or as the checkpoint left them."""
     import keras
 
+    from models.backbones import freeze
     from models.cost import print_cost
     from models.detector import network_from_settings
     from training.callbacks import TRAINING_WEIGHTS
@@ -220,6 +221,10 @@ def _trainer(flags: dict, settings: dict, folder: Path, state: dict, steps: int)
     network = network_from_settings(settings, backbone_weights=flags["backbone_weights"] if begins else "none")
     print(f"network: {flags['backbone']}, {len(settings['classes'])} classes, head {settings['head']}")
     print_cost(network)
+    if flags["freeze_backbone"]:
+        freeze(network.get_layer(flags["backbone"]), weights=True)
+    if flags["freeze_batch_norm"]:
+        freeze(network, batch_norm=True)
     trainer = DetectionTrainer(network, settings["anchors"])
     optimizer = make_optimizer(
         learning_rate=flags["learning_rate"], weight_decay=flags["weight_decay"], steps=flags["epochs"] * steps
@@ -261,6 +266,10 @@ def _check(flags: dict) -> None:
         raise InputError("--seed must be below 4294967296 and --cache_gb at most 1000000")
     if flags["taps"] is not None and len(flags["taps"]) != 2:
         raise InputError(f"--taps names {len(flags['taps'])} layers: name two, at strides of 8 and 16 pixels")
+    random = flags["backbone_weights"] == "none" and not flags["init_from"]
+    for name in ("freeze_backbone", "freeze_batch_norm"):
+        if flags[name] and random:
+            raise InputError(f"--{name} would keep random weights: give --backbone_weights or --init_from as well")
     if not 0 <= flags["mosaic"] <= 1:
         raise InputError(f"--mosaic is {flags['mosaic']}: it is a share, from 0 to 1")
     if not 0 < flags["learning_rate"] < math.inf or not 0 <= flags["weight_decay"] < math.inf:

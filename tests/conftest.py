@@ -85,7 +85,9 @@ def run_script(
     Returns:
         the finished process with `returncode`, `stdout` and `stderr` (text).
     """
-    variables = {name: value for name, value in os.environ.items() if name not in ("OID_PATH", "OID_OUTPUT")}
+    # importing JAX, which TensorFlow does where it is installed, sets the last one in the process of the tests
+    not_a_users = ("OID_PATH", "OID_OUTPUT", "TF_CPP_MIN_LOG_LEVEL")
+    variables = {name: value for name, value in os.environ.items() if name not in not_a_users}
     program = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
     return subprocess.run(
         [sys.executable, *program, *map(str, arguments)],

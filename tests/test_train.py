@@ -310,6 +310,30 @@ def test_layers_of_other_shapes_are_skipped_by_name():
     assert "stem_conv" not in skipped
 
 
+def weights_of(run) -> dict[str, np.ndarray]:
+    """All weights of a run's best model, by path."""
+    return {weight.path: np.asarray(weight) for weight in load_model(run).model.weights}
+
+
+@pytest.mark.parametrize("frozen", ["backbone", "batch_norm"])
+def test_what_is_frozen_stays_and_the_rest_learns(trained, tmp_path, frozen, capsys):
+    flags = trained.flags | {"run": f"frozen_{frozen}", "init_from": str(trained.folder), "epochs": 1}
+    flags |= {"output_path": str(tmp_path), "learning_rate": 0.05, f"freeze_{frozen}": True}
+    shutil.copytree(trained.output / "level_1_files", tmp_path / "level_1_files")
+    a03.main(**flags)
+    before, after = weights_of(trained.folder), weights_of(tmp_path / "weights" / flags["run"])
+    changed = {path for path in after if not np.array_equal(after[path], before[path])}
+    backbone = {layer.name for layer in load_model(trained.folder).model.get_layer("tiny").get_layer("backbone").layers}
+    should_stay = {
+        path
+        for path in after
+        if (path.split("/")[-2] in backbone if frozen == "backbone" else "_bn/" in path) and "seed" not in path
+    }
+    assert len(should_stay) >= 6
+    assert changed.isdisjoint(should_stay)
+    assert changed >= {path for path in after if path.endswith("kernel")} - should_stay
+
+
 # === Mistakes ========================================================================================================
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -324,6 +348,8 @@ def test_layers_of_other_shapes_are_skipped_by_name():
         ({"scales": 9}, "9 scales do not fit 96 pixels: take at least"),
         ({"channels": 10}, "SFAM divides them by 16"),
         ({"taps": ("stem_relu",)}, "--taps names 1 layers: name two"),
+        ({"freeze_backbone": True}, "--freeze_backbone would keep random weights: give --backbone_weights or"),
+        ({"freeze_batch_norm": True}, "--freeze_batch_norm would keep random weights"),
         ({"mosaic": 1.5}, "--mosaic is 1.5"),
         ({"mosaic": math.nan}, "--mosaic is nan"),
         ({"learning_rate": 0.0}, "--learning_rate must be above 0"),

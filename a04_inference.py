@@ -130,10 +130,14 @@ def _print_unreadable(mistakes: list[str], most: int = 20) -> None:
 def _batches(files: dict[str, Path], detector, orientation: str, batch_size: int, threads: int) -> Iterator[list]:
     """Lists of `(id, square picture, "" or what is wrong with the file)`; the next list is read while one is used."""
 
+    # a JPEG may be decoded at a reduced size, unless the network is used to the bilinear warp of all pixels
+    reducible = detector.settings["preprocessing"]["interpolation"] == "area"
+    minimum_side = detector.image_size if reducible else 0
+
     def read(item: tuple[str, Path]) -> tuple[str, np.ndarray, str]:
         image_id, path = item
         try:
-            picture = read_image(path, orientation=orientation, minimum_side=detector.image_size)
+            picture = read_image(path, orientation=orientation, minimum_side=minimum_side)
         except InputError as error:
             return image_id, np.zeros((detector.image_size, detector.image_size, 3), "uint8"), str(error)
         return image_id, detector.prepare(picture), ""

@@ -9,12 +9,15 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from conftest import run_script
+from tiny_network import tiny_settings
 
 import a04_inference as a04
 import models
+from models.detector import Detector
 from oid import layout
 from oid.boxes import iou_matrix
 from oid.files import InputError
@@ -119,6 +122,18 @@ def test_boxes_of_one_class_overlap_no_more_than_allowed(run, tmp_path, nms_iou)
     assert nms_iou / 2 < seen < nms_iou + 1e-3  # six decimals
 
 
+@pytest.mark.parametrize("nms", ["linear", "gaussian"])
+def test_soft_suppression_lowers_scores_and_keeps_boxes(run, tmp_path, nms):
+    """With a floor of 0 it removes nothing that the hard one keeps, and no score rises."""
+    options = {"score_threshold": 0.0, "max_boxes": 1000}
+    hard = read_predictions(predict(run, tmp_path / "hard.csv", **options))
+    soft = read_predictions(predict(run, tmp_path / "soft.csv", nms=nms, **options))
+    everything = read_predictions(predict(run, tmp_path / "all.csv", nms_iou=1.0, **options))
+    assert len(hard.scores) < len(soft.scores) == len(everything.scores)
+    assert np.sort(soft.scores).sum() < np.sort(everything.scores).sum()
+    assert (np.sort(soft.scores) <= np.sort(everything.scores) + 1e-12).all()
+
+
 def test_the_batch_size_does_not_change_boxes(run, tmp_path):
     one, four = (predict(run, tmp_path / f"{size}.csv", batch_size=size, threads=size) for size in (1, 4))
     one, four = read_predictions(one), read_predictions(four)
@@ -200,7 +215,7 @@ def test_a_stopped_run_goes_on_to_the_same_file(run, tmp_path, monkeypatch, caps
     assert (tmp_path / "out.csv").read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.parametrize("change", [{"score_threshold": 0.02}, {"nms_iou": 0.3}, {"max_boxes": 9}, {"run": "copy"}])
+@pytest.mark.parametrize("change", [{"score_threshold": 0.02}, {"nms_iou": 0.3}, {"nms": "linear"}, {"max_boxes": 9}, {"run": "copy"}])
 def test_rows_made_with_other_settings_are_not_taken(run, tmp_path, monkeypatch, capsys, change):
     copy = run.output / "weights" / "copy"
     if not copy.exists():
@@ -260,6 +275,7 @@ def test_where_predictions_go_by_default(run, name, file):
         ({"images": "/nowhere"}, "/nowhere does not exist: name the folder with the images by --images"),
         ({"score_threshold": 1.5}, "--score_threshold is 1.5"),
         ({"nms_iou": float("nan")}, "--nms_iou is nan"),
+        ({"nms_sigma": 0.0}, "--nms_sigma is 0.0"),
         ({"max_boxes": 0}, "--max_boxes is 0"),
         ({"batch_size": 0}, "--batch_size is 0"),
         ({"threads": -1}, "--threads is -1"),
@@ -299,3 +315,18 @@ def test_an_unknown_run_as_a_user_sees_it(run, tmp_path):
     assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'weights' / 'nothing'} is no run: ")
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("interpolation", "exact"), [("linear", True), ("area", False)])
+def test_a_bilinear_warp_sees_all_pixels_of_a_jpeg(tmp_path, interpolation, exact):
+    """Only where areas are averaged anyway may the decoder reduce the picture."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype="uint8")
+    cv2.imwrite(str(tmp_path / "a.jpg"), noise)
+    settings = tiny_settings()
+    settings["preprocessing"]["interpolation"] = interpolation
+    ((_, square, mistake),) = next(
+        a04._batches({"a": tmp_path / "a.jpg"}, Detector(None, settings), "stored", batch_size=1, threads=1)
+    )
+    pixels = cv2.cvtColor(cv2.imread(str(tmp_path / "a.jpg")), cv2.COLOR_BGR2RGB)
+    assert mistake == ""
+    assert np.array_equal(square, cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_LINEAR)) == exact

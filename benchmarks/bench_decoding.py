@@ -27,6 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from a00_utils_and_constants import run_script
+from oid.files import InputError
 
 COUNT, SCORE_THRESHOLD, MAX_BOXES = 1000, 0.01, 300
 
@@ -158,6 +159,8 @@ def main(
         score_activation: what makes scores of the class outputs; softmax has one more, the background
         seed: of the outputs
     """
+    if min(*num_classes, images, repeats) < 1:
+        raise InputError("--num_classes, --images and --repeats are at least 1")
     how = use_one_core()
     import keras
 

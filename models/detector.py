@@ -1,8 +1,9 @@
 """A trained run as a detector: pictures in, boxes out.
 
-The graph ends at a fixed number of decoded boxes (`TopBoxes`); the class-wise non-maximum suppression behind it runs on
-the host, in `oid.boxes`. A run is a folder with `settings.json` (all that is needed to rebuild the network) and
-`model.keras` (the best weights, with the decoding inside), or a `checkpoint/` of a training that is still going on.
+The graph ends at a fixed number of decoded boxes (`TopBoxes`), and the suppression behind it runs on the host, in
+`oid.boxes`; where the network runs on the CPU the host decodes, too. A run is a folder with `settings.json` (all that
+is needed to rebuild the network) and `model.keras` (the best weights, with the decoding inside), or a `checkpoint/` of
+a training that is still going on.
 """
 
 import json
@@ -14,13 +15,14 @@ import cv2
 import keras
 import numpy as np
 
-from models.anchors import anchors_per_cell
-from models.decoding import TopBoxes, suppress
+from models.anchors import anchors_per_cell, make_anchors
+from models.decoding import TopBoxes, suppress, top_boxes
 from models.m2det import build_m2det
 from oid.files import InputError
 
 SETTINGS = "settings.json"
 MODEL = "model.keras"
+DECODING = "top_boxes"  # the last layer of a model file
 CHECKPOINT_WEIGHTS = Path("checkpoint") / "network.weights.h5"
 NEEDED = {  # of the settings, to rebuild the network and to use it
     *("classes", "preprocessing", "anchors", "box_coding", "score_activation", "backbone", "taps", "image_size"),
@@ -48,9 +50,22 @@ def inference_model(network: keras.Model, settings: dict) -> keras.Model:
         settings["anchors"],
         box_coding=settings["box_coding"],
         score_activation=settings["score_activation"],
-        name="top_boxes",
+        name=DECODING,
     )
     return keras.Model(network.input, top_boxes(network.output), name="detector")
+
+
+def runs_on_cpu() -> bool:
+    """Whether the network's outputs are in the host's memory."""
+    if keras.backend.backend() == "torch":  # Keras does not list its devices
+        return keras.ops.convert_to_tensor(0.0).device.type == "cpu"
+    return all(device.startswith("cpu") for device in keras.distribution.list_devices())
+
+
+def _without_decoding(model: keras.Model) -> keras.Model:
+    """The network inside an inference model; the weights are shared."""
+    boxes, classes = model.get_layer(DECODING).input  # Keras lists a dict in the order of its sorted keys
+    return keras.Model(model.input, {"classes": classes, "boxes": boxes}, name="network")
 
 
 class Detector:
@@ -65,6 +80,9 @@ class Detector:
     def __init__(self, model: keras.Model, settings: dict):
         self.model = model
         self.settings = settings
+        # what the graph's end does takes longer on a CPU than reading the raw outputs
+        self._network = _without_decoding(model) if isinstance(model, keras.Model) and runs_on_cpu() else None
+        self._anchors = make_anchors(settings["anchors"])
         self.image_size = settings["image_size"]
         self.class_labels = [entry["label"] for entry in settings["classes"]]
         self.class_names = [entry["name"] for entry in settings["classes"]]
@@ -88,10 +106,20 @@ class Detector:
             For each picture `(boxes, scores, labels)`: float64 `(n, 4)` xyxy normalised and clipped to [0, 1], float64
             `(n,)` descending, int64 `(n,)` class indices.
         """
-        outputs = self.model.predict_on_batch(np.asarray(squares))
+        decoded = self._decoded(np.asarray(squares), score_threshold)
+        return [suppress(*found, score_threshold=score_threshold, **options) for found in decoded]
+
+    def _decoded(self, squares: np.ndarray, score_threshold: float) -> list[tuple]:
+        """The best boxes, scores and labels of each picture, before the suppression."""
+        if self._network is None:
+            outputs = self.model.predict_on_batch(squares)
+            return list(zip(outputs["boxes"], outputs["scores"], outputs["labels"], strict=True))
+        outputs = self._network.predict_on_batch(squares)
+        options = {"score_threshold": score_threshold, "box_coding": self.settings["box_coding"]}
+        options["score_activation"] = self.settings["score_activation"]
         return [
-            suppress(boxes, scores, labels, score_threshold=score_threshold, **options)
-            for boxes, scores, labels in zip(outputs["boxes"], outputs["scores"], outputs["labels"], strict=True)
+            top_boxes(classes, offsets, self._anchors, **options)
+            for classes, offsets in zip(outputs["classes"], outputs["boxes"], strict=True)
         ]
 
     def predict_on_batch(self, images, *, max_boxes: int = 300, **options) -> dict[str, np.ndarray]:

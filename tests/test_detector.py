@@ -12,9 +12,6 @@ import pytest
 from tiny_network import CLASSES, pictures, targets, tiny_settings, write_settings
 
 from models import load_model
-from models.anchors import anchor_settings, make_anchors
-from models.box_coding import decode_distances
-from models.decoding import TopBoxes
 from models.detector import Detector, inference_model, network_from_settings, read_settings, warp_to_square
 from oid.files import InputError
 from training.callbacks import averaged_weights, write_checkpoint
@@ -25,39 +22,6 @@ SETTINGS = tiny_settings()
 
 def arrays(outputs: dict) -> dict[str, np.ndarray]:
     return {name: keras.ops.convert_to_numpy(value) for name, value in outputs.items()}
-
-
-# === TopBoxes ===
-
-
-@pytest.mark.parametrize(("scales", "classes", "count"), [(3, 3, 20), (2, 1, 7), (1, 5, 1000), (3, 2, 1)])
-def test_top_boxes_are_the_best_of_all_pairs(scales, classes, count):
-    """Against sorting every (anchor, class) pair; more boxes than pairs gives all pairs."""
-    description = anchor_settings(64, scales)
-    anchors = make_anchors(description)
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 2, (3, len(anchors), classes)).astype("float32")
-    offsets = rng.normal(0, 0.5, (3, len(anchors), 4)).astype("float32")
-    top = arrays(TopBoxes(description, count)({"classes": logits, "boxes": offsets}))
-    count = min(count, len(anchors) * classes)
-    decoded = arrays({"boxes": decode_distances(offsets, anchors)})["boxes"]
-    assert top["boxes"].shape == (3, count, 4)
-    assert top["labels"].dtype == np.int32
-    for image in range(3):
-        order = np.argsort(-logits[image], axis=None)[:count]
-        anchor, label = np.unravel_index(order, (len(anchors), classes))
-        np.testing.assert_array_equal(top["labels"][image], label)
-        np.testing.assert_allclose(top["scores"][image], 1 / (1 + np.exp(-logits[image, anchor, label])), rtol=1e-5)
-        np.testing.assert_allclose(top["boxes"][image], decoded[image, anchor], atol=1e-6)
-
-
-def test_an_anchor_may_appear_with_several_classes():
-    description = anchor_settings(64, 1)
-    logits = np.full((1, 64, 3), -5, "float32")
-    logits[0, 10] = (2, 1, 3)
-    top = arrays(TopBoxes(description, 3)({"classes": logits, "boxes": np.zeros((1, 64, 4), "float32")}))
-    assert top["labels"].tolist() == [[2, 0, 1]]
-    np.testing.assert_allclose(top["boxes"][0], np.stack([make_anchors(description)[10]] * 3), atol=1e-6)
 
 
 # === Detector, behind a network that answers what it is told ===
@@ -140,6 +104,28 @@ def test_float_pictures_are_rounded_to_the_same_pixels():
 def test_what_is_no_batch_of_pictures_is_refused(images):
     with pytest.raises(ValueError, match="expected \\(height, width, 3\\)"):
         answering().predict_on_batch(images)
+
+
+def test_the_host_and_the_graph_find_the_same(monkeypatch):
+    """On a CPU the host decodes the raw outputs; with an accelerator the graph does."""
+    keras.utils.set_random_seed(3)
+    model = inference_model(network_from_settings(SETTINGS), SETTINGS)
+    squares = pictures(2)
+    host = Detector(model, SETTINGS)
+    monkeypatch.setattr("models.detector.runs_on_cpu", lambda: False)
+    graph = Detector(model, SETTINGS)
+    calls = []
+    predict = model.predict_on_batch
+    monkeypatch.setattr(model, "predict_on_batch", lambda batch: calls.append(len(batch)) or predict(batch))
+    options = {"score_threshold": 0.001, "max_boxes": 50}
+    for (boxes, scores, labels), expected in zip(
+        host.detect(squares, **options), graph.detect(squares, **options), strict=True
+    ):
+        assert len(boxes) > 20
+        np.testing.assert_array_equal(labels, expected[2])
+        np.testing.assert_allclose(scores, expected[1], rtol=1e-5)
+        np.testing.assert_allclose(boxes, expected[0], atol=1e-5)
+    assert calls == [2]  # of the graph alone
 
 
 def test_limits_and_suppression():

@@ -215,7 +215,9 @@ def test_a_stopped_run_goes_on_to_the_same_file(run, tmp_path, monkeypatch, caps
     assert (tmp_path / "out.csv").read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.parametrize("change", [{"score_threshold": 0.02}, {"nms_iou": 0.3}, {"nms": "linear"}, {"max_boxes": 9}, {"run": "copy"}])
+@pytest.mark.parametrize(
+    "change", [{"score_threshold": 0.02}, {"nms_iou": 0.3}, {"nms": "linear"}, {"max_boxes": 9}, {"run": "copy"}]
+)
 def test_rows_made_with_other_settings_are_not_taken(run, tmp_path, monkeypatch, capsys, change):
     copy = run.output / "weights" / "copy"
     if not copy.exists():

@@ -99,7 +99,7 @@ def test_validation_measured_what_the_saved_model_finds(trained):
 
     data = read_data_set(trained.data_set, trained.output, "1", "validation")
     detector = load_model(trained.folder)
-    score = make_validation(data, detector.settings, orientation="stored")(detector.model)
+    score = make_validation(data, detector.settings, orientation="stored")(detector)
     assert score == pytest.approx(max(float(row["mAP"]) for row in history(trained.folder)), abs=1e-6)
 
 

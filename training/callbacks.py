@@ -95,7 +95,7 @@ class EpochEnd(keras.callbacks.Callback):
         run: folder of the run.
         network: the network inside the trainer.
         settings: the run's settings.
-        validate: gives the mAP of an inference model, or None without validation data; the last epoch then counts.
+        validate: gives the mAP of a detector, or None without validation data; the last epoch then counts.
         epochs: of the whole training.
         steps: per epoch.
         batch_size: images per step.
@@ -108,7 +108,7 @@ class EpochEnd(keras.callbacks.Callback):
         network: keras.Model,
         settings: dict,
         *,
-        validate: Callable[[keras.Model], float] | None,
+        validate: Callable[[detector.Detector], float] | None,
         epochs: int,
         steps: int,
         batch_size: int,
@@ -117,7 +117,7 @@ class EpochEnd(keras.callbacks.Callback):
         super().__init__()
         self.run = run
         self.network = network
-        self.inference = detector.inference_model(network, settings)
+        self.detector = detector.Detector(detector.inference_model(network, settings), settings)
         self.validate = validate
         self.epochs = epochs
         self.steps = steps
@@ -136,12 +136,12 @@ class EpochEnd(keras.callbacks.Callback):
         """The best model first, then the checkpoint: a stop between the two repeats the epoch and loses nothing."""
         speed = (self.steps - 1) * self.batch_size / max(time.perf_counter() - self._first_step_done, 1e-9)
         with averaged_weights(self.model):
-            score = self.validate(self.inference) if self.validate else None
+            score = self.validate(self.detector) if self.validate else None
             best = score is None or score > self.state["best"]  # a tie keeps the earlier one
             if best:
                 self.state["best"] = score if score is not None else -1.0
                 with replacing(self.run / detector.MODEL) as path:
-                    self.inference.save(path)
+                    self.detector.model.save(path)
         row = {
             "epoch": epoch + 1,
             "loss": round(logs["loss"], 6),

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import keras
 import numpy as np
 
 from models.detector import Detector, warp_to_square
@@ -43,8 +42,8 @@ def make_validation(
     orientation: str,
     score_threshold: float = 0.01,
     cache_bytes: int = 2**30,
-) -> Callable[[keras.Model], float]:
-    """Returns a function from an inference model to its mAP at IoU 0.5 on `data`.
+) -> Callable[[Detector], float]:
+    """Returns a function from a detector to its mAP at IoU 0.5 on `data`.
 
     Pictures are kept in memory up to `cache_bytes`; the others are read each time.
     """
@@ -63,9 +62,8 @@ def make_validation(
             cache[index] = picture
         return picture
 
-    def validate(model: keras.Model) -> float:
-        """The mAP of one inference model; 0 where no class has ground truth."""
-        detector = Detector(model, settings)
+    def validate(detector: Detector) -> float:
+        """The mAP of one detector; 0 where no class has ground truth."""
         found = []
         with ThreadPoolExecutor() as pool:
             for begin in range(0, len(data), BATCH):

@@ -1,25 +1,44 @@
 """Backbones: one table from a name to a feature extractor with two taps, at an eighth and a sixteenth of the image.
 
-Each entry says how to build it, which two layers M2Det reads, and what its pretrained weights expect of the pixels.
-`keras.applications` brings the architectures and the ImageNet weights; the small ones are ours, for training from
-scratch on a CPU.
+Each entry says how to build it, which two layers M2Det reads, which strides are taken out, and what its pretrained
+weights expect of the pixels. `keras.applications` brings the architectures and the ImageNet weights; the small ones are
+ours, for training from scratch on a CPU.
+
+The deep tap is the end of the network's last stage, as in the paper, which sets the stride of ResNet's stage 4 to 1, so
+that stage 5 ends at stride 16 instead of 32, and reads the ends of stages 3 and 5. What that costs decides the rest;
+10^9 multiply-additions of the backbone at 320 pixels:
+
+|                               | as published | the paper's rule (8 to 16) | the last stride (16 to 32) |
+|-------------------------------|--------------|----------------------------|----------------------------|
+| ResNet50, DenseNet121         | 7.9,  5.8    | 20.8, 10.4                 | 12.4,  6.4                 |
+| MobileNetV2, NASNetMobile     | 0.6,  1.2    |  1.7,  3.2                 |  1.1,  2.0                 |
+| EfficientNetV2 B0, S          | 1.5,  5.8    |  3.7, 13.7                 |  2.5,  9.3                 |
+| ConvNeXt Tiny, Base           | 9.1, 31.3    | 27.0, 108.9                | 13.7, 39.6                 |
+
+ResNet, as published, and DenseNet, which has the same four stages, follow the paper. The mobile networks and
+EfficientNetV2 are made to be cheap, and ConvNeXt has most of its layers in the stage that would be four times as dear:
+they lose the last stride. VGG has none: pool5 has a stride of 1 in the form that detectors use (`models.vgg`).
 """
 
 import dataclasses
+import difflib
+import functools
+import math
 import warnings
-import zipfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 from keras import layers
 
-from models.blocks import BATCH_NORM_MOMENTUM, conv_bn_relu
+from models.blocks import BATCH_NORM_MOMENTUM
+from models.preprocessing import PREPROCESSING, Preprocessing
+from models.small_backbones import residual_small, vgg_small
+from models.strides import without_strides
+from models.vgg import build_vgg, load_vgg
+from models.weight_files import load_weight_file
 from oid.files import InputError
 
-CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
-TORCH_MEAN_RGB = (0.485, 0.456, 0.406)
-TORCH_STD_RGB = (0.229, 0.224, 0.225)
+STRIDES = (8, 16)  # pixels, of the shallow and of the deep tap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,56 +50,23 @@ class Backbone:
         shallow: name of the layer whose output has a stride of 8 pixels.
         deep: name of the layer whose output has a stride of 16 pixels.
         preprocessing: what the pretrained weights expect; a key of `PREPROCESSING`.
+        unstrided: names of the layers whose stride becomes 1, with the padding layers before them.
+        load: loads a weights file into what `build` made, or raises InputError.
         pretrained: whether ImageNet weights can be had.
+        on_torch: whether `keras.applications` builds it on the PyTorch backend.
     """
 
     build: Callable[..., keras.Model]
     shallow: str
     deep: str
     preprocessing: str
+    unstrided: tuple[str, ...] = ()
+    load: Callable[[keras.Model, str], None] = load_weight_file
     pretrained: bool = True
+    on_torch: bool = True
 
 
-def residual_small(*, input_tensor, weights=None, width: int = 32) -> keras.Model:
-    """A small residual network with batch norm, to be trained from scratch: 3x3 stem, then four stages of basic blocks.
-
-    Strides 2, 4, 8 (`shallow`), 16 (`deep`); `width` channels in the stem, and 1.5, 3 and 6 times that in the stages.
-    """
-    del weights
-    x = conv_bn_relu(input_tensor, width, 3, strides=2, name="stem")
-    x = residual_block(x, width * 3 // 2, strides=2, name="stage2_block1")
-    x = residual_block(x, width * 3, strides=2, name="stage3_block1")
-    x = residual_block(x, width * 3, name="shallow")
-    x = residual_block(x, width * 6, strides=2, name="stage4_block1")
-    x = residual_block(x, width * 6, name="deep")
-    return keras.Model(input_tensor, x, name="residual_small")
-
-
-def vgg_small(*, input_tensor, weights=None, width: int = 32) -> keras.Model:
-    """VGG's idea with batch norm and few layers, to be trained from scratch: 3x3 convolutions without shortcuts.
-
-    Strides and channels as `residual_small`; the first convolution of a stage has the stride, instead of a pooling.
-    """
-    del weights
-    x = conv_bn_relu(input_tensor, width, 3, strides=2, name="stem")
-    for stage, (channels, depth, last) in enumerate(
-        [(width * 3 // 2, 2, "stage2"), (width * 3, 3, "shallow"), (width * 6, 3, "deep")], start=2
-    ):
-        for index in range(depth):
-            name = f"stage{stage}_{index + 1}" if index < depth - 1 else last
-            x = conv_bn_relu(x, channels, 3, strides=1 if index else 2, name=name)
-    return keras.Model(input_tensor, x, name="vgg_small")
-
-
-def residual_block(x, filters: int, *, strides: int = 1, name: str):
-    """Two 3x3 convolutions beside a shortcut (He et al. 2015, basic block; a 1x1 shortcut where the shape changes)."""
-    y = conv_bn_relu(x, filters, 3, strides=strides, name=f"{name}_1")
-    y = conv_bn_relu(y, filters, 3, name=f"{name}_2", relu=False)
-    if strides != 1 or x.shape[-1] != filters:
-        if strides != 1:
-            x = layers.AveragePooling2D(strides, padding="same", name=f"{name}_pool")(x)
-        x = conv_bn_relu(x, filters, 1, name=f"{name}_shortcut", relu=False)
-    return layers.ReLU(name=name)(layers.Add(name=f"{name}_add")([x, y]))
+# === The table ===
 
 
 def _application(name: str, **options) -> Callable[..., keras.Model]:
@@ -88,26 +74,111 @@ def _application(name: str, **options) -> Callable[..., keras.Model]:
 
     def build(*, input_tensor, weights=None) -> keras.Model:
         constructor = getattr(keras.applications, name)
-        return constructor(include_top=False, weights=weights, input_tensor=input_tensor, **options)
+        with warnings.catch_warnings(action="ignore"):  # MobileNets: that weights for 224 pixels serve other sizes
+            return constructor(include_top=False, weights=weights, input_tensor=input_tensor, **options)
 
     return build
 
 
+def _vgg(name: str, shallow: str) -> Backbone:
+    build, load = functools.partial(build_vgg, name), functools.partial(load_vgg, name)
+    return Backbone(build, shallow, "fc7", "caffe", load=load)
+
+
+def _resnet(name: str, stage3_blocks: int) -> Backbone:
+    unstrided = ("conv4_block1_0_conv", "conv4_block1_1_conv")
+    shallow = f"conv3_block{stage3_blocks}_out"
+    return Backbone(_application(name), shallow, "conv5_block3_out", "caffe", unstrided)
+
+
+def _resnet_v2(name: str, stage3_blocks: int) -> Backbone:
+    """Keras puts the stride at a stage's end: what the paper calls stage 4's is in the last block of `conv3`.
+
+    Taps are the sums after the batch norm and ReLU that follow them.
+    """
+    block = f"conv3_block{stage3_blocks}"
+    unstrided = ("max_pooling2d_1", f"{block}_2_pad", f"{block}_2_conv")  # the shortcut, and the 3x3 convolution
+    return Backbone(_application(name), "conv4_block1_preact_relu", "post_relu", "tf", unstrided)
+
+
+def _mobilenet(alpha: float) -> Backbone:
+    unstrided = ("conv_pad_12", "conv_dw_12")
+    return Backbone(_application("MobileNet", alpha=alpha), "conv_pw_5_relu", "conv_pw_13_relu", "tf", unstrided)
+
+
 def _mobilenet_v2(alpha: float) -> Backbone:
-    return Backbone(_application("MobileNetV2", alpha=alpha), "block_6_expand_relu", "block_13_expand_relu", "tf")
+    """The shallow tap is the widest map of stride 8: where block 6 has expanded the sum of block 5."""
+    unstrided = ("block_13_pad", "block_13_depthwise")
+    return Backbone(_application("MobileNetV2", alpha=alpha), "block_6_expand_relu", "out_relu", "tf", unstrided)
+
+
+def _mobilenet_v3(name: str, deep: str, last_stage: int) -> Backbone:
+    """The shallow tap as in MobileNetV2: the activation after the expansion of block 3 (small) or 6 (large)."""
+    unstrided = (f"expanded_conv_{last_stage}_depthwise_pad", f"expanded_conv_{last_stage}_depthwise")
+    return Backbone(_application(name, include_preprocessing=False), "activation_1", deep, "tf", unstrided)
+
+
+def _densenet(blocks: int) -> Backbone:
+    return Backbone(_application(f"DenseNet{blocks}"), "pool3_relu", "relu", "torch", ("pool3_pool",))
+
+
+def _efficientnet_v2(size: str, stage3_last: str) -> Backbone:
+    """B0 to B3 were trained with ImageNet's mean and deviation, S and M with -1 to 1."""
+    build = _application(f"EfficientNetV2{size}", include_preprocessing=False)
+    preprocessing = "torch" if size.startswith("B") else "tf128"
+    return Backbone(build, f"block3{stage3_last}_add", "top_activation", preprocessing, ("block6a_dwconv2",))
+
+
+def _convnext(size: str) -> Backbone:
+    """Taps are behind layer norms: the one before the next stage, and the network's last."""
+    part = f"convnext_{size.lower()}_downsampling"
+    build = _application(f"ConvNeXt{size}", include_preprocessing=False)
+    return Backbone(build, f"{part}_layernorm_1", "layer_normalization", "torch", (f"{part}_conv_2",))
+
+
+def _nasnet_mobile() -> Backbone:
+    """The reduction cell before the last stage, and the layers that fit the map before it to the first cell behind."""
+    branches = [f"reduction_{branch}_reduce_8" for branch in ("left1", "right1", "right2", "right3")]
+    pools = [f"reduction_{branch}_reduce_8" for branch in ("pad_1", "left2", "left3", "right5")]
+    unstrided = [f"separable_conv_1_{part}{branch}" for branch in branches for part in ("pad_", "")]
+    unstrided += [*pools, "adjust_avg_pool_1_9", "adjust_avg_pool_2_9"]
+    build = _application("NASNetMobile")
+    return Backbone(build, "normal_concat_3", "activation_187", "tf", tuple(unstrided), on_torch=False)
+
+
+def _widths(name: str, entry: Callable[[float], Backbone], *alphas: float) -> dict[str, Backbone]:
+    """The entries of one architecture in several widths."""
+    return {name if alpha == 1 else f"{name}_{alpha}": entry(alpha) for alpha in alphas}
 
 
 BACKBONES: dict[str, Backbone] = {
     "residual_small": Backbone(residual_small, "shallow", "deep", "tf", pretrained=False),
     "vgg_small": Backbone(vgg_small, "shallow_relu", "deep_relu", "tf", pretrained=False),
-    "vgg16": Backbone(_application("VGG16"), "block4_conv3", "block5_conv3", "caffe"),
-    "vgg19": Backbone(_application("VGG19"), "block4_conv4", "block5_conv4", "caffe"),
-    "resnet50": Backbone(_application("ResNet50"), "conv3_block4_out", "conv4_block6_out", "caffe"),
-    "resnet101": Backbone(_application("ResNet101"), "conv3_block4_out", "conv4_block23_out", "caffe"),
-    "mobilenet_v2": _mobilenet_v2(1.0),
-    "mobilenet_v2_0.5": _mobilenet_v2(0.5),
-    "mobilenet_v2_0.35": _mobilenet_v2(0.35),
-    "densenet121": Backbone(_application("DenseNet121"), "pool3_relu", "pool4_relu", "torch"),
+    "vgg16": _vgg("VGG16", "block4_conv3"),
+    "vgg19": _vgg("VGG19", "block4_conv4"),
+    "resnet50": _resnet("ResNet50", 4),
+    "resnet101": _resnet("ResNet101", 4),
+    "resnet152": _resnet("ResNet152", 8),
+    "resnet50_v2": _resnet_v2("ResNet50V2", 4),
+    "resnet101_v2": _resnet_v2("ResNet101V2", 4),
+    "resnet152_v2": _resnet_v2("ResNet152V2", 8),
+    **_widths("mobilenet", _mobilenet, 1, 0.75, 0.5, 0.25),
+    **_widths("mobilenet_v2", _mobilenet_v2, 1.4, 1.3, 1, 0.75, 0.5, 0.35),
+    "mobilenet_v3_small": _mobilenet_v3("MobileNetV3Small", "activation_17", 8),
+    "mobilenet_v3_large": _mobilenet_v3("MobileNetV3Large", "activation_19", 12),
+    "densenet121": _densenet(121),
+    "densenet169": _densenet(169),
+    "densenet201": _densenet(201),
+    "efficientnet_v2_b0": _efficientnet_v2("B0", "b"),
+    "efficientnet_v2_b1": _efficientnet_v2("B1", "c"),
+    "efficientnet_v2_b2": _efficientnet_v2("B2", "c"),
+    "efficientnet_v2_b3": _efficientnet_v2("B3", "c"),
+    "efficientnet_v2_s": _efficientnet_v2("S", "d"),
+    "efficientnet_v2_m": _efficientnet_v2("M", "e"),
+    "convnext_tiny": _convnext("Tiny"),
+    "convnext_small": _convnext("Small"),
+    "convnext_base": _convnext("Base"),
+    "nasnet_mobile": _nasnet_mobile(),
 }
 
 
@@ -122,86 +193,132 @@ def find_backbone(name: str) -> Backbone:
     return BACKBONES[name]
 
 
-def build_backbone(name: str, image_size: int, weights: str = "none") -> keras.Model:
+# === Building ===
+
+
+def build_backbone(
+    name: str,
+    image_size: int,
+    weights: str = "none",
+    *,
+    preprocessing: str | None = None,
+    taps: Sequence[str] | None = None,
+) -> keras.Model:
     """Builds a feature extractor with its preprocessing inside.
 
     Args:
         name: a key of `BACKBONES`.
         image_size: side of the square input in pixels.
         weights: "none" (random), "imagenet" (downloaded by Keras on first use), or a weights file of the same
-            architecture without its top (`.weights.h5`, `.h5`, `.keras`).
+            architecture without its top (`.weights.h5`, `.h5`, `.keras`); VGG's with its top, too.
+        preprocessing: a key of `PREPROCESSING`; None = the table's.
+        taps: names of the two layers that are read; None = the table's. They are looked for in the network with the
+            table's strides taken out, then in the architecture as published.
 
     Returns:
         A model from raw RGB pixels `(batch, image_size, image_size, 3)`, 0 to 255, to the two maps at strides 8 and 16.
 
     Raises:
-        InputError: unknown name, no ImageNet weights for it, or a weights file that is missing or does not fit.
+        InputError: unknown name, no ImageNet weights for it, a weights file that is missing or does not fit, unknown
+            preprocessing, or taps that do not exist or have other strides.
     """
     backbone = find_backbone(name)
     if weights == "imagenet" and not backbone.pretrained:
         raise InputError(f"--backbone_weights imagenet: there are none for {name}; train it from scratch with none")
+    if not backbone.on_torch and keras.backend.backend() == "torch":
+        raise InputError(f"backbone {name!r}: Keras does not build it on the PyTorch backend; choose another")
+    preprocessing = backbone.preprocessing if preprocessing is None else preprocessing
+    if preprocessing not in PREPROCESSING:
+        raise InputError(f"preprocessing {preprocessing!r} does not exist: choose one of {', '.join(PREPROCESSING)}")
+    if taps is not None and len(taps) != len(STRIDES):
+        raise InputError(f"--taps {' '.join(taps)}: give two layers, of strides 8 and 16")
+
     image = keras.Input((image_size, image_size, 3), name="image")
-    pixels = Preprocessing(backbone.preprocessing, name="preprocessing")(image)
-    body_input = keras.Input(pixels.shape[1:], name="pixels")
+    pixels = Preprocessing(preprocessing, name="preprocessing")(image)
+    body = _weighted_body(backbone, name, keras.Input(pixels.shape[1:], name="pixels"), weights)
+    names = (backbone.shallow, backbone.deep) if taps is None else taps
+    body, maps = _find_taps(body, backbone, name, names, published_too=taps is not None)
+    if weights == "none":
+        for layer in body.layers:
+            if isinstance(layer, layers.BatchNormalization):
+                layer.momentum = BATCH_NORM_MOMENTUM
+    return keras.Model(image, keras.Model(body.inputs, maps, name="backbone")(pixels), name=name)
+
+
+def _weighted_body(backbone: Backbone, name: str, pixels, weights: str) -> keras.Model:
+    """The network as published, with the weights that were asked for."""
     try:
-        body = backbone.build(input_tensor=body_input, weights="imagenet" if weights == "imagenet" else None)
+        body = backbone.build(input_tensor=pixels, weights="imagenet" if weights == "imagenet" else None)
     except Exception as error:  # Keras raises a bare Exception when a download fails
         if weights != "imagenet":
             raise
         hint = f"--backbone_weights imagenet: the weights of {name} could not be downloaded"
         raise InputError(f"{hint} ({error}); download them elsewhere and give the file, or use none") from error
-    if weights == "none":
-        for layer in body.layers:
-            if isinstance(layer, layers.BatchNormalization):
-                layer.momentum = BATCH_NORM_MOMENTUM
-    elif weights != "imagenet":
-        _load_weights(body, weights)
-    taps = keras.Model(body.inputs, [body.get_layer(backbone.shallow).output, body.get_layer(backbone.deep).output])
-    taps.name = "backbone"
-    return keras.Model(image, taps(pixels), name=name)
+    if weights not in ("none", "imagenet"):
+        backbone.load(body, weights)
+    return body
 
 
-def _load_weights(body: keras.Model, file: str) -> None:
-    """Loads a weights file into the whole body, naming the file and the first difference when it does not fit."""
-    if not Path(file).is_file():
-        raise InputError(f'--backbone_weights {file}: no such file; give "imagenet", "none" or a weights file')
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of each layer that is not in the file, before the error
-            body.load_weights(file)
-    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"--backbone_weights {file} does not fit {body.name}: {reason}") from error
+def _find_taps(
+    body: keras.Model, backbone: Backbone, name: str, names: Sequence[str], *, published_too: bool
+) -> tuple[keras.Model, list]:
+    """The network in which the layers `names` have strides 8 and 16, and their outputs."""
+    first_error = None
+    for candidate in _with_fewer_strides(body, backbone.unstrided, published_too):
+        try:
+            return candidate, [_tap(candidate, name, *pair) for pair in zip(names, STRIDES, strict=True)]
+        except InputError as error:
+            first_error = first_error or error
+    raise first_error
 
 
-@keras.saving.register_keras_serializable(package="oid")
-class Preprocessing(layers.Layer):
-    """From raw RGB pixels, 0 to 255, to what the pretrained weights were trained on.
+def _with_fewer_strides(body: keras.Model, unstrided: tuple[str, ...], published_too: bool) -> Iterator[keras.Model]:
+    yield without_strides(body, unstrided) if unstrided else body
+    if unstrided and published_too:
+        yield without_strides(body, ())
+
+
+def _tap(body: keras.Model, backbone: str, name: str, stride: int):
+    """The map that the layer `name` gives; InputError where it has none, or one of another stride."""
+    found = {operation.name: operation for operation in body.operations}
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=5, cutoff=0.4)
+        hint = f": near it are {', '.join(near)}" if near else f": its last ones are {', '.join(list(found)[-5:])}"
+        raise InputError(f"--taps {name}: {backbone} has no such layer{hint}")
+    shape, image_size = found[name].output.shape, body.inputs[0].shape[1]
+    if len(shape) != 4:
+        raise InputError(f"--taps {name}: what this layer of {backbone} gives is no map of the image")
+    side = shape[1]
+    if not image_size // stride <= side <= -(-image_size // stride):
+        has = 2 ** round(math.log2(image_size / side))
+        raise InputError(f"--taps {name}: its map has a stride of {has} pixels in {backbone}, but {stride} are needed")
+    return found[name].output
+
+
+# === Freezing ===
+
+
+def freeze(model: keras.Model, *, weights: bool = False, batch_norm: bool = False) -> None:
+    """Keeps weights as they are in a training; to be called before the optimizer is built.
 
     Args:
-        mode: "caffe" (BGR minus ImageNet's mean), "tf" (-1 to 1), "torch" (0 to 1, then ImageNet's mean and deviation),
-            or "none" (the backbone has its own).
+        model: a network, or its backbone; models inside it are meant as well.
+        weights: nothing in it is trained, and its batch norms use and keep their moving statistics. (Dropout, as in
+            EfficientNetV2, still drops.)
+        batch_norm: the same for its batch norms only: scale and shift stay, too.
     """
+    if weights:
+        model.trainable = False
+    if batch_norm:
+        for layer in all_layers(model):
+            if isinstance(layer, layers.BatchNormalization):
+                layer.trainable = False
 
-    def __init__(self, mode: str, **kwargs):
-        super().__init__(**kwargs)
-        if mode not in ("caffe", "tf", "torch", "none"):
-            raise ValueError(f"unknown preprocessing {mode!r}")
-        self.mode = mode
 
-    def call(self, image):
-        ops = keras.ops
-        x = ops.cast(image, self.compute_dtype)
-        if self.mode == "caffe":
-            return ops.flip(x, axis=-1) - ops.convert_to_tensor(CAFFE_MEAN_BGR, dtype=x.dtype)
-        if self.mode == "tf":
-            return x / 127.5 - 1.0
-        if self.mode == "torch":
-            mean = ops.convert_to_tensor(TORCH_MEAN_RGB, dtype=x.dtype)
-            return (x / 255.0 - mean) / ops.convert_to_tensor(TORCH_STD_RGB, dtype=x.dtype)
-        return x
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def get_config(self):
-        return {**super().get_config(), "mode": self.mode}
+def all_layers(model: keras.Model) -> Iterator[layers.Layer]:
+    """The layers of a model and of the models inside it."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from all_layers(layer)
+        else:
+            yield layer

@@ -88,8 +88,7 @@ def build_m2det(
     sides = feature_map_sides(image_size, scales)
 
     image = keras.Input((image_size, image_size, 3), name="image")
-    options = {k: v for k, v in {"preprocessing": preprocessing, "taps": taps}.items() if v}  # TEMPORARY
-    body = build_backbone(backbone, image_size, backbone_weights, **options)
+    body = build_backbone(backbone, image_size, backbone_weights, preprocessing=preprocessing, taps=taps)
     shallow, deep = body(image)
     modules = paper_modules if variant == "paper" else released_modules
     pyramids = modules(shallow, deep, sides, tums=tums, channels=channels)

@@ -328,7 +328,8 @@ def _initialise(network, settings: dict, flags: dict) -> None:
     from training.trainer import take_over_weights
 
     run = flags["init_from"]
-    taken, skipped = take_over_weights(load_model(layout.run_folder(flags["output_path"], run)), network, settings)
+    source = load_model(layout.run_folder(flags["output_path"], run), precision=None)
+    taken, skipped = take_over_weights(source, network, settings)
     if not taken:
         raise InputError(f"--init_from {run}: not one layer fits; it needs the same backbone, variant and channels")
     names = ", ".join(skipped[:12]) + (f" and {len(skipped) - 12} more" if len(skipped) > 12 else "")

@@ -10,6 +10,7 @@ import json
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import keras
@@ -18,12 +19,14 @@ import numpy as np
 from models.anchors import anchors_per_cell, make_anchors
 from models.decoding import TopBoxes, suppress, top_boxes
 from models.m2det import build_m2det
+from models.optimise import folded
 from oid.files import InputError
 
 SETTINGS = "settings.json"
 MODEL = "model.keras"
 DECODING = "top_boxes"  # the last layer of a model file
 CHECKPOINT_WEIGHTS = Path("checkpoint") / "network.weights.h5"
+Precision = Literal["float32", "bfloat16"]
 NEEDED = {  # of the settings, to rebuild the network and to use it
     *("classes", "preprocessing", "anchors", "box_coding", "score_activation", "backbone", "taps", "image_size"),
     *("variant", "tums", "scales", "channels", "sfam", "head"),
@@ -71,17 +74,26 @@ def _without_decoding(model: keras.Model) -> keras.Model:
 class Detector:
     """A network with its decoding, its classes and its way of looking at pictures.
 
+    Args:
+        model: an `inference_model`.
+        settings: the run's `settings.json`.
+        precision: "float32" or "bfloat16" predicts by a faster copy (`models.optimise`) of the weights as they are now;
+            None by the model itself, whose weights may change.
+
     Attributes:
         model: from raw RGB pixels `(batch, size, size, 3)` to `TopBoxes`' dict.
         settings: the run's `settings.json`.
         class_labels: Open Images labels ("/m/..."), in the order of the outputs.
     """
 
-    def __init__(self, model: keras.Model, settings: dict):
+    def __init__(self, model: keras.Model, settings: dict, *, precision: Precision | None = None):
         self.model = model
         self.settings = settings
         # what the graph's end does takes longer on a CPU than reading the raw outputs
-        self._network = _without_decoding(model) if isinstance(model, keras.Model) and runs_on_cpu() else None
+        self._host_decodes = isinstance(model, keras.Model) and runs_on_cpu()
+        self._predicting = _without_decoding(model) if self._host_decodes else model
+        if precision:
+            self._predicting = folded(self._predicting, dtype=None if precision == "float32" else precision)
         self._anchors = make_anchors(settings["anchors"])
         self.image_size = settings["image_size"]
         self.class_labels = [entry["label"] for entry in settings["classes"]]
@@ -111,10 +123,9 @@ class Detector:
 
     def _decoded(self, squares: np.ndarray, score_threshold: float) -> list[tuple]:
         """The best boxes, scores and labels of each picture, before the suppression."""
-        if self._network is None:
-            outputs = self.model.predict_on_batch(squares)
+        outputs = self._predicting.predict_on_batch(squares)
+        if not self._host_decodes:
             return list(zip(outputs["boxes"], outputs["scores"], outputs["labels"], strict=True))
-        outputs = self._network.predict_on_batch(squares)
         options = {"score_threshold": score_threshold, "box_coding": self.settings["box_coding"]}
         options["score_activation"] = self.settings["score_activation"]
         return [
@@ -187,13 +198,14 @@ def read_settings(run: str | Path) -> dict:
     return settings
 
 
-def load_model(run: str | Path, *, checkpoint: bool = False) -> Detector:
+def load_model(run: str | Path, *, checkpoint: bool = False, precision: Precision | None = "float32") -> Detector:
     """Loads a run: the folder that a03 wrote, or the `checkpoint` folder inside it.
 
     Args:
         run: `OUTPUT/weights/<run>`, or `OUTPUT/weights/<run>/checkpoint`.
         checkpoint: take the newest checkpoint of the training instead of the best weights; so does a run that has no
             best weights yet.
+        precision: of the predictions, see `Detector`.
 
     Raises:
         InputError: the folder is no run, or its files are missing or damaged.
@@ -209,10 +221,12 @@ def load_model(run: str | Path, *, checkpoint: bool = False) -> Detector:
     try:
         with warnings.catch_warnings(action="ignore"):  # of each layer that is not in the file, before the error
             if model_file.is_file() and not checkpoint:
-                return Detector(keras.saving.load_model(model_file, compile=False, safe_mode=True), settings)
-            network = network_from_settings(settings)
-            network.load_weights(weights_file)
-        return Detector(inference_model(network, settings), settings)
+                model = keras.saving.load_model(model_file, compile=False, safe_mode=True)
+            else:
+                network = network_from_settings(settings)
+                network.load_weights(weights_file)
+                model = inference_model(network, settings)
+        return Detector(model, settings, precision=precision)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{run} cannot be loaded ({reason}): restore its files or train it again") from error

@@ -128,6 +128,16 @@ def test_the_host_and_the_graph_find_the_same(monkeypatch):
     assert calls == [2]  # of the graph alone
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])
+def test_the_faster_copy_finds_the_same(complete_run, precision, tolerance):
+    """The copy for predictions against the model itself: without suppression each pair of anchor and class, once."""
+    plain, fast = load_model(complete_run, precision=None), load_model(complete_run, precision=precision)
+    options = {"score_threshold": 0.0, "nms_iou": 1.0, "max_boxes": 10**6}
+    for found, expected in zip(fast.detect(pictures(2), **options), plain.detect(pictures(2), **options), strict=True):
+        assert abs(len(found[0]) - len(expected[0])) <= tolerance * len(expected[0])
+        np.testing.assert_allclose(np.sort(found[1])[-20:], np.sort(expected[1])[-20:], rtol=tolerance)
+
+
 def test_limits_and_suppression():
     rows = [
         (0, 0.9, 0.1, 0.1, 0.5, 0.5),

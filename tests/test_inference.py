@@ -81,7 +81,7 @@ def test_every_image_has_a_row_in_the_order_of_the_ids(run, tmp_path):
 
 def test_the_file_is_what_the_detector_finds(run, tmp_path):
     predictions = read_predictions(predict(run, tmp_path / "out.csv"))
-    detector = models.load_model(run.folder)
+    detector = models.load_model(run.folder, precision="float32")
     for index, image_id in enumerate(run.ids):
         (path,) = run.images.glob(f"{image_id}.*")
         picture = read_image(path, orientation="stored")
@@ -178,7 +178,7 @@ def test_an_unreadable_image_has_an_empty_row_and_is_named(run, tmp_path, capsys
 # === Stopping and going on ===========================================================================================
 def stop_after(run, monkeypatch, batches: int):
     """Makes the detector stop like a killed process after so many batches."""
-    detector, count = models.load_model(run.folder), iter(range(100))
+    detector, count = models.load_model(run.folder, precision="float32"), iter(range(100))
     detect = detector.detect
 
     def limited(*arguments, **options):
@@ -216,7 +216,8 @@ def test_a_stopped_run_goes_on_to_the_same_file(run, tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize(
-    "change", [{"score_threshold": 0.02}, {"nms_iou": 0.3}, {"nms": "linear"}, {"max_boxes": 9}, {"run": "copy"}]
+    "change",
+    [{"score_threshold": 0.02}, {"nms_iou": 0.3}, {"nms": "linear"}, {"precision": "bfloat16"}, {"run": "copy"}],
 )
 def test_rows_made_with_other_settings_are_not_taken(run, tmp_path, monkeypatch, capsys, change):
     copy = run.output / "weights" / "copy"

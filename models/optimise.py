@@ -1,0 +1,253 @@
+"""A trained network made faster for inference, with equal outputs: batch norm folded into convolutions, convolutions of
+one map joined, and, if wanted, bfloat16.
+
+Folded: batch norm, y = gamma (x - mean) / sqrt(variance + epsilon) + beta, behind a convolution whose result nothing
+else reads is a convolution with a scaled kernel and a bias (Jacob et al. 2018, arXiv 1712.05877, section 3.2). A
+convolution that several batch norms follow, as in the shared head, becomes one for each. Joined: convolutions that
+read the same map with kernels of the same size, as the two heads of a scale or FFMv2's in the paper.
+"""
+
+import dataclasses
+from collections import Counter
+
+import keras
+import numpy as np
+from keras import layers
+
+from models.preprocessing import Preprocessing
+
+FULL_PRECISION = (Preprocessing,)  # the mean of the pixels has more digits than bfloat16
+
+
+@keras.saving.register_keras_serializable(package="oid")
+class SplitChannels(layers.Layer):
+    """The channels of a map `(batch, height, width, channels)` as a list of maps; what is left over is dropped.
+
+    Args:
+        sizes: channels of each map.
+    """
+
+    def __init__(self, sizes: list[int], **kwargs):
+        super().__init__(**kwargs)
+        self.sizes = list(sizes)
+
+    def call(self, x):
+        ends = np.cumsum(self.sizes).tolist()
+        return [x[..., end - size : end] for end, size in zip(ends, self.sizes, strict=True)]
+
+    def compute_output_shape(self, input_shape):
+        return [(*input_shape[:-1], size) for size in self.sizes]
+
+    def get_config(self):
+        return {**super().get_config(), "sizes": self.sizes}
+
+
+def folded(network: keras.Model, *, dtype: str | None = None, join: bool = True, multiple: int = 1) -> keras.Model:
+    """Makes a copy of a network for inference; models inside it are dissolved.
+
+    Args:
+        network: a functional model whose layers can be made again from their configuration, as those of
+            `models.m2det.build_m2det`.
+        dtype: precision of the copy, "bfloat16"; the outputs are float32 all the same. None = as it is.
+        join: whether convolutions that read the same map become one.
+        multiple: joined convolutions get channels of zeros up to a multiple of this.
+
+    Returns:
+        A functional model with the same inputs and outputs; it shares no weights with `network`.
+    """
+    inputs = keras.tree.map_structure(_Value, network.input)
+    calls = []
+    outputs = _trace(network, inputs, calls)
+    _mark_batch_norms(calls, outputs)
+    copy = _Copy(dtype, multiple)
+    for value in keras.tree.flatten(inputs):
+        value.tensor = keras.Input(batch_shape=value.spec.shape, dtype=value.spec.dtype, name=value.spec.name)
+    for group in _groups(calls) if join else [[call] for call in calls]:
+        copy.run(group)
+    tensors = keras.tree.map_structure(copy.output, outputs)
+    return keras.Model(keras.tree.map_structure(lambda value: value.tensor, inputs), tensors, name=network.name)
+
+
+class _Value:
+    """A tensor of the network: `spec` there, `tensor` in the copy; `call` is where it comes from, None for an input."""
+
+    def __init__(self, spec, call=None):
+        self.spec = spec
+        self.call = call
+        self.tensor = None
+
+
+@dataclasses.dataclass(eq=False)
+class _Call:
+    """One call of a layer, with `_Value`s as arguments, and what becomes of it: a convolution takes the batch norm
+    `norm` in; a batch norm that was taken in is `gone`."""
+
+    layer: object
+    args: tuple
+    kwargs: dict
+    outputs: list = dataclasses.field(default_factory=list)
+    norm: layers.BatchNormalization | None = None
+    gone: bool = False
+
+    @property
+    def inputs(self) -> list[_Value]:
+        return [x for x in keras.tree.flatten((self.args, self.kwargs)) if isinstance(x, _Value)]
+
+
+def _trace(model: keras.Model, inputs, calls: list[_Call]):
+    """Appends the model's calls, in an order in which they can run, and returns its outputs as `_Value`s."""
+    values = {id(x): value for x, value in zip(model.inputs, keras.tree.flatten(inputs), strict=True)}
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            if node.is_input:
+                continue
+            args, kwargs = node.arguments.fill_in(values)
+            if hasattr(node.operation, "_nodes_by_depth"):
+                outputs = keras.tree.flatten(_trace(node.operation, args[0], calls))
+            else:
+                call = _Call(node.operation, args, kwargs)
+                call.outputs = outputs = [_Value(x, call) for x in node.outputs]
+                calls.append(call)
+            values.update({id(x): value for x, value in zip(node.outputs, outputs, strict=True)})
+    return keras.tree.map_structure(lambda x: values[id(x)], model.output)
+
+
+def _mark_batch_norms(calls: list[_Call], outputs) -> None:
+    """Finds each batch norm that follows a convolution and is all that reads its result."""
+    readers = Counter(x for call in calls for x in call.inputs)
+    readers.update(keras.tree.flatten(outputs))
+    for call in calls:
+        if isinstance(call.layer, layers.BatchNormalization) and len(call.inputs) == 1:
+            (value,) = call.inputs
+            if value.call and readers[value] == 1 and _can_take_in(value.call.layer, call.layer):
+                value.call.norm, call.gone = call.layer, True
+
+
+def _can_take_in(layer, norm: layers.BatchNormalization) -> bool:
+    """Whether this is a convolution without activation whose channels are what the batch norm normalises."""
+    if type(layer) not in (layers.Conv2D, layers.DepthwiseConv2D) or layer.activation is not keras.activations.linear:
+        return False
+    return norm.axis in ((-1, 3) if layer.data_format == "channels_last" else (1, -3))
+
+
+def _groups(calls: list[_Call]) -> list[list[_Call]]:
+    """The calls in order, convolutions that can be joined together."""
+    groups = {}
+    for call in calls:
+        key, layer = call, call.layer
+        if type(layer) is layers.Conv2D and layer.groups == 1 and layer.data_format == "channels_last":
+            window = (layer.kernel_size, layer.strides, layer.padding, layer.dilation_rate)
+            key = (call.inputs[0], layer.activation, layer.dtype_policy.name, window)
+        groups.setdefault(key, []).append(call)
+    return list(groups.values())
+
+
+class _Copy:
+    """Makes the layers of the copy and calls them.
+
+    Args:
+        dtype: see `folded`.
+        multiple: see `folded`.
+    """
+
+    def __init__(self, dtype: str | None, multiple: int):
+        self.dtype = dtype
+        self.multiple = multiple
+        self.same = {}  # copies of layers that change only in precision, by the original: they may be shared
+        self.names = Counter()
+
+    def run(self, group: list[_Call]) -> None:
+        """Calls what replaces one call, or a group of convolutions of one map."""
+        call = group[0]
+        if call.gone:
+            results = [call.inputs[0].tensor]
+        elif len(group) > 1:
+            results = self.joined(group)
+        elif call.norm:
+            results = [self.convolution(call.layer, *_kernel_and_bias(call))(call.inputs[0].tensor)]
+        else:
+            args, kwargs = keras.tree.map_structure(
+                lambda x: x.tensor if isinstance(x, _Value) else x, (call.args, call.kwargs)
+            )
+            results = keras.tree.flatten(self.layer(call.layer)(*args, **kwargs))
+        for value, tensor in zip([x for member in group for x in member.outputs], results, strict=True):
+            value.tensor = tensor
+
+    def joined(self, group: list[_Call]) -> list:
+        """One convolution in place of several, and its channels split."""
+        kernels, biases = zip(*(_kernel_and_bias(call) for call in group), strict=True)
+        sizes = [kernel.shape[-1] for kernel in kernels]
+        more = -sum(sizes) % self.multiple
+        kernel = np.pad(np.concatenate(kernels, axis=-1), [(0, 0)] * 3 + [(0, more)])
+        bias = np.pad(np.concatenate(biases), (0, more))
+        x = self.convolution(group[0].layer, kernel, bias)(group[0].inputs[0].tensor)
+        name = self.name(f"{group[0].layer.name}_split")
+        return SplitChannels(sizes, name=name, dtype=self.precision(group[0].layer))(x)
+
+    def convolution(self, layer, kernel: np.ndarray, bias: np.ndarray):
+        """A convolution like `layer` with other weights."""
+        config = layer.get_config() | {"name": self.name(layer.name), "dtype": self.precision(layer), "use_bias": True}
+        if "filters" in config:
+            config["filters"] = kernel.shape[-1]
+        prefix = "depthwise" if "depthwise_initializer" in config else "kernel"
+        config |= {f"{prefix}_initializer": "zeros", f"{prefix}_regularizer": None}
+        return _WithWeights(type(layer).from_config(config), [kernel, bias])
+
+    def layer(self, layer):
+        """A copy of any other layer, the same one at each call."""
+        if not isinstance(layer, layers.Layer):
+            return layer
+        if layer not in self.same:
+            config = layer.get_config() | {"name": self.name(layer.name), "dtype": self.precision(layer)}
+            self.same[layer] = _WithWeights(type(layer).from_config(config), layer.get_weights())
+        return self.same[layer]
+
+    def precision(self, layer):
+        """The policy of a layer's copy."""
+        return layer.dtype_policy if self.dtype is None or isinstance(layer, FULL_PRECISION) else self.dtype
+
+    def name(self, name: str) -> str:
+        """A name that no other layer of the copy has."""
+        self.names[name] += 1
+        return name if self.names[name] == 1 else f"{name}_{self.names[name]}"
+
+    def output(self, value: _Value):
+        """An output in the precision that it had."""
+        if value.tensor.dtype == value.spec.dtype:
+            return value.tensor
+        name = self.name(f"{value.call.layer.name}_{value.spec.dtype}")
+        return layers.Activation("linear", dtype=value.spec.dtype, name=name)(value.tensor)
+
+
+class _WithWeights:
+    """A layer that gets these weights when its first call has made its variables."""
+
+    def __init__(self, layer: layers.Layer, weights: list[np.ndarray]):
+        self.layer = layer
+        self.weights = weights
+
+    def __call__(self, *args, **kwargs):
+        result = self.layer(*args, **kwargs)
+        if self.weights is not None:
+            self.layer.set_weights(self.weights)
+            self.weights = None
+        return result
+
+
+def _kernel_and_bias(call: _Call) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of a convolution, with the batch norm that it takes in, float64."""
+    layer, norm = call.layer, call.norm
+    depthwise = isinstance(layer, layers.DepthwiseConv2D)
+    kernel, *bias = (np.asarray(weight, "float64") for weight in layer.get_weights())
+    channels = kernel.shape[2] * kernel.shape[3] if depthwise else kernel.shape[3]
+    bias = bias[0] if bias else np.zeros(channels)
+    if norm:
+        mean, variance = _array(norm.moving_mean), _array(norm.moving_variance)
+        scale = (_array(norm.gamma) if norm.scale else 1.0) / np.sqrt(variance + norm.epsilon)
+        bias = (bias - mean) * scale + (_array(norm.beta) if norm.center else 0.0)
+        kernel = kernel * (scale.reshape(kernel.shape[2:]) if depthwise else scale)
+    return kernel, bias
+
+
+def _array(weight) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(weight), "float64")

@@ -254,6 +254,7 @@ def _weighted_body(backbone: Backbone, name: str, pixels, weights: str) -> keras
             raise
         hint = f"--backbone_weights imagenet: the weights of {name} could not be downloaded"
         raise InputError(f"{hint} ({error}); download them elsewhere and give the file, or use none") from error
+    body.name = name  # as the user knows it
     if weights not in ("none", "imagenet"):
         backbone.load(body, weights)
     return body

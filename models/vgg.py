@@ -56,14 +56,14 @@ def load_vgg(application: str, body: keras.Model, file: str) -> None:
     """
     constructor = getattr(keras.applications, application)
     if Path(file).is_file() and Path(file).stat().st_size >= FC1_BYTES:
-        source = constructor(include_top=True, weights=None)
+        source = constructor(include_top=True, weights=None, name=body.name)
         load_weight_file(source, file)
         copy_with_top(source, body)
         return
     try:
         load_weight_file(body, file)
     except InputError:
-        source = constructor(include_top=False, weights=None)
+        source = constructor(include_top=False, weights=None, name=body.name)
         load_weight_file(source, file)
         copy_convolutions(source, body)
         print(f"{file} ends before the fully connected layers: fc6 and fc7 of {body.name} begin with random values")

@@ -1,5 +1,6 @@
 """Reading a file of weights into a network."""
 
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import keras
 
 from oid.files import InputError
+
+LONGEST_REASON = 300  # characters of what Keras says
 
 
 def load_weight_file(model: keras.Model, file: str) -> None:
@@ -25,5 +28,20 @@ def load_weight_file(model: keras.Model, file: str) -> None:
         with warnings.catch_warnings(action="ignore"):  # of each layer that is not in the file, before the error
             model.load_weights(file)
     except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = _first_difference(" ".join(str(error).split()))
         raise InputError(f"--backbone_weights {file} does not fit {model.name}: {reason}") from error
+
+
+def _first_difference(message: str) -> str:
+    """The point of what Keras says; all of it, cut, where it says something else."""
+    layer = re.search(r"<\w+ name=([^,>]+)|\(named ([^)]+)\)", message)
+    shapes = re.findall(r"shape[= ](\([\d, ]*\))", message)
+    tensors = re.search(r"expected (\d+) variables, but received (\d+) variables", message)
+    counts = re.search(r"expected (\d+) layers, found (\d+)", message)
+    if layer and len(shapes) >= 2:
+        return f"{layer[1] or layer[2]} has the shape {shapes[0]}, in the file {shapes[1]}"
+    if layer and tensors:
+        return f"{layer[1] or layer[2]} has {tensors[1]} tensors, in the file {tensors[2]}"
+    if counts:
+        return f"it has {counts[1]} layers with weights, the file {counts[2]}"
+    return message if len(message) <= LONGEST_REASON else f"{message[:LONGEST_REASON]}..."

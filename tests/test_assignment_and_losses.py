@@ -183,7 +183,7 @@ def test_a_box_with_area_has_an_anchor(x, y, width, height):
 
 @pytest.mark.parametrize("side", [8, 40, 20, 10, 5])
 def test_a_tiny_box_on_the_border_of_cells_has_an_anchor(side):
-    description = {"feature_map_sides": [side], "sizes": [4 / side], "ratios": [1.0]}
+    description = {"feature_map_sides": [side], "steps": [1 / side], "sizes": [[[4 / side, 4 / side]]], "clip": False}
     anchors, cells = make_anchors(description), cell_sides(description)
     centre = np.arange(side + 1) / side
     rows = [[(0, max(c - 1e-3, 0), 0.5 - 1e-3, min(c + 1e-3, 1), 0.5 + 1e-3)] for c in centre]

@@ -14,7 +14,7 @@ from small_photographs import make_photographs
 # as an editor would change them: the name, the new value
 EDITED = {
     "IMAGE_SIZE": "96",
-    "TUMS, SCALES, CHANNELS": "1, 2, 8",
+    "TUMS, SCALES, CHANNELS": "1, 2, 16",
     "EPOCHS": "1",
     "STEPS_PER_EPOCH": "3",
     "BATCH_SIZE": "4",
@@ -58,7 +58,7 @@ def test_a01_to_a07_run_without_any_flag(tmp_path):
 
     (run,) = (output / "weights").iterdir()
     settings = json.loads((run / "settings.json").read_text())
-    assert (settings["image_size"], settings["channels"], settings["flags"]["epochs"]) == (96, 8, 1)  # the constants
+    assert (settings["image_size"], settings["channels"], settings["flags"]["epochs"]) == (96, 16, 1)  # the constants
 
     submission = output / "predictions" / "validation" / "submission.csv"
     with open(submission, newline="") as file:

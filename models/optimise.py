@@ -42,7 +42,7 @@ class SplitChannels(layers.Layer):
         return {**super().get_config(), "sizes": self.sizes}
 
 
-def folded(network: keras.Model, *, dtype: str | None = None, join: bool = True, multiple: int = 1) -> keras.Model:
+def folded(network: keras.Model, *, dtype: str | None = None, join: bool = True, multiple: int = 16) -> keras.Model:
     """Makes a copy of a network for inference; models inside it are dissolved.
 
     Args:
@@ -50,7 +50,8 @@ def folded(network: keras.Model, *, dtype: str | None = None, join: bool = True,
             `models.m2det.build_m2det`.
         dtype: precision of the copy, "bfloat16"; the outputs are float32 all the same. None = as it is.
         join: whether convolutions that read the same map become one.
-        multiple: joined convolutions get channels of zeros up to a multiple of this.
+        multiple: joined convolutions get channels of zeros up to a multiple of this; on CPUs kernels whose channels
+            do not fill whole registers are slow to bring in order, above all in bfloat16.
 
     Returns:
         A functional model with the same inputs and outputs; it shares no weights with `network`.

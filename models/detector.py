@@ -94,6 +94,8 @@ class Detector:
         self._predicting = _without_decoding(model) if self._host_decodes else model
         if precision:
             self._predicting = folded(self._predicting, dtype=None if precision == "float32" else precision)
+        if self._host_decodes and keras.backend.backend() == "tensorflow":
+            self._predicting.jit_compile = False  # on a CPU XLA is no faster in float32, and half as fast in bfloat16
         self._anchors = make_anchors(settings["anchors"])
         self.image_size = settings["image_size"]
         self.class_labels = [entry["label"] for entry in settings["classes"]]

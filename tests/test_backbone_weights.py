@@ -57,6 +57,7 @@ def test_files_of_every_family_are_loaded(name, constructor, suffix, tmp_path):
     (source.save_weights if suffix == ".weights.h5" else source.save)(file)
     wanted = [np.array(weight) for weight in source.weights]
     loaded = build_backbone(name, 64, str(file)).get_layer("backbone").weights
+    file.unlink()  # large, and pytest would keep it
     assert len(loaded) == len(wanted)
     for ours, theirs in zip(loaded, wanted, strict=True):
         np.testing.assert_array_equal(np.array(ours), theirs)

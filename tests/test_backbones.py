@@ -79,6 +79,7 @@ def steps_saves_and_loads(model: keras.Model, network: keras.Model, truth: objec
 
     network.save(file)
     again = keras.saving.load_model(file, compile=False, safe_mode=True)
+    file.unlink()  # up to half a gigabyte, which pytest would keep
     outputs, loaded = (keras.tree.flatten(m(pictures(1))) for m in (network, again))
     assert len(outputs) == 2
     for values, expected in zip(loaded, outputs, strict=True):
@@ -108,7 +109,7 @@ def test_each_inside_m2det_builds_trains_a_step_saves_and_loads(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", named(BACKBONES, ["residual_small", "vgg16"]))
-@pytest.mark.parametrize("image_size", [32, 165, 272])
+@pytest.mark.parametrize("image_size", [32, 165])
 def test_the_maps_have_strides_8_and_16_at_any_size(name, image_size):
     for tap, stride in zip(build_backbone(name, image_size).outputs, (8, 16), strict=True):
         assert tap.shape[1] == tap.shape[2]

@@ -11,8 +11,8 @@ BOX_WEIGHT = 2.0
 def detection_losses(outputs, targets, anchors, cell_sides):
     """The two parts of the loss of a batch, in float32 whatever the precision of the network.
 
-    Both are sums over anchors divided by the sum of the target scores over the batch (at least 1), so a batch without
-    boxes has a finite loss.
+    Both are sums over the batch, to be divided by the third number where that is above 1: so it can be added up over
+    several devices before, and a batch without boxes has a finite loss.
 
     Args:
         outputs: `classes` logits `(batch, anchors, classes)` and `boxes` offsets `(batch, anchors, 4)`.
@@ -22,7 +22,7 @@ def detection_losses(outputs, targets, anchors, cell_sides):
         cell_sides: `(anchors,)`, side of each anchor's cell, normalised.
 
     Returns:
-        A tuple of scalars `(classification_loss, box_loss)`.
+        A tuple of scalars `(class_sum, box_sum, normaliser)`: both sums, and the sum of the target scores.
     """
     logits = ops.cast(outputs["classes"], "float32")
     boxes = decode_distances(ops.cast(outputs["boxes"], "float32"), anchors)
@@ -35,7 +35,6 @@ def detection_losses(outputs, targets, anchors, cell_sides):
         cell_sides,
     )
     assigned, target = ops.stop_gradient(assigned), ops.stop_gradient(target)
-    normaliser = ops.maximum(ops.sum(target), 1.0)
 
     index = ops.maximum(assigned, 0)
     num_classes = logits.shape[-1]
@@ -43,11 +42,11 @@ def detection_losses(outputs, targets, anchors, cell_sides):
     classes = ops.take_along_axis(classes, ops.expand_dims(index, -1), axis=1)  # [B,A,C]
     class_target = classes * ops.expand_dims(target, -1)
     ignored = ignored_classes(targets["regions"], targets["region_labels"], anchors, cell_sides, num_classes)
-    classification = ops.sum(quality_cross_entropy(class_target, logits, ignored)) / normaliser
+    class_sum = ops.sum(quality_cross_entropy(class_target, logits, ignored))
 
     gt = ops.take_along_axis(targets["boxes"], ops.expand_dims(index, -1), axis=1)  # [B,A,4]
-    box = BOX_WEIGHT * ops.sum(target * (1.0 - generalised_iou(gt, boxes))) / normaliser
-    return classification, box
+    box_sum = BOX_WEIGHT * ops.sum(target * (1.0 - generalised_iou(gt, boxes)))
+    return class_sum, box_sum, ops.sum(target)
 
 
 def quality_cross_entropy(target, logits, ignored):

@@ -252,7 +252,9 @@ def test_a_box_listed_with_two_classes_has_both():
 
 
 def losses(offsets, logits, truth):
-    return detection_losses({"classes": logits, "boxes": offsets}, truth, ANCHORS, CELLS)
+    """Both parts of the loss, divided as the trainer divides them."""
+    *sums, normaliser = detection_losses({"classes": logits, "boxes": offsets}, truth, ANCHORS, CELLS)
+    return [part / keras.ops.maximum(normaliser, 1.0) for part in sums]
 
 
 def gradients(offsets, logits, truth):

@@ -76,7 +76,7 @@ def two_pictures() -> dict:
 
 
 def losses_of_fixed_outputs() -> list[float]:
-    """Both losses of outputs and ground truth that are always the same, on the backend that Keras runs on."""
+    """The losses of outputs and ground truth that are always the same, on the backend that Keras runs on."""
     from keras import ops
 
     from models.anchors import cell_sides, make_anchors

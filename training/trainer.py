@@ -30,7 +30,9 @@ class DetectionTrainer(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         anchors, cells = ops.convert_to_tensor(self.anchor_boxes), ops.convert_to_tensor(self.anchor_cells)
-        class_loss, box_loss = detection_losses(y_pred, y, anchors, cells)
+        class_sum, box_sum, normaliser = detection_losses(y_pred, y, anchors, cells)
+        normaliser = ops.maximum(normaliser, 1.0)
+        class_loss, box_loss = class_sum / normaliser, box_sum / normaliser
         self.class_loss_mean.update_state(class_loss)
         self.box_loss_mean.update_state(box_loss)
         total = class_loss + box_loss

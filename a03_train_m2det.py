@@ -197,7 +197,7 @@ def _batches(flags: dict):
         seed=flags["seed"],
         max_gt_boxes=flags["max_gt_boxes"],
         mosaic=flags["mosaic"],
-        mosaic_until=int(0.85 * flags["epochs"] * steps),
+        close_at=int(0.85 * flags["epochs"] * steps),
         orientation=flags["orientation"],
         cache_bytes=int(flags["cache_gb"] * 2**30),
     )

@@ -22,7 +22,7 @@ def data(photographs):
 
 
 def make(data, **options) -> Batches:
-    return Batches(data, **{"image_size": SIDE, "batch_size": 5, "mosaic_until": 100, "max_gt_boxes": 8, **options})
+    return Batches(data, **{"image_size": SIDE, "batch_size": 5, "close_at": 100, "max_gt_boxes": 8, **options})
 
 
 def assert_equal(one, two):
@@ -118,7 +118,7 @@ def test_the_ids_of_a_batch_are_those_of_its_images(data, monkeypatch, mosaic):
         return np.zeros((50, 50, 3), "uint8")
 
     monkeypatch.setattr(module, "read_image", note)
-    batches = make(numbered(data), mosaic=mosaic, mosaic_until=10, cache_bytes=0)
+    batches = make(numbered(data), mosaic=mosaic, close_at=10, cache_bytes=0)
     lengths = set()
     for step in (0, 4, 9, 10, 33):
         read.clear()

@@ -159,7 +159,7 @@ def test_a_loss_that_is_not_finite_stops_and_the_run_then_goes_on_exactly(traine
         with pytest.raises(InputError) as error:
             a03.main(**flags)
     data = read_data_set(trained.data_set, trained.output, "1", "train")
-    expected = batches.Batches(data, image_size=96, batch_size=4, mosaic=0.5, mosaic_until=int(0.85 * 6)).ids(4)
+    expected = batches.Batches(data, image_size=96, batch_size=4, mosaic=0.5, close_at=int(0.85 * 6)).ids(4)
     assert "step 4 is nan" in str(error.value)
     assert " ".join(expected) in str(error.value)
     assert "\n" not in str(error.value)
@@ -430,7 +430,7 @@ def test_a_training_set_without_any_box_gives_batches(trained):
     index = data.image_ids.index("t_empty")
     empty = dataclasses.replace(data, image_ids=["t_empty"], paths=[data.paths[index]], objects=_none(data.objects))
     empty = dataclasses.replace(empty, regions=_none(data.regions), group_of=data.group_of[:0])
-    images, targets = batches.Batches(empty, image_size=96, batch_size=4, mosaic_until=9).batch(0)
+    images, targets = batches.Batches(empty, image_size=96, batch_size=4, close_at=9).batch(0)
     assert np.all(targets["labels"] == -1)
     assert images.shape == (4, 96, 96, 3)
 

@@ -26,6 +26,9 @@ class Sample:
         labels: int32 `(n,)`.
         regions: float32 `(m, 4)`: where a class gives no gradient.
         region_labels: int32 `(m,)`.
+        parts: float32 `(p, 4)`: the rectangles of the pictures that this one is made of; together they are all of it.
+        verified: uint8 `(p, classes)`, 1 where the background of a part is known not to be that class; None where
+            nobody wants to know.
     """
 
     image: np.ndarray
@@ -33,6 +36,8 @@ class Sample:
     labels: np.ndarray
     regions: np.ndarray
     region_labels: np.ndarray
+    parts: np.ndarray = dataclasses.field(default_factory=lambda: np.array([[0, 0, 1, 1]], "float32"))
+    verified: np.ndarray | None = None
 
 
 def augment(samples: list[Sample], side: int, rng: np.random.Generator) -> Sample:

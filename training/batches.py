@@ -8,6 +8,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Iterator
+from typing import Literal
 
 import cv2
 import keras
@@ -32,9 +33,16 @@ class Batches:
         seed: of everything random.
         max_gt_boxes: boxes per image of a batch; those beyond are left out, and counted by `boxes_left_out`.
         mosaic: share of the images that are mosaics of four.
-        mosaic_until: the first step without mosaics, so that the end of the training sees whole pictures.
+        mixup: share of the images that are blended with another.
+        crop: "zoom" or "ssd", see `training.crops`.
+        resize: "warp" or "letterbox", how the network's inference will see pictures.
+        close_at: the first step without mosaics and mixup, so that the end of the training sees whole pictures.
         orientation: "stored" or "exif", see `oid.images.read_image`.
         cache_bytes: pictures are kept in memory, reduced, up to so many bytes.
+        weights: how often each image is drawn, see `training.sampling.image_weights`; None = all alike.
+        num_classes: of the network; needed for `verified`.
+        verified: whether targets say which classes are verified where.
+        regions: whether targets have the ignored regions.
     """
 
     def __init__(
@@ -46,9 +54,16 @@ class Batches:
         seed: int = 0,
         max_gt_boxes: int = 100,
         mosaic: float = 0.5,
-        mosaic_until: int = 0,
+        mixup: float = 0.0,
+        crop: Literal["zoom", "ssd"] = "zoom",
+        resize: Literal["warp", "letterbox"] = "warp",
+        close_at: int = 0,
         orientation: str = "stored",
         cache_bytes: int = 2 * 2**30,
+        weights: np.ndarray | None = None,
+        num_classes: int = 0,
+        verified: bool = False,
+        regions: bool = True,
     ):
         self.data = data
         self.image_size = image_size
@@ -56,22 +71,35 @@ class Batches:
         self.seed = seed
         self.max_gt_boxes = max_gt_boxes
         self.mosaic = mosaic
-        self.mosaic_until = mosaic_until
+        self.mixup = mixup
+        self.crop = crop
+        self.resize = resize
+        self.close_at = close_at
+        self.weights = weights
+        self.num_classes = num_classes
+        self.verified = verified
+        self.regions = regions
         self.orientation = orientation
         # boxes and regions by step: a batch that is made twice, or never used, must not count
         self._left_out: dict[int, tuple[int, int]] = {}
         self._cache: dict[int, np.ndarray] = {}
         self._free_bytes = cache_bytes
 
-    def batch(self, step: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def batch(self, step: int, image_size: int | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The batch of a step.
+
+        Args:
+            step: from 0 on.
+            image_size: side of the pictures, for multi-scale training; None = the network's.
 
         Returns:
             uint8 images `(batch, size, size, 3)` in RGB, and the targets: `boxes` float32 `(batch, max_gt_boxes, 4)`
             xyxy normalised and `labels` int32 `(batch, max_gt_boxes)`, `regions` and `region_labels` likewise, all
-            padded with -1 (labels) and 0 (boxes).
+            padded with -1 (labels) and 0 (boxes); with the `verified` rule also `parts` float32 `(batch, 4, 4)` and
+            `verified` uint8 `(batch, 4, classes)`, padded with 0.
         """
-        samples = [self._sample(step, position) for position in range(self.batch_size)]
+        side = image_size or self.image_size
+        samples = [self._sample(step, position, side) for position in range(self.batch_size)]
         targets = {}
         targets["boxes"], targets["labels"] = _padded([(s.boxes, s.labels) for s in samples], self.max_gt_boxes)
         targets["regions"], targets["region_labels"] = _padded(
@@ -101,14 +129,14 @@ class Batches:
         rng = np.random.default_rng([self.seed, step, position])
         epoch, index = divmod(step * self.batch_size + position, len(self.data))
         images = [int(_order(self.seed, epoch, len(self.data))[index])]
-        if step < self.mosaic_until and rng.random() < self.mosaic:
+        if step < self.close_at and rng.random() < self.mosaic:
             images += [int(image) for image in rng.integers(0, len(self.data), 3)]
         return images, rng
 
-    def _sample(self, step: int, position: int) -> Sample:
+    def _sample(self, step: int, position: int, side: int) -> Sample:
         images, rng = self._images(step, position)
         parts = [Sample(self._picture(i), *self.data.objects.of(i), *self.data.regions.of(i)) for i in images]
-        return augment(parts, self.image_size, rng)
+        return augment(parts, side, rng)
 
     def _picture(self, image: int) -> np.ndarray:
         """A picture from the cache, or from its file, reduced to what any zoom can need."""

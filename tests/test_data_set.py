@@ -1,17 +1,20 @@
 """Proves training.data_set against a01's files read row by row, and what validation takes from it for the metric."""
 
 import csv
+import itertools
 import re
 import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from small_open_images import Result
 
 from oid import layout
 from oid.files import InputError
 from oid.metric import Detections, evaluate
-from training.data_set import read_classes, read_data_set
+from training.data_set import distinct_pairs, read_classes, read_data_set
 from training.validation import ground_truth
 
 
@@ -52,11 +55,106 @@ def test_arrays_equal_a01s_files(photographs, split):
     assert data.objects.labels.dtype == np.int32
 
 
+def test_verified_classes_are_those_with_a_label_or_a_box(photographs):
+    data = read_data_set(*photographs, "1", "train")
+    classes = list(read_classes(photographs[1], "1"))
+    result = Result(photographs[1], "1")
+    expected = {(row[0], row[1]) for row in result.image_labels} | {(row[0], row[2]) for row in result.boxes}
+    expected |= {
+        (row[0], row[1]) for row in result.regions if row[-1] == "group_of"
+    }  # no other region tells of a class
+    for index, image_id in enumerate(data.image_ids):
+        found = data.verified_of(index)
+        assert found.tolist() == sorted(classes.index(label) for image, label in expected if image == image_id)
+        assert found.dtype == np.int32
+    sizes = {image_id: len(data.verified_of(index)) for index, image_id in enumerate(data.image_ids)}
+    # three image labels; a group-of box; two boxes; regions below a box of their ancestor alone
+    assert (sizes["t_empty"], sizes["t_group"], sizes["t_flat"], sizes["t_kind"]) == (3, 1, 2, 0)
+    assert data.has_image_labels
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6)), max_size=40))
+def test_distinct_pairs_are_a_sorted_set(rows):
+    table = np.array(rows, "int64").reshape(-1, 2)
+    image, classes = distinct_pairs(table[:, 0], table[:, 1].astype("int32"))
+    assert list(zip(image.tolist(), classes.tolist(), strict=True)) == sorted(set(rows))
+
+
+def test_a_split_without_image_labels_says_so(photographs, tmp_path):
+    shutil.copytree(photographs[1] / "level_1_files", tmp_path / "level_1_files")
+    path = layout.level_image_labels(tmp_path, "1", "train")
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    data = read_data_set(photographs[0], tmp_path, "1", "train")
+    assert not data.has_image_labels
+    assert len(data.verified_of(data.image_ids.index("t_empty"))) == 0
+    assert len(data.verified_of(data.image_ids.index("t00"))) > 0  # its boxes' classes
+
+
 def test_images_without_boxes_and_with_regions_only_are_there(photographs):
     data = read_data_set(*photographs, "1", "train")
     for image_id, num_boxes, num_regions in (("t_empty", 0, 0), ("t_group", 0, 1), ("t_kind", 0, 2), ("t_flat", 2, 0)):
         index = data.image_ids.index(image_id)
         assert (len(data.objects.of(index)[0]), len(data.regions.of(index)[0])) == (num_boxes, num_regions)
+
+
+# === Depictions ======================================================================================================
+@pytest.fixture
+def depicted(photographs, tmp_path):
+    """Sets IsDepiction of each box of train to the next of the given values, in turn; returns the new OUTPUT."""
+
+    def rewrite(*values: str):
+        shutil.copytree(photographs[1] / "level_1_files", tmp_path / "level_1_files")
+        path = layout.level_boxes(tmp_path, "1", "train")
+        rows = rows_of(path)
+        for row, value in zip([row for row in rows if row["LabelName"]], itertools.cycle(values), strict=False):
+            row["IsDepiction"] = value
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        return tmp_path
+
+    return rewrite
+
+
+def test_depictions_become_ignored_regions(photographs, depicted):
+    output = depicted("0", "1", "-1")
+    rows = [row for row in rows_of(layout.level_boxes(output, "1", "train")) if row["LabelName"]]
+    plain = read_data_set(photographs[0], output, "1", "train")
+    data = read_data_set(photographs[0], output, "1", "train", leave_out_depictions=True)
+    assert data.image_ids == plain.image_ids
+    classes = list(read_classes(output, "1"))
+    for index, image_id in enumerate(data.image_ids):
+        mine = [row for row in rows if row["ImageID"] == image_id]
+        kept = [row for row in mine if row["IsDepiction"] != "1"]
+        left_out = [row for row in mine if row["IsDepiction"] == "1"]
+        assert [tuple(box) for box in data.objects.of(index)[0].tolist()] == [corners(row) for row in kept]
+        boxes, labels = data.regions.of(index)
+        here = slice(data.regions.offsets[index], data.regions.offsets[index + 1])
+        depiction = data.depiction[here]
+        assert [tuple(box) for box in boxes[depiction].tolist()] == [corners(row) for row in left_out]
+        assert [classes[label] for label in labels[depiction]] == [row["LabelName"] for row in left_out]
+        for found, expected in zip((boxes[~depiction], labels[~depiction]), plain.regions.of(index), strict=True):
+            np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(data.verified_of(index), plain.verified_of(index))
+    assert 0 < data.depiction.sum() == len(plain.objects.labels) - len(data.objects.labels)
+    assert data.group_of.sum() == plain.group_of.sum() == 1
+    assert not (data.group_of & data.depiction).any()
+    assert not plain.depiction.any()
+
+
+def test_an_image_with_depictions_only_stays(photographs, depicted):
+    data = read_data_set(photographs[0], depicted("1"), "1", "train", leave_out_depictions=True)
+    assert data.objects.boxes.shape == (0, 4)
+    assert data.objects.labels.dtype == np.int32
+    assert data.image_ids == read_data_set(*photographs, "1", "train").image_ids
+
+
+def test_a_depiction_that_is_neither_yes_nor_no(photographs, depicted):
+    output = depicted("0", "maybe")
+    read_data_set(photographs[0], output, "1", "train")
+    with pytest.raises(InputError, match=r"IsDepiction is 'maybe' for image t\w+ where 0, 1 or -1 is expected"):
+        read_data_set(photographs[0], output, "1", "train", leave_out_depictions=True)
 
 
 # === Missing images ==================================================================================================

@@ -1,6 +1,7 @@
 """A split of a level, as a01 wrote it, in arrays: which images there are, where their files lie, what is in them."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from oid.files import InputError, require_file
 from oid.images import find_images
 
 COORDINATES = ("XMin", "YMin", "XMax", "YMax")
+DEPICTION = "depiction"  # the one reason for an ignored region that is not a01's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Boxes:
         rows = slice(self.offsets[image], self.offsets[image + 1])
         return self.boxes[rows], self.labels[rows]
 
+    @property
+    def image(self) -> np.ndarray:
+        """The image of each box, int64 `(boxes,)`, ascending."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
@@ -42,9 +49,11 @@ class DataSet:
         image_ids: ids, in the order of a01's box file.
         paths: the files of these images.
         objects: what is to be found.
-        regions: where a class gives no gradient; `group_of` tells which of them are group-of boxes.
-        group_of: bool `(regions,)`.
+        regions: where a class gives no gradient.
+        group_of: bool `(regions,)`, which of them are group-of boxes.
+        depiction: bool `(regions,)`, which of them are boxes left out because they show a depiction.
         verified: `(images, classes)` pairs `(image, class)`, int64 `(n, 2)`: image-level labels, positive and negative.
+        has_image_labels: whether the split has any image-level label at all, in whichever image.
         missing: number of images left out because they have no file, or a damaged one.
     """
 
@@ -53,11 +62,42 @@ class DataSet:
     objects: Boxes
     regions: Boxes
     group_of: np.ndarray
+    depiction: np.ndarray
     verified: np.ndarray
+    has_image_labels: bool
     missing: int
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def verified_of(self, image: int) -> np.ndarray:
+        """The classes that people have verified in an image, int32 `(n,)`, ascending.
+
+        Present or absent by an image-level label, or present by a box: an ordinary, a group-of or a depiction's one.
+        Of the other classes nobody knows whether the image shows them.
+        """
+        offsets, classes = self._verified_classes
+        return classes[offsets[image] : offsets[image + 1]]
+
+    @functools.cached_property
+    def _verified_classes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Offsets `(images + 1,)` and classes, as in `Boxes`: images x classes would be far more than memory."""
+        boxed = self.group_of | self.depiction
+        image, classes = distinct_pairs(
+            np.concatenate([self.verified[:, 0], self.objects.image, self.regions.image[boxed]]),
+            np.concatenate([self.verified[:, 1], self.objects.labels, self.regions.labels[boxed]]),
+        )
+        return _offsets(image, len(self)), classes.astype("int32")
+
+
+def distinct_pairs(image: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each pair `(image, class)` once: the images and the classes, int64 `(n,)`, by image, then by class."""
+    width = int(classes.max(initial=0)) + 1
+    keys = image.astype("int64") * width
+    keys += classes
+    keys.sort()
+    keys = keys[np.diff(keys, prepend=-1) > 0]
+    return np.divmod(keys, width)
 
 
 def read_classes(output_path: str | Path, level: str) -> dict[str, str]:
@@ -79,6 +119,7 @@ def read_data_set(
     *,
     skip_missing: bool = False,
     at_most: int = 0,
+    leave_out_depictions: bool = False,
 ) -> DataSet:
     """Reads a split of a level.
 
@@ -89,20 +130,62 @@ def read_data_set(
         split: "train" or "validation".
         skip_missing: leave out images that have no file, or that a02 lists as damaged, instead of refusing to start.
         at_most: take so many images, chosen at random but always the same; 0 = all.
+        leave_out_depictions: boxes of drawings and the like (IsDepiction 1; -1 is unknown and counts as none) become
+            ignored regions: neither to be found nor background.
 
     Raises:
         InputError: a file of a01 is missing or damaged, or images are missing.
     """
     labels = list(read_classes(output_path, level))
     box_file = layout.level_boxes(output_path, level, split)
-    rows = _read(box_file, (*COORDINATES, "LabelName"))
+    rows = _read(box_file, (*COORDINATES, "LabelName", "IsDepiction"))
     regions = _read(layout.level_ignored_regions(output_path, level, split), (*COORDINATES, "LabelName", "Reason"))
     image_labels = _read(layout.level_image_labels(output_path, level, split), ("LabelName",))
 
     listed = pl.concat([rows["ImageID"], regions["ImageID"]]).unique(maintain_order=True).to_list()
+    files = _usable_files(dataset_path, output_path, split, listed, box_file, skip_missing=skip_missing)
+    image_ids = [image_id for image_id in listed if image_id in files]
+    if 0 < at_most < len(image_ids):
+        chosen = np.random.default_rng(0).permutation(len(image_ids))[:at_most]
+        image_ids = [image_ids[i] for i in sorted(chosen)]
+
+    index = pl.DataFrame({"ImageID": pl.Series(image_ids, dtype=pl.String), "image": np.arange(len(image_ids))})
+    classes = pl.DataFrame({"LabelName": labels, "class": np.arange(len(labels), dtype="int32")})
+    objects = rows.filter(pl.col("LabelName") != "")  # the others are negatives
+    if leave_out_depictions:
+        depictions = _depictions(objects, box_file)
+        objects = objects.filter(pl.col("IsDepiction") != "1")
+        regions = pl.concat([regions, depictions.select(regions.columns)])
+    region_rows = _indexed(regions, index, classes)
+    return DataSet(
+        image_ids=image_ids,
+        paths=[files[image_id] for image_id in image_ids],
+        objects=_boxes(_indexed(objects, index, classes), len(image_ids), box_file),
+        regions=_boxes(region_rows, len(image_ids), box_file),
+        group_of=(region_rows["Reason"] == "group_of").to_numpy(),
+        depiction=(region_rows["Reason"] == DEPICTION).to_numpy(),
+        verified=_indexed(image_labels, index, classes).select("image", "class").to_numpy().astype("int64"),
+        has_image_labels=len(image_labels) > 0,
+        missing=len(listed) - len(files),
+    )
+
+
+def _usable_files(
+    dataset_path: str | Path,
+    output_path: str | Path,
+    split: str,
+    listed: list[str],
+    box_file: Path,
+    *,
+    skip_missing: bool,
+) -> dict[str, Path]:
+    """The files of the images `listed` in `box_file` that are there and that a02 could read.
+
+    Raises:
+        InputError: some are missing or damaged and `skip_missing` is false, or there is none at all.
+    """
     files = find_images(Path(dataset_path) / split)
     damaged = _damaged(output_path, split)
-    image_ids = [image_id for image_id in listed if image_id in files and image_id not in damaged]
     missing = [image_id for image_id in listed if image_id not in files]
     bad = [image_id for image_id in listed if image_id in files and image_id in damaged]
     if bad and not skip_missing:
@@ -115,25 +198,24 @@ def read_data_set(
             f"{len(missing)} of {len(listed)} images of {box_file} have no file below {Path(dataset_path) / split}, "
             f"the first is {missing[0]}: download them, or train without them by --skip_missing"
         )
-    if listed and not image_ids:
+    usable = {image_id: files[image_id] for image_id in listed if image_id in files and image_id not in damaged}
+    if listed and not usable:
         raise InputError(
             f"{box_file} names no image that lies below {Path(dataset_path) / split}: check --dataset_path"
         )
-    if 0 < at_most < len(image_ids):
-        chosen = np.random.default_rng(0).permutation(len(image_ids))[:at_most]
-        image_ids = [image_ids[i] for i in sorted(chosen)]
-    index = pl.DataFrame({"ImageID": pl.Series(image_ids, dtype=pl.String), "image": np.arange(len(image_ids))})
-    classes = pl.DataFrame({"LabelName": labels, "class": np.arange(len(labels), dtype="int32")})
-    region_rows = _indexed(regions, index, classes)
-    return DataSet(
-        image_ids=image_ids,
-        paths=[files[image_id] for image_id in image_ids],
-        objects=_boxes(_indexed(rows.filter(pl.col("LabelName") != ""), index, classes), len(image_ids), box_file),
-        regions=_boxes(region_rows, len(image_ids), box_file),
-        group_of=(region_rows["Reason"] == "group_of").to_numpy(),
-        verified=_indexed(image_labels, index, classes).select("image", "class").to_numpy().astype("int64"),
-        missing=len(missing) + len(bad),
-    )
+    return usable
+
+
+def _depictions(objects: pl.DataFrame, path: Path) -> pl.DataFrame:
+    """The boxes of drawings, photographs on posters and the like, as rows of ignored regions."""
+    odd = objects.filter(~pl.col("IsDepiction").is_in(["0", "1", "-1"]))
+    if len(odd):
+        value = odd["IsDepiction"][0]
+        raise InputError(
+            f"{path}: IsDepiction is {value!r} for image {odd['ImageID'][0]} where 0, 1 or -1 is expected: correct the "
+            "annotations and run a01 again, or keep the depictions"
+        )
+    return objects.filter(pl.col("IsDepiction") == "1").with_columns(Reason=pl.lit(DEPICTION))
 
 
 def _damaged(output_path: str | Path, split: str) -> set[str]:
@@ -167,6 +249,11 @@ def _boxes(frame: pl.DataFrame, num_images: int, path: Path) -> Boxes:
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: a coordinate is no number ({reason}): run a01 again") from error
-    counts = np.bincount(frame["image"].to_numpy(), minlength=num_images)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype("int64")
+    offsets = _offsets(frame["image"].to_numpy(), num_images)
     return Boxes(offsets, np.ascontiguousarray(boxes, "float32").reshape(-1, 4), frame["class"].to_numpy())
+
+
+def _offsets(image: np.ndarray, num_images: int) -> np.ndarray:
+    """Where each image's rows begin, int64 `(num_images + 1,)`, for rows sorted by their `image`."""
+    counts = np.bincount(image, minlength=num_images)
+    return np.concatenate([[0], np.cumsum(counts)]).astype("int64")

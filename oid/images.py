@@ -23,8 +23,9 @@ Orientation = Literal["stored", "exif"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 EXIF_ORIENTATION = 0x0112
 
-_REDUCED_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
-_REDUCED_FLAGS[8] = cv2.IMREAD_REDUCED_COLOR_8
+# the reduced sizes are named for gray and for BGR, but go together with RGB as well, which saves a pass over the pixels
+_REDUCED_FLAGS = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
+_REDUCED_FLAGS[8] = cv2.IMREAD_REDUCED_GRAYSCALE_8
 _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that are followed by the size
 
 
@@ -53,7 +54,9 @@ def find_images(folder: str | os.PathLike) -> dict[str, Path]:
     return {image_id: Path(found[image_id]) for image_id in sorted(found)}
 
 
-def read_image(path: str | os.PathLike, *, orientation: Orientation, minimum_side: int = 0) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike, *, orientation: Orientation, minimum_side: int = 0, minimum_longer_side: int = 0
+) -> np.ndarray:
     """Reads an image: gray, CMYK, palette and 16-bit files are converted, an alpha channel is dropped.
 
     Args:
@@ -61,6 +64,7 @@ def read_image(path: str | os.PathLike, *, orientation: Orientation, minimum_sid
         orientation: "stored" or "exif".
         minimum_side: when above 0, a JPEG may come at 1/2, 1/4 or 1/8 of its size, which decodes much faster, as long
             as its shorter side keeps at least so many pixels. Boxes normalised to [0, 1] stay as they are.
+        minimum_longer_side: the same for the longer side; both count where both are given.
 
     Returns:
         (H, W, 3) uint8 RGB, writable.
@@ -69,14 +73,14 @@ def read_image(path: str | os.PathLike, *, orientation: Orientation, minimum_sid
         InputError: the file is missing, empty, cut short, or no image.
     """
     data = _read_complete(path)
-    flag = _REDUCED_FLAGS[_reduction(data, minimum_side)] | cv2.IMREAD_IGNORE_ORIENTATION
+    reduction = _REDUCED_FLAGS[_reduction(data, minimum_side, minimum_longer_side)]
+    flag = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | reduction
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except cv2.error:  # more pixels than OpenCV allows
         pixels = None
     if pixels is None:
         raise InputError(f"{path} cannot be decoded: replace it or remove it")
-    pixels = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     return turn(pixels, _exif_orientation(data)) if orientation == "exif" else pixels
 
 
@@ -171,12 +175,12 @@ def _scan_jpeg(data: bytes) -> tuple[int, int, int]:
     return height, width, 0
 
 
-def _reduction(data: bytes, minimum_side: int) -> int:
-    """By how much a JPEG may be reduced, 1 2 4 or 8, and keep `minimum_side` pixels; 1 for other formats."""
-    if minimum_side <= 0 or data[:2] != b"\xff\xd8":
+def _reduction(data: bytes, shorter: int, longer: int) -> int:
+    """By how much a JPEG may be reduced, 1 2 4 or 8, and keep sides of so many pixels; 1 for other formats."""
+    if max(shorter, longer) <= 0 or data[:2] != b"\xff\xd8":
         return 1
-    height, width, _ = _scan_jpeg(data)
-    return next((factor for factor in (8, 4, 2) if min(height, width) // factor >= minimum_side), 1)
+    sides = sorted(_scan_jpeg(data)[:2])
+    return next((factor for factor in (8, 4, 2) if sides[0] // factor >= shorter and sides[1] // factor >= longer), 1)
 
 
 def _open_header(data: bytes, path: str | os.PathLike) -> Image.Image:

@@ -5,8 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from training import augmentation
-from training.augmentation import Sample, affine_view, augment, jitter_colours, mosaic, random_view
+from training import crops
+from training.augmentation import augment, mosaic
+from training.colours import jitter_colours
+from training.crops import affine_view, zoomed_view
+from training.samples import Sample
 
 SIDE = 128
 NO_BOXES, NO_LABELS = np.zeros((0, 4), "float32"), np.zeros(0, "int32")
@@ -16,7 +19,7 @@ COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)], "ui
 @pytest.fixture(autouse=True)
 def dark_outside(monkeypatch):
     """What lies outside the picture is as dark as its ground, so that only objects are bright."""
-    monkeypatch.setattr(augmentation, "FILL", (0, 0, 0))
+    monkeypatch.setattr(crops, "FILL", (0, 0, 0))
 
 
 def picture(rng: np.random.Generator, label: int | None = None) -> Sample:
@@ -74,7 +77,7 @@ def test_the_box_stays_on_its_object():
     for seed in range(200):
         rng = np.random.default_rng(seed)
         before = picture(rng)
-        seen.append(on_its_object(before, random_view(before, SIDE, SIDE, (0.6, 6.0), SIDE, rng)))
+        seen.append(on_its_object(before, zoomed_view(before, SIDE, SIDE, (0.6, 6.0), SIDE, rng)))
     assert min(seen.count(what) for what in ("whole", "cut", "gone")) >= 10  # the test has seen all three
 
 
@@ -101,7 +104,7 @@ def test_half_of_the_views_are_mirrored_and_no_two_are_equal():
     boxes = np.array([[0.45, 0.45, 0.5, 0.5], [0.55, 0.45, 0.6, 0.5]], "float32")  # 0 lies to the left of 1
     sample = Sample(image, boxes, np.array([0, 1], "int32"), NO_BOXES, NO_LABELS)
     rng = np.random.default_rng(2)
-    views = [random_view(sample, SIDE, SIDE, (0.9, 1.1), SIDE, rng) for _ in range(200)]
+    views = [zoomed_view(sample, SIDE, SIDE, (0.9, 1.1), SIDE, rng) for _ in range(200)]
     assert all(view.labels.tolist() == [0, 1] for view in views)
     mirrored = sum(view.boxes[0, 0] > view.boxes[1, 0] for view in views)
     assert 70 < mirrored < 130
@@ -141,7 +144,7 @@ def test_regions_stay_regions_and_labels_stay_attached():
     sample = Sample(image, boxes[:20], np.arange(20, dtype="int32"), boxes[20:], np.arange(20, 40, dtype="int32"))
     became_regions = 0
     for _ in range(50):
-        after = random_view(sample, SIDE, SIDE, (0.6, 3.0), SIDE, rng)
+        after = zoomed_view(sample, SIDE, SIDE, (0.6, 3.0), SIDE, rng)
         check_boxes(after, 40)
         assert set(after.labels) <= set(range(20))
         cut = after.region_labels[after.region_labels < 20]

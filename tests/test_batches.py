@@ -10,6 +10,7 @@ import pytest
 
 from oid.files import InputError
 from training import batches as module
+from training import pictures
 from training.batches import Batches, BatchSequence, check_images
 from training.data_set import read_data_set
 
@@ -59,7 +60,7 @@ def test_the_cache_does_not_change_batches(data, cache_bytes):
     cached, other = make(data), make(data, cache_bytes=cache_bytes)
     for step in (0, 1, 2, 0, 60):
         assert_equal(cached.batch(step), other.batch(step))
-    held = sum(picture.nbytes for picture in other._cache.values())
+    held = other.pictures.cached_bytes
     assert held <= cache_bytes
     assert (held > 0) == (cache_bytes > 0)
 
@@ -117,7 +118,8 @@ def test_the_ids_of_a_batch_are_those_of_its_images(data, monkeypatch, mosaic):
         read.append(path.stem)
         return np.zeros((50, 50, 3), "uint8")
 
-    monkeypatch.setattr(module, "read_image", note)
+    monkeypatch.setattr(pictures, "read_image", note)
+    monkeypatch.setattr(pictures, "RECENT_PICTURES", 0)
     batches = make(numbered(data), mosaic=mosaic, close_at=10, cache_bytes=0)
     lengths = set()
     for step in (0, 4, 9, 10, 33):

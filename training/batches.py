@@ -5,21 +5,25 @@ batches that it would have seen.
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
-from typing import Literal
 
 import cv2
 import keras
 import numpy as np
 
+from models.letterbox import Resize
 from oid.files import InputError
-from oid.images import read_image
-from training.augmentation import Sample, augment
+from oid.images import Orientation, read_image
+from training.augmentation import MAX_PARTS, MOSAIC_TILES, Crop, augment
 from training.data_set import DataSet
+from training.pictures import Pictures
+from training.samples import Sample
+from training.sampling import epoch_order
 
-CACHED_SIDE = 1.5  # cached pictures have at most so many times the network's side: enough for any zoom we draw
+AHEAD = 128  # the other pictures of a mosaic are among the next so many: they are decoded once for both uses
 MAX_REGIONS = 128  # per picture; those beyond are left out, counted and said
 
 
@@ -33,16 +37,18 @@ class Batches:
         seed: of everything random.
         max_gt_boxes: boxes per image of a batch; those beyond are left out, and counted by `boxes_left_out`.
         mosaic: share of the images that are mosaics of four.
-        mixup: share of the images that are blended with another.
-        crop: "zoom" or "ssd", see `training.crops`.
-        resize: "warp" or "letterbox", how the network's inference will see pictures.
-        close_at: the first step without mosaics and mixup, so that the end of the training sees whole pictures.
+        mixup: share of the images, mosaics included, that are blended with another picture.
+        crop: "zoom" or "ssd", which part of a picture is shown, see `training.crops`.
+        resize: "warp" or "letterbox", as `settings["preprocessing"]["resize"]` has it for inference.
+        close_at: the first step without mosaics and mixup, so that the end of the training sees whole pictures; with
+            "letterbox" from here on in their own aspect ratio.
         orientation: "stored" or "exif", see `oid.images.read_image`.
-        cache_bytes: pictures are kept in memory, reduced, up to so many bytes.
-        weights: how often each image is drawn, see `training.sampling.image_weights`; None = all alike.
-        num_classes: of the network; needed for `verified`.
-        verified: whether targets say which classes are verified where.
-        regions: whether targets have the ignored regions.
+        cache_bytes: pictures are kept in memory, reduced, up to so many bytes, see `training.pictures`.
+        weights: float64 `(images,)`, how often each image is drawn, see `training.sampling.image_weights`; None = all
+            alike.
+        num_classes: of the network; only `verified` needs it.
+        verified: whether the targets say which classes are verified where.
+        regions: whether the targets have the ignored regions.
     """
 
     def __init__(
@@ -55,16 +61,18 @@ class Batches:
         max_gt_boxes: int = 100,
         mosaic: float = 0.5,
         mixup: float = 0.0,
-        crop: Literal["zoom", "ssd"] = "zoom",
-        resize: Literal["warp", "letterbox"] = "warp",
+        crop: Crop = "zoom",
+        resize: Resize = "warp",
         close_at: int = 0,
-        orientation: str = "stored",
+        orientation: Orientation = "stored",
         cache_bytes: int = 2 * 2**30,
         weights: np.ndarray | None = None,
         num_classes: int = 0,
         verified: bool = False,
         regions: bool = True,
     ):
+        if verified and num_classes < 1:
+            raise ValueError("the verified rule needs num_classes")
         self.data = data
         self.image_size = image_size
         self.batch_size = batch_size
@@ -79,42 +87,50 @@ class Batches:
         self.num_classes = num_classes
         self.verified = verified
         self.regions = regions
-        self.orientation = orientation
         # boxes and regions by step: a batch that is made twice, or never used, must not count
         self._left_out: dict[int, tuple[int, int]] = {}
-        self._cache: dict[int, np.ndarray] = {}
-        self._free_bytes = cache_bytes
+        self.pictures = Pictures(data.paths, image_size=image_size, orientation=orientation, cache_bytes=cache_bytes)
 
     def batch(self, step: int, image_size: int | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The batch of a step.
 
         Args:
             step: from 0 on.
-            image_size: side of the pictures, for multi-scale training; None = the network's.
+            image_size: side of the pictures, for multi-scale training; None = the network's. What is drawn does not
+                depend on it.
 
         Returns:
             uint8 images `(batch, size, size, 3)` in RGB, and the targets: `boxes` float32 `(batch, max_gt_boxes, 4)`
-            xyxy normalised and `labels` int32 `(batch, max_gt_boxes)`, `regions` and `region_labels` likewise, all
-            padded with -1 (labels) and 0 (boxes); with the `verified` rule also `parts` float32 `(batch, 4, 4)` and
-            `verified` uint8 `(batch, 4, classes)`, padded with 0.
+            xyxy normalised and `labels` int32 `(batch, max_gt_boxes)`; with the `regions` rule `regions` and
+            `region_labels` likewise; all padded with 0 (boxes) and -1 (labels). With the `verified` rule `parts`
+            float32 `(batch, 4, 4)` xyxy normalised, the tiles of mosaics, and `verified` uint8 `(batch, 4, classes)`,
+            1 where the background of the part is known not to be the class; both padded with 0.
         """
         side = image_size or self.image_size
         samples = [self._sample(step, position, side) for position in range(self.batch_size)]
         targets = {}
         targets["boxes"], targets["labels"] = _padded([(s.boxes, s.labels) for s in samples], self.max_gt_boxes)
-        targets["regions"], targets["region_labels"] = _padded(
-            [(s.regions, s.region_labels) for s in samples], MAX_REGIONS
-        )
         boxes = sum(max(0, len(sample.labels) - self.max_gt_boxes) for sample in samples)
-        regions = sum(max(0, len(sample.region_labels) - MAX_REGIONS) for sample in samples)
+        regions = 0
+        if self.regions:
+            found = [(s.regions, s.region_labels) for s in samples]
+            targets["regions"], targets["region_labels"] = _padded(found, MAX_REGIONS)
+            regions = sum(max(0, len(sample.region_labels) - MAX_REGIONS) for sample in samples)
+        if self.verified:
+            targets["parts"] = np.zeros((self.batch_size, MAX_PARTS, 4), "float32")
+            targets["verified"] = np.zeros((self.batch_size, MAX_PARTS, self.num_classes), "uint8")
+            for row, sample in enumerate(samples):
+                targets["parts"][row, : len(sample.parts)] = sample.parts
+                targets["verified"][row, : len(sample.parts)] = sample.verified
         if boxes or regions:
             self._left_out[step] = boxes, regions
         return np.stack([sample.image for sample in samples]), targets
 
     def ids(self, step: int) -> list[str]:
-        """The ids of the images in the batch of a step, tiles of mosaics included."""
-        parts = [self._images(step, position)[0] for position in range(self.batch_size)]
-        return [self.data.image_ids[image] for image in itertools.chain.from_iterable(parts)]
+        """The ids of the images in the batch of a step, tiles of mosaics and blended ones included."""
+        draws = [self._draw(step, position) for position in range(self.batch_size)]
+        images = [tiles + mixed for tiles, mixed, _ in draws]
+        return [self.data.image_ids[image] for image in itertools.chain.from_iterable(images)]
 
     def boxes_left_out(self, steps: range) -> int:
         """How many boxes beyond `max_gt_boxes` the batches of these steps had, as far as this object made them."""
@@ -124,31 +140,44 @@ class Batches:
         """The same for ignored regions beyond `MAX_REGIONS`: their background counts as background."""
         return sum(self._left_out.get(step, (0, 0))[1] for step in steps)
 
-    def _images(self, step: int, position: int) -> tuple[list[int], np.random.Generator]:
-        """Which images make one picture of the batch (one, or four for a mosaic), and the generator for the rest."""
+    def _draw(self, step: int, position: int) -> tuple[list[int], list[int], np.random.Generator]:
+        """Which images make one picture of the batch: one, or four for a mosaic; none or one to blend in; and the
+        generator for the rest."""
         rng = np.random.default_rng([self.seed, step, position])
-        epoch, index = divmod(step * self.batch_size + position, len(self.data))
-        images = [int(_order(self.seed, epoch, len(self.data))[index])]
-        if step < self.close_at and rng.random() < self.mosaic:
-            images += [int(image) for image in rng.integers(0, len(self.data), 3)]
-        return images, rng
+        place = step * self.batch_size + position
+        others = 0, 0
+        if step < self.close_at:
+            others = (MOSAIC_TILES - 1) * (rng.random() < self.mosaic), int(rng.random() < self.mixup)
+        ahead = rng.integers(1, AHEAD + 1, sum(others))
+        images = [self._image(place), *(self._image(place + int(offset)) for offset in ahead)]
+        return images[: 1 + others[0]], images[1 + others[0] :], rng
+
+    def _image(self, place: int) -> int:
+        """The image at a place of the endless line of epochs."""
+        epoch, index = divmod(place, len(self.data))
+        if self.weights is None:
+            return int(_order(self.seed, epoch, len(self.data))[index])
+        return int(epoch_order(self.weights, self.seed, epoch)[index])
 
     def _sample(self, step: int, position: int, side: int) -> Sample:
-        images, rng = self._images(step, position)
-        parts = [Sample(self._picture(i), *self.data.objects.of(i), *self.data.regions.of(i)) for i in images]
-        return augment(parts, side, rng)
+        images, mixed, rng = self._draw(step, position)
+        return augment(
+            [self._untouched(image) for image in images],
+            side,
+            rng,
+            mixed=self._untouched(mixed[0]) if mixed else None,
+            crop=self.crop,
+            keep_aspect=self.resize == "letterbox" and step >= self.close_at,
+        )
 
-    def _picture(self, image: int) -> np.ndarray:
-        """A picture from the cache, or from its file, reduced to what any zoom can need."""
-        cached = self._cache.get(image)
-        if cached is not None:
-            return cached
-        side = round(CACHED_SIDE * self.image_size)
-        picture = reduce_to(read_image(self.data.paths[image], orientation=self.orientation, minimum_side=side), side)
-        if picture.nbytes <= self._free_bytes:
-            self._free_bytes -= picture.nbytes
-            self._cache[image] = picture
-        return picture
+    def _untouched(self, image: int) -> Sample:
+        """An image of the data set as it is."""
+        sample = Sample(self.pictures[image], *self.data.objects.of(image), *self.data.regions.of(image))
+        if not self.verified:
+            return sample
+        verified = np.zeros((1, self.num_classes), "uint8")
+        verified[0, self.data.verified_of(image)] = 1
+        return dataclasses.replace(sample, verified=verified)
 
 
 def _padded(lists: list[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -167,21 +196,12 @@ def _order(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, length]).permutation(length)
 
 
-def reduce_to(picture: np.ndarray, side: int) -> np.ndarray:
-    """Shrinks a picture so that its longer side is at most `side`."""
-    height, width = picture.shape[:2]
-    scale = side / max(height, width)
-    if scale >= 1:
-        return picture
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-
-
 class BatchSequence(keras.utils.PyDataset):
     """Gives a `Batches` to `fit`, from step `start` on and without end; `fit` says how many steps an epoch has."""
 
     def __init__(self, batches: Batches, *, start: int = 0, workers: int = 1):
         super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=8)
+        cv2.setNumThreads(1)  # `workers` is the number of threads; OpenCV's own gain nothing on pictures of this size
         self.batches = batches
         self.start = start
         self._mistake: InputError | None = None

@@ -139,7 +139,8 @@ def read_data_set(
     labels = list(read_classes(output_path, level))
     box_file = layout.level_boxes(output_path, level, split)
     rows = _read(box_file, (*COORDINATES, "LabelName", "IsDepiction"))
-    regions = _read(layout.level_ignored_regions(output_path, level, split), (*COORDINATES, "LabelName", "Reason"))
+    region_file = layout.level_ignored_regions(output_path, level, split)
+    regions = _read(region_file, (*COORDINATES, "LabelName", "Reason"))
     image_labels = _read(layout.level_image_labels(output_path, level, split), ("LabelName",))
 
     listed = pl.concat([rows["ImageID"], regions["ImageID"]]).unique(maintain_order=True).to_list()
@@ -161,7 +162,7 @@ def read_data_set(
         image_ids=image_ids,
         paths=[files[image_id] for image_id in image_ids],
         objects=_boxes(_indexed(objects, index, classes), len(image_ids), box_file),
-        regions=_boxes(region_rows, len(image_ids), box_file),
+        regions=_boxes(region_rows, len(image_ids), region_file),
         group_of=(region_rows["Reason"] == "group_of").to_numpy(),
         depiction=(region_rows["Reason"] == DEPICTION).to_numpy(),
         verified=_indexed(image_labels, index, classes).select("image", "class").to_numpy().astype("int64"),

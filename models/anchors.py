@@ -131,6 +131,12 @@ def anchors_per_cell(settings: dict[str, object]) -> int:
     return len(settings["sizes"][0])
 
 
+def anchors_per_level(settings: dict[str, object]) -> list[int]:
+    """How many anchors each map has, in their order."""
+    maps = zip(settings["feature_map_sides"], settings["sizes"], strict=True)
+    return [side * side * len(sizes) for side, sizes in maps]
+
+
 def cell_sides(settings: dict[str, object]) -> np.ndarray:
     """The side of each anchor's cell (its map's stride), normalised: a float32 array of shape `(anchors,)`."""
     return np.concatenate(

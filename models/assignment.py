@@ -2,6 +2,7 @@
 
 Feng et al. 2021 (TOOD, arXiv 2108.07755), section 3.2: an anchor is good for a box when it already gives that box's
 class a high score *and* a well-placed box. All functions work on batches of fixed shape; padding has label -1.
+`models.matching` has the assignments that do not look at the predictions.
 """
 
 from keras import ops
@@ -35,8 +36,32 @@ def area(boxes):
     return ops.maximum(boxes[..., 2] - boxes[..., 0], 0.0) * ops.maximum(boxes[..., 3] - boxes[..., 1], 0.0)
 
 
+def centre_inside(boxes, anchors, cell_sides):
+    """Whether an anchor's centre lies in a box, grown to the anchor's cell where smaller.
+
+    An anchor of which a box covers a half (in area) has its centre in that box: the half is at least half as wide and
+    half as high as the anchor.
+
+    Args:
+        boxes: `(batch, boxes, 4)`, xyxy, normalised.
+        anchors: `(anchors, 4)`, xyxy, normalised.
+        cell_sides: `(anchors,)`, side of each anchor's cell, normalised.
+
+    Returns:
+        A bool tensor `(batch, boxes, anchors)`.
+    """
+    inside = []
+    for low, high in ((0, 2), (1, 3)):
+        anchor_centre = (anchors[:, low] + anchors[:, high]) / 2  # [A]
+        centre = ops.expand_dims((boxes[..., low] + boxes[..., high]) / 2, -1)  # [B,G,1]
+        half = ops.expand_dims((boxes[..., high] - boxes[..., low]) / 2, -1)
+        half = ops.maximum(half, cell_sides / 2) + 1e-6  # [B,G,A]; a border belongs to both cells
+        inside.append(ops.abs(anchor_centre - centre) <= half)
+    return ops.logical_and(*inside)
+
+
 def task_aligned_assignment(
-    scores,
+    logits,
     boxes,
     gt_boxes,
     gt_labels,
@@ -62,7 +87,7 @@ def task_aligned_assignment(
     Gradients do not flow through the assignment: the caller stops them.
 
     Args:
-        scores: `(batch, anchors, classes)`, predicted probabilities.
+        logits: `(batch, anchors, classes)`, the predicted probabilities are their sigmoids.
         boxes: `(batch, anchors, 4)`, predicted boxes, xyxy, normalised.
         gt_boxes: `(batch, gt, 4)`, xyxy, normalised, padded.
         gt_labels: `(batch, gt)` int32 class indices; -1 marks padding.
@@ -77,26 +102,45 @@ def task_aligned_assignment(
         none; float32 `(batch, anchors)`, its target score in [0, 1], 0 for none.
     """
     num_anchors = anchors.shape[0]
-    real = ops.cast(gt_labels >= 0, "float32")  # [B,G]
-    classes = classes_of_boxes(gt_boxes, gt_labels, scores.shape[-1])  # [B,G,C]
-    classes = classes / ops.maximum(ops.sum(classes, axis=-1, keepdims=True), 1.0)
-    score = ops.einsum("bgc,bac->bga", classes, scores)  # [B,G,A]
+    score = scores_of_boxes(logits, gt_boxes, gt_labels)  # [B,G,A]
     iou = pairwise_iou(gt_boxes, boxes)  # [B,G,A]
-    inside = ops.cast(_centre_inside(gt_boxes, anchors, cell_sides), "float32")
-    alignment = inside * ops.expand_dims(real, -1) * score**score_power * iou**iou_power  # [B,G,A]
+    may_learn = ops.logical_and(centre_inside(gt_boxes, anchors, cell_sides), ops.expand_dims(gt_labels, -1) >= 0)
+    alignment = ops.where(may_learn, _power(score, score_power) * _power(iou, iou_power), 0.0)  # [B,G,A]
 
     best = ops.top_k(alignment, min(candidates, num_anchors))[0]  # [B,G,candidates]
     chosen = ops.logical_and(alignment >= best[..., -1:], alignment > 0)
-    chosen_iou = ops.where(chosen, iou, -1.0)
-    assigned = ops.cast(ops.argmax(chosen_iou, axis=1), "int32")  # [B,A]
-    positive = ops.max(chosen_iou, axis=1) >= 0  # [B,A]
-    chosen = ops.logical_and(chosen, ops.expand_dims(assigned, 1) == _indices(gt_boxes))  # one box per anchor
+    assigned = best_of_chosen(chosen, iou)  # [B,A]
+    chosen = ops.logical_and(chosen, ops.expand_dims(assigned, 1) == row_indices(gt_boxes))  # one box per anchor
 
     alignment = ops.where(chosen, alignment, 0.0)
     best_alignment = ops.max(alignment, axis=-1, keepdims=True)
     best_iou = ops.max(ops.where(chosen, iou, 0.0), axis=-1, keepdims=True)
-    target = ops.max(alignment / ops.maximum(best_alignment, 1e-30) * best_iou, axis=1)  # [B,A]
-    return ops.where(positive, assigned, -1), ops.where(positive, target, 0.0)
+    target = ops.max(alignment * (best_iou / ops.maximum(best_alignment, 1e-30)), axis=1)  # [B,A]
+    return assigned, target
+
+
+def best_of_chosen(chosen, iou):
+    """Of the boxes that chose an anchor the one with the highest IoU, of equals the first; -1 where none did.
+
+    Args:
+        chosen: bool `(batch, gt, anchors)`.
+        iou: float `(batch, gt, anchors)`, at least 0.
+
+    Returns:
+        An int32 tensor `(batch, anchors)`.
+    """
+    iou = ops.where(chosen, iou, -1.0)
+    return ops.where(ops.max(iou, axis=1) >= 0, ops.cast(ops.argmax(iou, axis=1), "int32"), -1)
+
+
+def row_indices(gt_boxes):
+    """0, 1, ... over the ground-truth axis, shaped `(1, gt, 1)`."""
+    return ops.reshape(ops.arange(gt_boxes.shape[1], dtype="int32"), (1, -1, 1))
+
+
+def same_boxes(gt_boxes):
+    """Which rows have the same coordinates: bool `(batch, gt, gt)`."""
+    return ops.all(ops.expand_dims(gt_boxes, 2) == ops.expand_dims(gt_boxes, 1), axis=-1)
 
 
 def classes_of_boxes(gt_boxes, gt_labels, num_classes: int):
@@ -115,40 +159,32 @@ def classes_of_boxes(gt_boxes, gt_labels, num_classes: int):
     """
     real = ops.expand_dims(ops.cast(gt_labels >= 0, "float32"), -1)  # [B,G,1]
     one_hot = ops.one_hot(ops.maximum(gt_labels, 0), num_classes, dtype="float32") * real  # [B,G,C]
-    same = ops.all(ops.expand_dims(gt_boxes, 2) == ops.expand_dims(gt_boxes, 1), axis=-1)  # [B,G,G]
-    return ops.minimum(ops.matmul(ops.cast(same, "float32"), one_hot), 1.0) * real
+    return ops.minimum(ops.matmul(ops.cast(same_boxes(gt_boxes), "float32"), one_hot), 1.0) * real
 
 
-def _indices(gt_boxes):
-    """0, 1, ... over the ground-truth axis, shaped `(1, gt, 1)`."""
-    return ops.reshape(ops.arange(gt_boxes.shape[1], dtype="int32"), (1, -1, 1))
+def scores_of_boxes(logits, gt_boxes, gt_labels):
+    """The score that each anchor gives to each box, the mean over the box's classes: `(batch, gt, anchors)`."""
+    num_classes, rows = logits.shape[-1], gt_labels.shape[1]
+    if num_classes <= rows:
+        classes = classes_of_boxes(gt_boxes, gt_labels, num_classes)  # [B,G,C]
+        classes = classes / ops.maximum(ops.sum(classes, axis=-1, keepdims=True), 1.0)
+        return ops.einsum("bgc,bac->bga", classes, ops.sigmoid(logits))
+    # With many classes only the columns of the boxes' own are read; the same weights for rows instead of classes.
+    columns = ops.expand_dims(ops.maximum(gt_labels, 0), 1)  # [B,1,G]
+    score = ops.sigmoid(ops.take_along_axis(logits, columns, axis=-1))  # [B,A,G]
+    real = gt_labels >= 0
+    same = ops.logical_and(same_boxes(gt_boxes), ops.expand_dims(real, 1))  # [B,G,G]
+    twice = ops.logical_and(same, ops.expand_dims(gt_labels, 2) == ops.expand_dims(gt_labels, 1))
+    weight = ops.cast(same, "float32") / ops.maximum(ops.sum(ops.cast(twice, "float32"), 1, keepdims=True), 1.0)
+    weight = weight / ops.maximum(ops.sum(weight, axis=-1, keepdims=True), 1.0)
+    return ops.einsum("bgh,bah->bga", weight, score)
 
 
-def _centre_inside(gt_boxes, anchors, cell_sides):
-    """Whether an anchor's centre lies in a box, grown to the anchor's cell where smaller: `(batch, gt, anchors)`."""
-    anchor_centre = (anchors[:, :2] + anchors[:, 2:]) / 2  # [A,2]
-    centre = ops.expand_dims((gt_boxes[..., :2] + gt_boxes[..., 2:]) / 2, -2)  # [B,G,1,2]
-    half = ops.expand_dims((gt_boxes[..., 2:] - gt_boxes[..., :2]) / 2, -2)
-    half = ops.maximum(half, ops.expand_dims(cell_sides, -1) / 2) + 1e-6  # [B,G,A,2]; a border belongs to both cells
-    return ops.all(ops.abs(anchor_centre - centre) <= half, axis=-1)
-
-
-def ignored_classes(regions, region_labels, anchors, cell_sides, num_classes: int):
-    """Where a class must give no gradient: the anchors that could learn an object of that class in an ignored region.
-
-    The rule is the one of step 1 of `task_aligned_assignment`, so a region is ignored on every map however small it is.
-
-    Args:
-        regions: `(batch, regions, 4)`, xyxy, normalised, padded.
-        region_labels: `(batch, regions)` int32; -1 marks padding.
-        anchors: `(anchors, 4)`, xyxy, normalised.
-        cell_sides: `(anchors,)`, side of each anchor's cell, normalised.
-        num_classes: number of classes.
-
-    Returns:
-        A float32 tensor `(batch, anchors, num_classes)`: 1 = ignored, 0 = not.
-    """
-    inside = _centre_inside(regions, anchors, cell_sides)  # [B,R,A]
-    inside = ops.cast(ops.logical_and(inside, ops.expand_dims(region_labels, -1) >= 0), "float32")
-    one_hot = ops.one_hot(ops.maximum(region_labels, 0), num_classes, dtype="float32")  # [B,R,C]
-    return ops.minimum(ops.einsum("bra,brc->bac", inside, one_hot), 1.0)
+def _power(x, exponent: float):
+    """`x ** exponent`, which is slow, by multiplications and a square root where they do."""
+    if exponent == 0.5:
+        return ops.sqrt(x)
+    if exponent == 6:
+        cube = x * x * x
+        return cube * cube
+    return x**exponent

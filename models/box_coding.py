@@ -3,9 +3,12 @@
 The functions take tensors and give tensors; with `library=numpy` they take and give arrays, by the same formula.
 """
 
+import math
+
 from keras import ops
 
 SSD_VARIANCES = 0.1, 0.2  # of the centre and of the size, as SSD and the released M2Det code have them
+LOWEST, HIGHEST = -6.0, 4.0  # of a log distance: e^4 = 55 anchors is far beyond any image, and still finite
 
 
 def decode_distances(offsets, anchors, *, library=ops):
@@ -24,7 +27,7 @@ def decode_distances(offsets, anchors, *, library=ops):
     """
     centre = (anchors[..., :2] + anchors[..., 2:]) / 2
     half = (anchors[..., 2:] - anchors[..., :2]) / 2
-    distances = library.exp(library.clip(offsets, -6.0, 4.0))  # e^4 = 55 anchors: far beyond any image, still finite
+    distances = library.exp(library.clip(offsets, LOWEST, HIGHEST))
     return library.concatenate([centre - distances[..., :2] * half, centre + distances[..., 2:] * half], axis=-1)
 
 
@@ -48,4 +51,30 @@ def decode_ssd(offsets, anchors, *, library=ops):
     return library.concatenate([centre - half, centre + half], axis=-1)
 
 
+def encode_distances(boxes, anchors):
+    """What `decode_distances` turns into `boxes`, cut to what it can give: sides beyond an anchor's centre, too.
+
+    Args:
+        boxes: float tensor `(..., anchors, 4)`: xyxy, normalised.
+        anchors: float tensor `(anchors, 4)`: xyxy, normalised.
+
+    Returns:
+        A float tensor `(..., anchors, 4)`.
+    """
+    centre = (anchors[..., :2] + anchors[..., 2:]) / 2
+    half = (anchors[..., 2:] - anchors[..., :2]) / 2
+    distances = ops.concatenate([(centre - boxes[..., :2]) / half, (boxes[..., 2:] - centre) / half], axis=-1)
+    return ops.log(ops.clip(distances, math.exp(LOWEST), math.exp(HIGHEST)))
+
+
+def encode_ssd(boxes, anchors):
+    """What `decode_ssd` turns into `boxes`; of those without area the logarithm is cut. As `encode_distances`."""
+    of_centre, of_size = SSD_VARIANCES
+    size = anchors[..., 2:] - anchors[..., :2]
+    shift = (boxes[..., :2] + boxes[..., 2:] - anchors[..., :2] - anchors[..., 2:]) / (2 * of_centre * size)
+    growth = ops.maximum((boxes[..., 2:] - boxes[..., :2]) / size, math.exp(LOWEST))
+    return ops.concatenate([shift, ops.log(growth) / of_size], axis=-1)
+
+
 BOX_CODINGS = {"distances": decode_distances, "ssd": decode_ssd}
+BOX_ENCODINGS = {"distances": encode_distances, "ssd": encode_ssd}

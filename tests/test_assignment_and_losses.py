@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from tiny_network import targets
 
 from models.anchors import anchor_settings, cell_sides, make_anchors
-from models.assignment import classes_of_boxes, ignored_classes, pairwise_iou, task_aligned_assignment
+from models.assignment import classes_of_boxes, pairwise_iou, task_aligned_assignment
 from models.box_coding import decode_distances
-from models.losses import BOX_WEIGHT, detection_losses, generalised_iou, quality_cross_entropy
+from models.label_rules import silent_classes
+from models.losses import BOX_WEIGHTS, cross_entropy, detection_losses, generalised_iou
 from oid.boxes import iou_matrix
 
 SETTINGS = anchor_settings(64, 3)
@@ -29,7 +30,8 @@ def assign(truth, scores=None, boxes=None, anchors=ANCHORS, cells=CELLS):
     batch = len(truth["labels"])
     scores = np.full((batch, len(anchors), NUM_CLASSES), 0.5, "float32") if scores is None else scores
     boxes = np.stack([anchors] * batch) if boxes is None else boxes
-    result = task_aligned_assignment(scores, boxes, truth["boxes"], truth["labels"], anchors, cells)
+    logits = np.log(scores) - np.log1p(-scores)
+    result = task_aligned_assignment(logits, boxes, truth["boxes"], truth["labels"], anchors, cells)
     return tuple(map(numpy, result))
 
 
@@ -84,10 +86,10 @@ def reference_giou(a, b) -> float:
     return intersection / union - (outer - union) / outer
 
 
-def reference_cross_entropy(target: float, logit: float, ignored: float) -> float:
+def reference_cross_entropy(target: float, logit: float, ignored: bool = False) -> float:
     p = 1 / (1 + np.exp(-logit))
-    cross_entropy = -(target * np.log(p) + (1 - target) * np.log(1 - p))
-    return cross_entropy if target > 0 or not ignored else 0.0
+    value = -(target * np.log(p) + (1 - target) * np.log(1 - p))
+    return value if target > 0 or not ignored else 0.0
 
 
 def reference_losses(offsets, logits, truth):
@@ -105,7 +107,7 @@ def reference_losses(offsets, logits, truth):
                 classification += reference_cross_entropy(quality, float(logits[image, a, c]), ignored)
             if g >= 0:
                 giou = reference_giou(truth["boxes"][image, g].astype("float64"), boxes[image, a].astype("float64"))
-                box_loss += BOX_WEIGHT * target[a] * (1 - giou)
+                box_loss += BOX_WEIGHTS["giou"] * target[a] * (1 - giou)
     return classification / max(total, 1), box_loss / max(total, 1)
 
 
@@ -275,17 +277,15 @@ def logit_gradient(truth):
 
 def test_cross_entropy_equals_the_reference():
     rng = np.random.default_rng(0)
-    logits, ignored = rng.normal(0, 3, 200).astype("float32"), rng.integers(0, 2, 200).astype("float32")
+    logits = rng.normal(0, 3, 200).astype("float32")
     target = np.where(rng.random(200) < 0.5, 0, rng.random(200)).astype("float32")
-    expected = [reference_cross_entropy(*map(float, row)) for row in zip(target, logits, ignored, strict=True)]
-    np.testing.assert_allclose(numpy(quality_cross_entropy(target, logits, ignored)), expected, rtol=1e-4, atol=1e-6)
+    expected = [reference_cross_entropy(*map(float, row)) for row in zip(target, logits, strict=True)]
+    np.testing.assert_allclose(numpy(cross_entropy(target, logits)), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("logit", [-1e4, -100, 100, 1e4])
 def test_cross_entropy_is_finite_at_extreme_logits(logit):
-    value = numpy(
-        quality_cross_entropy(np.array([0, 0.5, 1], "float32"), np.full(3, logit, "float32"), np.zeros(3, "float32"))
-    )
+    value = numpy(cross_entropy(np.array([0, 0.5, 1], "float32"), np.full(3, logit, "float32")))
     assert np.isfinite(value).all()
     assert (value >= 0).all()
 
@@ -366,7 +366,7 @@ def test_a_region_silences_its_class_inside_and_nothing_else():
 
 @pytest.mark.parametrize("region", [(0, 0, 1, 1), (0.4, 0.4, 0.45, 0.43), (0, 0.9, 0.02, 1)])
 def test_a_region_reaches_every_map_however_large_or_small(region):
-    ignored = numpy(ignored_classes(*regions([(2, *region)]), ANCHORS, CELLS, NUM_CLASSES))[0]
+    ignored = silent_in(regions([(2, *region)]))[0]
     for side in SETTINGS["feature_map_sides"]:
         on_map = np.isclose(CELLS, 1 / side)
         assert ignored[on_map, 2].any()
@@ -376,22 +376,25 @@ def test_a_region_reaches_every_map_however_large_or_small(region):
 
 def regions(rows):
     truth = targets([[]], [rows])
-    return truth["regions"], truth["region_labels"]
+    return {name: truth[name] for name in ("regions", "region_labels")}
+
+
+def silent_in(truth):
+    return numpy(silent_classes(truth, None, ANCHORS, CELLS, NUM_CLASSES))
 
 
 def test_a_region_hides_what_the_same_box_would_have_learned():
     """The anchors that would be positive for a box are silent when it is an ignored region instead."""
     box = (0.1, 0.3, 0.35, 0.8)
     assigned, _ = assign(targets([[(0, *box)]]))
-    ignored = numpy(ignored_classes(*regions([(0, *box)]), ANCHORS, CELLS, NUM_CLASSES))
+    ignored = silent_in(regions([(0, *box)]))
     assert (ignored[0, assigned[0] == 0, 0] == 1).all()
 
 
 def test_padding_is_no_region():
     truth = targets([[]])
     truth["regions"][:] = (0, 0, 1, 1)
-    ignored = ignored_classes(truth["regions"], truth["region_labels"], ANCHORS, CELLS, NUM_CLASSES)
-    assert numpy(ignored).sum() == 0
+    assert not silent_in({name: truth[name] for name in ("regions", "region_labels")}).any()
 
 
 def test_a_positive_inside_a_region_still_learns():

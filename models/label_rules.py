@@ -1,0 +1,114 @@
+"""Where Open Images does not say that a class is absent, and background must not be learned: the three label rules.
+
+- Unverified classes: an image is annotated for the classes that people have verified there; of others it may show
+  objects without boxes.
+- Ancestors: an apple is a fruit. For the ancestors of its class, a box is what an ignored region is for its class: they
+  are no negatives at the anchors that learn it, nor at those that could learn an object filling it. An ancestor that is
+  listed with the same box is a class like others.
+- Ignored regions: groups, and what else a01 marks.
+
+None of them silences a positive. A rule whose input is not given costs nothing.
+"""
+
+from keras import ops
+
+from models.assignment import centre_inside, classes_of_boxes, row_indices
+
+
+def silent_classes(targets, assigned, anchors, cell_sides, num_classes: int, ancestors=None):
+    """Where a class gives no gradient as a negative.
+
+    Args:
+        targets: as `models.losses.detection_losses` takes them; the rules on regions and on verified classes are off
+            without `regions` and `region_labels`, and without `parts` and `verified`.
+        assigned: int32 `(batch, anchors)`: index of the box that each anchor learns, -1 for none, -2 for an anchor that
+            is to give no gradient at all.
+        anchors: `(anchors, 4)`, xyxy, normalised.
+        cell_sides: `(anchors,)`, side of each anchor's cell, normalised.
+        num_classes: number of classes.
+        ancestors: float `(num_classes, num_classes)`, 1 in row c and column a where a is a proper ancestor of c; None =
+            the rule is off.
+
+    Returns:
+        A bool tensor `(batch, anchors, num_classes)`, or None where all rules are off.
+    """
+    rules = []  # pairs of anchors `(batch, rows, anchors)` and classes `(batch, rows, classes)`
+    if "regions" in targets:
+        rules.append(ignored_regions(targets["regions"], targets["region_labels"], anchors, cell_sides, num_classes))
+    if "parts" in targets:
+        rules.append(unverified_parts(targets["parts"], targets["verified"], anchors))
+    if ancestors is not None:
+        rules.append(unlisted_ancestors(targets["boxes"], targets["labels"], assigned, anchors, cell_sides, ancestors))
+    if not rules:
+        return None
+    rows, classes = (
+        ops.concatenate(parts, axis=1) if len(parts) > 1 else parts[0] for parts in zip(*rules, strict=True)
+    )
+    # one product for all: it is positive where some row means both the anchor and the class
+    return ops.einsum("bra,brc->bac", ops.cast(rows, "float32"), classes) > 0.5
+
+
+def ignored_regions(regions, region_labels, anchors, cell_sides, num_classes: int):
+    """The anchors that could learn an object that fills a region, and the region's class.
+
+    The rule is the one of the task-aligned assignment (`centre_inside`). It contains the anchors of which the region
+    covers at least a half (IoA >= 0.5); those alone would leave a region smaller than half of every anchor without any.
+
+    Args:
+        regions: `(batch, regions, 4)`, xyxy, normalised, padded.
+        region_labels: `(batch, regions)` int32; -1 marks padding.
+        anchors: `(anchors, 4)`, xyxy, normalised.
+        cell_sides: `(anchors,)`, side of each anchor's cell, normalised.
+        num_classes: number of classes.
+
+    Returns:
+        A tuple `(rows, classes)`: bool `(batch, regions, anchors)` and float32 `(batch, regions, num_classes)`.
+    """
+    rows = ops.logical_and(centre_inside(regions, anchors, cell_sides), ops.expand_dims(region_labels >= 0, -1))
+    return rows, ops.one_hot(ops.maximum(region_labels, 0), num_classes, dtype="float32")
+
+
+def unverified_parts(parts, verified, anchors):
+    """The anchors of each part of a picture, and the classes that nobody has verified there.
+
+    A picture made of several has a part for each. An anchor belongs to the part that holds its centre, outside all to
+    the nearest; of several to the first.
+
+    Args:
+        parts: `(batch, parts, 4)`, xyxy, normalised; padding has no area.
+        verified: `(batch, parts, num_classes)`, 1 where background is known not to be that class.
+        anchors: `(anchors, 4)`, xyxy, normalised.
+
+    Returns:
+        As `ignored_regions`, with a row for each part.
+    """
+    distance = 0.0
+    for low, high in ((0, 2), (1, 3)):
+        centre = (anchors[:, low] + anchors[:, high]) / 2  # [A]
+        before, behind = ops.expand_dims(parts[..., low], -1) - centre, centre - ops.expand_dims(parts[..., high], -1)
+        distance = distance + ops.square(ops.maximum(ops.maximum(before, behind), 0.0))  # [B,P,A]
+    has_area = ops.logical_and(parts[..., 2] > parts[..., 0], parts[..., 3] > parts[..., 1])
+    distance = ops.where(ops.expand_dims(has_area, -1), distance, 1e9)
+    part = ops.cast(ops.argmin(distance, axis=1), "int32")  # [B,A]
+    return ops.expand_dims(part, 1) == row_indices(parts), 1.0 - ops.cast(verified, "float32")
+
+
+def unlisted_ancestors(gt_boxes, gt_labels, assigned, anchors, cell_sides, ancestors):
+    """The anchors that learn a box or could, and the ancestors of its classes that are not listed with it.
+
+    Args:
+        gt_boxes: `(batch, gt, 4)`, xyxy, normalised, padded.
+        gt_labels: `(batch, gt)` int32; -1 marks padding.
+        assigned: int32 `(batch, anchors)`: index of the box that each anchor learns.
+        anchors: `(anchors, 4)`, xyxy, normalised.
+        cell_sides: `(anchors,)`, side of each anchor's cell, normalised.
+        ancestors: as `silent_classes` takes it.
+
+    Returns:
+        As `ignored_regions`, with a row for each box.
+    """
+    rows = ops.logical_and(centre_inside(gt_boxes, anchors, cell_sides), ops.expand_dims(gt_labels >= 0, -1))
+    rows = ops.logical_or(rows, ops.expand_dims(assigned, 1) == row_indices(gt_boxes))
+    classes = classes_of_boxes(gt_boxes, gt_labels, ancestors.shape[0])  # [B,G,C]
+    above = ops.minimum(ops.matmul(classes, ops.cast(ancestors, "float32")), 1.0)
+    return rows, above * (1.0 - classes)

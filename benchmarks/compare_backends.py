@@ -29,15 +29,11 @@ PACKAGES = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
 FULL_PRECISION = {"NVIDIA_TF32_OVERRIDE": "0", "JAX_DEFAULT_MATMUL_PRECISION": "float32", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
-def raw_outputs(settings: dict, seed: int) -> dict[str, np.ndarray]:
-    """The outputs of one network for one picture, on the backend of this process.
+def randomise(network, rng: np.random.Generator) -> None:
+    """Gives a Keras network weights as a training leaves them.
 
     Kernels keep the variance of what passes (2 / fan-in); batch norm has statistics that matter.
     """
-    from models.m2det import build_m2det
-
-    network = build_m2det(**settings)
-    rng = np.random.default_rng(seed)
     for weight in network.weights:
         name, shape = weight.path.split("/")[-1], weight.shape
         if name in ("gamma", "moving_variance"):
@@ -47,6 +43,15 @@ def raw_outputs(settings: dict, seed: int) -> dict[str, np.ndarray]:
         else:
             value = rng.uniform(-0.1, 0.1, shape)
         weight.assign(value.astype("float32"))
+
+
+def raw_outputs(settings: dict, seed: int) -> dict[str, np.ndarray]:
+    """The outputs of one network for one picture, on the backend of this process."""
+    from models.m2det import build_m2det
+
+    network = build_m2det(**settings)
+    rng = np.random.default_rng(seed)
+    randomise(network, rng)
     side = settings["image_size"]
     picture = rng.integers(0, 256, (1, side, side, 3)).astype("float32")
     return {name: np.asarray(value) for name, value in network.predict_on_batch(picture).items()}

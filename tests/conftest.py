@@ -1,5 +1,6 @@
 """What several test files need: `from conftest import run_script, shared`."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -98,3 +99,23 @@ def run_script(
         timeout=timeout,
         check=False,
     )
+
+
+def run_on_backend(backend: str, program: str) -> str:
+    """The last line that a Python program prints on another Keras backend; skips the test where it is not installed.
+
+    The program can import what the tests can.
+    """
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed: it is optional, `pip install {backend}` adds this test")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1]

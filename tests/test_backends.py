@@ -5,18 +5,14 @@ JAX is in requirements.txt for this; PyTorch is optional.
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_script
+from conftest import run_on_backend, run_script
 from tiny_network import losses_of_fixed_outputs
 
 SCRIPT = """
-import json, sys
-sys.path[:0] = sys.argv[1:3]
+import json
 import keras, numpy as np
 from tiny_network import losses_of_fixed_outputs, pictures, tiny_settings, two_pictures
 from models.detector import inference_model, network_from_settings
@@ -43,18 +39,7 @@ print(json.dumps({
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_other_backends_give_the_same_losses(backend):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed: it is optional, `pip install {backend}` adds this test")
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(ROOT), str(ROOT / "tests")],
-        env=os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(run_on_backend(backend, SCRIPT))
     assert result["backend"] == backend
     np.testing.assert_allclose(result["losses"], losses_of_fixed_outputs(), rtol=1e-4)
     assert np.isfinite(result["training"]).all()

@@ -1,18 +1,14 @@
 """The copy for inference gives the network's outputs, with the batch norms folded and the convolutions of a map joined;
 what cannot be folded stays; the network itself does not change."""
 
-import importlib.util
-import os
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import run_on_backend
 from keras import layers
 from tiny_network import pictures
 
+from benchmarks.compare_backends import randomise
 from models.backbones import BACKBONES
 from models.blocks import conv_bn_relu
 from models.m2det import VARIANTS, build_m2det
@@ -23,18 +19,8 @@ SIDE = 64
 CLOSE = 1e-5  # of the largest output
 
 
-def randomised(model: keras.Model, seed: int = 0) -> keras.Model:
-    """Weights as a training leaves them: kernels that keep the variance, batch norms that do something."""
-    rng = np.random.default_rng(seed)
-    for weight in model.weights:
-        name, shape = weight.path.split("/")[-1], weight.shape
-        if name in ("gamma", "moving_variance"):
-            value = rng.uniform(0.5, 1.5, shape)
-        elif name.endswith("kernel"):
-            value = rng.normal(0, (2 / np.prod(shape[:-1])) ** 0.5, shape)
-        else:
-            value = rng.uniform(-0.1, 0.1, shape)
-        weight.assign(value.astype("float32"))
+def randomised(model: keras.Model) -> keras.Model:
+    randomise(model, np.random.default_rng(0))
     return model
 
 
@@ -255,8 +241,6 @@ def test_a_copy_of_a_copy():
 
 
 SCRIPT = """
-import sys
-sys.path[:0] = sys.argv[1:3]
 import keras
 from test_optimise import folded, largest_difference, m2det
 network = m2det(head="shared")
@@ -266,17 +250,6 @@ print(keras.backend.backend(), largest_difference(network, folded(network)))
 
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_other_backends(backend):
-    if importlib.util.find_spec(backend) is None:
-        pytest.skip(f"{backend} is not installed: it is optional, `pip install {backend}` adds this test")
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(ROOT), str(ROOT / "tests")],
-        env=os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    name, difference = done.stdout.splitlines()[-1].split()
+    name, difference = run_on_backend(backend, SCRIPT).split()
     assert name == backend
     assert float(difference) < CLOSE

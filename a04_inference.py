@@ -93,10 +93,11 @@ def main(
     with tqdm(total=len(todo), unit="image", disable=None) as bar:
         for batch in _batches(todo, detector, orientation, batch_size, threads):
             unreadable += [mistake for *_, mistake in batch if mistake]
-            squares = np.stack([square for _, square, _ in batch])
+            squares = np.stack([square for _, square, _, _ in batch])
             padded = np.concatenate([squares, np.zeros((batch_size - len(batch), *squares.shape[1:]), "uint8")])
-            found = detector.detect(padded, **limits)
-            for (image_id, _, mistake), (boxes, scores, labels) in zip(batch, found, strict=False):
+            sizes = [size for _, _, size, _ in batch] + [squares.shape[1:3]] * (batch_size - len(batch))
+            found = detector.detect(padded, sizes=sizes, **limits)
+            for (image_id, _, _, mistake), (boxes, scores, labels) in zip(batch, found, strict=False):
                 names = [] if mistake else [detector.class_labels[label] for label in labels]
                 kept = len(names)
                 num_boxes += kept
@@ -130,19 +131,21 @@ def _print_unreadable(mistakes: list[str], most: int = 20) -> None:
 
 
 def _batches(files: dict[str, Path], detector, orientation: str, batch_size: int, threads: int) -> Iterator[list]:
-    """Lists of `(id, square picture, "" or what is wrong with the file)`; the next list is read while one is used."""
+    """Lists of `(id, square picture, (height, width) before, "" or what is wrong with the file)`; the next list is read
+    while one is used."""
 
     # a JPEG may be decoded at a reduced size, unless the network is used to the bilinear warp of all pixels
     reducible = detector.settings["preprocessing"]["interpolation"] == "area"
     minimum_side = detector.image_size if reducible else 0
 
-    def read(item: tuple[str, Path]) -> tuple[str, np.ndarray, str]:
+    def read(item: tuple[str, Path]) -> tuple[str, np.ndarray, tuple[int, int], str]:
         image_id, path = item
         try:
             picture = read_image(path, orientation=orientation, minimum_side=minimum_side)
         except InputError as error:
-            return image_id, np.zeros((detector.image_size, detector.image_size, 3), "uint8"), str(error)
-        return image_id, detector.prepare(picture), ""
+            side = detector.image_size
+            return image_id, np.zeros((side, side, 3), "uint8"), (side, side), str(error)
+        return image_id, detector.prepare(picture), picture.shape[:2], ""
 
     items = list(files.items())
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:

@@ -9,15 +9,16 @@ a training that is still going on.
 import json
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import keras
 import numpy as np
 
 from models.anchors import anchors_per_cell, make_anchors
 from models.decoding import TopBoxes, suppress, top_boxes
+from models.letterbox import RESIZES, boxes_of_picture, letterbox_to_square, warp_to_square
 from models.m2det import build_m2det
 from models.optimise import folded
 from oid.files import InputError
@@ -98,29 +99,46 @@ class Detector:
             self._predicting.jit_compile = False  # on a CPU XLA is no faster in float32, and half as fast in bfloat16
         self._anchors = make_anchors(settings["anchors"])
         self.image_size = settings["image_size"]
+        self._letterboxes = settings["preprocessing"]["resize"] == "letterbox"
         self.class_labels = [entry["label"] for entry in settings["classes"]]
         self.class_names = [entry["name"] for entry in settings["classes"]]
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """Warps one RGB picture `(height, width, 3)` to the network's square: `(size, size, 3)` uint8."""
+        """Puts one RGB picture `(height, width, 3)` into the network's square, `(size, size, 3)` uint8: warped or
+        letterboxed, as the training saw pictures."""
         smooth = self.settings["preprocessing"]["interpolation"] == "area"
-        return warp_to_square(np.asarray(image), self.image_size, smooth=smooth)
+        to_square = letterbox_to_square if self._letterboxes else warp_to_square
+        return to_square(np.asarray(image), self.image_size, smooth=smooth)
 
     def detect(
-        self, squares: np.ndarray, *, score_threshold: float = 0.01, **options
+        self,
+        squares: np.ndarray,
+        *,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        score_threshold: float = 0.01,
+        **options,
     ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Detects on pictures that `prepare` made.
 
         Args:
             squares: uint8 `(batch, size, size, 3)`, RGB.
+            sizes: height and width of each picture before `prepare`; needed where it letterboxes, where a warp says the
+                same without them.
             score_threshold: boxes with a lower score are left out.
             **options: of `models.decoding.suppress`: nms, nms_iou, nms_sigma, max_boxes.
 
         Returns:
-            For each picture `(boxes, scores, labels)`: float64 `(n, 4)` xyxy normalised and clipped to [0, 1], float64
-            `(n,)` descending, int64 `(n,)` class indices.
+            For each picture `(boxes, scores, labels)`: float64 `(n, 4)` xyxy normalised to the picture and clipped to
+            [0, 1], float64 `(n,)` descending, int64 `(n,)` class indices.
+
+        Raises:
+            ValueError: the network sees letterboxed pictures, and `sizes` does not have one for each.
         """
         decoded = self._decoded(np.asarray(squares), score_threshold)
+        if self._letterboxes:
+            if sizes is None or len(sizes) != len(squares):
+                raise ValueError(f"{len(squares)} letterboxed pictures need as many sizes, got {sizes}")
+            decoded = [self._off_the_grey(*found, *size) for found, size in zip(decoded, sizes, strict=True)]
         return [suppress(*found, score_threshold=score_threshold, **options) for found in decoded]
 
     def _decoded(self, squares: np.ndarray, score_threshold: float) -> list[tuple]:
@@ -134,6 +152,12 @@ class Detector:
             top_boxes(classes, offsets, self._anchors, **options)
             for classes, offsets in zip(outputs["classes"], outputs["boxes"], strict=True)
         ]
+
+    def _off_the_grey(self, boxes, scores, labels, height: int, width: int) -> tuple:
+        """What was found in a letterboxed picture, in the picture's own coordinates."""
+        boxes = boxes_of_picture(np.asarray(boxes), height, width, self.image_size)
+        seen = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        return boxes[seen], np.asarray(scores)[seen], np.asarray(labels)[seen]
 
     def predict_on_batch(self, images, *, max_boxes: int = 300, **options) -> dict[str, np.ndarray]:
         """Detects on pictures of any size, in the form that keras-retinanet's users know.
@@ -158,27 +182,14 @@ class Detector:
         labels = np.full((len(images), max_boxes), -1, "int32")
         if len(images):
             squares = np.stack([self.prepare(image) for image in images])
-            found = self.detect(squares, max_boxes=max_boxes, **options)
+            sizes = [np.shape(image)[:2] for image in images]
+            found = self.detect(squares, sizes=sizes, max_boxes=max_boxes, **options)
             for index, (image, (b, s, c)) in enumerate(zip(images, found, strict=True)):
                 height, width = np.shape(image)[:2]
                 boxes[index, : len(b)] = b * (width, height, width, height)
                 scores[index, : len(b)] = s
                 labels[index, : len(b)] = c
         return {"boxes": boxes, "scores": scores, "labels": labels}
-
-
-def warp_to_square(image: np.ndarray, side: int, *, smooth: bool = True) -> np.ndarray:
-    """Resizes a picture to `(side, side, 3)` uint8 without keeping the aspect ratio, as the paper does.
-
-    Bilinear where it grows; where it shrinks by area averaging, so that nothing flickers, unless not `smooth`: the
-    released code is bilinear there too.
-    """
-    if image.dtype != np.uint8:
-        image = np.clip(np.rint(image), 0, 255).astype("uint8")
-    if image.shape[:2] == (side, side):
-        return image
-    shrinks = image.shape[0] * image.shape[1] > side * side
-    return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks and smooth else cv2.INTER_LINEAR)
 
 
 def read_settings(run: str | Path) -> dict:
@@ -197,6 +208,10 @@ def read_settings(run: str | Path) -> dict:
         raise InputError(f"{path} cannot be read ({error}): train the run again, or restore the file") from error
     if missing:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}: it was not written by this version of a03")
+    resize = settings["preprocessing"].get("resize")
+    if resize not in RESIZES:
+        ways = " or ".join(RESIZES)
+        raise InputError(f"{path}: preprocessing.resize is {resize!r}: make it {ways}, as the run was trained")
     return settings
 
 

@@ -1,11 +1,42 @@
-"""Where a picture lies in the network's square: stretched over all of it, or in its own aspect ratio on grey."""
+"""From pictures to the network's square and back: stretched over all of it, or in their own aspect ratio on grey."""
 
-from typing import Literal
+from typing import Literal, get_args
 
+import cv2
 import numpy as np
 
-GREY = (114, 114, 114)  # beside the picture
 Resize = Literal["warp", "letterbox"]
+RESIZES = get_args(Resize)
+GREY = (114, 114, 114)  # beside a letterboxed picture: one that no augmentation can tell from a wall
+
+
+def warp_to_square(image: np.ndarray, side: int, *, smooth: bool = True) -> np.ndarray:
+    """Resizes a picture to `(side, side, 3)` uint8 without keeping the aspect ratio, as the paper does.
+
+    Bilinear where it grows; where it shrinks by area averaging, so that nothing flickers, unless not `smooth`: the
+    released code is bilinear there too.
+    """
+    return _resized(image, side, side, smooth=smooth)
+
+
+def letterbox_to_square(image: np.ndarray, side: int, *, smooth: bool = True) -> np.ndarray:
+    """Resizes a picture in its aspect ratio, as large as fits in the middle of a grey `(side, side, 3)` uint8 square.
+
+    `boxes_of_picture` leads back. For `smooth` see `warp_to_square`.
+    """
+    x0, y0, x1, y1 = letterbox_frame(*image.shape[:2], side, side)
+    square = np.full((side, side, 3), GREY, "uint8")
+    square[y0:y1, x0:x1] = _resized(image, x1 - x0, y1 - y0, smooth=smooth)
+    return square
+
+
+def _resized(image: np.ndarray, width: int, height: int, *, smooth: bool) -> np.ndarray:
+    if image.dtype != np.uint8:
+        image = np.clip(np.rint(image), 0, 255).astype("uint8")
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = image.shape[0] * image.shape[1] > height * width
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks and smooth else cv2.INTER_LINEAR)
 
 
 def letterbox_frame(height: float, width: float, frame_height: int, frame_width: int) -> tuple[int, int, int, int]:

@@ -12,7 +12,7 @@ import pytest
 from tiny_network import CLASSES, pictures, targets, tiny_settings, write_settings
 
 from models import load_model
-from models.detector import Detector, inference_model, network_from_settings, read_settings, warp_to_square
+from models.detector import Detector, inference_model, network_from_settings, read_settings
 from oid.files import InputError
 from training.callbacks import averaged_weights, write_checkpoint
 from training.trainer import DetectionTrainer, make_optimizer
@@ -162,25 +162,6 @@ def test_limits_and_suppression():
     ):
         ((boxes, scores, labels),) = answering(*rows).detect(pictures(1), **options)
         assert len(boxes) == len(scores) == len(labels) == count, options
-
-
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 64), (300, 500), (20, 30), (10, 1000), (1, 1)])
-def test_warping_keeps_the_place_of_things(height, width):
-    """A picture whose left half is dark stays one, whatever the size; its mean stays where it shrinks."""
-    image = np.full((height, width, 3), 200, "uint8")
-    image[:, : width // 2] = 40
-    square = warp_to_square(image, 64)
-    assert square.shape == (64, 64, 3)
-    assert square.dtype == np.uint8
-    if width > 1:
-        assert (square[:, :20] < 60).all()
-        assert (square[:, -20:] > 180).all()
-
-
-def test_shrinking_averages():
-    stripes = np.zeros((256, 256, 3), "uint8")
-    stripes[:, ::2] = 255
-    assert np.ptp(warp_to_square(stripes, 64).astype(int)) == 0
 
 
 # === Runs ===

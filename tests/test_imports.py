@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 OWN = {"models", "oid", "training"}
-OPTIONAL = {"detector.py": {"cv2"}, "convert.py": {"torch"}}
+OPTIONAL = {"letterbox.py": {"cv2"}, "convert.py": {"torch"}}
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 NETWORK_FILES = sorted((ROOT / "models").glob("*.py"))
 HOST_FILES = sorted((ROOT / "oid").glob("*.py"))
@@ -71,7 +71,7 @@ def test_there_is_something_to_look_at():
 
 @pytest.mark.parametrize("path", NETWORK_FILES, ids=lambda path: path.name)
 def test_the_network_needs_keras_and_numpy_only(path):
-    """The detector also warps pictures, on the host, by OpenCV; converters read files by what wrote them. Only a
+    """Pictures get their size on the host, by OpenCV; converters read files by what wrote them. Only a
     command line knows a00."""
     allowed = {"keras", "numpy", "models", "oid"} | OPTIONAL.get(path.name, set())
     assert imported(path, when_run=False) - set(sys.stdlib_module_names) <= allowed

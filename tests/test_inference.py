@@ -327,9 +327,10 @@ def test_a_bilinear_warp_sees_all_pixels_of_a_jpeg(tmp_path, interpolation, exac
     cv2.imwrite(str(tmp_path / "a.jpg"), noise)
     settings = tiny_settings()
     settings["preprocessing"]["interpolation"] = interpolation
-    ((_, square, mistake),) = next(
+    ((_, square, size, mistake),) = next(
         a04._batches({"a": tmp_path / "a.jpg"}, Detector(None, settings), "stored", batch_size=1, threads=1)
     )
     pixels = cv2.cvtColor(cv2.imread(str(tmp_path / "a.jpg")), cv2.COLOR_BGR2RGB)
     assert mistake == ""
+    assert size == ((300, 400) if exact else (75, 100))
     assert np.array_equal(square, cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_LINEAR)) == exact

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from models.detector import Detector, warp_to_square
+from models.detector import Detector
+from models.letterbox import letterbox_to_square, warp_to_square
 from oid.images import read_image
 from oid.metric import Detections, GroundTruth, evaluate
 from training.data_set import DataSet
@@ -51,16 +52,18 @@ def make_validation(
     image_of = {image_id: index for index, image_id in enumerate(truth.image_ids)}
     image = np.array([image_of[image_id] for image_id in data.image_ids])
     side = settings["image_size"]
+    to_square = letterbox_to_square if settings["preprocessing"]["resize"] == "letterbox" else warp_to_square
     room = cache_bytes // (side * side * 3)
-    cache: dict[int, np.ndarray] = {}
+    cache: dict[int, tuple[np.ndarray, tuple[int, int]]] = {}
 
-    def square(index: int) -> np.ndarray:
+    def square(index: int) -> tuple[np.ndarray, tuple[int, int]]:
         if index in cache:
             return cache[index]
-        picture = warp_to_square(read_image(data.paths[index], orientation=orientation, minimum_side=side), side)
+        picture = read_image(data.paths[index], orientation=orientation, minimum_side=side)
+        found = to_square(picture, side), picture.shape[:2]
         if index < room:
-            cache[index] = picture
-        return picture
+            cache[index] = found
+        return found
 
     def validate(detector: Detector) -> float:
         """The mAP of one detector; 0 where no class has ground truth."""
@@ -68,10 +71,11 @@ def make_validation(
         with ThreadPoolExecutor() as pool:
             for begin in range(0, len(data), BATCH):
                 batch = np.zeros((BATCH, side, side, 3), "uint8")  # always the same shape: nothing is compiled twice
+                sizes = [(side, side)] * BATCH
                 indices = range(begin, min(begin + BATCH, len(data)))
-                for row, picture in enumerate(pool.map(square, indices)):
-                    batch[row] = picture
-                found += detector.detect(batch, score_threshold=score_threshold)[: len(indices)]
+                for row, (picture, size) in enumerate(pool.map(square, indices)):
+                    batch[row], sizes[row] = picture, size
+                found += detector.detect(batch, sizes=sizes, score_threshold=score_threshold)[: len(indices)]
         detections = Detections(
             image=np.repeat(image, [len(boxes) for boxes, _, _ in found]).astype("int64"),
             class_index=np.concatenate([labels for _, _, labels in found]).astype("int64"),

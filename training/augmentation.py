@@ -60,7 +60,7 @@ def view(
 
 def mosaic(samples: list[Sample], side: int, rng: np.random.Generator, *, keep_aspect: bool = False) -> Sample:
     """Four pictures around a random centre (Bochkovskiy et al. 2020, section 3.3); each is a part."""
-    cx, cy = (int(place) for place in rng.integers(int(0.3 * side), int(0.7 * side) + 1, 2))
+    cx, cy = (round(side * place) for place in rng.uniform(0.3, 0.7, 2))
     tiles = []
     for index, sample in enumerate(samples):
         x0, x1 = (0, cx) if index % 2 == 0 else (cx, side)

@@ -96,8 +96,8 @@ class Batches:
 
         Args:
             step: from 0 on.
-            image_size: side of the pictures, for multi-scale training; None = the network's. What is drawn does not
-                depend on it.
+            image_size: side of the pictures, for multi-scale training; None = the network's. It changes nothing else:
+                the same images are seen in the same way.
 
         Returns:
             uint8 images `(batch, size, size, 3)` in RGB, and the targets: `boxes` float32 `(batch, max_gt_boxes, 4)`
@@ -197,13 +197,21 @@ def _order(seed: int, epoch: int, length: int) -> np.ndarray:
 
 
 class BatchSequence(keras.utils.PyDataset):
-    """Gives a `Batches` to `fit`, from step `start` on and without end; `fit` says how many steps an epoch has."""
+    """Gives a `Batches` to `fit`, from step `start` on and without end; `fit` says how many steps an epoch has.
 
-    def __init__(self, batches: Batches, *, start: int = 0, workers: int = 1):
+    Args:
+        batches: of the whole training.
+        start: the first step.
+        workers: threads that prepare batches.
+        image_size: see `Batches.batch`.
+    """
+
+    def __init__(self, batches: Batches, *, start: int = 0, workers: int = 1, image_size: int | None = None):
         super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=8)
         cv2.setNumThreads(1)  # `workers` is the number of threads; OpenCV's own gain nothing on pictures of this size
         self.batches = batches
         self.start = start
+        self.image_size = image_size
         self._mistake: InputError | None = None
 
     @property
@@ -213,7 +221,7 @@ class BatchSequence(keras.utils.PyDataset):
 
     def __getitem__(self, index: int):
         try:
-            return self.batches.batch(self.start + index)
+            return self.batches.batch(self.start + index, self.image_size)
         except InputError as error:
             self._mistake = error
             raise

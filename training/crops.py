@@ -16,9 +16,10 @@ from training.samples import Sample, assembled
 
 FILL = GREY  # outside the picture
 MINIMUM_VISIBLE = 0.3  # a cropped box stays an object while so much of its area is left
-SSD_TRIALS = 50  # patches tried, before the whole picture is taken
+SSD_TRIALS = 50  # patches of which one must overlap enough
 SSD_SIDES = (0.3, 1.0)  # of the released code; the paper says 0.1, which leaves little of a picture of 300 pixels
 SSD_MINIMUM_IOU = (0.1, 0.3, 0.5, 0.7, 0.9)
+WHOLE = -1.0  # among the minimum IoUs: no patch
 SSD_LARGEST_EXPANSION = 4.0  # of each side
 Transform = tuple[float, float, float, float]  # sx, sy, tx, ty
 
@@ -73,25 +74,27 @@ def ssd_patch(boxes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The rectangle that SSD shows of a picture, xyxy in units of the picture; it can reach beyond [0, 1].
 
     One of seven ways, all alike likely: the whole canvas, a patch whose IoU with some box is at least .1, .3, .5, .7 or
-    .9, or any patch. A patch has sides of .3 to 1 of the canvas and an aspect ratio of 1/2 to 2 in its units.
+    .9, or any patch; another way where 50 patches do not overlap enough. A patch has sides of .3 to 1 of the canvas
+    (the root of its share of the area) and an aspect ratio of 1/2 to 2 in its units.
     """
     canvas = np.array([0.0, 0.0, 1.0, 1.0])
     if rng.random() < 0.5:
         side = rng.uniform(1, SSD_LARGEST_EXPANSION)
         corner = -rng.uniform(0, side - 1, 2)
         canvas = np.concatenate([corner, corner + side])
-    way = int(rng.integers(len(SSD_MINIMUM_IOU) + 2))
-    if way == 0:
-        return canvas
     scale = rng.uniform(*SSD_SIDES, SSD_TRIALS)
     ratio = rng.uniform(np.maximum(0.5, scale**2), np.minimum(2.0, scale**-2))
     sides = np.stack([scale * np.sqrt(ratio), scale / np.sqrt(ratio)], axis=1)
     corners = rng.uniform(0, 1, (SSD_TRIALS, 2)) * (1 - sides)
     patches = np.concatenate([corners, corners + sides], axis=1) * (canvas[2] - canvas[0]) + canvas[[0, 1, 0, 1]]
-    if way > len(SSD_MINIMUM_IOU) or not len(boxes):
-        return patches[0]
-    fits = np.flatnonzero(iou_matrix(patches, boxes).max(axis=1) >= SSD_MINIMUM_IOU[way - 1])
-    return patches[fits[0]] if len(fits) else canvas
+    overlaps = iou_matrix(patches, boxes).max(axis=1, initial=0.0)
+    for minimum in rng.permutation([*SSD_MINIMUM_IOU, 0.0, WHOLE]):  # an IoU of 0: any patch
+        if minimum == WHOLE:
+            break
+        fits = np.flatnonzero(overlaps >= minimum)
+        if len(fits):
+            return patches[fits[0]]
+    return canvas
 
 
 def rectangle_view(sample: Sample, width: int, height: int, rectangle: np.ndarray, *, mirrored: bool = False) -> Sample:

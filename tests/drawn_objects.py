@@ -1,0 +1,74 @@
+"""Dark pictures with one rectangle per class in that class's pure colour, and the search for them by these colours."""
+
+import numpy as np
+
+from training.samples import Sample
+
+NO_BOXES, NO_LABELS = np.zeros((0, 4), "float32"), np.zeros(0, "int32")
+COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255)], "uint8")  # of classes 0, 1, 2
+
+
+def picture(rng: np.random.Generator, labels: tuple[int, ...] = (0, 1, 2), *, verified=None) -> Sample:
+    """A dark picture of any size with a filled rectangle for each label, side by side."""
+    height, width = (int(side) for side in rng.integers(60, 220, 2))
+    image, boxes = np.zeros((height, width, 3), "uint8"), []
+    for place, label in enumerate(rng.permutation(labels)):
+        left, right = place * width // len(labels), (place + 1) * width // len(labels)
+        x0, y0 = int(rng.integers(left, (left + right) // 2)), int(rng.integers(0, height // 2))
+        x1, y1 = int(rng.integers(x0 + 8, right + 1)), int(rng.integers(y0 + 12, height + 1))
+        image[y0:y1, x0:x1] = COLOURS[label]
+        boxes.append((label, x0 / width, y0 / height, x1 / width, y1 / height))
+    columns = np.array(boxes, "float32").reshape(-1, 5)
+    return Sample(image, columns[:, 1:], columns[:, 0].astype("int32"), NO_BOXES, NO_LABELS, verified=verified)
+
+
+def empty(image: np.ndarray, **options) -> Sample:
+    """A picture without boxes."""
+    return Sample(image, NO_BOXES, NO_LABELS, NO_BOXES, NO_LABELS, **options)
+
+
+def found_box(image: np.ndarray, label: int, edge: float = 132) -> np.ndarray | None:
+    """The box in pixels around what has the colour of a class; half of its brightness, and a little, is the edge."""
+    others = [channel for channel in range(3) if channel != label]
+    values = image[..., label].astype(int) - image[..., others].max(axis=2)
+    seen = values > edge
+    if not seen.any():
+        return None
+    columns, rows = np.flatnonzero(seen.any(axis=0)), np.flatnonzero(seen.any(axis=1))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+
+
+def check_sample(sample: Sample, side: int) -> None:
+    """What holds for every augmented picture."""
+    for boxes, labels in ((sample.boxes, sample.labels), (sample.regions, sample.region_labels)):
+        assert boxes.dtype == np.float32
+        assert labels.dtype == np.int32
+        assert boxes.shape == (len(labels), 4)
+        assert np.all((boxes >= 0) & (boxes <= 1))
+        assert np.all(boxes[:, 2:] >= boxes[:, :2])
+    assert sample.image.shape == (side, side, 3)
+    assert sample.image.dtype == np.uint8
+    assert sample.parts.dtype == np.float32
+
+
+def check_places(sample: Sample, labels: tuple[int, ...] = (0, 1, 2), edge: float = 132) -> dict[int, str]:
+    """Looks for each class by its colour, of which the sample has one rectangle at most, and compares the place with
+    its box or region to within a pixel. Returns what became of each: whole, cut or gone."""
+    side = sample.image.shape[0]
+    boxes = np.concatenate([sample.boxes, sample.regions]) * side
+    known = np.concatenate([sample.labels, sample.region_labels])
+    assert len(set(known.tolist())) == len(known)
+    assert set(known.tolist()) <= set(labels)
+    became = {}
+    for label in labels:
+        seen = found_box(sample.image, label, edge)
+        became[label] = "whole" if label in sample.labels else "cut" if label in known else "gone"
+        if became[label] == "gone":
+            assert seen is None, (label, seen)
+            continue
+        (box,) = boxes[known == label]
+        if np.min(box[2:] - box[:2]) < 2:
+            continue  # a sliver, which interpolation has mixed with its surroundings
+        assert seen is not None, (label, box)
+        assert np.abs(seen - box).max() <= 1.01, (label, seen, box)
+    return became

@@ -13,19 +13,23 @@ SPLIT = "validation"  # what a04 to a07 work on: "validation" to measure, "test"
 # === Edit here: what to train (a01, a03) =============================================================================
 LEVELS = ("1", "2", "all")  # a01: heights in the class hierarchy; "1" = leaf classes, "all" = every class, "rare"
 LEVEL = "1"  # a03: the level whose classes the network learns; a05 adds their ancestors
-BACKBONE = "residual_small"  # models/backbones.py has the table; the paper has vgg16 and resnet101
+TIME_BUDGET = "20m"  # a03 plans the training to fill it: "90s", "8h", "3d"; "none" = by the number of images
+BACKBONE = None  # models/backbones.py has the table; the paper has "vgg16" and "resnet101". None = a03 chooses
 BACKBONE_WEIGHTS = "none"  # "imagenet" downloads them once, "none" trains from scratch, or a .h5 / .keras file
-IMAGE_SIZE = 192  # pixels, the side of the square that the network sees; the paper has 320, 512 and 800
-TUMS, SCALES, CHANNELS = 2, 4, 64  # U-shape modules, maps per module, channels per map; the paper has 8, 6, 128
+IMAGE_SIZE = None  # pixels, the side of the square that the network sees; the paper has 320, 512 and 800
+TUMS, SCALES, CHANNELS = None, None, None  # U-shape modules, maps per module, channels per map; the paper: 8, 6, 128
 VARIANT = "paper"  # the network of the paper's figures, or of the authors' "released" code (8, 6, 256)
 HEAD = "auto"  # "conv" as published, "shared" by the scales (for hundreds of classes), "auto" chooses by the classes
 ANCHORS = "square"  # one per cell, or the "official" six
-EPOCHS = 40  # validation and a checkpoint after each
-STEPS_PER_EPOCH = 100  # 0 = each training image once per epoch
-BATCH_SIZE = 8  # images per step
-LEARNING_RATE = 2e-3  # the highest, after the warm-up; 2e-4 with pretrained weights
+EPOCHS = None  # a number here counts instead of TIME_BUDGET; validation and a checkpoint after each
+STEPS_PER_EPOCH = None  # with EPOCHS; 0 or None = each training image once
+BATCH_SIZE = None  # images per step
+PRECISION = "float32"  # "bfloat16" = mixed, faster where the processor has it
+LEARNING_RATE = None  # the highest, after the warm-up
+LABEL_RULES = ("verified", "ancestors", "regions")  # Open Images' rules for what is no negative; also "depictions"
+SAMPLING, SAMPLING_EXPONENT = "images", 0.5  # "classes" draws rare classes more often, as does "repeat_factor"
 VALIDATION_IMAGES = 1000  # at most so many, to choose the best epoch; 0 = all
-RUN = f"{BACKBONE}_level_{LEVEL}"  # a03's name for what it trains, unless --run gives another; a04 and a05 use it
+RUN = f"{BACKBONE or 'm2det'}_level_{LEVEL}"  # a03's name for what it trains, unless --run gives another; a04, a05
 
 # === Edit here: predictions, ensemble, metric (a04 to a07) ===========================================================
 SCORE_THRESHOLD = 0.01  # a04 drops boxes below; 0.01 measures better than 0.05, and costs time

@@ -4,19 +4,21 @@ Reads    OUTPUT/level_<n>_files/ (a01), the images in DATASET/train and DATASET/
          damaged (OUTPUT/<split>_image_problems.csv).
 Writes   OUTPUT/weights/<run>/: model.keras (the best epoch by mAP), checkpoint/ (to go on from), settings.json (classes
          in the order of the outputs, sizes, anchors, every flag) and history.csv (a row per epoch).
-Takes    about 20 minutes with the constants of a00 on two CPU cores; days for the published sizes on all of
-         Open Images.
+Takes    the time budget of a00, 20 minutes; days for the published sizes on all of Open Images.
 
 Run it again with the same flags and it goes on after the last finished epoch; a finished run says so.
 
+What is left open (None in a00) is chosen from the data, the machine and the time budget, and printed with its reason.
+
+    python a03_train_m2det.py --time_budget 2h
     python a03_train_m2det.py --backbone vgg16 --backbone_weights imagenet --image_size 320 --tums 8 --scales 6 \\
         --channels 128 --epochs 100 --steps_per_epoch 10000 --learning_rate 2e-4
     python a03_train_m2det.py --image_size 96 --tums 1 --scales 3 --channels 16 --epochs 2 --steps_per_epoch 5
 """
 
 import json
-import math
 import os
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -24,12 +26,12 @@ import a00_utils_and_constants as a00
 from a00_utils_and_constants import run_script
 from oid import layout
 from oid.files import InputError, output_file, replacing
-from training.data_set import read_classes, read_data_set
+from training import plan
+from training.data_set import DataSet, read_classes, read_data_set
+from training.label_rules import ancestor_matrix
+from training.settings import check_flags, saved_settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's alarm where there is no GPU
-
-# a run can be continued with other values of these: they do not change what it learns
-FREE_TO_CHANGE = {"dataset_path", "output_path", "run", "workers", "cache_gb"}
 
 
 def main(
@@ -38,32 +40,62 @@ def main(
     output_path: str = a00.OUTPUT_PATH,
     level: str = a00.LEVEL,
     run: str | None = None,
-    backbone: str = a00.BACKBONE,
+    # the network
+    backbone: str | None = a00.BACKBONE,
     backbone_weights: str = a00.BACKBONE_WEIGHTS,
-    image_size: int = a00.IMAGE_SIZE,
-    tums: int = a00.TUMS,
-    scales: int = a00.SCALES,
-    channels: int = a00.CHANNELS,
+    image_size: int | None = a00.IMAGE_SIZE,
+    tums: int | None = a00.TUMS,
+    scales: int | None = a00.SCALES,
+    channels: int | None = a00.CHANNELS,
     variant: Literal["paper", "released"] = a00.VARIANT,
     sfam: bool | None = None,
     head: Literal["auto", "conv", "shared"] = a00.HEAD,
     anchors: Literal["square", "official"] = a00.ANCHORS,
     taps: tuple[str, ...] | None = None,
+    init_from: str | None = None,
     freeze_backbone: bool = False,
     freeze_batch_norm: bool = False,
-    epochs: int = a00.EPOCHS,
-    steps_per_epoch: int = a00.STEPS_PER_EPOCH,
-    batch_size: int = a00.BATCH_SIZE,
-    learning_rate: float = a00.LEARNING_RATE,
-    weight_decay: float = 0.03,
-    validation_images: int = a00.VALIDATION_IMAGES,
-    max_gt_boxes: int = 100,
+    freeze_backbone_epochs: int = 0,
+    # how long
+    time_budget: str = a00.TIME_BUDGET,
+    epochs: int | None = a00.EPOCHS,
+    steps_per_epoch: int | None = a00.STEPS_PER_EPOCH,
+    batch_size: int | None = a00.BATCH_SIZE,
+    accumulate: int = 1,
+    precision: Literal["float32", "bfloat16"] = a00.PRECISION,
+    # what is learned
+    label_rules: tuple[str, ...] = a00.LABEL_RULES,
+    assignment: Literal["task_aligned", "atss", "max_iou"] = "task_aligned",
+    class_loss: Literal["bce", "focal", "varifocal", "quality_focal"] = "bce",
+    box_loss: Literal["giou", "ciou", "smooth_l1"] = "giou",
+    # from which pictures
+    sampling: Literal["images", "classes", "repeat_factor"] = a00.SAMPLING,
+    sampling_exponent: float = a00.SAMPLING_EXPONENT,
+    negatives: float | None = None,
+    resize: Literal["warp", "letterbox"] = "warp",
+    crop: Literal["zoom", "ssd"] = "zoom",
     mosaic: float = 0.5,
+    mixup: float = 0.0,
+    multi_scale: tuple[int, ...] | None = None,
+    max_gt_boxes: int = 100,
+    # in which steps
+    optimizer: Literal["adamw", "sgd"] = "adamw",
+    learning_rate: float | None = a00.LEARNING_RATE,
+    schedule: Literal["cosine", "steps"] = "cosine",
+    warm_up_steps: int | None = None,
+    weight_decay: float = 0.03,
+    clip_norm: float = 10.0,
+    ema: bool = True,
+    # measured how
+    validation_images: int = a00.VALIDATION_IMAGES,
+    validate_every: int = 1,
+    patience: int = 0,
+    tensorboard: bool = False,
+    # on which machine
     skip_missing: bool = False,
-    init_from: str | None = None,
     orientation: Literal["stored", "exif"] = a00.ORIENTATION,
     workers: int = 1,
-    cache_gb: float = 2.0,
+    cache_gb: float | None = None,
     seed: int = 0,
 ) -> None:
     """Trains until the last epoch, keeping the weights of the best one.
@@ -72,7 +104,7 @@ def main(
         dataset_path: folder with train/ and validation/
         output_path: folder with a01's files; the run goes to weights/ below it
         level: which of a01's levels to learn: 1, 2, ..., all, or rare
-        run: name of the run (default: <backbone>_level_<level>)
+        run: name of the run (default: <backbone>_level_<level>, or m2det_level_<level>)
         backbone: name of the feature extractor; a wrong name lists the valid ones
         backbone_weights: imagenet (downloaded by Keras), none (random), or a weights file
         image_size: side of the network's square input in pixels
@@ -85,159 +117,261 @@ def main(
             than 100 classes
         anchors: square = one per cell, official = the published six
         taps: two layers of the backbone to read, at strides of 8 and 16 pixels (default: those of the table)
+        init_from: start from the weights of another run (name or folder), where they fit; the layers that do not are
+            named
         freeze_backbone: the backbone keeps its weights
         freeze_batch_norm: batch norm keeps its weights and statistics, for batches of very few images
+        freeze_backbone_epochs: the backbone keeps its weights for so many epochs
+        time_budget: wall-clock time for all of it, such as 20m or 8h, which the training is planned to fill; none = as
+            long as the number of images suggests; not used when --epochs is given
         epochs: passes of steps_per_epoch steps; the learning rate falls to its end over all of them
         steps_per_epoch: batches per epoch; 0 = each image once
         batch_size: images per step
-        learning_rate: of AdamW, the highest after the warm-up
-        weight_decay: of AdamW
-        validation_images: at most so many images measure an epoch; 0 = all
-        max_gt_boxes: boxes per training picture; those beyond are left out, counted and said
+        accumulate: gradients of so many steps make one update, for batches that do not fit
+        precision: bfloat16 = mixed: weights, losses and updates stay in float32
+        label_rules: which of Open Images' rules hold: verified = no gradient for a class that is not verified in an
+            image, ancestors = none against a class above a box's own, regions = none in a01's ignored regions,
+            depictions = drawn or printed objects are ignored regions; none = what has no box counts as absent
+        assignment: which anchors learn a box: task_aligned (by score and overlap), atss, max_iou (as published)
+        class_loss: bce, varifocal and quality_focal learn the overlap as score; focal learns 1
+        box_loss: giou, ciou, or smooth_l1 (as published)
+        sampling: images = each once per pass, classes = a class, then an image with it, repeat_factor = images of rare
+            classes more often
+        sampling_exponent: classes: 0 = every class alike, 1 = as frequent as it is; repeat_factor: of the factor (0.5)
+        negatives: share of pictures without any object of the level (default: as they come)
+        resize: how pictures become square: warp, or letterbox = on grey, keeping their aspect ratio
+        crop: zoom = scaled, shifted and cropped at random, ssd = crops that keep an overlap, and expansion
         mosaic: share of the training pictures that are made of four, until the last 15 % of the steps; 0 = off
+        mixup: share of the training pictures that are blended with another, as long; 0 = off
+        multi_scale: other sizes of the input, in pixels; each epoch has one of all at random, the last ones image_size
+        max_gt_boxes: boxes per training picture; those beyond are left out, counted and said
+        optimizer: adamw, or sgd with momentum 0.9
+        learning_rate: the highest, after the warm-up
+        schedule: how it falls: cosine, or the paper's steps (a tenth at 60 %, again at 80 %)
+        warm_up_steps: in which it rises (default: 100, at most a tenth of all)
+        weight_decay: decoupled from the gradient, of everything but biases and batch norm
+        clip_norm: longest gradient of all weights together; 0 = any
+        ema: validate and keep the moving average of the weights
+        validation_images: at most so many images measure an epoch; 0 = all
+        validate_every: epochs between two measurements
+        patience: stop after so many measurements without a better mAP; 0 = never
+        tensorboard: write what TensorBoard shows, to tensorboard/ in the run's folder
         skip_missing: leave out images that have no file, or are damaged as far as a02 saw, instead of refusing to start
-        init_from: start from the weights of another run (name or folder), where they fit; the layers that do not are
-            named
         orientation: pixels as stored in the file, or turned by the EXIF tag
         workers: threads that prepare batches
-        cache_gb: gigabytes of memory for reduced pictures; 0 = read them from the disk each time
+        cache_gb: gigabytes of memory for reduced pictures (default: half of what is free); 0 = read them each time
         seed: of weights, order and augmentation
     """
-    flags = dict(locals())
-    _check(flags)
-    folder = Path(output_path) / "weights" / (run or f"{backbone}_level_{level}")
+    flags, started = dict(locals()), time.monotonic()
+    check_flags(flags)
+    budget = plan.parse_duration(time_budget) if epochs is None else None
+    folder = Path(output_path) / "weights" / (run or f"{backbone or 'm2det'}_level_{level}")
     output_file(folder / "settings.json", "--output_path")
     classes = read_classes(output_path, level)
     import keras  # here and below, because starting the framework takes seconds that --help and a mistake should not
 
-    from training import callbacks
-    from training.batches import BatchSequence
+    from training import callbacks, loop
 
     keras.utils.set_random_seed(seed)
-    settings = _settings(flags, classes)
     state = callbacks.read_state(folder)
-    _refuse_other_settings(folder, settings, state["epochs"])
-    if state["epochs"] >= epochs:
-        print(f"{folder} is finished: {epochs} of {epochs} epochs{_best(state)}")
+    settings = saved_settings(folder, flags, classes, epochs=state["epochs"])
+    if 0 < state["total"] <= state["epochs"]:
+        print(f"{folder} is finished: {state['epochs']} of {state['total']} epochs{_best(state)}")
         return
 
-    batches, steps = _batches(flags)
-    validate = _validation(flags, settings)
-    trainer = _trainer(flags, settings, folder, state, steps)
-    with replacing(folder / "settings.json") as path:
-        path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    begin = state["epochs"]  # the callback counts on in `state`
+    train = _training_data(flags)
+    settings = settings or _settings(flags, classes, train)
+    network, exported = _networks(flags, settings, begins=not state["epochs"])
+    trainer = _trainer(flags, settings, network, state, folder)
+    batches = _batches(flags, settings, train)
     end = callbacks.EpochEnd(
         folder,
-        trainer.network,
+        network,
         settings,
-        validate=validate,
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
+        validate=_validation(flags, settings),
         state=state,
+        batch_size=settings["training"]["batch_size"],
+        validate_every=validate_every,
+        patience=patience,
+        exported=exported,
+        writer=_tensorboard(folder) if tensorboard else None,
     )
-    sequence = BatchSequence(batches, start=begin * steps, workers=workers)
-    with sequence.mistakes_as_they_are():
-        trainer.fit(
-            sequence,
-            steps_per_epoch=steps,
-            initial_epoch=begin,
-            epochs=epochs,
-            shuffle=False,
-            verbose=0,
-            callbacks=[callbacks.FiniteLossGuard(batches, steps), callbacks.Progress(steps, epochs), end],
-        )
-    _print_left_out(batches, range(begin * steps, epochs * steps))
-    print(f"{folder}: {epochs} epochs on level {level}{_best(state)}")
+    deadline = started + budget - state["seconds"] if budget else None
+    if not state["epochs"]:
+        _plan_length(flags, settings, state, trainer, batches, end, deadline)
+    with replacing(folder / "settings.json") as path:
+        path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    begin = state["epochs"]
+    why = loop.run(trainer, batches, end, flags, backbone=settings["backbone"], deadline=deadline)
+    _print_left_out(batches, range(begin * state["steps"], state["epochs"] * state["steps"]))
+    print(f"{folder}: {state['epochs']} epochs on level {level}{_best(state)}{'; stopped: ' + why if why else ''}")
 
 
-def _settings(flags: dict, classes: dict[str, str]) -> dict:
-    """All that is needed to rebuild the network and to use it, and every flag."""
+def _training_data(flags: dict) -> DataSet:
+    """The training images, and what is known of them."""
+    train = read_data_set(
+        flags["dataset_path"],
+        flags["output_path"],
+        flags["level"],
+        "train",
+        skip_missing=flags["skip_missing"],
+        leave_out_depictions="depictions" in flags["label_rules"],
+    )
+    print(f"train: {len(train)} images, {len(train.objects.labels)} boxes, {len(train.regions.labels)} ignored regions")
+    if train.missing:
+        print(f"train: {train.missing} images have no file, or a damaged one, and are left out")
+    return train
+
+
+def _settings(flags: dict, classes: dict[str, str], train: DataSet) -> dict:
+    """All that is needed to rebuild the network, to use it and to train it, and every flag. Prints what it chose."""
     from models.anchors import anchor_settings
+    from models.detector import runs_on_cpu
     from models.heads import default_head
 
+    facts = plan.Facts(len(train), not runs_on_cpu(), os.cpu_count() or 1, plan.free_memory())
+    chosen, reasons = plan.fill_in(flags, facts)
+    if flags["anchors"] == "square":
+        reasons.append("1 anchor per cell, because the assignment finds the size")
+    for reason in reasons:
+        print(f"chosen: {reason}")
     settings = {
         "classes": [{"label": label, "name": name} for label, name in classes.items()],
         "preprocessing": {
-            "resize": "warp",
+            "resize": flags["resize"],
             "interpolation": "area",
             "orientation": flags["orientation"],
             "pixels": "RGB, 0 to 255",
             "normalisation": None,  # the backbone's own
         },
-        "anchors": anchor_settings(flags["image_size"], flags["scales"], anchors=flags["anchors"]),
+        "anchors": anchor_settings(chosen["image_size"], chosen["scales"], anchors=flags["anchors"]),
         "box_coding": "distances",
         "score_activation": "sigmoid",
         "head": default_head(len(classes)) if flags["head"] == "auto" else flags["head"],
         "sfam": flags["variant"] == "paper" if flags["sfam"] is None else flags["sfam"],
-        **{name: flags[name] for name in ("backbone", "taps", "level", "image_size")},
-        **{name: flags[name] for name in ("variant", "tums", "scales", "channels")},
+        **{name: chosen[name] for name in ("backbone", "taps", "level", "image_size")},
+        **{name: chosen[name] for name in ("variant", "tums", "scales", "channels")},
+        "training": {name: chosen[name] for name in ("batch_size", "learning_rate", "cache_gb")},
         "flags": flags,
     }
     return json.loads(json.dumps(settings))  # as it will be read again: lists for tuples
 
 
-def _batches(flags: dict):
-    """The batches of the whole training, and the number of steps per epoch."""
-    from training.batches import Batches, check_images
-
-    train = read_data_set(
-        flags["dataset_path"], flags["output_path"], flags["level"], "train", skip_missing=flags["skip_missing"]
-    )
-    print(f"train: {len(train)} images, {len(train.objects.labels)} boxes, {len(train.regions.labels)} ignored regions")
-    if train.missing:
-        print(f"train: {train.missing} images have no file, or a damaged one, and are left out")
-    check_images(train, flags["orientation"])
-    steps = flags["steps_per_epoch"] or max(1, len(train) // flags["batch_size"])
-    batches = Batches(
-        train,
-        image_size=flags["image_size"],
-        batch_size=flags["batch_size"],
-        seed=flags["seed"],
-        max_gt_boxes=flags["max_gt_boxes"],
-        mosaic=flags["mosaic"],
-        close_at=int(0.85 * flags["epochs"] * steps),
-        orientation=flags["orientation"],
-        cache_bytes=int(flags["cache_gb"] * 2**30),
-    )
-    return batches, steps
-
-
-def _trainer(flags: dict, settings: dict, folder: Path, state: dict, steps: int):
-    """The network with its loss and optimizer, as new or as the checkpoint left them."""
+def _networks(flags: dict, settings: dict, *, begins: bool):
+    """The network that trains, and the same in float32 where it trains in less (else None)."""
     import keras
 
-    from models.backbones import freeze
     from models.cost import print_cost
     from models.detector import network_from_settings
-    from training.callbacks import TRAINING_WEIGHTS
-    from training.trainer import DetectionTrainer, make_optimizer
 
     backend = keras.backend.backend()
     devices = [] if backend == "torch" else keras.distribution.list_devices()  # PyTorch's are not known to Keras
     print(f"backend: {' '.join([backend, *devices])}")
-    begins = not state["epochs"]
-    network = network_from_settings(settings, backbone_weights=flags["backbone_weights"] if begins else "none")
-    print(f"network: {flags['backbone']}, {len(settings['classes'])} classes, head {settings['head']}")
+    exported = None
+    if flags["precision"] == "bfloat16":
+        exported = network_from_settings(settings)
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        network = network_from_settings(settings, backbone_weights=flags["backbone_weights"] if begins else "none")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    print(f"network: {settings['backbone']}, {len(settings['classes'])} classes, head {settings['head']}")
     print_cost(network)
-    if flags["freeze_backbone"]:
-        freeze(network.get_layer(flags["backbone"]), weights=True)
-    if flags["freeze_batch_norm"]:
-        freeze(network, batch_norm=True)
-    trainer = DetectionTrainer(network, settings["anchors"])
-    optimizer = make_optimizer(
-        learning_rate=flags["learning_rate"], weight_decay=flags["weight_decay"], steps=flags["epochs"] * steps
+    return network, exported
+
+
+def _trainer(flags: dict, settings: dict, network, state: dict, folder: Path):
+    """The network with its losses and optimizer, as new or as the checkpoint left them."""
+    from models.anchors import anchor_settings
+    from training.callbacks import TRAINING_WEIGHTS
+    from training.loop import compile_for, new_schedule
+    from training.trainer import DetectionTrainer
+
+    labels = [entry["label"] for entry in settings["classes"]]
+    views = {}
+    for size in flags["multi_scale"] or ():
+        from models.resized import at_size
+
+        description = anchor_settings(size, settings["scales"], anchors=flags["anchors"])
+        views[size] = at_size(network, settings, size), description
+    trainer = DetectionTrainer(
+        network,
+        settings["anchors"],
+        views=views,
+        ancestors=ancestor_matrix(flags["dataset_path"], labels) if "ancestors" in flags["label_rules"] else None,
+        **{name: flags[name] for name in ("assignment", "class_loss", "box_loss")},
     )
-    # XLA on the CPU is slower than TensorFlow's own kernels; JAX compiles whatever is said here
-    trainer.compile(optimizer=optimizer, jit_compile=False if backend == "tensorflow" else "auto")
-    optimizer.build(network.trainable_variables)
-    if not begins:
+    if not state["epochs"]:
+        state["schedule"] = new_schedule(flags, settings["training"]["learning_rate"], 1000)  # until it is planned
+    compile_for(trainer, state, flags, backbone=settings["backbone"])
+    if state["epochs"]:
         trainer.load_weights(folder / "checkpoint" / TRAINING_WEIGHTS)
-        print(f"{folder}: going on after epoch {state['epochs']} of {flags['epochs']}{_best(state)}")
+        print(f"{folder}: going on after epoch {state['epochs']} of {state['total']}{_best(state)}")
     elif flags["init_from"]:
         _initialise(network, settings, flags)
     return trainer
+
+
+def _batches(flags: dict, settings: dict, train: DataSet):
+    """The batches of the whole training; prints which rules and which cache they follow."""
+    from training.batches import Batches, check_images
+    from training.sampling import image_weights
+
+    check_images(train, flags["orientation"])
+    verified = "verified" in flags["label_rules"] and train.has_image_labels
+    rules = [rule for rule in flags["label_rules"] if rule != "verified" or verified]
+    print(f"label rules: {', '.join(rules)}")
+    if verified != ("verified" in flags["label_rules"]):
+        print("a01 found no image-level labels: a class without a box in an image counts as absent there")
+    chosen = settings["training"]
+    print(f"chosen: {plan.cache_reason(len(train), settings['image_size'], chosen['cache_gb'])}")
+    return Batches(
+        train,
+        image_size=settings["image_size"],
+        batch_size=chosen["batch_size"],
+        num_classes=len(settings["classes"]),
+        verified=verified,
+        regions="regions" in rules,
+        weights=image_weights(
+            train,
+            sampling=flags["sampling"],
+            exponent=flags["sampling_exponent"],
+            negatives=flags["negatives"],
+        ),
+        cache_bytes=int(chosen["cache_gb"] * 2**30),
+        **{name: flags[name] for name in ("seed", "max_gt_boxes", "mosaic", "mixup", "crop", "resize", "orientation")},
+    )
+
+
+def _plan_length(flags: dict, settings: dict, state: dict, trainer, batches, end, deadline: float | None) -> None:
+    """Fills in `total` epochs of so many `steps` and the `schedule`: as given, as time allows, or by the images."""
+    from training import loop
+
+    chosen, images = settings["training"], len(batches.data)
+    if flags["epochs"] is not None:
+        total, steps = flags["epochs"], flags["steps_per_epoch"] or max(1, images // chosen["batch_size"])
+    elif deadline is not None:
+        build, step, validation = loop.measure(trainer, batches, end, workers=flags["workers"])
+        total, steps = plan.budget_length(deadline - time.monotonic() - build, step=step, validation=validation)
+        pictures = total * steps * chosen["batch_size"]
+        print(
+            f"chosen: {total} epochs of {steps} steps for --time_budget {flags['time_budget']}, "
+            f"{pictures / images:.0f} passes: a step takes {step:.3f} s ({chosen['batch_size'] / step:.1f} images/s), "
+            f"measuring the mAP {validation:.1f} s"
+        )
+    else:
+        total, steps, reason = plan.fixed_length(images, chosen["batch_size"])
+        print(f"chosen: {reason}")
+    state.update(total=total, steps=steps)
+    state["schedule"] = loop.new_schedule(flags, chosen["learning_rate"], total * steps)
+    loop.compile_for(trainer, state, flags, backbone=settings["backbone"])
+
+
+def _tensorboard(folder: Path):
+    """Writes event files below the run's folder."""
+    from tensorboard.summary import Writer
+
+    return Writer(str(folder / "tensorboard"))
 
 
 def _print_left_out(batches, steps: range) -> None:
@@ -253,49 +387,6 @@ def _print_left_out(batches, steps: range) -> None:
 def _best(state: dict) -> str:
     """The best mAP so far; nothing without validation images."""
     return f", best mAP {state['best']:.4f}" if state["best"] >= 0 else ""
-
-
-def _check(flags: dict) -> None:
-    """Refuses numbers that make no training."""
-    lowest = {"epochs": 1, "steps_per_epoch": 0, "batch_size": 1, "validation_images": 0, "max_gt_boxes": 1}
-    lowest |= {"image_size": 32, "tums": 1, "scales": 1, "channels": 1, "workers": 1, "cache_gb": 0, "seed": 0}
-    for name, least in lowest.items():
-        if not flags[name] >= least:
-            raise InputError(f"--{name} is {flags[name]}: it must be at least {least}")
-    if flags["seed"] >= 2**32 or flags["cache_gb"] > 1e6:
-        raise InputError("--seed must be below 4294967296 and --cache_gb at most 1000000")
-    if flags["taps"] is not None and len(flags["taps"]) != 2:
-        raise InputError(f"--taps names {len(flags['taps'])} layers: name two, at strides of 8 and 16 pixels")
-    random = flags["backbone_weights"] == "none" and not flags["init_from"]
-    for name in ("freeze_backbone", "freeze_batch_norm"):
-        if flags[name] and random:
-            raise InputError(f"--{name} would keep random weights: give --backbone_weights or --init_from as well")
-    if not 0 <= flags["mosaic"] <= 1:
-        raise InputError(f"--mosaic is {flags['mosaic']}: it is a share, from 0 to 1")
-    if not 0 < flags["learning_rate"] < math.inf or not 0 <= flags["weight_decay"] < math.inf:
-        raise InputError("--learning_rate must be above 0 and --weight_decay at least 0, both finite")
-
-
-def _refuse_other_settings(folder: Path, settings: dict, epochs: int) -> None:
-    """A run goes on with the settings that it began with, or not at all; what has learned nothing yet is no run."""
-    path = folder / "settings.json"
-    if not path.is_file() or not epochs:
-        if (folder / "history.csv").is_file():
-            raise InputError(
-                f"{folder} holds a training that lacks its checkpoint or settings: choose another --run, or remove it"
-            )
-        return
-    from models.detector import read_settings
-
-    before = read_settings(folder)
-    for name, value in settings["flags"].items():
-        if name not in FREE_TO_CHANGE and before.get("flags", {}).get(name) != value:
-            raise InputError(
-                f"{path} was made with --{name} {before.get('flags', {}).get(name)}, now it is {value}: use the same "
-                f"value, or choose another --run (with --init_from {folder.name} to start from its weights)"
-            )
-    if before["classes"] != settings["classes"]:
-        raise InputError(f"{path} has other classes than a01's files now: choose another --run, or remove {folder}")
 
 
 def _validation(flags: dict, settings: dict):
@@ -325,7 +416,7 @@ def _validation(flags: dict, settings: dict):
 def _initialise(network, settings: dict, flags: dict) -> None:
     """Takes over the weights of another run, and says what begins anew."""
     from models.detector import load_model
-    from training.trainer import take_over_weights
+    from training.fine_tuning import take_over_weights
 
     run = flags["init_from"]
     source = load_model(layout.run_folder(flags["output_path"], run), precision=None)

@@ -1,10 +1,11 @@
 """The network together with its loss, as `fit` wants it."""
 
+from collections.abc import Callable
+
 import keras
-import numpy as np
 from keras import ops
 
-from models.anchors import cell_sides, make_anchors
+from models.anchors import anchors_per_level, cell_sides, make_anchors
 from models.losses import detection_losses
 
 
@@ -14,24 +15,60 @@ class DetectionTrainer(keras.Model):
     Args:
         network: from images to `{"classes", "boxes"}`, see `models.m2det.build_m2det`.
         anchors: the description that `models.anchors.make_anchors` takes.
+        views: `{image size: (network, anchors)}`, the same weights for other sizes of the input.
+        **losses: of `models.losses.detection_losses`.
     """
 
-    def __init__(self, network: keras.Model, anchors: dict):
+    def __init__(
+        self,
+        network: keras.Model,
+        anchors: dict,
+        *,
+        views: dict[int, tuple[keras.Model, dict]] | None = None,
+        **losses,
+    ):
         super().__init__(name="trainer")
         self.network = network
-        self.anchor_boxes = make_anchors(anchors)
-        self.anchor_cells = cell_sides(anchors)
+        self.loss_options = losses
+        own = network.input.shape[1]
+        # functions hide the networks of the other sizes from Keras: the weights count once
+        self._views = {
+            size: (lambda model=model: model, _Anchors(description))
+            for size, (model, description) in {own: (network, anchors), **(views or {})}.items()
+        }
+        self.sizes = tuple(self._views)
+        self._size = own
+        self._functions: dict[int, Callable | None] = {}
         self.class_loss_mean = keras.metrics.Mean(name="class_loss")
         self.box_loss_mean = keras.metrics.Mean(name="box_loss")
         self.built = True  # the network has its weights: they can be loaded before the first step
 
+    def look_at(self, size: int) -> None:
+        """From now on batches have this size, one of `sizes`; what was compiled for another is kept."""
+        self._functions[self._size] = self.train_function
+        self._size = size
+        self.train_function = self._functions.get(size)
+
+    def forget_functions(self) -> None:
+        """To be called when the optimizer or its learning rate is another: what was compiled still has the old one."""
+        self._functions.clear()
+        self.train_function = None
+
     def call(self, images, training=None):
-        return self.network(images, training=training)
+        network = self._views[self._size][0]()
+        return network(images, training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        anchors, cells = ops.convert_to_tensor(self.anchor_boxes), ops.convert_to_tensor(self.anchor_cells)
-        class_sum, box_sum, normaliser = detection_losses(y_pred, y, anchors, cells)
-        normaliser = ops.maximum(normaliser, 1.0)
+        anchors = self._views[self._size][1]
+        class_sum, box_sum, normaliser = detection_losses(
+            y_pred,
+            y,
+            ops.convert_to_tensor(anchors.boxes),
+            ops.convert_to_tensor(anchors.cell_sides),
+            level_sizes=anchors.level_sizes,
+            **self.loss_options,
+        )
+        normaliser = ops.maximum(over_all_devices(normaliser), 1.0)
         class_loss, box_loss = class_sum / normaliser, box_sum / normaliser
         self.class_loss_mean.update_state(class_loss)
         self.box_loss_mean.update_state(box_loss)
@@ -41,70 +78,25 @@ class DetectionTrainer(keras.Model):
         return total
 
 
-def make_optimizer(*, learning_rate: float, weight_decay: float, steps: int):
-    """AdamW with warm-up and cosine decay, gradient clipping, and an exponential moving average of the weights.
+class _Anchors:
+    """The anchors of one size of the input."""
 
-    The average reaches back over about a twenty-fifth of the training, at most 5,000 steps: long enough to be smooth,
-    short enough that a short training is not measured by what its weights were in its first half.
+    def __init__(self, settings: dict):
+        self.boxes = make_anchors(settings)
+        self.cell_sides = cell_sides(settings)
+        self.level_sizes = anchors_per_level(settings)
 
-    Args:
-        learning_rate: the highest, reached after the warm-up (100 steps, at most a tenth of the training).
-        weight_decay: AdamW's, not applied to biases and batch norm.
-        steps: steps of the whole training.
+
+def over_all_devices(value):
+    """The sum of a number over the devices that share a batch, so that every object of the batch counts alike.
+
+    Where one program sees the whole batch (JAX's distribution, or one device) the number is the sum already.
     """
-    averaged_steps = min(max(steps / 25, 10), 5000)
-    warm_up = max(1, min(100, steps // 10))
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=learning_rate / warm_up,
-        decay_steps=max(1, steps - warm_up),
-        alpha=0.01,
-        warmup_target=learning_rate,
-        warmup_steps=warm_up,
-    )
-    optimizer = keras.optimizers.AdamW(
-        schedule,
-        weight_decay=weight_decay,
-        beta_2=0.99,
-        global_clipnorm=10.0,
-        use_ema=True,
-        ema_momentum=1 - 1 / averaged_steps,
-    )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
+    if keras.backend.backend() != "tensorflow":
+        return value
+    import tensorflow as tf
 
-
-def take_over_weights(source, target: keras.Model, settings: dict) -> tuple[int, list[str]]:
-    """Copies the layers of another run that mean the same, for fine-tuning on other classes.
-
-    A layer is taken over when the other run has one of that name and with these shapes. The classifier is not when the
-    classes differ, in number or in order; the box outputs are not when anchors or box coding differ.
-
-    Args:
-        source: the other run, a `models.detector.Detector`.
-        target: the network to fill.
-        settings: the new run's settings.
-
-    Returns:
-        The number of layers taken over, and the names of those that have weights and were skipped, in their order.
-    """
-    old = source.settings
-    strangers = []
-    if [entry["label"] for entry in old["classes"]] != [entry["label"] for entry in settings["classes"]]:
-        strangers.append("classes")
-    if (old["anchors"], old["box_coding"]) != (settings["anchors"], settings["box_coding"]):
-        strangers.append("boxes")
-    known = {weight.path: weight for weight in source.model.weights}
-    taken, skipped = 0, []
-    for layer in target._flatten_layers(include_self=False):
-        if not layer.weights or hasattr(layer, "layers"):
-            continue
-        others = [known.get(weight.path) for weight in layer.weights]
-        fits = all(o is not None and o.shape == w.shape for o, w in zip(others, layer.weights, strict=True))
-        is_output = isinstance(layer, keras.layers.Conv2D) and layer.use_bias  # a subnet's layers are not
-        if fits and not (is_output and layer.name.startswith(tuple(strangers))):
-            for weight, other in zip(layer.weights, others, strict=True):
-                weight.assign(np.asarray(ops.convert_to_numpy(other)))
-            taken += 1
-        else:
-            skipped.append(layer.name)
-    return taken, skipped
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)

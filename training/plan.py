@@ -1,0 +1,161 @@
+"""What a03 decides where the user left it open, always with reasons: the network, the batch, the training's length.
+
+A setting that is None is open. Small data and few cores get the small network that was measured best there, an
+accelerator with many images the paper's; the length follows from a time budget, or else from the number of images.
+"""
+
+import dataclasses
+import math
+import re
+
+from models.anchors import smallest_image
+from oid.files import InputError
+from training.pictures import KEPT_SIDE
+
+SMALL = {"backbone": "residual_small", "image_size": 192, "tums": 2, "scales": 4, "channels": 64}
+PAPER = {"backbone": "vgg16", "image_size": 320, "tums": 8, "scales": 6, "channels": 128}
+MANY_IMAGES = 10_000  # from here on the paper's network has enough to learn from
+CACHED_SHARE = 0.5  # of the free memory that reduced pictures may take
+PICTURES_OF_SMALL_DATA = 32_000  # seen in the whole training, where no time budget says how many
+PASSES = 12  # the same for many images
+EPOCHS = 40
+EPOCHS_IN_BUDGET = 30  # about so many, unless measuring the mAP would take too large a share of the time
+VALIDATION_SHARE = 0.1
+SHORTEST = 20  # steps: a budget for fewer trains nothing
+MARGIN = 0.02  # of a time budget is kept for saving, and for steps slower than those that were measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What the choices depend on.
+
+    Attributes:
+        images: number of training images.
+        accelerator: whether there is a GPU or TPU.
+        cores: of the processor.
+        free_memory: bytes.
+    """
+
+    images: int
+    accelerator: bool
+    cores: int
+    free_memory: int
+
+
+def fill_in(settings: dict, facts: Facts) -> tuple[dict, list[str]]:
+    """Chooses what is None among backbone, image_size, tums, scales, channels, batch_size, learning_rate, cache_gb.
+
+    Args:
+        settings: these names, and backbone_weights, init_from.
+        facts: what is known of the data and the machine.
+
+    Returns:
+        the settings with nothing open, and one sentence for each decision.
+    """
+    chosen, reasons = dict(settings), []
+    large = facts.accelerator and facts.images >= MANY_IMAGES
+    network, machine = PAPER if large else SMALL, "an accelerator" if facts.accelerator else f"{facts.cores} CPU cores"
+    if opened := [name for name in network if settings[name] is None]:
+        for name in opened:
+            chosen[name] = network[name]
+        if settings["scales"] is None:
+            while chosen["scales"] > 1 and smallest_image(chosen["scales"]) > chosen["image_size"]:
+                chosen["scales"] -= 1
+        what = ", ".join(f"{name} {chosen[name]}" for name in opened)
+        reasons.append(f"{facts.images} images on {machine}: {'the paper' if large else 'a small network'} ({what})")
+    if settings["batch_size"] is None:
+        chosen["batch_size"] = 32 if facts.accelerator else 8
+        reasons.append(f"batches of {chosen['batch_size']} on {machine}")
+    if settings["learning_rate"] is None:
+        pretrained = settings["backbone_weights"] != "none" or settings["init_from"]
+        chosen["learning_rate"] = 2e-4 if pretrained else 2e-3
+        why = "the weights have learned already" if pretrained else "the weights begin at random"
+        reasons.append(f"learning rate {chosen['learning_rate']:g}, because {why}")
+    if settings["cache_gb"] is None:
+        chosen["cache_gb"] = round(CACHED_SHARE * facts.free_memory / 2**30, 2)
+    return chosen, reasons
+
+
+def cache_reason(pictures: int, image_size: int, cache_gb: float) -> str:
+    """Says whether the pictures stay in memory, taking them to be four by three."""
+    need = pictures * 3 * 0.75 * (KEPT_SIDE * image_size) ** 2 / 2**30
+    if cache_gb == 0:
+        return "cache off: pictures are read from the disk each time"
+    if need <= cache_gb:
+        return f"{pictures} images: cache on, they need {need:.2f} of {cache_gb:g} GB"
+    return f"{pictures} images: cache on for {100 * cache_gb / need:.0f} %, {cache_gb:g} of the {need:.1f} GB they need"
+
+
+def fixed_length(images: int, batch_size: int) -> tuple[int, int, str]:
+    """Epochs, steps per epoch and the reason, where neither these nor a time budget are given."""
+    pictures = max(PICTURES_OF_SMALL_DATA, PASSES * images)
+    steps = max(1, math.ceil(pictures / (EPOCHS * batch_size)))
+    reason = (
+        f"{images} images: {EPOCHS} epochs of {steps} steps, {pictures / max(images, 1):.0f} passes through the data"
+    )
+    return EPOCHS, steps, reason
+
+
+def budget_length(seconds: float, *, step: float, validation: float) -> tuple[int, int]:
+    """Epochs and steps per epoch that fill a time.
+
+    Args:
+        seconds: that are left.
+        step: seconds of one training step.
+        validation: seconds of what comes after each epoch.
+
+    Raises:
+        InputError: there is no time for a training.
+    """
+    usable = seconds * (1 - MARGIN)
+    epoch = max(usable / EPOCHS_IN_BUDGET, validation / VALIDATION_SHARE)
+    epochs = max(1, int(usable // (epoch + validation)))
+    steps = int((usable / epochs - validation) / step)
+    if steps * epochs < SHORTEST:
+        need = SHORTEST * step + validation
+        raise InputError(
+            f"--time_budget leaves {max(seconds, 0):.0f} s after the start, and {SHORTEST} steps with their validation "
+            f"need {need:.0f} s: give it at least {math.ceil((need - seconds) / 60) + 1} minutes more"
+        )
+    return epochs, steps
+
+
+def epochs_that_fit(seconds: float, epoch: float, *, done: int, planned: int) -> int:
+    """The number of epochs when those to come take as long as the newest: the planned one unless it is off by 5 %.
+
+    Args:
+        seconds: that are left.
+        epoch: seconds of the newest epoch, validation included.
+        done: epochs so far.
+        planned: epochs in all.
+    """
+    fit = done + max(0, int(seconds * (1 - MARGIN / 2) // epoch))
+    left = planned - done
+    off = abs(fit - planned) > max(0.05 * left, 0.5)
+    return max(done, fit) if off else planned
+
+
+def parse_duration(text: str) -> float | None:
+    """Seconds of "90s", "20m", "1h30m" or "2d"; None for "none".
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if text == "none":
+        return None
+    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
+    seconds = sum(float(number) * units[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != text or not seconds > 0:
+        raise InputError(f"--time_budget {text} is no time: write 90s, 20m, 1h30m or 2d, or none")
+    return seconds
+
+
+def free_memory() -> int:
+    """Bytes that a program can take without hurting others; 4 GiB where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":") for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return 4 * 2**30

@@ -29,9 +29,7 @@ def empty(image: np.ndarray, **options) -> Sample:
 
 def found_box(image: np.ndarray, label: int, edge: float = 132) -> np.ndarray | None:
     """The box in pixels around what has the colour of a class; half of its brightness, and a little, is the edge."""
-    others = [channel for channel in range(3) if channel != label]
-    values = image[..., label].astype(int) - image[..., others].max(axis=2)
-    seen = values > edge
+    seen = image[..., label] > edge  # the colours are pure: one channel each
     if not seen.any():
         return None
     columns, rows = np.flatnonzero(seen.any(axis=0)), np.flatnonzero(seen.any(axis=1))
@@ -67,7 +65,7 @@ def check_places(sample: Sample, labels: tuple[int, ...] = (0, 1, 2), edge: floa
             assert seen is None, (label, seen)
             continue
         (box,) = boxes[known == label]
-        if np.min(box[2:] - box[:2]) < 2:
+        if np.min(box[2:] - box[:2]) < 4:
             continue  # a sliver, which interpolation has mixed with its surroundings
         assert seen is not None, (label, box)
         assert np.abs(seen - box).max() <= 1.01, (label, seen, box)

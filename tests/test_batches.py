@@ -1,9 +1,12 @@
-"""Proves that batches depend on seed and step alone, whoever asks, in which order and with how many threads."""
+"""Proves that batches depend on seed and step alone, whoever asks, in which order and with how many threads, and that
+targets say of each image what the data set says.
+"""
 
 import dataclasses
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import keras
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from training import batches as module
 from training import pictures
 from training.batches import Batches, BatchSequence, check_images
 from training.data_set import read_data_set
+from training.sampling import epoch_order
 
 SIDE = 64
 
@@ -63,6 +67,14 @@ def test_the_cache_does_not_change_batches(data, cache_bytes):
     held = other.pictures.cached_bytes
     assert held <= cache_bytes
     assert (held > 0) == (cache_bytes > 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"mixup": 0.5}, {"crop": "ssd"}, {"resize": "letterbox", "close_at": 0}])
+def test_every_kind_of_batch_can_be_made_again(data, options):
+    one, other = make(data, **options), make(data, cache_bytes=0, **options)
+    expected = [one.batch(step) for step in range(6)]
+    for step in (4, 1, 0, 5, 3, 2):
+        assert_equal(other.batch(step), expected[step])
 
 
 def test_shapes_types_and_padding(data):
@@ -133,6 +145,104 @@ def test_the_ids_of_a_batch_are_those_of_its_images(data, monkeypatch, mosaic):
         assert lengths == {(True, 5), (False, 5)}
 
 
+def test_pictures_to_blend_in_are_among_the_ids_and_end_with_the_mosaics(data):
+    plain = make(data, mosaic=1.0)
+    mixed = make(data, mosaic=1.0, mixup=1.0, close_at=10)
+    assert len(mixed.ids(9)) == 5 * 5
+    assert len(plain.ids(9)) == 5 * 4
+    assert len(mixed.ids(10)) == 5
+
+
+def test_weights_say_how_often_an_image_is_drawn(data):
+    """An image of weight 0 is never seen, not in mosaics either; the others as often as `epoch_order` draws them."""
+    weights = np.ones(len(data))
+    weights[0], weights[1] = 0.0, 2.0
+    weighted = make(data, weights=weights, mosaic=0.0, batch_size=1)
+    for epoch in range(3):
+        seen = [weighted.ids(step)[0] for step in range(epoch * len(data), (epoch + 1) * len(data))]
+        assert seen == [data.image_ids[image] for image in epoch_order(weights, 0, epoch)]
+    tiles = make(data, weights=weights, mosaic=1.0, mixup=1.0)
+    seen = [image_id for step in range(40) for image_id in tiles.ids(step)]
+    counts = np.array([seen.count(image_id) for image_id in data.image_ids])
+    assert counts[0] == 0
+    assert 1.6 < counts[1] / counts[2:].mean() < 2.4
+
+
+# === Sizes and rules =================================================================================================
+@pytest.mark.parametrize("crop", ["zoom", "ssd"])
+def test_another_size_shows_the_same(data, crop):
+    """For multi-scale training: the same images in the same places, so the boxes are those of the usual size."""
+    batches = make(data, crop=crop, mosaic=0.0, mixup=0.3)
+    for step in (0, 5):
+        images, targets = batches.batch(step)
+        for size in (96, 33):
+            others, other_targets = batches.batch(step, image_size=size)
+            assert others.shape == (5, size, size, 3)
+            for name, value in targets.items():
+                np.testing.assert_allclose(other_targets[name], value, atol=1e-4)
+            for image, other in zip(images, others, strict=True):
+                small = cv2.resize(other, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+                assert np.abs(small.astype(int) - image).mean() < 25  # noise, but the same shapes
+
+
+def test_a_letterboxed_training_ends_with_pictures_as_inference_sees_them(data):
+    """The squares that some pictures are full of stay squares once mosaics have ended; a warp stretches them."""
+    seen = {}
+    for resize in ("letterbox", "warp"):
+        batches = make(data, resize=resize, close_at=0, mosaic=0.0)
+        ratios = []
+        for step in range(20):
+            _, targets = batches.batch(step)
+            sides = (targets["boxes"][..., 2:] - targets["boxes"][..., :2])[targets["labels"] >= 0]
+            inner = np.all((targets["boxes"] > 0) & (targets["boxes"] < 1), axis=-1)[targets["labels"] >= 0]
+            ratios += list((sides[:, 0] / sides[:, 1])[inner])
+        seen[resize] = np.array(ratios)  # every object of these pictures is drawn into a square
+    np.testing.assert_allclose(seen["letterbox"], 1, rtol=0.01)  # pictures are kept in whole pixels
+    assert np.ptp(seen["warp"]) > 0.1
+
+
+def test_a_rule_that_is_off_leaves_its_targets_out(data):
+    both = {"regions": True, "verified": True, "num_classes": 3}
+    _, targets = make(data, **both).batch(0)
+    assert set(targets) == {"boxes", "labels", "regions", "region_labels", "parts", "verified"}
+    for rule, names in (("regions", {"regions", "region_labels"}), ("verified", {"parts", "verified"})):
+        _, fewer = make(data, **both | {rule: False}).batch(0)
+        assert set(targets) - set(fewer) == names
+        for name in fewer:
+            np.testing.assert_array_equal(fewer[name], targets[name])
+    with pytest.raises(ValueError, match="num_classes"):
+        make(data, verified=True)
+
+
+@pytest.mark.parametrize("mosaic", [0.0, 1.0])
+def test_parts_say_what_is_verified_in_their_pictures(data, mosaic):
+    batches = make(data, mosaic=mosaic, verified=True, num_classes=3)
+    seen = set()
+    for step in range(8):
+        _, targets = batches.batch(step)
+        assert targets["parts"].shape == (5, 4, 4)
+        assert targets["parts"].dtype == np.float32
+        assert targets["verified"].shape == (5, 4, 3)
+        assert targets["verified"].dtype == np.uint8
+        ids = np.array(batches.ids(step)).reshape(5, -1)
+        for row in range(5):
+            for part, image_id in enumerate(ids[row]):
+                classes = data.verified_of(data.image_ids.index(image_id))
+                assert np.flatnonzero(targets["verified"][row, part]).tolist() == classes.tolist()
+                seen.add(tuple(classes))
+        sides = targets["parts"][..., 2:] - targets["parts"][..., :2]
+        np.testing.assert_allclose(np.prod(sides, axis=-1).sum(axis=1), 1, rtol=1e-5)
+        assert (targets["parts"][:, ids.shape[1] :] == 0).all()
+        assert (targets["verified"][:, ids.shape[1] :] == 0).all()
+    assert len(seen) > 1
+
+
+def test_targets_of_500_classes_are_a_few_kilobytes(data):
+    """What goes to the device besides pixels, with every rule on."""
+    _, targets = make(data, mosaic=1.0, max_gt_boxes=100, verified=True, num_classes=500).batch(0)
+    assert sum(value.nbytes for value in targets.values()) / 5 <= 16 * 1024
+
+
 # === Limits and mistakes =============================================================================================
 def test_boxes_beyond_the_limit_are_left_out_and_counted_once(data):
     wide, narrow = make(data, mosaic=1.0, max_gt_boxes=50), make(data, mosaic=1.0, max_gt_boxes=2)
@@ -167,7 +277,7 @@ def test_the_first_image_is_looked_at_before_anything_else(data, tmp_path):
 class Numbers(Batches):
     """Batches that hold nothing but the number of their step."""
 
-    def batch(self, step: int):
+    def batch(self, step: int, image_size=None):
         return np.full((1, 1), step, "float32"), np.zeros((1, 1), "float32")
 
 
@@ -207,7 +317,7 @@ def test_an_image_that_cannot_be_read_stops_fit_with_its_name(data, tmp_path, wo
     broken.write_bytes(broken.read_bytes()[:100])
 
     class Failing(Numbers):
-        def batch(self, step):
+        def batch(self, step, image_size=None):
             if step == bad_step:
                 module.read_image(broken, orientation="stored")
             return super().batch(step)

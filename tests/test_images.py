@@ -95,6 +95,16 @@ def test_reduced_decoding_keeps_the_minimum_side(tmp_path, pixels, side, shape):
     assert read_image(tmp_path / "big.png", orientation="stored", minimum_side=side).shape[:2] == (240, 400)
 
 
+@pytest.mark.parametrize(
+    ("shorter", "longer", "shape"),
+    [(0, 50, (30, 50)), (0, 51, (60, 100)), (0, 201, (240, 400)), (31, 50, (60, 100)), (30, 101, (120, 200))],
+)
+def test_reduced_decoding_keeps_the_longer_side(tmp_path, pixels, shorter, longer, shape):
+    Image.fromarray(cv2.resize(pixels, (400, 240))).save(tmp_path / "big.jpg")
+    options = {"minimum_side": shorter, "minimum_longer_side": longer}
+    assert read_image(tmp_path / "big.jpg", orientation="stored", **options).shape[:2] == shape
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp"])
 def test_a_cut_file_is_refused_wherever_it_is_cut(tmp_path, pixels, suffix):
     whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"

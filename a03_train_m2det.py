@@ -323,12 +323,12 @@ def _batches(flags: dict, settings: dict, train: DataSet):
     print(f"label rules: {', '.join(rules)}")
     if verified != ("verified" in flags["label_rules"]):
         print("a01 found no image-level labels: a class without a box in an image counts as absent there")
-    chosen = settings["training"]
-    print(f"chosen: {plan.cache_reason(len(train), settings['image_size'], chosen['cache_gb'])}")
+    cache_gb = settings["training"]["cache_gb"] if flags["cache_gb"] is None else flags["cache_gb"]  # free to change
+    print(f"chosen: {plan.cache_reason(len(train), settings['image_size'], cache_gb)}")
     return Batches(
         train,
         image_size=settings["image_size"],
-        batch_size=chosen["batch_size"],
+        batch_size=settings["training"]["batch_size"],
         num_classes=len(settings["classes"]),
         verified=verified,
         regions="regions" in rules,
@@ -338,7 +338,7 @@ def _batches(flags: dict, settings: dict, train: DataSet):
             exponent=flags["sampling_exponent"],
             negatives=flags["negatives"],
         ),
-        cache_bytes=int(chosen["cache_gb"] * 2**30),
+        cache_bytes=int(cache_gb * 2**30),
         **{name: flags[name] for name in ("seed", "max_gt_boxes", "mosaic", "mixup", "crop", "resize", "orientation")},
     )
 

@@ -222,11 +222,17 @@ def write_checkpoint(run: Path, trainer: keras.Model, network: keras.Model, stat
     trainer.save_weights(new / TRAINING_WEIGHTS)
     with averaged_weights(trainer):
         network.save_weights(new / detector.CHECKPOINT_WEIGHTS.name)
-    (new / STATE).write_text(json.dumps(state), encoding="utf-8")
+    write_state(new, state)
     if final.exists():
         final.rename(old)
     new.rename(final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write_state(checkpoint: Path, state: dict) -> None:
+    """Writes the state into the folder of a checkpoint."""
+    with replacing(checkpoint / STATE) as path:
+        path.write_text(json.dumps(state), encoding="utf-8")
 
 
 def read_state(run: Path) -> dict:

@@ -12,7 +12,7 @@ from keras import ops
 from models import backbones
 from models.detector import runs_on_cpu
 from training.batches import Batches, BatchSequence
-from training.callbacks import EpochEnd, FiniteLossGuard, Progress
+from training.callbacks import EpochEnd, FiniteLossGuard, Progress, write_state
 from training.plan import epochs_that_fit
 from training.schedule import Schedule, make_optimizer
 from training.trainer import DetectionTrainer
@@ -68,9 +68,10 @@ def measure(trainer: DetectionTrainer, batches: Batches, end: EpochEnd, *, worke
     variables = [*trainer.variables, *trainer.optimizer.variables]
     before = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
     clock = _StepTimes()
+    steps = STEPS_TO_WARM + STEPS_TO_MEASURE
+    batches.close_at = steps  # mosaics and mixtures belong to what is measured
     sequence = BatchSequence(batches, workers=workers)
     with sequence.mistakes_as_they_are():
-        steps = STEPS_TO_WARM + STEPS_TO_MEASURE
         began = time.perf_counter()
         trainer.fit(sequence, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0, callbacks=[clock])
     for variable, value in zip(variables, before, strict=True):
@@ -78,9 +79,9 @@ def measure(trainer: DetectionTrainer, batches: Batches, end: EpochEnd, *, worke
     validation = 0.0
     if end.validate:
         end.validate(end.detector)  # the first time compiles, and fills the cache
-        began = time.perf_counter()
+        ready = time.perf_counter()
         end.validate(end.detector)
-        validation = time.perf_counter() - began
+        validation = time.perf_counter() - ready
     step = float(np.median(np.diff(clock.times[STEPS_TO_WARM:])))
     return max(clock.times[0] - began - step, 0.0), step, validation
 
@@ -126,6 +127,8 @@ def run(
     sizes = tuple(trainer.sizes)
     callbacks = [FiniteLossGuard(batches, state), Progress(state), end]
     while (epoch := state["epochs"]) < state["total"]:
+        if end.out_of_patience:
+            return f"no better mAP in {flags['patience']} measurements"
         if epoch and epoch == flags["freeze_backbone_epochs"] and trainer.compiled_for < epoch:
             compile_for(trainer, state, flags, backbone=backbone)
             print(f"the backbone thaws after epoch {epoch}")
@@ -144,8 +147,6 @@ def run(
                 verbose=0,
                 callbacks=callbacks,
             )
-        if end.out_of_patience and state["epochs"] < state["total"]:
-            return f"no better mAP in {flags['patience']} measurements"
         if deadline is not None:
             _keep_to(deadline, trainer, end)
     return ""
@@ -159,11 +160,13 @@ def _keep_to(deadline: float, trainer: DetectionTrainer, end: EpochEnd) -> None:
     if total == planned:
         return
     state["total"] = total
+    if done < total:
+        trainer.schedule.move_end(total * state["steps"], at=done * state["steps"])
+        state["schedule"] = trainer.schedule.get_config()
+    write_state(end.run / "checkpoint", state)  # a run that goes on from here has the same end
     if done == total:
         print(f"the time is over after {total} of {planned} epochs")
         return
     print(f"{left / 60:.1f} minutes are left: {total} epochs instead of {planned}")
-    trainer.schedule.move_end(total * state["steps"], at=done * state["steps"])
-    state["schedule"] = trainer.schedule.get_config()
     if keras.backend.backend() == "jax":  # what it compiled holds the line as a constant
         trainer.forget_functions()

@@ -108,7 +108,7 @@ def budget_length(seconds: float, *, step: float, validation: float) -> tuple[in
         InputError: there is no time for a training.
     """
     usable = seconds * (1 - MARGIN)
-    epoch = max(usable / EPOCHS_IN_BUDGET, validation / VALIDATION_SHARE)
+    epoch = max(usable / EPOCHS_IN_BUDGET, validation / VALIDATION_SHARE, SHORTEST * step)  # steps are whole numbers
     epochs = max(1, int(usable // (epoch + validation)))
     steps = int((usable / epochs - validation) / step)
     if steps * epochs < SHORTEST:

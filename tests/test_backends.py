@@ -16,11 +16,12 @@ import json
 import keras, numpy as np
 from tiny_network import losses_of_fixed_outputs, pictures, tiny_settings, two_pictures
 from models.detector import inference_model, network_from_settings
-from training.trainer import DetectionTrainer, make_optimizer
+from training.schedule import Schedule, make_optimizer
+from training.trainer import DetectionTrainer
 settings = tiny_settings(channels=16)
 network = network_from_settings(settings)
 trainer = DetectionTrainer(network, settings["anchors"])
-optimizer = make_optimizer(learning_rate=0.01, weight_decay=0.01, steps=10)
+optimizer = make_optimizer(Schedule(peak=0.01, steps=10), weight_decay=0.01)
 trainer.compile(optimizer=optimizer, jit_compile="auto" if keras.backend.backend() == "jax" else False)
 optimizer.build(network.trainable_variables)
 before = [np.array(keras.ops.convert_to_numpy(weight)) for weight in network.trainable_weights]

@@ -81,11 +81,13 @@ class Entries:
         scores: `(E,)` float64.
         labels: `(E,)` float64, what the entry counts as true positives: 0 = false positive, 1, or `group_of_weight`.
         class_index: `(E,)` int64.
+        image: `(E,)` int64, index into `GroundTruth.image_ids`.
     """
 
     scores: np.ndarray
     labels: np.ndarray
     class_index: np.ndarray
+    image: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,8 @@ def score(
         float(iou_threshold),
     )
     dropped["beyond_limit"] = int(beyond)
-    return Entries(entry_scores, entry_labels, entry_keys // max(num_images, 1)), dropped
+    class_index, image = np.divmod(entry_keys, max(num_images, 1))
+    return Entries(entry_scores, entry_labels, class_index, image), dropped
 
 
 def precision_recall(labels: np.ndarray, num_gt: float) -> tuple[np.ndarray, np.ndarray]:

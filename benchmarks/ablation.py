@@ -1,0 +1,168 @@
+"""What each ingredient of the training brings, with the uncertainty of the answer.
+
+    python benchmarks/ablation.py --voc ../BCCD_Dataset/BCCD
+    python benchmarks/ablation.py --voc ../BCCD_Dataset/BCCD --variants mixup --seeds 0 --epochs 1 --steps_per_epoch 5
+
+Trains every variant with every seed by a03 on the trainval split of a data set in Pascal VOC's layout, or with `--demo`
+on the demonstration's generated data, whose labels are incomplete as Open Images' are. Nothing is chosen on the images
+that measure: the weights after the last step count. The difference of a variant to `base` is bootstrapped over images,
+paired: the same images are drawn for both, and the seeds are averaged. An interval that holds 0 is noise.
+
+Finished runs are not repeated: it goes on where it was stopped, and another `--variants` adds to what is there.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from a00_utils_and_constants import run_script
+from a07_evaluate import select_detections
+from benchmarks.bootstrap import Curves, curves, resampled
+from benchmarks.voc import convert
+from oid import layout
+from oid.files import InputError
+from oid.predictions import read_predictions
+from training.data_set import read_classes, read_data_set
+from training.validation import ground_truth
+
+ROOT = Path(__file__).resolve().parent.parent
+IOUS = np.linspace(0.5, 0.95, 10)
+VARIANTS: dict[str, dict[str, object]] = {  # name -> what differs from a03's defaults
+    "base": {},
+    "assignment atss": {"assignment": "atss"},
+    "assignment max_iou": {"assignment": "max_iou"},
+    "loss varifocal": {"class_loss": "varifocal"},
+    "loss quality_focal": {"class_loss": "quality_focal"},
+    "loss focal, atss": {"class_loss": "focal", "assignment": "atss"},
+    "box loss ciou": {"box_loss": "ciou"},
+    "box loss smooth_l1": {"box_loss": "smooth_l1"},
+    "no ema": {"ema": False},
+    "no mosaic": {"mosaic": 0.0},
+    "mixup": {"mixup": 0.15},
+    "ssd crops": {"crop": "ssd"},
+    "letterbox": {"resize": "letterbox"},
+    "sampling classes": {"sampling": "classes", "sampling_exponent": 0.5},
+    "sampling repeat_factor": {"sampling": "repeat_factor"},
+    "sgd, steps": {"optimizer": "sgd", "schedule": "steps", "learning_rate": 2e-2, "weight_decay": 5e-4},
+    "bfloat16": {"precision": "bfloat16"},
+    "no label rules": {"label_rules": "none"},
+    "verified only": {"label_rules": "verified"},
+    "regions only": {"label_rules": "regions"},
+}
+
+
+def main(
+    *,
+    voc: str | None = None,
+    demo: bool = False,
+    folder: str = "ablation",
+    variants: tuple[str, ...] = ("base",),
+    seeds: tuple[int, ...] = (0, 1),
+    time_budget: str = "8m",
+    epochs: int | None = None,
+    steps_per_epoch: int | None = None,
+    resamples: int = 2000,
+) -> None:
+    """Trains what is missing, then prints the table.
+
+    Args:
+        voc: folder of a data set in Pascal VOC's layout, with the splits trainval and test
+        demo: the demonstration's data instead
+        folder: for data and runs
+        variants: names of VARIANTS in this file, or all; base is always among them
+        seeds: of the training
+        time_budget: of each training
+        epochs: instead of a time budget, so that other work on the machine changes nothing
+        steps_per_epoch: with --epochs
+        resamples: of the bootstrap
+    """
+    if (voc is None) == (not demo):
+        raise InputError("give --voc or --demo: one data set to measure on")
+    names = list(dict.fromkeys(["base", *(VARIANTS if variants == ("all",) else variants)]))
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise InputError(f"--variants {unknown[0]!r} is unknown, there are: {', '.join(VARIANTS)}")
+    data_set, output = Path(folder) / "data_set", Path(folder) / "output"
+    prepare(voc, data_set, output)
+    length = {"time_budget": time_budget} if epochs is None else {"epochs": epochs, "steps_per_epoch": steps_per_epoch}
+    found: dict[str, list[list[Curves]]] = {}
+    for seed in seeds:
+        for name in names:
+            run = f"{name.replace(' ', '_').replace(',', '')}_{seed}"
+            flags = {"validate_every": 1_000_000, "seed": seed, **length, **VARIANTS[name]}
+            predictions = train_and_predict(data_set, output, run, flags)
+            found.setdefault(name, []).append(measure(data_set, output, predictions))
+            at_50, at_all = score(found[name][-1:])
+            print(f"{name}, seed {seed}: mAP@.5 {at_50:.4f}, mAP@.5:.95 {at_all:.4f}", flush=True)
+    print_table(found, resamples)
+
+
+def prepare(voc: str | None, data_set: Path, output: Path) -> None:
+    """The data set, and a01's files of level 1."""
+    if voc:
+        convert(Path(voc), data_set, {"train": "trainval", "validation": "test"})
+    else:
+        _run("-m", "demo.make_data_set", dataset_path=data_set)
+    _run("a01_create_training_files.py", dataset_path=data_set, output_path=output, levels="1")
+
+
+def train_and_predict(data_set: Path, output: Path, run: str, flags: dict[str, object]) -> Path:
+    """One run of a03, and a04's predictions on the images that measure."""
+    paths = {"dataset_path": data_set, "output_path": output, "run": run}
+    predictions = layout.run_predictions(output, "validation", run)
+    _run("a03_train_m2det.py", **paths, **flags)
+    if not predictions.is_file():
+        _run("a04_inference.py", **paths, images=data_set / "validation", predictions=predictions)
+    return predictions
+
+
+def measure(data_set: Path, output: Path, predictions: Path) -> list[Curves]:
+    """The detections matched with the ground truth at each IoU."""
+    labels = tuple(read_classes(output, "1"))
+    truth = ground_truth(read_data_set(data_set, output, "1", "validation"))
+    detections, _ = select_detections(read_predictions(predictions), truth, labels)
+    return [curves(truth, detections, len(labels), iou) for iou in IOUS]
+
+
+def score(seeds: list[list[Curves]], images: np.ndarray | None = None) -> tuple[float, float]:
+    """mAP at IoU 0.5, and the mean over all IoUs, averaged over the seeds; `images` draws some of them."""
+    maps = np.array([[resampled(curve, images) for curve in run] for run in seeds])  # [seeds,ious]
+    return float(maps[:, 0].mean()), float(maps.mean())
+
+
+def print_table(found: dict[str, list[list[Curves]]], resamples: int) -> None:
+    """A row per variant: both means, and the difference to base with its 95 % interval."""
+    count = found["base"][0][0].num_images
+    draws = [np.random.default_rng([0, k]).integers(0, count, count) for k in range(resamples)]
+    base = np.array([score(found["base"], draw) for draw in draws])  # [resamples,2]
+    print(f"\n{count} images, {len(found['base'])} seeds, {resamples} resamples; differences to base in mAP points")
+    print("| variant | mAP@.5 | difference (95 %) | | mAP@.5:.95 | difference (95 %) | |")
+    print("|---|---|---|---|---|---|---|")
+    for name, runs in found.items():
+        cells = []
+        differences = None if name == "base" else np.array([score(runs, draw) for draw in draws]) - base
+        for column, (mean, reference) in enumerate(zip(score(runs), score(found["base"]), strict=True)):
+            if differences is None:
+                cells += [f"{mean:.4f}", "", ""]
+                continue
+            low, high = np.quantile(differences[:, column], [0.025, 0.975])
+            verdict = "gain" if low > 0 else "loss" if high < 0 else "noise"
+            difference = 100 * (mean - reference)
+            cells += [f"{mean:.4f}", f"{difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})", verdict]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def _run(*script: str, **flags: object) -> None:
+    command = [sys.executable, *script]
+    for name, value in flags.items():
+        command += [f"--{name}", str(value)]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise InputError(f"{script[0]} ended with exit code {done.returncode}: {lines[-1].removeprefix('error: ')}")
+
+
+if __name__ == "__main__":
+    run_script(main)

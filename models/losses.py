@@ -85,7 +85,7 @@ def detection_losses(
     if box_loss == "smooth_l1":
         distance = smooth_l1(BOX_ENCODINGS[box_coding](gt, anchors) - offsets)
     else:
-        distance = 1.0 - {"giou": generalised_iou, "ciou": complete_iou}[box_loss](gt, boxes)
+        distance = 1.0 - OVERLAPS[box_loss](gt, boxes)
     return ops.sum(loss), BOX_WEIGHTS[box_loss] * ops.sum(target * distance), ops.sum(target)
 
 
@@ -210,6 +210,9 @@ def complete_iou(a, b):
     aspect = 4 / math.pi**2 * ops.square(angles[0] - angles[1])
     weight = ops.stop_gradient(aspect / ops.maximum(1.0 - iou + aspect, 1e-9))
     return iou - ops.sum(shift, axis=-1) / ops.maximum(diagonal, 1e-9) - weight * aspect
+
+
+OVERLAPS = {"giou": generalised_iou, "ciou": complete_iou}
 
 
 def smooth_l1(difference):

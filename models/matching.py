@@ -11,7 +11,7 @@ from keras import ops
 
 from models.assignment import best_of_chosen, centre_inside, pairwise_iou
 
-TIE = 1e-4  # IoUs whose ratio is nearer to 1 are equal: the rounding of a backend must not choose
+TIE = 1e-4  # numbers whose ratio is nearer to 1 are equal: the rounding of a backend must not choose
 
 
 def max_iou_assignment(gt_boxes, gt_labels, anchors, *, positive: float = 0.5, negative: float = 0.4):
@@ -42,7 +42,8 @@ def max_iou_assignment(gt_boxes, gt_labels, anchors, *, positive: float = 0.5, n
 
     best = ops.max(iou, axis=-1, keepdims=True)  # [B,G,1]
     distance = ops.where(iou >= (1 - TIE) * best, _squared_distance(gt_boxes, anchors), 1e9)
-    nearest = ops.cast(ops.argmin(distance, axis=-1), "int32")  # [B,G]
+    nearest = distance <= (1 + TIE) * ops.min(distance, axis=-1, keepdims=True) + 1e-9
+    nearest = ops.cast(ops.argmax(ops.cast(nearest, "int32"), axis=-1), "int32")  # [B,G], of equals the first
     taken = ops.expand_dims(nearest, -1) == ops.arange(anchors.shape[0], dtype="int32")  # [B,G,A]
     forced = best_of_chosen(ops.logical_and(taken, best > 0), iou)
     assigned = ops.where(forced >= 0, forced, assigned)

@@ -134,6 +134,7 @@ def test_settings_of_another_network_are_refused(changes):
         at_size(network, tiny_settings(**changes), 96)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_same_on_other_backends(backend):
     result = json.loads(run_on_backend(backend, BACKEND_PROGRAM))

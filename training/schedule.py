@@ -129,4 +129,6 @@ def make_optimizer(
         made = keras.optimizers.SGD(momentum=0.9, **options)
     if weight_decay:
         made.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    # each `fit` would end with the average in place of the weights, and there is one per epoch
+    made.finalize_variable_values = lambda variables: None
     return made

@@ -92,7 +92,7 @@ class Batches:
         self.pictures = Pictures(data.paths, image_size=image_size, orientation=orientation, cache_bytes=cache_bytes)
 
     def batch(self, step: int, image_size: int | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The batch of a step.
+        """The batch of a step: the same whoever asks, in which order, with or without a cache.
 
         Args:
             step: from 0 on.

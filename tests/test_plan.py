@@ -1,0 +1,222 @@
+"""Proves what a03 chooses where something is open, that it says why, and that a time budget is filled, not exceeded."""
+
+import math
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from models.anchors import smallest_image
+from oid.files import InputError
+from training import plan
+
+OPEN = {
+    **dict.fromkeys(
+        ("backbone", "image_size", "tums", "scales", "channels", "batch_size", "learning_rate", "cache_gb")
+    ),
+    "backbone_weights": "none",
+    "init_from": None,
+}
+GIVEN = {"backbone": "resnet50", "image_size": 256, "tums": 3, "scales": 2, "channels": 48}
+GIVEN |= {"batch_size": 5, "learning_rate": 0.123, "cache_gb": 0.5}
+
+
+def facts(images: int = 500, *, accelerator: bool = False, free: int = 8 * 2**30) -> plan.Facts:
+    return plan.Facts(images=images, accelerator=accelerator, cores=4, free_memory=free)
+
+
+# === Durations =======================================================================================================
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("20m", 1200), ("1h30m", 5400), ("2d", 172_800), ("1.5h", 5400), ("1d2h3m4s", 93_784), ("0.5s", 0.5)],
+)
+def test_times_are_read(text, seconds):
+    assert plan.parse_duration(text) == seconds
+
+
+def test_no_budget_is_none():
+    assert plan.parse_duration("none") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "20", "m", "20 m", "-5m", "20M", "20min", "0s", "0h0m", "1h-5m", "1..5h", "h1", "None", "inf", "nan", "1e3s"],
+)
+def test_what_is_no_time_is_one_sentence(text):
+    with pytest.raises(InputError) as error:
+        plan.parse_duration(text)
+    assert str(error.value) == f"--time_budget {text} is no time: write 90s, 20m, 1h30m or 2d, or none"
+
+
+@given(st.integers(0, 9), st.integers(0, 99), st.integers(0, 99), st.integers(0, 999))
+def test_the_parts_add_up(days, hours, minutes, seconds):
+    assume(days + hours + minutes + seconds)
+    expected = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    assert plan.parse_duration(f"{days}d{hours}h{minutes}m{seconds}s") == expected
+
+
+# === Network, batch, learning rate, cache ============================================================================
+@pytest.mark.parametrize(
+    ("images", "accelerator", "network", "batch_size"),
+    [
+        (500, False, plan.SMALL, 8),
+        (1_700_000, False, plan.SMALL, 8),  # a processor would need years for the paper's
+        (9_999, True, plan.SMALL, 32),
+        (10_000, True, plan.PAPER, 32),
+    ],
+)
+def test_what_is_open_follows_from_images_and_machine(images, accelerator, network, batch_size):
+    chosen, reasons = plan.fill_in(OPEN, facts(images, accelerator=accelerator))
+    assert {name: chosen[name] for name in network} == network
+    assert chosen["batch_size"] == batch_size
+    assert all(value is not None for name, value in chosen.items() if name != "init_from")
+    machine = "an accelerator" if accelerator else "4 CPU cores"
+    kind = "the paper" if network is plan.PAPER else "a small network"
+    assert reasons[0].startswith(f"{images} images on {machine}: {kind} (backbone {network['backbone']}, image_size ")
+    assert reasons[1] == f"batches of {batch_size} on {machine}"
+    assert len(reasons) == 3
+    assert OPEN["backbone"] is None  # the argument is untouched
+
+
+@pytest.mark.parametrize(
+    ("change", "rate", "why"),
+    [
+        ({}, 2e-3, "the weights begin at random"),
+        ({"backbone_weights": "imagenet"}, 2e-4, "the weights have learned already"),
+        ({"backbone_weights": "file.h5"}, 2e-4, "the weights have learned already"),
+        ({"init_from": "other"}, 2e-4, "the weights have learned already"),
+    ],
+)
+def test_weights_that_have_learned_are_changed_less(change, rate, why):
+    chosen, reasons = plan.fill_in(OPEN | change, facts())
+    assert chosen["learning_rate"] == rate
+    assert f"learning rate {rate:g}, because {why}" in reasons
+
+
+@given(
+    names=st.sets(st.sampled_from(sorted(GIVEN))),
+    images=st.integers(1, 2_000_000),
+    accelerator=st.booleans(),
+    weights=st.sampled_from(["none", "imagenet"]),
+)
+def test_what_is_given_is_never_overridden(names, images, accelerator, weights):
+    given_ones = {name: GIVEN[name] for name in names}
+    chosen, reasons = plan.fill_in(
+        OPEN | {"backbone_weights": weights} | given_ones, facts(images, accelerator=accelerator)
+    )
+    assert {name: chosen[name] for name in names} == given_ones
+    for name in names & set(plan.SMALL):
+        assert f"{name} {GIVEN[name]}" not in "".join(reasons)  # nor claimed to be chosen
+    if len(names) == len(GIVEN):
+        assert reasons == []
+
+
+@given(image_size=st.integers(smallest_image(1), 900), accelerator=st.booleans())
+def test_open_scales_fit_the_image_that_was_given(image_size, accelerator):
+    settings = OPEN | {"image_size": image_size}
+    chosen, _ = plan.fill_in(settings, facts(20_000, accelerator=accelerator))
+    assert smallest_image(chosen["scales"]) <= image_size
+    wanted = (plan.PAPER if accelerator else plan.SMALL)["scales"]
+    assert chosen["scales"] == wanted or smallest_image(chosen["scales"] + 1) > image_size
+
+
+def test_the_cache_takes_half_of_the_free_memory():
+    assert plan.fill_in(OPEN, facts(free=6 * 2**30))[0]["cache_gb"] == 3.0
+    assert plan.free_memory() > 2**20
+
+
+def test_the_cache_says_what_stays_in_memory():
+    """1,000 pictures of 4 by 3, kept at so many times the network's side, 3 bytes per pixel."""
+    need = 1000 * 3 * (plan.KEPT_SIDE * 192) * (plan.KEPT_SIDE * 192 * 0.75) / 2**30
+    assert plan.cache_reason(1000, 192, 4.0) == f"1000 images: cache on, they need {need:.2f} of 4 GB"
+    half = round(need / 2, 3)
+    share = plan.cache_reason(1000, 192, half)
+    assert share == f"1000 images: cache on for {100 * half / need:.0f} %, {half:g} of the {need:.1f} GB they need"
+    assert plan.cache_reason(1000, 192, 0) == "cache off: pictures are read from the disk each time"
+
+
+# === Length ==========================================================================================================
+@pytest.mark.parametrize(("images", "passes"), [(1, 32_000), (100, 320), (2000, 16), (1_700_000, 12)])
+def test_without_a_budget_the_images_say_how_long(images, passes):
+    epochs, steps, reason = plan.fixed_length(images, 8)
+    assert epochs == 40
+    assert 0 <= epochs * steps * 8 - passes * images < epochs * 8  # rounded up to whole steps per epoch
+    assert reason == f"{images} images: 40 epochs of {steps} steps, {passes} passes through the data"
+
+
+STEP = st.floats(1e-3, 60)
+VALIDATION = st.one_of(st.just(0.0), st.floats(0.01, 1000))
+
+
+@given(seconds=st.floats(1, 1e6), step=STEP, validation=VALIDATION)
+@example(seconds=300.0, step=11.0, validation=0.0)  # epochs of a thirtieth of the time would not have one step
+@example(seconds=1200.0, step=19.0, validation=0.0)
+def test_a_budget_is_filled_and_never_exceeded(seconds, step, validation):
+    usable = seconds * (1 - plan.MARGIN)
+    try:
+        epochs, steps = plan.budget_length(seconds, step=step, validation=validation)
+    except InputError:
+        assert usable < (plan.SHORTEST * step + validation) * (1 + 1e-9)  # it really is too short
+        return
+    used = epochs * (steps * step + validation)
+    assert used <= usable * (1 + 1e-9)
+    assert usable - used <= epochs * step * (1 + 1e-6)  # less than a step per epoch is left
+    assert epochs * steps >= plan.SHORTEST
+    assert epochs <= plan.EPOCHS_IN_BUDGET
+    if epochs > 1:
+        assert validation * epochs <= 0.1 * usable * (1 + 1e-9)  # most of the time trains
+        assert used >= 0.9 * usable
+
+
+def test_an_hour_on_a_fast_machine():
+    """3,528 s in 30 epochs of 117.6 s; a second in each to measure leaves time for 29 of 121.66 s."""
+    assert plan.budget_length(3600, step=0.125, validation=0) == (30, 940)
+    epochs, steps = plan.budget_length(3600, step=0.125, validation=1.0)
+    assert (epochs, steps) == (29, 965)
+
+
+def test_measuring_that_takes_long_makes_fewer_epochs():
+    epochs, steps = plan.budget_length(10_000, step=1.0, validation=200.0)
+    assert (epochs, steps) == (4, 2250)  # 9,800 s; an epoch of at least 2,000 s, and 200 s
+
+
+@pytest.mark.parametrize(("seconds", "step", "validation"), [(30, 5.0, 2.0), (-12, 0.1, 0.0), (101, 5.0, 0.0)])
+def test_too_short_a_budget_is_one_sentence_with_the_remedy(seconds, step, validation):
+    with pytest.raises(InputError) as error:
+        plan.budget_length(seconds, step=step, validation=validation)
+    need = 20 * step + validation
+    start, minutes = str(error.value).rsplit(": give it at least ", 1)
+    assert start == (
+        f"--time_budget leaves {max(seconds, 0):.0f} s after the start, and 20 steps with their validation need "
+        f"{need:.0f} s"
+    )
+    more = int(minutes.removesuffix(" minutes more"))
+    plan.budget_length(seconds + 60 * more, step=step, validation=validation)  # which is enough
+    assert more <= math.ceil((need - seconds) / 60) + 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "done", "planned", "expected"),
+    [
+        (1000.0, 1, 11, 11),  # ten more of 95 s each: as planned
+        (970.0, 1, 11, 11),
+        (500.0, 1, 11, 6),  # everything takes twice as long
+        (2000.0, 1, 11, 21),  # or half
+        (5000.0, 10, 60, 60),  # 52 fit, 50 are left: off by 4 %, which is left as it is
+        (0.0, 3, 11, 3),
+        (-50.0, 3, 11, 3),
+        (90.0, 10, 11, 10),  # the last one does not fit
+    ],
+)
+def test_the_plan_follows_the_newest_epochs(seconds, done, planned, expected):
+    assert plan.epochs_that_fit(seconds, 95.0, done=done, planned=planned) == expected
+
+
+@given(seconds=st.floats(-1e3, 1e6), epoch=st.floats(0.01, 1e4), done=st.integers(1, 1000), more=st.integers(0, 1000))
+def test_what_fits_ends_in_time_or_nearly(seconds, epoch, done, more):
+    planned = done + more
+    total = plan.epochs_that_fit(seconds, epoch, done=done, planned=planned)
+    assert total >= done
+    assert (total - done) * epoch <= max(seconds, 0) + 0.05 * more * epoch + epoch * 1e-6
+    if total != planned:
+        assert total == done or (total - done + 1) * epoch > seconds * 0.99 * (1 - 1e-9)  # one more would not fit

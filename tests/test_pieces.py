@@ -16,9 +16,8 @@ ANCESTORS = np.array([[0, 0, 1], [0, 0, 1], [0, 0, 0]], "float32")  # class 2 li
 
 
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
-@pytest.mark.parametrize("limit", [1, 2 * 10 * len(ANCHORS)])
-def test_the_result_is_the_same_in_pieces(assignment, limit, monkeypatch):
-    """Of one image, or of two; in a graph and without one, and for a batch of unknown size."""
+def test_the_result_is_the_same_in_pieces(assignment, monkeypatch):
+    """Of two images, and, where the size of the batch is unknown, of one."""
     offsets, logits, truth = random_case(8, batch=4)
     truth = with_parts(truth, [(0, 0, 0.5, 1), (0.5, 0, 1, 1)], [[1, 0, 1], [0, 1, 1]])
 
@@ -31,9 +30,11 @@ def test_the_result_is_the_same_in_pieces(assignment, limit, monkeypatch):
     arguments = (*map(tf.constant, (logits, boxes)), {k: tf.constant(v) for k, v in truth.items()})
     unknown = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), arguments)
     whole = all_of(*arguments)
-    monkeypatch.setattr(pieces, "PIECE", limit)
-    graph, loose = tf.function(all_of), tf.function(all_of, input_signature=unknown)
-    for result in (all_of(*arguments), graph(*arguments), loose(*arguments)):
+    monkeypatch.setattr(pieces, "PIECE", 2 * 10 * len(ANCHORS))
+    assert pieces._images_together(4, 10 * len(ANCHORS)) == 2
+    assert pieces._images_together(None, 10 * len(ANCHORS)) == 1
+    for signature in (None, unknown):
+        result = tf.function(all_of, input_signature=signature)(*arguments)
         assigned, target, silent = map(numpy, result)
         np.testing.assert_array_equal(assigned, numpy(whole[0]))
         np.testing.assert_allclose(target, numpy(whole[1]), rtol=1e-6)  # the last anchors' sigmoids are not vectorised

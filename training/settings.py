@@ -35,14 +35,21 @@ def check_flags(flags: dict) -> None:
     for name, least in LOWEST.items():
         if name in given and not given[name] >= least:
             raise InputError(f"--{name} is {given[name]}: it must be at least {least}")
-    if flags["seed"] >= 2**32 or given.get("cache_gb", 0) > 1e6:
-        raise InputError("--seed must be below 4294967296 and --cache_gb at most 1000000")
+    if flags["seed"] >= 2**32:
+        raise InputError(f"--seed is {flags['seed']}: it must be below 4294967296")
+    if given.get("cache_gb", 0) > 1e6:
+        raise InputError(f"--cache_gb is {flags['cache_gb']}: it must be at most 1000000")
     for name in SHARES:
         if name in given and not 0 <= given[name] <= 1:
             raise InputError(f"--{name} is {given[name]}: it must be from 0 to 1")
-    rate = given.get("learning_rate", 1.0)
-    if not 0 < rate < math.inf or not max(flags["weight_decay"], flags["clip_norm"]) < math.inf:
-        raise InputError("--learning_rate must be above 0, --weight_decay and --clip_norm at least 0, all finite")
+    if not 0 < given.get("learning_rate", 1.0) < math.inf:
+        raise InputError(f"--learning_rate is {flags['learning_rate']}: it must be above 0 and finite")
+    for name in ("weight_decay", "clip_norm"):
+        if flags[name] == math.inf:
+            raise InputError(f"--{name} is inf: it must be finite")
+    least = LOWEST["image_size"]
+    if small := [size for size in given.get("multi_scale", ()) if size < least]:
+        raise InputError(f"--multi_scale has {min(small)}: it must be at least {least}")
     if flags["taps"] is not None and len(flags["taps"]) != 2:
         raise InputError(f"--taps names {len(flags['taps'])} layers: name two, at strides of 8 and 16 pixels")
     if flags["steps_per_epoch"] is not None and flags["epochs"] is None:

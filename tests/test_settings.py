@@ -1,0 +1,101 @@
+"""Proves that flags which make no training are refused in one sentence with the flag's name and its value."""
+
+import inspect
+import math
+
+import pytest
+
+import a03_train_m2det as a03
+from oid.files import InputError
+from training.settings import FREE_TO_CHANGE, LABEL_RULES, LOWEST, SHARES, check_flags
+
+DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(a03.main).parameters.items()}
+
+
+def refusal(**changes) -> str:
+    """What is said of these flags."""
+    assert changes.keys() <= DEFAULTS.keys()
+    with pytest.raises(InputError) as error:
+        check_flags(DEFAULTS | changes)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_defaults_of_a03_are_allowed():
+    check_flags(DEFAULTS)
+    assert LOWEST.keys() | set(SHARES) | FREE_TO_CHANGE <= DEFAULTS.keys()  # no name is misspelt
+
+
+@pytest.mark.parametrize(("name", "least"), LOWEST.items())
+def test_the_lowest_value_of_a_flag(name, least):
+    others = {"epochs": 3} if name == "steps_per_epoch" else {}
+    others |= {"init_from": "run"} if name == "freeze_backbone_epochs" else {}
+    check_flags(DEFAULTS | others | {name: least})
+    for wrong in (least - 1, math.nan):
+        assert refusal(**others, **{name: wrong}) == f"--{name} is {wrong}: it must be at least {least}"
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_shares_are_from_0_to_1(name):
+    for value in (0.0, 0.3, 1.0):
+        check_flags(DEFAULTS | {name: value})
+    for wrong in (-0.1, 1.1, math.nan, math.inf):
+        assert refusal(**{name: wrong}) == f"--{name} is {wrong}: it must be from 0 to 1"
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "weight_decay", "clip_norm"])
+def test_numbers_of_a_step_are_finite(name):
+    check_flags(DEFAULTS | {name: 0.5})
+    assert f"--{name} is inf: it must be " in refusal(**{name: math.inf})
+    assert "finite" in refusal(**{name: math.inf})
+
+
+@pytest.mark.parametrize("value", [0.0, -1e-3, math.nan, math.inf])
+def test_the_learning_rate_is_above_0(value):
+    assert refusal(learning_rate=value) == f"--learning_rate is {value}: it must be above 0 and finite"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"seed": 2**32}, "--seed is 4294967296: it must be below 4294967296"),
+        ({"cache_gb": 2e6}, "--cache_gb is 2000000.0: it must be at most 1000000"),
+        ({"cache_gb": math.inf}, "--cache_gb is inf: it must be at most 1000000"),
+        ({"taps": ("one",)}, "--taps names 1 layers: name two, at strides of 8 and 16 pixels"),
+        ({"steps_per_epoch": 9}, "--steps_per_epoch 9 needs --epochs: give both, or a --time_budget"),
+    ],
+)
+def test_other_mistakes(flags, message):
+    assert refusal(**flags) == message
+
+
+def test_values_at_the_limit_are_allowed():
+    check_flags(DEFAULTS | {"seed": 2**32 - 1, "cache_gb": 1e6, "taps": ("one", "two")})
+    check_flags(DEFAULTS | {"steps_per_epoch": 9, "epochs": 2})
+    check_flags(DEFAULTS | {"steps_per_epoch": 0, "epochs": 2})
+
+
+@pytest.mark.parametrize("rules", [(rule,) for rule in (*LABEL_RULES, "none")] + [LABEL_RULES])
+def test_label_rules_one_all_or_none(rules):
+    check_flags(DEFAULTS | {"label_rules": rules})
+
+
+@pytest.mark.parametrize("rules", [("verfied",), ("none", "verified"), ("verified", "ancestors", "all")])
+def test_other_label_rules_are_refused(rules):
+    assert refusal(label_rules=rules) == (
+        f"--label_rules {' '.join(rules)}: give some of verified, ancestors, regions, depictions, or none"
+    )
+
+
+@pytest.mark.parametrize("name", ["freeze_backbone", "freeze_batch_norm", "freeze_backbone_epochs"])
+def test_random_weights_are_not_frozen(name):
+    sentence = f"--{name} would keep random weights: give --backbone_weights or --init_from as well"
+    assert refusal(**{name: 1}) == sentence
+    check_flags(DEFAULTS | {name: 1, "backbone_weights": "imagenet"})
+    check_flags(DEFAULTS | {name: 1, "init_from": "run"})
+
+
+@pytest.mark.parametrize("sizes", [(0,), (320, 16), (-64,)])
+def test_sizes_for_several_scales_are_sizes(sizes):
+    check_flags(DEFAULTS | {"multi_scale": (256, 320)})
+    assert refusal(multi_scale=sizes) == f"--multi_scale has {min(sizes)}: it must be at least 32"

@@ -283,17 +283,25 @@ def _tap(body: keras.Model, backbone: str, name: str, stride: int):
     """The map that the layer `name` gives; InputError where it has none, or one of another stride."""
     found = {operation.name: operation for operation in body.operations}
     if name not in found:
-        near = difflib.get_close_matches(name, found, n=5, cutoff=0.4)
-        hint = f": near it are {', '.join(near)}" if near else f": its last ones are {', '.join(list(found)[-5:])}"
-        raise InputError(f"--taps {name}: {backbone} has no such layer{hint}")
-    shape, image_size = found[name].output.shape, body.inputs[0].shape[1]
+        fitting = [layer for layer in found if _has_stride(body, found[layer], stride)]
+        near = difflib.get_close_matches(name, fitting, n=5, cutoff=0.4) or fitting[-5:]
+        raise InputError(
+            f"--taps {name}: {backbone} has no such layer: of those with a stride of {stride} pixels choose "
+            f"{', '.join(near)}, for example"
+        )
+    shape = found[name].output.shape
     if len(shape) != 4:
         raise InputError(f"--taps {name}: what this layer of {backbone} gives is no map of the image")
-    side = shape[1]
-    if not image_size // stride <= side <= -(-image_size // stride):
-        has = 2 ** round(math.log2(image_size / side))
+    if not _has_stride(body, found[name], stride):
+        has = 2 ** round(math.log2(body.inputs[0].shape[1] / shape[1]))
         raise InputError(f"--taps {name}: its map has a stride of {has} pixels in {backbone}, but {stride} are needed")
     return found[name].output
+
+
+def _has_stride(body: keras.Model, layer, stride: int) -> bool:
+    """Whether the layer gives a map with that many pixels of the image to a cell, rounded up or down at the edge."""
+    shape, image_size = layer.output.shape, body.inputs[0].shape[1]
+    return len(shape) == 4 and image_size // stride <= shape[1] <= -(-image_size // stride)
 
 
 # === Freezing ===

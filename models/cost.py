@@ -4,6 +4,7 @@ python -m models.cost --backbone vgg16 --num_classes 500 --image_size 320 --tums
 """
 
 import math
+import os
 from typing import Literal
 
 HEAD_LAYERS = ("classes", "boxes")
@@ -127,4 +128,5 @@ def main(
 if __name__ == "__main__":
     from a00_utils_and_constants import run_script  # the command line only: what a network is does not depend on a00
 
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's alarm where there is no GPU
     run_script(main)

@@ -28,8 +28,15 @@ def load_weight_file(model: keras.Model, file: str) -> None:
         with warnings.catch_warnings(action="ignore"):  # of each layer that is not in the file, before the error
             model.load_weights(file)
     except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
-        reason = _first_difference(" ".join(str(error).split()))
-        raise InputError(f"--backbone_weights {file} does not fit {model.name}: {reason}") from error
+        message = " ".join(str(error).split())
+        if isinstance(error, OSError | zipfile.BadZipFile) or message.startswith("File format not supported"):
+            raise InputError(
+                f"--backbone_weights {file} cannot be read: expected what Keras writes, .weights.h5, .h5 or .keras; "
+                "download or save it again"
+            ) from error
+        raise InputError(
+            f"--backbone_weights {file} does not fit {model.name}: {_first_difference(message)}"
+        ) from error
 
 
 def _first_difference(message: str) -> str:

@@ -103,6 +103,7 @@ def test_a_file_that_does_not_fit_is_one_sentence(name, suffix, damage, tmp_path
     with pytest.raises(InputError) as error:
         build_backbone(name, 64, str(file))
     assert str(file) in str(error.value)
+    assert (f"does not fit {name}" if damage == "other architecture" else "cannot be read") in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500 + len(str(file))
     assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]

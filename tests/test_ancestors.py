@@ -1,0 +1,58 @@
+"""Proves which class counts as above which in a training."""
+
+import json
+
+import numpy as np
+import pytest
+from small_open_images import TREE, make_data_set
+
+from oid import layout
+from oid.files import InputError
+from training.label_rules import ancestor_matrix
+
+
+def data_set(folder, tree=TREE):
+    make_data_set(folder, [])
+    layout.annotation_file(folder, layout.HIERARCHY).write_text(json.dumps(tree))
+    return folder
+
+
+def test_ancestors_of_a_small_hierarchy(tmp_path):
+    """Tomato lies below fruit and below vegetable, both below food; a part of a car is no kind of car."""
+    labels = ["wheel", "tomato", "food", "apple", "vegetable", "car", "fruit"]
+    matrix = ancestor_matrix(data_set(tmp_path), labels)
+    assert matrix.dtype == np.float32
+    above = {"tomato": {"food", "vegetable", "fruit"}, "apple": {"food", "fruit"}}
+    above |= {"vegetable": {"food"}, "fruit": {"food"}}
+    expected = [[float(other in above.get(label, ())) for other in labels] for label in labels]
+    assert matrix.tolist() == expected
+
+
+def test_the_order_of_the_classes_is_that_of_the_network(tmp_path):
+    labels = ["apple", "food", "carrot"]
+    data_set(tmp_path)
+    order = [2, 0, 1]
+    expected = ancestor_matrix(tmp_path, labels)[np.ix_(order, order)]
+    np.testing.assert_array_equal(ancestor_matrix(tmp_path, [labels[k] for k in order]), expected)
+    assert expected.sum() == 2
+
+
+def test_a_class_that_the_hierarchy_lacks_has_nothing_above_it(tmp_path):
+    matrix = ancestor_matrix(data_set(tmp_path), ["unknown", "apple", "fruit"])
+    assert matrix.tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("labels", [["apple", "carrot", "car"], ["unknown"], ["food"]])
+def test_none_where_no_class_lies_above_another(tmp_path, labels):
+    assert ancestor_matrix(data_set(tmp_path), labels) is None
+
+
+def test_none_without_a_hierarchy(tmp_path):
+    assert ancestor_matrix(tmp_path, ["apple", "fruit"]) is None
+
+
+def test_a_damaged_hierarchy_is_named(tmp_path):
+    data_set(tmp_path)
+    layout.annotation_file(tmp_path, layout.HIERARCHY).write_text("{")
+    with pytest.raises(InputError, match=layout.HIERARCHY):
+        ancestor_matrix(tmp_path, ["apple"])

@@ -202,6 +202,7 @@ def main(
     with replacing(folder / "settings.json") as path:
         path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
     begin = state["epochs"]
+    state["seconds"] += time.monotonic() - started  # a start takes its part of the budget, too
     why = loop.run(trainer, batches, end, flags, backbone=settings["backbone"], deadline=deadline)
     _print_left_out(batches, range(begin * state["steps"], state["epochs"] * state["steps"]))
     print(f"{folder}: {state['epochs']} epochs on level {level}{_best(state)}{'; stopped: ' + why if why else ''}")

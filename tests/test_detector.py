@@ -15,7 +15,8 @@ from models import load_model
 from models.detector import Detector, inference_model, network_from_settings, read_settings
 from oid.files import InputError
 from training.callbacks import averaged_weights, write_checkpoint
-from training.trainer import DetectionTrainer, make_optimizer
+from training.schedule import Schedule, make_optimizer
+from training.trainer import DetectionTrainer
 
 SETTINGS = tiny_settings()
 
@@ -173,7 +174,7 @@ def trained():
     keras.utils.set_random_seed(1)
     network = network_from_settings(SETTINGS)
     trainer = DetectionTrainer(network, SETTINGS["anchors"])
-    optimizer = make_optimizer(learning_rate=0.01, weight_decay=0.01, steps=10)
+    optimizer = make_optimizer(Schedule(peak=0.01, steps=10), weight_decay=0.01)
     trainer.compile(optimizer=optimizer, run_eagerly=True)
     optimizer.build(network.trainable_variables)
     truth = targets([[(0, 0.1, 0.1, 0.5, 0.6)], [(1, 0.4, 0.4, 1, 1)]])

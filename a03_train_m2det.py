@@ -164,7 +164,8 @@ def main(
     """
     flags, started = dict(locals()), time.monotonic()
     check_flags(flags)
-    budget = plan.parse_duration(time_budget) if epochs is None else None
+    budget = plan.parse_duration(time_budget)
+    budget = budget if epochs is None else None
     folder = Path(output_path) / "weights" / (run or f"{backbone or 'm2det'}_level_{level}")
     output_file(folder / "settings.json", "--output_path")
     classes = read_classes(output_path, level)

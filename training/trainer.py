@@ -7,6 +7,7 @@ from keras import ops
 
 from models.anchors import anchors_per_level, cell_sides, make_anchors
 from models.losses import detection_losses
+from training.devices import over_all_devices
 
 
 class DetectionTrainer(keras.Model):
@@ -85,18 +86,3 @@ class _Anchors:
         self.boxes = make_anchors(settings)
         self.cell_sides = cell_sides(settings)
         self.level_sizes = anchors_per_level(settings)
-
-
-def over_all_devices(value):
-    """The sum of a number over the devices that share a batch, so that every object of the batch counts alike.
-
-    Where one program sees the whole batch (JAX's distribution, or one device) the number is the sum already.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return value
-    import tensorflow as tf
-
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return value
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)

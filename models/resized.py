@@ -27,9 +27,14 @@ def at_size(network: keras.Model, settings: dict, image_size: int) -> keras.Mode
         InputError: the image is too small for the network.
         ValueError: `network` was not built from `settings`.
     """
-    fresh = network_from_settings(settings | {"image_size": image_size})
-    shared = dict(_partners(fresh, network))
-    return _with_layers(fresh, shared)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(network.dtype_policy)  # layers without variables are the new network's own
+    try:
+        fresh = network_from_settings(settings | {"image_size": image_size})
+        shared = dict(_partners(fresh, network))
+        return _with_layers(fresh, shared)
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 def _partners(fresh: keras.Model, network: keras.Model) -> Iterator[tuple[int, keras.layers.Layer]]:

@@ -39,7 +39,8 @@ def compile_for(trainer: DetectionTrainer, state: dict, flags: dict, *, backbone
     """
     network = trainer.network
     thaws = flags["freeze_backbone_epochs"]
-    network.trainable = True
+    for layer in network._flatten_layers():  # setting it on the network does not reach the models inside its models
+        layer.trainable = True
     if flags["freeze_backbone"] or state["epochs"] < thaws:
         backbones.freeze(network.get_layer(backbone), weights=True)
     if flags["freeze_batch_norm"]:

@@ -3,16 +3,23 @@
 import keras
 
 
-def over_all_devices(value):
-    """The sum of a number over the devices that share a batch, so that every object of the batch counts alike.
+def devices_in_sync() -> int:
+    """On how many devices a step runs at once, each seeing its part of the batch only.
 
-    Where one program sees the whole batch (JAX's distribution, or one device) the number is the sum already.
+    One where one program sees the whole batch: on one device, or by JAX's distribution.
     """
     if keras.backend.backend() != "tensorflow":
-        return value
+        return 1
     import tensorflow as tf
 
     context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
+    return context.num_replicas_in_sync if context else 1
+
+
+def over_all_devices(value):
+    """The sum of a number over the devices that share a batch, so that every object of the batch counts alike."""
+    if devices_in_sync() == 1:
         return value
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)

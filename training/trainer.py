@@ -7,7 +7,7 @@ from keras import ops
 
 from models.anchors import anchors_per_level, cell_sides, make_anchors
 from models.losses import detection_losses
-from training.devices import over_all_devices
+from training.devices import devices_in_sync, over_all_devices
 
 
 class DetectionTrainer(keras.Model):
@@ -71,11 +71,13 @@ class DetectionTrainer(keras.Model):
         )
         normaliser = ops.maximum(over_all_devices(normaliser), 1.0)
         class_loss, box_loss = class_sum / normaliser, box_sum / normaliser
-        self.class_loss_mean.update_state(class_loss)
-        self.box_loss_mean.update_state(box_loss)
+        devices = devices_in_sync()
+        # each device has its part of the sum, and Keras takes the mean of what they say
+        self.class_loss_mean.update_state(class_loss * devices)
+        self.box_loss_mean.update_state(box_loss * devices)
         total = class_loss + box_loss
-        if self.losses:  # the regularisers of the backbone, where it has any
-            total = total + ops.sum(ops.stack(self.losses))
+        if self.losses:  # the regularisers of the backbone, where it has any; every device has all of them
+            total = total + ops.sum(ops.stack(self.losses)) / devices
         return total
 
 

@@ -242,7 +242,7 @@ CONTRACT = {
     "a01": "levels",
     "a02": "splits",
     "a03": "backbone level image_size epochs steps_per_epoch batch_size validation_images skip_missing init_from run "
-    "backbone_weights max_gt_boxes",
+    "backbone_weights max_gt_boxes time_budget label_rules assignment sampling precision multi_scale patience",
     "a04": "run images predictions score_threshold nms_iou max_boxes",
     "a05": "predictions expanded hierarchy class_descriptions only_new nms_iou",
     "a06": "predictions ensemble weights fusion_iou skip_box_threshold method limit",

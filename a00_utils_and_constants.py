@@ -24,7 +24,7 @@ ANCHORS = "square"  # one per cell, or the "official" six
 EPOCHS = None  # a number here counts instead of TIME_BUDGET; validation and a checkpoint after each
 STEPS_PER_EPOCH = None  # with EPOCHS; 0 or None = each training image once
 BATCH_SIZE = None  # images per step
-PRECISION = "float32"  # "bfloat16" = mixed, faster where the processor has it
+PRECISION = None  # "float32", or "bfloat16" = mixed, faster where the machine has it
 LEARNING_RATE = None  # the highest, after the warm-up
 LABEL_RULES = ("verified", "ancestors", "regions")  # Open Images' rules for what is no negative; also "depictions"
 SAMPLING, SAMPLING_EXPONENT = "images", 0.5  # "classes" draws rare classes more often, as does "repeat_factor"

@@ -62,7 +62,7 @@ def main(
     steps_per_epoch: int | None = a00.STEPS_PER_EPOCH,
     batch_size: int | None = a00.BATCH_SIZE,
     accumulate: int = 1,
-    precision: Literal["float32", "bfloat16"] = a00.PRECISION,
+    precision: Literal["float32", "bfloat16"] | None = a00.PRECISION,
     # what is learned
     label_rules: tuple[str, ...] = a00.LABEL_RULES,
     assignment: Literal["task_aligned", "atss", "max_iou"] = "task_aligned",
@@ -128,7 +128,7 @@ def main(
         steps_per_epoch: batches per epoch; 0 = each image once
         batch_size: images per step
         accumulate: gradients of so many steps make one update, for batches that do not fit
-        precision: bfloat16 = mixed: weights, losses and updates stay in float32
+        precision: bfloat16 = mixed: weights, losses and updates stay in float32 (default: where the machine has it)
         label_rules: which of Open Images' rules hold: verified = no gradient for a class that is not verified in an
             image, ancestors = none against a class above a box's own, regions = none in a01's ignored regions,
             depictions = drawn or printed objects are ignored regions; none = what has no box counts as absent
@@ -231,7 +231,14 @@ def _settings(flags: dict, classes: dict[str, str], train: DataSet) -> dict:
     from models.detector import runs_on_cpu
     from models.heads import default_head
 
-    facts = plan.Facts(len(train), not runs_on_cpu(), os.cpu_count() or 1, plan.free_memory())
+    accelerator = not runs_on_cpu()
+    facts = plan.Facts(
+        images=len(train),
+        accelerator=accelerator,
+        cores=os.cpu_count() or 1,
+        free_memory=plan.free_memory(),
+        bfloat16=accelerator or plan.processor_has_bfloat16(),
+    )
     chosen, reasons = plan.fill_in(flags, facts)
     if flags["anchors"] == "square":
         reasons.append("1 anchor per cell, because the assignment finds the size")
@@ -253,7 +260,7 @@ def _settings(flags: dict, classes: dict[str, str], train: DataSet) -> dict:
         "sfam": flags["variant"] == "paper" if flags["sfam"] is None else flags["sfam"],
         **{name: chosen[name] for name in ("backbone", "taps", "level", "image_size")},
         **{name: chosen[name] for name in ("variant", "tums", "scales", "channels")},
-        "training": {name: chosen[name] for name in ("batch_size", "learning_rate", "cache_gb")},
+        "training": {name: chosen[name] for name in ("batch_size", "learning_rate", "precision", "cache_gb")},
         "flags": flags,
     }
     return json.loads(json.dumps(settings))  # as it will be read again: lists for tuples
@@ -270,7 +277,7 @@ def _networks(flags: dict, settings: dict, *, begins: bool):
     devices = [] if backend == "torch" else keras.distribution.list_devices()  # PyTorch's are not known to Keras
     print(f"backend: {' '.join([backend, *devices])}")
     exported = None
-    if flags["precision"] == "bfloat16":
+    if settings["training"]["precision"] == "bfloat16":
         exported = network_from_settings(settings)
         keras.config.set_dtype_policy("mixed_bfloat16")
     try:

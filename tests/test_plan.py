@@ -12,13 +12,13 @@ from training import plan
 
 OPEN = {
     **dict.fromkeys(
-        ("backbone", "image_size", "tums", "scales", "channels", "batch_size", "learning_rate", "cache_gb")
+        ("backbone", "image_size", "tums", "scales", "channels", "batch_size", "learning_rate", "precision", "cache_gb")
     ),
     "backbone_weights": "none",
     "init_from": None,
 }
 GIVEN = {"backbone": "resnet50", "image_size": 256, "tums": 3, "scales": 2, "channels": 48}
-GIVEN |= {"batch_size": 5, "learning_rate": 0.123, "cache_gb": 0.5}
+GIVEN |= {"batch_size": 5, "learning_rate": 0.123, "precision": "float32", "cache_gb": 0.5}
 
 
 def facts(images: int = 500, *, accelerator: bool = False, free: int = 8 * 2**30) -> plan.Facts:
@@ -74,7 +74,7 @@ def test_what_is_open_follows_from_images_and_machine(images, accelerator, netwo
     kind = "the paper" if network is plan.PAPER else "a small network"
     assert reasons[0].startswith(f"{images} images on {machine}: {kind} (backbone {network['backbone']}, image_size ")
     assert reasons[1] == f"batches of {batch_size} on {machine}"
-    assert len(reasons) == 3
+    assert len(reasons) == 4
     assert OPEN["backbone"] is None  # the argument is untouched
 
 
@@ -118,6 +118,15 @@ def test_open_scales_fit_the_image_that_was_given(image_size, accelerator):
     assert smallest_image(chosen["scales"]) <= image_size
     wanted = (plan.PAPER if accelerator else plan.SMALL)["scales"]
     assert chosen["scales"] == wanted or smallest_image(chosen["scales"] + 1) > image_size
+
+
+@pytest.mark.parametrize(("has_it", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_the_precision_is_what_the_machine_is_fast_in(has_it, precision):
+    machine = plan.Facts(images=500, accelerator=False, cores=4, free_memory=2**30, bfloat16=has_it)
+    chosen, reasons = plan.fill_in(OPEN, machine)
+    assert chosen["precision"] == precision
+    assert sum(f"precision {precision}, because this machine has" in reason for reason in reasons) == 1
+    assert plan.processor_has_bfloat16() in (True, False)
 
 
 def test_the_cache_takes_half_of_the_free_memory():

@@ -185,6 +185,17 @@ class EpochEnd(keras.callbacks.Callback):
             self.writer.flush()
         self._print(row, best)
 
+    def measure_last(self) -> None:
+        """Measures the newest epoch where it was not, because the training was meant to go on."""
+        newest = self.state["history"][-1]
+        if newest["mAP"] != "" or not self.validate:
+            return
+        score, best = self._measure(measured=True)
+        newest["mAP"] = round(score, 6)
+        write_state(self.run / "checkpoint", self.state)
+        write_history(self.run / "history.csv", self.state["history"])
+        print(f"epoch {newest['epoch']}  mAP {score:.4f}{' best' if best else ''}")
+
     def _measure(self, *, measured: bool) -> tuple[float | None, bool]:
         """The mAP of the averaged weights, which are saved where they are the best so far; None if not measured."""
         if self.validate and not measured:

@@ -130,6 +130,10 @@ def run(
     while (epoch := state["epochs"]) < state["total"]:
         if end.out_of_patience:
             return f"no better mAP in {flags['patience']} measurements"
+        if epoch and deadline is not None and time.monotonic() >= deadline:  # a run that was stopped and goes on late
+            state["total"] = epoch
+            write_state(end.run / "checkpoint", state)
+            break
         if epoch and epoch == flags["freeze_backbone_epochs"] and trainer.compiled_for < epoch:
             compile_for(trainer, state, flags, backbone=backbone)
             print(f"the backbone thaws after epoch {epoch}")
@@ -150,6 +154,7 @@ def run(
             )
         if deadline is not None:
             _keep_to(deadline, trainer, end)
+    end.measure_last()
     return ""
 
 

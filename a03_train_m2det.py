@@ -49,7 +49,7 @@ def main(
     channels: int | None = a00.CHANNELS,
     variant: Literal["paper", "released"] = a00.VARIANT,
     sfam: bool | None = None,
-    head: Literal["auto", "conv", "shared"] = a00.HEAD,
+    head: Literal["auto", "conv", "shared", "light"] = a00.HEAD,
     anchors: Literal["square", "official"] = a00.ANCHORS,
     taps: tuple[str, ...] | None = None,
     init_from: str | None = None,
@@ -113,8 +113,8 @@ def main(
         channels: channels of each map of each module (the paper: 128; the released code: 256)
         variant: paper = the network of its figures, released = that of the authors' code
         sfam: whether the pyramid's channels are weighed (default: as published, paper yes, released no)
-        head: conv = one convolution per scale as published, shared = two subnets for all scales, auto = shared for more
-            than 100 classes
+        head: conv = one convolution per scale as published, shared = two subnets for all scales, light = these with one
+            convolution instead of four; auto = shared for more than 100 classes, light below 128 channels
         anchors: square = one per cell, official = the published six
         taps: two layers of the backbone to read, at strides of 8 and 16 pixels (default: those of the table)
         init_from: start from the weights of another run (name or folder), where they fit; the layers that do not are
@@ -244,6 +244,7 @@ def _settings(flags: dict, classes: dict[str, str], train: DataSet) -> dict:
         reasons.append("1 anchor per cell, because the assignment finds the size")
     for reason in reasons:
         print(f"chosen: {reason}")
+    head, width = flags["head"], chosen["channels"]
     settings = {
         "classes": [{"label": label, "name": name} for label, name in classes.items()],
         "preprocessing": {
@@ -256,7 +257,7 @@ def _settings(flags: dict, classes: dict[str, str], train: DataSet) -> dict:
         "anchors": anchor_settings(chosen["image_size"], chosen["scales"], anchors=flags["anchors"]),
         "box_coding": "distances",
         "score_activation": "sigmoid",
-        "head": default_head(len(classes)) if flags["head"] == "auto" else flags["head"],
+        "head": default_head(len(classes), width, flags["variant"]) if head == "auto" else head,
         "sfam": flags["variant"] == "paper" if flags["sfam"] is None else flags["sfam"],
         **{name: chosen[name] for name in ("backbone", "taps", "level", "image_size")},
         **{name: chosen[name] for name in ("variant", "tums", "scales", "channels")},

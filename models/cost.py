@@ -89,7 +89,7 @@ def main(
     scales: int = 6,
     channels: int | None = None,
     sfam: bool | None = None,
-    head: Literal["auto", "conv", "shared"] = "auto",
+    head: Literal["auto", "conv", "shared", "light"] = "auto",
     anchors: Literal["square", "official"] = "square",
 ) -> None:
     """Prints parameters and multiply-accumulate operations of a network: backbone, pyramid, heads.
@@ -103,7 +103,8 @@ def main(
         scales: maps per module
         channels: channels of each map of each module (default: 128 for paper, 256 for released)
         sfam: whether channels are weighed (default: as published)
-        head: conv (published), shared (by all scales), or auto: shared for more than 100 classes
+        head: conv (published), shared (by all scales), light (the same with one convolution instead of four), or auto:
+            shared for more than 100 classes, light for the paper's variant below 128 channels
         anchors: one square per cell, or the official six
     """
     from models.anchors import anchor_settings, anchors_per_cell

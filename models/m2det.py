@@ -27,7 +27,7 @@ from keras import layers
 from models.anchors import PUBLISHED_SCALES, feature_map_sides
 from models.backbones import build_backbone
 from models.blocks import BATCH_NORM_MOMENTUM, conv_bn_relu, resize_to
-from models.heads import HEADS, convolutional_head, default_head, shared_head
+from models.heads import HEADS, SUBNET_DEPTHS, convolutional_head, default_head, shared_head
 from oid.files import InputError
 
 VARIANTS = ("paper", "released")
@@ -65,7 +65,7 @@ def build_m2det(
         scales: maps per pyramid.
         channels: channels of each map of each module; None = 128 for "paper", 256 for "released".
         sfam: whether channels are weighed; None = as published.
-        head: "conv" (published) or "shared"; None = `models.heads.default_head`.
+        head: "conv" (published), "shared" or "light"; None = `models.heads.default_head`.
         anchors_per_cell: anchors of each cell of each map.
         backbone_weights: see `models.backbones.build_backbone`.
         preprocessing: see `models.backbones.build_backbone`.
@@ -83,7 +83,7 @@ def build_m2det(
         raise InputError(f"variant {variant!r} does not exist: choose one of {', '.join(VARIANTS)}")
     channels = PUBLISHED_CHANNELS[variant] if channels is None else channels
     sfam = variant == "paper" if sfam is None else sfam
-    head = default_head(num_classes) if head is None else head
+    head = default_head(num_classes, channels, variant) if head is None else head
     _check(head, sfam, variant, image_size, tums, scales, channels, num_classes, anchors_per_cell)
     sides = feature_map_sides(image_size, scales)
 
@@ -101,7 +101,7 @@ def build_m2det(
     if head == "conv":
         outputs = convolutional_head(features, num_classes, anchors_per_cell)
     else:
-        outputs = shared_head(features, num_classes, anchors_per_cell, 2 * channels)
+        outputs = shared_head(features, num_classes, anchors_per_cell, 2 * channels, SUBNET_DEPTHS[head])
     return keras.Model(image, outputs, name="m2det")
 
 

@@ -151,7 +151,7 @@ def test_the_same_seed_makes_the_same_network(network):
         ({"scales": 5}, "5 scales do not fit 64 pixels: take at least 80"),
         ({"backbone": "resnet"}, "resnet50"),
         ({"variant": "v2"}, "variant 'v2' does not exist: choose one of paper, released"),
-        ({"head": "big"}, "head 'big' does not exist: choose one of conv, shared"),
+        ({"head": "big"}, "head 'big' does not exist: choose one of conv, shared, light"),
         ({"channels": 12}, "1 tums of 12 channels give 12: SFAM divides them by 16"),
         ({"channels": 5, "variant": "released"}, "channels is 5: the released variant needs an even number"),
     ],

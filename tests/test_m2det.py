@@ -11,7 +11,7 @@ from tiny_network import pictures, tiny_settings
 
 from models.anchors import feature_map_sides
 from models.detector import inference_model, network_from_settings
-from models.heads import HEADS
+from models.heads import HEADS, default_head
 from models.m2det import VARIANTS, build_m2det
 from oid.files import InputError
 
@@ -71,6 +71,28 @@ def test_shapes(image_size, scales, tums, channels, num_classes, per_cell, varia
     for values in outputs.values():
         assert values.dtype == np.float32
         assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "channels", "variant", "head"),
+    [
+        (100, 128, "paper", "conv"),
+        (101, 128, "paper", "shared"),
+        (101, 64, "paper", "shared"),
+        (3, 64, "paper", "light"),
+        (3, 64, "released", "conv"),
+    ],
+)
+def test_the_head_follows_classes_and_channels(num_classes, channels, variant, head):
+    assert default_head(num_classes, channels, variant) == head
+
+
+def test_the_light_head_has_one_convolution_before_each_output():
+    light = build_m2det(**(TINY | {"head": "light"}))
+    subnets = {layer.name for layer in light.layers if "_subnet" in layer.name and layer.name.endswith("_conv")}
+    assert subnets == {"classes_subnet1_conv", "boxes_subnet1_conv"}
+    shared = build_m2det(**(TINY | {"head": "shared"}))
+    assert light.count_params() < shared.count_params()
 
 
 def test_more_modules_and_scales_make_a_larger_network(network):

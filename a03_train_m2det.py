@@ -169,6 +169,7 @@ def main(
     folder = Path(output_path) / "weights" / (run or f"{backbone or 'm2det'}_level_{level}")
     output_file(folder / "settings.json", "--output_path")
     classes = read_classes(output_path, level)
+    plan.share_few_cores(channels, os.cpu_count() or 1)
     import keras  # here and below, because starting the framework takes seconds that --help and a mistake should not
 
     from training import callbacks, loop

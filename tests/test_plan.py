@@ -1,6 +1,7 @@
 """Proves what a03 chooses where something is open, that it says why, and that a time budget is filled, not exceeded."""
 
 import math
+import os
 
 import pytest
 from hypothesis import assume, example, given
@@ -229,3 +230,23 @@ def test_what_fits_ends_in_time_or_nearly(seconds, epoch, done, more):
     assert (total - done) * epoch <= max(seconds, 0) + 0.05 * more * epoch + epoch * 1e-6
     if total != planned:
         assert total == done or (total - done + 1) * epoch > seconds * 0.99 * (1 - 1e-9)  # one more would not fit
+
+
+# === Cores ===========================================================================================================
+@pytest.mark.parametrize(
+    ("channels", "cores", "expected"),
+    [(None, 2, ("1", "2")), (64, 4, ("1", "4")), (64, 8, (None, None)), (128, 2, (None, None))],
+)
+def test_few_cores_are_shared_by_the_layers_of_a_thin_network(monkeypatch, channels, cores, expected):
+    names = "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    plan.share_few_cores(channels, cores)
+    assert tuple(os.environ.get(name) for name in names) == expected
+
+
+def test_threads_that_the_user_has_set_stay(monkeypatch):
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")
+    monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "5")
+    plan.share_few_cores(None, 2)
+    assert (os.environ["TF_NUM_INTRAOP_THREADS"], os.environ["TF_NUM_INTEROP_THREADS"]) == ("3", "5")

@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 KERAS_RETINANET_LOG := $(VENV)/keras-retinanet.log
 DEMO_FLAGS ?=
+TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -48,11 +49,12 @@ demo: $(VENV)/installed  ## the whole pipeline on generated data, in demo_data (
 clean-demo:  ## remove demo_data
 	rm -rf demo_data
 
+# Files of tests in two processes: each starts TensorFlow, and needs up to 4 GB.
 test: $(VENV)/installed  ## the tests
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile
 
 test-all: $(VENV)/installed  ## the tests, with the slow ones
-	@$(BIN)/python -m pytest -q -m ""
+	@$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile -m ""
 
 bench: $(VENV)/installed  ## the benchmarks, one after the other
 	@set -e; for script in benchmarks/bench_*.py; do \

@@ -19,7 +19,7 @@ BACKBONE_WEIGHTS = "none"  # "imagenet" downloads them once, "none" trains from 
 IMAGE_SIZE = None  # pixels, the side of the square that the network sees; the paper has 320, 512 and 800
 TUMS, SCALES, CHANNELS = None, None, None  # U-shape modules, maps per module, channels per map; the paper: 8, 6, 128
 VARIANT = "paper"  # the network of the paper's figures, or of the authors' "released" code (8, 6, 256)
-HEAD = "auto"  # "conv" as published; "shared" by the scales, for hundreds of classes; "light", for thin pyramids
+HEAD = "auto"  # "conv" as published; "shared" by the scales, for hundreds of classes; "light", for small networks
 ANCHORS = "square"  # one per cell, or the "official" six
 EPOCHS = None  # a number here counts instead of TIME_BUDGET; validation and a checkpoint after each
 STEPS_PER_EPOCH = None  # with EPOCHS; 0 or None = each training image once
@@ -166,7 +166,7 @@ def print_settings(values: dict[str, object], parser: argparse.ArgumentParser) -
 
 def _argument_type(annotation: object) -> dict[str, object]:
     """The keywords of `add_argument` for one annotation."""
-    if isinstance(annotation, types.UnionType):
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):  # the second: Literal[...] | None
         (annotation,) = (choice for choice in typing.get_args(annotation) if choice is not type(None))
     if typing.get_origin(annotation) is tuple:
         item = _argument_type(typing.get_args(annotation)[0])

@@ -114,7 +114,7 @@ def main(
         variant: paper = the network of its figures, released = that of the authors' code
         sfam: whether the pyramid's channels are weighed (default: as published, paper yes, released no)
         head: conv = one convolution per scale as published, shared = two subnets for all scales, light = these with one
-            convolution instead of four; auto = shared for more than 100 classes, light below 128 channels
+            convolution instead of four; auto = shared for more than 100 classes, light in the small network of a03
         anchors: square = one per cell, official = the published six
         taps: two layers of the backbone to read, at strides of 8 and 16 pixels (default: those of the table)
         init_from: start from the weights of another run (name or folder), where they fit; the layers that do not are
@@ -230,7 +230,6 @@ def _settings(flags: dict, classes: dict[str, str], train: DataSet) -> dict:
     """All that is needed to rebuild the network, to use it and to train it, and every flag. Prints what it chose."""
     from models.anchors import anchor_settings
     from models.detector import runs_on_cpu
-    from models.heads import default_head
 
     accelerator = not runs_on_cpu()
     facts = plan.Facts(
@@ -245,7 +244,6 @@ def _settings(flags: dict, classes: dict[str, str], train: DataSet) -> dict:
         reasons.append("1 anchor per cell, because the assignment finds the size")
     for reason in reasons:
         print(f"chosen: {reason}")
-    head, width = flags["head"], chosen["channels"]
     settings = {
         "classes": [{"label": label, "name": name} for label, name in classes.items()],
         "preprocessing": {
@@ -258,7 +256,7 @@ def _settings(flags: dict, classes: dict[str, str], train: DataSet) -> dict:
         "anchors": anchor_settings(chosen["image_size"], chosen["scales"], anchors=flags["anchors"]),
         "box_coding": "distances",
         "score_activation": "sigmoid",
-        "head": default_head(len(classes), width, flags["variant"]) if head == "auto" else head,
+        "head": plan.head_for(flags, chosen, len(classes)) if flags["head"] == "auto" else flags["head"],
         "sfam": flags["variant"] == "paper" if flags["sfam"] is None else flags["sfam"],
         **{name: chosen[name] for name in ("backbone", "taps", "level", "image_size")},
         **{name: chosen[name] for name in ("variant", "tums", "scales", "channels")},

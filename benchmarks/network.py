@@ -227,7 +227,7 @@ def detection(*, network: dict, size: int, batch: int, precision: str):
     classes = network["num_classes"]
     settings = {"anchors": anchor_settings(size, 6), "box_coding": "distances", "score_activation": "sigmoid"}
     settings |= {"classes": [{"label": str(k), "name": str(k)} for k in range(classes)], "image_size": size}
-    model = build_m2det(**network, head=default_head(classes, 128), image_size=size)
+    model = build_m2det(**network, head=default_head(classes), image_size=size)
     detector = Detector(inference_model(model, settings), settings, precision=precision)
     squares = pictures(size, batch).astype("uint8")
     return lambda: detector.detect(squares)

@@ -104,7 +104,7 @@ def main(
         channels: channels of each map of each module (default: 128 for paper, 256 for released)
         sfam: whether channels are weighed (default: as published)
         head: conv (published), shared (by all scales), light (the same with one convolution instead of four), or auto:
-            shared for more than 100 classes, light for the paper's variant below 128 channels
+            shared for more than 100 classes
         anchors: one square per cell, or the official six
     """
     from models.anchors import anchor_settings, anchors_per_cell

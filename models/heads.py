@@ -8,24 +8,15 @@ from models.blocks import BATCH_NORM_MOMENTUM, prior_bias
 SUBNET_DEPTHS = {"shared": 4, "light": 1}  # convolutions before the output; four as in Lin et al. 2017, section 4
 HEADS = ("conv", *SUBNET_DEPTHS)
 MANY_CLASSES = 100  # from here on `default_head` shares
-PUBLISHED_CHANNELS = 128
 
 
-def default_head(num_classes: int, channels: int, variant: str = "paper") -> str:
-    """The published head; for hundreds of classes the shared one; for a thin pyramid the light one.
+def default_head(num_classes: int) -> str:
+    """The published head, or, for hundreds of classes, the shared one.
 
     One 3x3 convolution from 1,024 channels to the classes of six anchors, on each of six scales, would have 335 million
-    parameters for 500 classes. And where the pyramid has few channels, one more convolution costs little and teaches
-    the small network much (with 64 channels and 3 classes: a tenth of the time of a step).
-
-    Args:
-        num_classes: class outputs of each anchor.
-        channels: of each map of each module.
-        variant: "released" has its own head, whatever its channels.
+    parameters for 500 classes.
     """
-    if num_classes > MANY_CLASSES:
-        return "shared"
-    return "light" if variant == "paper" and channels < PUBLISHED_CHANNELS else "conv"
+    return "shared" if num_classes > MANY_CLASSES else "conv"
 
 
 def convolutional_head(features: list, num_classes: int, anchors_per_cell: int) -> dict:

@@ -83,7 +83,7 @@ def build_m2det(
         raise InputError(f"variant {variant!r} does not exist: choose one of {', '.join(VARIANTS)}")
     channels = PUBLISHED_CHANNELS[variant] if channels is None else channels
     sfam = variant == "paper" if sfam is None else sfam
-    head = default_head(num_classes, channels, variant) if head is None else head
+    head = default_head(num_classes) if head is None else head
     _check(head, sfam, variant, image_size, tums, scales, channels, num_classes, anchors_per_cell)
     sides = feature_map_sides(image_size, scales)
 

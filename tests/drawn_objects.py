@@ -51,7 +51,8 @@ def check_sample(sample: Sample, side: int) -> None:
 
 def check_places(sample: Sample, labels: tuple[int, ...] = (0, 1, 2), edge: float = 132) -> dict[int, str]:
     """Looks for each class by its colour, of which the sample has one rectangle at most, and compares the place with
-    its box or region to within a pixel. Returns what became of each: whole, cut or gone."""
+    its box or region to within a pixel and a quarter, because interpolation blurs an edge.
+    Returns what became of each: whole, cut or gone."""
     side = sample.image.shape[0]
     boxes = np.concatenate([sample.boxes, sample.regions]) * side
     known = np.concatenate([sample.labels, sample.region_labels])
@@ -68,5 +69,5 @@ def check_places(sample: Sample, labels: tuple[int, ...] = (0, 1, 2), edge: floa
         if np.min(box[2:] - box[:2]) < 4:
             continue  # a sliver, which interpolation has mixed with its surroundings
         assert seen is not None, (label, box)
-        assert np.abs(seen - box).max() <= 1.01, (label, seen, box)
+        assert np.abs(seen - box).max() <= 1.25, (label, seen, box)
     return became

@@ -360,3 +360,22 @@ def test_a_closed_pipe_ends_a_script_quietly(flags, unbuffered):
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) in [(141, ""), (0, "")]  # argparse itself passes over a closed pipe
+
+
+def test_a_choice_may_be_open():
+    """`Literal[...] | None` has another type than `str | None` has."""
+    given = []
+
+    def open_choice(*, way: Literal["fast", "exact"] | None = None, names: tuple[str, ...] | None = None) -> None:
+        """Takes a way.
+
+        Args:
+            way: one of two
+            names: some
+        """
+        given.append((way, names))
+
+    assert call(function=open_choice) == 0
+    assert call("--way", "exact", "--names", "a", "b", function=open_choice) == 0
+    assert given == [(None, None), ("exact", ("a", "b"))]
+    assert call("--way", "other", function=open_choice) == 2

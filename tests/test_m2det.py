@@ -74,17 +74,11 @@ def test_shapes(image_size, scales, tums, channels, num_classes, per_cell, varia
 
 
 @pytest.mark.parametrize(
-    ("num_classes", "channels", "variant", "head"),
-    [
-        (100, 128, "paper", "conv"),
-        (101, 128, "paper", "shared"),
-        (101, 64, "paper", "shared"),
-        (3, 64, "paper", "light"),
-        (3, 64, "released", "conv"),
-    ],
+    ("num_classes", "head"),
+    [(1, "conv"), (100, "conv"), (101, "shared")],
 )
-def test_the_head_follows_classes_and_channels(num_classes, channels, variant, head):
-    assert default_head(num_classes, channels, variant) == head
+def test_the_head_follows_the_classes(num_classes, head):
+    assert default_head(num_classes) == head
 
 
 def test_the_light_head_has_one_convolution_before_each_output():
@@ -108,6 +102,7 @@ def test_every_weight_reaches_the_outputs(variant, head, sfam):
     """Of a network with two modules every kernel gets a gradient: no branch is built and then forgotten."""
     import tensorflow as tf
 
+    keras.utils.set_random_seed(0)  # or a ReLU of the few in SFAM may be dead
     model = randomised(build_m2det(**(TINY | {"tums": 2, "variant": variant, "head": head, "sfam": sfam})))
     with tf.GradientTape() as tape:
         outputs = model(pictures(2), training=True)

@@ -232,6 +232,21 @@ def test_what_fits_ends_in_time_or_nearly(seconds, epoch, done, more):
         assert total == done or (total - done + 1) * epoch > seconds * 0.99 * (1 - 1e-9)  # one more would not fit
 
 
+@pytest.mark.parametrize(
+    ("change", "classes", "head"),
+    [
+        ({}, 3, "light"),
+        ({}, 101, "shared"),
+        ({"channels": 64}, 3, "conv"),  # who chooses the network gets the published head
+        ({"variant": "released"}, 3, "conv"),
+    ],
+)
+def test_the_small_network_has_the_light_head(change, classes, head):
+    settings = OPEN | {"variant": "paper"} | change
+    chosen, _ = plan.fill_in(settings, facts())
+    assert plan.head_for(settings, chosen, classes) == head
+
+
 # === Cores ===========================================================================================================
 @pytest.mark.parametrize(
     ("channels", "cores", "expected"),
@@ -240,7 +255,8 @@ def test_what_fits_ends_in_time_or_nearly(seconds, epoch, done, more):
 def test_few_cores_are_shared_by_the_layers_of_a_thin_network(monkeypatch, channels, cores, expected):
     names = "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"
     for name in names:
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that what is set below goes again
+        monkeypatch.delenv(name)
     plan.share_few_cores(channels, cores)
     assert tuple(os.environ.get(name) for name in names) == expected
 

@@ -23,7 +23,7 @@ EPOCHS = 40
 EPOCHS_IN_BUDGET = 30  # about so many, unless measuring the mAP would take too large a share of the time
 VALIDATION_SHARE = 0.1
 SHORTEST = 20  # steps: a budget for fewer trains nothing
-FEW_CORES = 4
+FEW_CORES = 4  # up to here `share_few_cores` helps
 MARGIN = 0.02  # of a time budget is kept for saving, and for steps slower than those that were measured
 
 
@@ -82,6 +82,21 @@ def fill_in(settings: dict, facts: Facts) -> tuple[dict, list[str]]:
     if settings["cache_gb"] is None:
         chosen["cache_gb"] = round(CACHED_SHARE * facts.free_memory / 2**30, 2)
     return chosen, reasons
+
+
+def head_for(settings: dict, chosen: dict, num_classes: int) -> str:
+    """The head of a network: light in the small one, where one more convolution costs little and teaches much.
+
+    Args:
+        settings: as the user left them.
+        chosen: what `fill_in` made of them.
+        num_classes: of the level.
+    """
+    from models.heads import default_head  # here, because it starts Keras
+
+    published = default_head(num_classes)
+    thin = settings["channels"] is None and chosen["channels"] == SMALL["channels"]
+    return "light" if thin and published == "conv" and settings["variant"] == "paper" else published
 
 
 def cache_reason(pictures: int, image_size: int, cache_gb: float) -> str:

@@ -79,7 +79,7 @@ def test_what_is_printed(trained):
     assert "label rules: verified, ancestors, regions" in lines
     chosen = [line.removeprefix("chosen: ") for line in lines if line.startswith("chosen: ")]
     assert [reason.split(",")[0] for reason in chosen] == [
-        "learning rate 0.001",  # nothing else is open in TINY
+        "learning rate 0.002",  # nothing else is open in TINY
         "1 anchor per cell",
         "12 images: cache on",
     ]

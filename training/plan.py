@@ -72,7 +72,7 @@ def fill_in(settings: dict, facts: Facts) -> tuple[dict, list[str]]:
         reasons.append(f"batches of {chosen['batch_size']} on {machine}")
     if settings["learning_rate"] is None:
         pretrained = settings["backbone_weights"] != "none" or settings["init_from"]
-        chosen["learning_rate"] = 2e-4 if pretrained else 1e-3
+        chosen["learning_rate"] = 2e-4 if pretrained else 2e-3
         why = "the weights have learned already" if pretrained else "the weights begin at random"
         reasons.append(f"learning rate {chosen['learning_rate']:g}, because {why}")
     if settings["precision"] is None:

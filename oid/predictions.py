@@ -113,21 +113,90 @@ def write_predictions(path: str | os.PathLike, predictions: Predictions) -> None
     """Writes the Kaggle form, all or nothing, compressed when the name ends in `.gz`.
 
     Raises:
-        ValueError: boxes are not together by image, an id is empty or repeated, or see `prediction_string`.
+        ValueError: see `PredictionWriter.write`.
     """
-    ids, offsets = predictions.image_ids, predictions.offsets()
-    if len(set(ids)) != len(ids) or "" in ids:
-        raise ValueError("an image id is repeated or empty")
-    if offsets[0] != 0 or offsets[-1] != len(predictions.boxes) or np.any(np.diff(predictions.image_index) < 0):
-        raise ValueError("image_index must not decrease and must point into image_ids")
-    labels = np.array(predictions.labels, dtype=object)
-    with replacing(path) as temporary, open_for_writing(temporary) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(KAGGLE_COLUMNS)
+    with PredictionWriter(path) as writer:
+        writer.write(predictions)
+
+
+class PredictionFile:
+    """A prediction file of either form that is read in blocks of images.
+
+    Attributes:
+        image_ids: every image of the file in its order, also those without boxes.
+        labels: the label vocabulary in the order of first occurrence; it grows as images are read, and `label_index` of
+            everything that was read counts in it.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, allow_swapped_corners: bool = False):
+        """Opens the file; arguments and errors are those of `read_predictions`."""
+        self._all = read_predictions(path, allow_swapped_corners=allow_swapped_corners)
+        self._offsets = self._all.offsets()
+        self.image_ids, self.labels = self._all.image_ids, self._all.labels
+
+    @property
+    def num_images(self) -> int:
+        return len(self.image_ids)
+
+    def blocks(self, images_per_block: int = 4096) -> Iterator[Predictions]:
+        """Yields all images in the order of the file, so many at a time."""
+        for first in range(0, self.num_images, images_per_block):
+            yield self.read(np.arange(first, min(first + images_per_block, self.num_images)))
+
+    def read(self, positions: np.ndarray) -> Predictions:
+        """The boxes of some images.
+
+        Args:
+            positions: (n,) positions in `image_ids`, in any order.
+
+        Returns:
+            these images in the given order; `labels` is the file's own list, which later reads make longer.
+        """
+        starts, counts = self._offsets[positions], np.diff(self._offsets)[positions]
+        image_index = np.repeat(np.arange(len(positions)), counts)
+        source = np.arange(len(image_index)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
+        found = self._all
+        arrays = found.label_index[source], found.scores[source], found.boxes[source]
+        return Predictions([self.image_ids[position] for position in positions], self.labels, image_index, *arrays)
+
+
+class PredictionWriter:
+    """Writes the Kaggle form block by block, all or nothing, compressed when the name ends in `.gz`.
+
+    A context manager: the file is there when the block of `with` ends well.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self._path = path
+        self._ids: set[str] = set()
+
+    def __enter__(self) -> "PredictionWriter":
+        self._stack = contextlib.ExitStack()
+        temporary = self._stack.enter_context(replacing(self._path))
+        self._writer = csv.writer(self._stack.enter_context(open_for_writing(temporary)), lineterminator="\n")
+        self._writer.writerow(KAGGLE_COLUMNS)
+        return self
+
+    def __exit__(self, *error: object) -> bool | None:
+        return self._stack.__exit__(*error)
+
+    def write(self, predictions: Predictions) -> None:
+        """Appends the rows of some images.
+
+        Raises:
+            ValueError: boxes are not together by image, an id is empty or repeated, or see `prediction_string`.
+        """
+        ids, offsets = predictions.image_ids, predictions.offsets()
+        if "" in ids or len(self._ids | set(ids)) != len(self._ids) + len(ids):
+            raise ValueError("an image id is repeated or empty")
+        self._ids.update(ids)
+        if offsets[0] != 0 or offsets[-1] != len(predictions.boxes) or np.any(np.diff(predictions.image_index) < 0):
+            raise ValueError("image_index must not decrease and must point into image_ids")
+        labels = np.array(predictions.labels, dtype=object)
         for image_id, start, stop in zip(ids, offsets[:-1], offsets[1:], strict=True):
             image_labels = labels[predictions.label_index[start:stop]]
             scores, boxes = predictions.scores[start:stop], predictions.boxes[start:stop]
-            writer.writerow((image_id, prediction_string(image_labels, scores, boxes)))
+            self._writer.writerow((image_id, prediction_string(image_labels, scores, boxes)))
 
 
 def prediction_string(labels: Sequence[str], scores: np.ndarray, boxes: np.ndarray) -> str:

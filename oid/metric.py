@@ -21,12 +21,14 @@ then the group-of entries) is sorted with the later entry first.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import numba
 import numpy as np
 
-MAX_DETECTIONS = 10_000  # per image and class
-MIN_SCORE = -10.0  # exclusive
+from oid.metric_kernels import Targets, areas_below, match_images
+from oid.ordering import ascending, grouped
+
+RULES = ("unverified_class", "degenerate_box", "low_score", "beyond_limit")  # what drops detections, in this order
 
 
 @dataclass(frozen=True)
@@ -130,20 +132,9 @@ def evaluate(
     Raises:
         ValueError: arrays that do not fit each other, indices out of range, or a parameter out of range.
     """
-    entries, dropped = score(
-        truth, detections, num_classes=num_classes, group_of_weight=group_of_weight, iou_threshold=iou_threshold
-    )
-    group_of, classes = np.asarray(truth.box_group_of, dtype=bool), np.asarray(truth.box_class, dtype=np.int64)
-    num_gt = np.bincount(classes[~group_of], minlength=num_classes).astype(np.float64)
-    num_gt += group_of_weight * np.bincount(classes[group_of], minlength=num_classes)
-
-    order = np.lexsort((-np.arange(len(entries.scores)), -entries.scores, entries.class_index))
-    starts = np.searchsorted(entries.class_index, np.arange(1, num_classes))
-    labels = np.split(entries.labels[order], starts)
-    average_precision = np.array([average_precision_of(*pair) for pair in zip(labels, num_gt, strict=True)])
-    defined = ~np.isnan(average_precision)
-    mean = float(average_precision[defined].mean()) if defined.any() else float("nan")
-    return Metrics(mean, average_precision, num_gt, dropped)
+    matcher = Matcher(truth, num_classes=num_classes, group_of_weight=group_of_weight, iou_threshold=iou_threshold)
+    matcher.add(detections)
+    return matcher.metrics()
 
 
 def score(
@@ -165,37 +156,146 @@ def score(
     Raises:
         ValueError: as `evaluate`.
     """
-    if num_classes < 1:
-        raise ValueError("there is no class")
-    if not 0 <= group_of_weight <= 1:
-        raise ValueError(f"group_of_weight is {group_of_weight}, it must be from 0 to 1")
-    if not 0 < iou_threshold <= 1:
-        raise ValueError(f"iou_threshold is {iou_threshold}, it must be above 0 and at most 1")
-    num_images = len(truth.image_ids)
-    gt_boxes, gt_group_of = _boxes(truth.boxes), np.ascontiguousarray(truth.box_group_of, dtype=bool)
-    boxes, scores = _boxes(detections.boxes), np.ascontiguousarray(detections.scores, dtype=np.float64)
-    if len(gt_group_of) != len(gt_boxes) or len(scores) != len(boxes):
-        raise ValueError("box_group_of or scores has another length than its boxes")
-    gt_keys = _keys(truth.box_image, truth.box_class, num_images, num_classes, len(gt_boxes))
-    label_keys = _keys(truth.label_image, truth.label_class, num_images, num_classes, len(truth.label_class))
-    keys = _keys(detections.image, detections.class_index, num_images, num_classes, len(boxes))
+    matcher = Matcher(truth, num_classes=num_classes, group_of_weight=group_of_weight, iou_threshold=iou_threshold)
+    matcher.add(detections)
+    return matcher.entries(), matcher.dropped
 
-    kept, dropped = _apply_rules(keys, scores, boxes, np.concatenate([gt_keys, label_keys]))
-    kept = kept[np.lexsort((-kept, -scores[kept], keys[kept]))]
-    gt_order = np.argsort(gt_keys, kind="stable")
-    entry_scores, entry_labels, entry_keys, beyond = _match(
-        keys[kept],
-        scores[kept],
-        boxes[kept],
-        gt_keys[gt_order],
-        gt_boxes[gt_order],
-        gt_group_of[gt_order],
-        float(group_of_weight),
-        float(iou_threshold),
-    )
-    dropped["beyond_limit"] = int(beyond)
-    class_index, image = np.divmod(entry_keys, max(num_images, 1))
-    return Entries(entry_scores, entry_labels, class_index, image), dropped
+
+class Matcher:
+    """Matches detections block by block, all detections of an image in one block, and keeps the entries.
+
+    An entry takes 24 bytes; the boxes of a block are not kept.
+
+    Args:
+        truth, num_classes, group_of_weight, iou_threshold: as in `evaluate`.
+
+    Attributes:
+        targets: the ground truth ordered by image, then class.
+        num_gt: `(num_classes,)` float64, ordinary boxes + weight x group-of boxes.
+        found: `(G,)` float64 for each of the targets: 1 for an ordinary box that was found, the highest score inside a
+            group-of box; 0 where nothing was.
+        dropped: {rule: number of detections that it dropped}, in the order of `RULES`.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+
+    def __init__(
+        self, truth: GroundTruth, *, num_classes: int, group_of_weight: float = 1.0, iou_threshold: float = 0.5
+    ):
+        if num_classes < 1:
+            raise ValueError("there is no class")
+        if not 0 <= group_of_weight <= 1:
+            raise ValueError(f"group_of_weight is {group_of_weight}, it must be from 0 to 1")
+        if not 0 < iou_threshold <= 1:
+            raise ValueError(f"iou_threshold is {iou_threshold}, it must be above 0 and at most 1")
+        self.num_images, self.num_classes = len(truth.image_ids), num_classes
+        self.group_of_weight, self.iou_threshold = float(group_of_weight), float(iou_threshold)
+        self.targets = _targets(truth, num_classes)
+        self.num_gt = np.bincount(
+            self.targets.class_index,
+            weights=np.where(self.targets.group_of, self.group_of_weight, 1.0),
+            minlength=num_classes,
+        )
+        self.found = np.zeros(len(self.targets.boxes))
+        self.dropped = dict.fromkeys(RULES, 0)
+        self._seen = np.zeros(self.num_images, dtype=bool)
+        self._blocks: list[tuple[np.ndarray, ...]] = []
+
+    def add(self, detections: Detections) -> "Block":
+        """Matches the detections of some images; see `Block`.
+
+        Raises:
+            ValueError: arrays that do not fit each other, indices out of range, or an image that an earlier block had.
+        """
+        block = _image_by_image(detections, self.num_images, self.num_classes)
+        if self._seen[block.images].any():
+            raise ValueError("detections of one image came in two blocks")
+        self._seen[block.images] = True
+        columns, rows, dropped = match_images(
+            *(block.images, block.first, block.order, block.class_index, block.scores, block.boxes, self.targets),
+            *(self.num_classes, self.group_of_weight, self.iou_threshold, self.found),
+        )
+        self._blocks.append(tuple(column.copy() for column in columns))  # what is not filled is given back
+        for rule, count in zip(RULES, dropped.tolist(), strict=True):
+            self.dropped[rule] += count
+        return block._replace(rows=rows, labels=self._blocks[-1][1])
+
+    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Scores, labels, classes and images `(E,)` of all entries, in the order in which the blocks came."""
+        types = (np.float64, np.float64, np.int32, np.int32)
+        blocks = self._blocks or [tuple(np.empty(0, kind) for kind in types)]
+        return tuple(parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*blocks, strict=True))
+
+    def entries(self) -> Entries:
+        """All entries, ordered by class, then image."""
+        scores, labels, class_index, image = self.columns()
+        order, _ = grouped(image, self.num_images)
+        order = order[grouped(class_index[order], self.num_classes)[0]]
+        classes, images = class_index[order].astype(np.int64), image[order].astype(np.int64)
+        return Entries(scores[order], labels[order], classes, images)
+
+    def descending(self) -> np.ndarray:
+        """`(E,)` int64, the order of `columns` by descending score; equal scores as the module's docstring says."""
+        scores, _, _, image = self.columns()
+        order, _ = grouped(image, self.num_images)
+        return order[ascending(scores[order])[::-1]]
+
+    def metrics(self) -> Metrics:
+        """AP of every class, and the mean."""
+        _, labels, class_index, _ = self.columns()
+        order = self.descending()
+        average_precision = average_precisions(class_index[order], labels[order], self.num_gt)
+        return Metrics(mean_of_defined(average_precision), average_precision, self.num_gt, dict(self.dropped))
+
+    def curve(self, class_index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scores, precision and recall `(N,)` after each entry of one class that has ground truth, by score."""
+        columns = self.columns()
+        scores, labels, _, image = (column[columns[2] == class_index] for column in columns)
+        order, _ = grouped(image, self.num_images)
+        order = order[ascending(scores[order])[::-1]]
+        return scores[order], *precision_recall(labels[order], self.num_gt[class_index])
+
+
+class Block(NamedTuple):
+    """Detections by image, and, from `Matcher.add`, what became of them.
+
+    images: `(B,)` int64, distinct.
+    first, order: `(B + 1,)` and `(N,)` int64; the rows of images[b] are order[first[b]:first[b + 1]], ascending.
+    class_index, scores, boxes: `(N,)` int64, `(N,)` and `(N, 4)` float64.
+    rows: `(E,)` int64, the row of each new entry, -1 for a group-of box; None before the matching.
+    labels: `(E,)` float64, what each new entry counts.
+    """
+
+    images: np.ndarray
+    first: np.ndarray
+    order: np.ndarray
+    class_index: np.ndarray
+    scores: np.ndarray
+    boxes: np.ndarray
+    rows: np.ndarray | None = None
+    labels: np.ndarray | None = None
+
+
+def average_precisions(class_index: np.ndarray, labels: np.ndarray, num_gt: np.ndarray) -> np.ndarray:
+    """AP of every class.
+
+    Args:
+        class_index: `(E,)` integers in descending order of score; -1 leaves an entry out.
+        labels: `(E,)` float64, what each entry counts as true positives; 0 is a false positive.
+        num_gt: `(C,)`, the number of ground truth.
+
+    Returns:
+        `(C,)` float64, nan where `num_gt` is 0.
+    """
+    order, first = grouped(np.asarray(class_index) + 1, len(num_gt) + 1)
+    return areas_below(np.asarray(labels, dtype=np.float64)[order], first[1:], np.asarray(num_gt, dtype=np.float64))
+
+
+def mean_of_defined(values: np.ndarray) -> float:
+    """The mean of what is not nan; nan where everything is."""
+    defined = ~np.isnan(values)
+    return float(values[defined].mean()) if defined.any() else float("nan")
 
 
 def precision_recall(labels: np.ndarray, num_gt: float) -> tuple[np.ndarray, np.ndarray]:
@@ -220,11 +320,43 @@ def area_below(precision: np.ndarray, recall: np.ndarray) -> float:
     return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
 
 
-def average_precision_of(labels: np.ndarray, num_gt: float) -> float:
-    """AP of one class from its `(N,)` labels in descending order of score; nan when `num_gt` is 0."""
-    if num_gt == 0:
-        return float("nan")
-    return area_below(*precision_recall(labels, num_gt))
+def _targets(truth: GroundTruth, num_classes: int) -> Targets:
+    """The ground truth as the loops take it."""
+    num_images, boxes = len(truth.image_ids), _boxes(truth.boxes)
+    group_of = np.ascontiguousarray(truth.box_group_of, dtype=bool)
+    if len(group_of) != len(boxes):
+        raise ValueError(f"{len(boxes)} boxes, but {len(group_of)} values of box_group_of")
+    image, class_index = _indices(truth.box_image, truth.box_class, num_images, num_classes, len(boxes))
+    label_image, label_class = _indices(
+        truth.label_image, truth.label_class, num_images, num_classes, len(truth.label_class)
+    )
+    keys = image * num_classes + class_index
+    row = np.argsort(keys, kind="stable")
+    verified = np.unique(np.concatenate([keys, label_image * num_classes + label_class]))
+    verified_image, verified_class = np.divmod(verified, num_classes)
+    return Targets(
+        first=np.searchsorted(image[row], np.arange(num_images + 1)),
+        class_index=class_index[row],
+        boxes=boxes[row],
+        group_of=group_of[row],
+        row=row,
+        verified_first=np.searchsorted(verified_image, np.arange(num_images + 1)),
+        verified_class=verified_class,
+    )
+
+
+def _image_by_image(detections: Detections, num_images: int, num_classes: int) -> Block:
+    """The detections by image."""
+    boxes, scores = _boxes(detections.boxes), np.ascontiguousarray(detections.scores, dtype=np.float64)
+    if len(scores) != len(boxes):
+        raise ValueError(f"{len(boxes)} boxes, but {len(scores)} scores")
+    image, class_index = _indices(detections.image, detections.class_index, num_images, num_classes, len(boxes))
+    first = np.flatnonzero(np.diff(image, prepend=-1))
+    order = np.arange(len(image))
+    if len(image) and np.bincount(image[first]).max() > 1:
+        order, starts = grouped(image, num_images)
+        first = starts[np.flatnonzero(np.diff(starts))]
+    return Block(image[order[first]], np.append(first, len(image)), order, class_index, scores, boxes)
 
 
 def _boxes(boxes: np.ndarray) -> np.ndarray:
@@ -233,99 +365,15 @@ def _boxes(boxes: np.ndarray) -> np.ndarray:
     return boxes.reshape(-1, 4) if boxes.size == 0 else boxes
 
 
-def _keys(image: np.ndarray, class_index: np.ndarray, num_images: int, num_classes: int, length: int) -> np.ndarray:
-    """One integer for each pair of class and image, ordered by class, then image: `(length,)` int64."""
-    image, class_index = np.asarray(image, dtype=np.int64), np.asarray(class_index, dtype=np.int64)
+def _indices(
+    image: np.ndarray, class_index: np.ndarray, num_images: int, num_classes: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both as contiguous `(length,)` int64."""
+    image = np.ascontiguousarray(image, dtype=np.int64)
+    class_index = np.ascontiguousarray(class_index, dtype=np.int64)
     if not len(image) == len(class_index) == length:
         raise ValueError(f"{length} boxes, but {len(image)} images and {len(class_index)} classes")
     for name, values, end in (("image", image, num_images), ("class", class_index, num_classes)):
         if length and not 0 <= values.min() <= values.max() < end:
             raise ValueError(f"{name} indices go from {values.min()} to {values.max()}, but there are only {end}")
-    return class_index * num_images + image
-
-
-def _apply_rules(
-    keys: np.ndarray, scores: np.ndarray, boxes: np.ndarray, verified_keys: np.ndarray
-) -> tuple[np.ndarray, dict[str, int]]:
-    """Which detections enter the matching: their positions `(K,)`, ascending, and how many each rule dropped."""
-    verified = np.isin(keys, verified_keys)
-    regular = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
-    scored = scores > MIN_SCORE  # false for nan, too
-    dropped = {
-        "unverified_class": int(np.count_nonzero(~verified)),
-        "degenerate_box": int(np.count_nonzero(verified & ~regular)),
-        "low_score": int(np.count_nonzero(verified & regular & ~scored)),
-    }
-    return np.flatnonzero(verified & regular & scored), dropped
-
-
-@numba.njit(cache=True)
-def _match(keys, scores, boxes, gt_keys, gt_boxes, gt_group_of, group_of_weight, iou_threshold):
-    """Matches the detections of each image and class; the rules are in the module's docstring.
-
-    Args:
-        keys, scores, boxes: `(N,)`, `(N,)`, `(N, 4)`, ordered by key, then descending score.
-        gt_keys, gt_boxes, gt_group_of: `(G,)`, `(G, 4)`, `(G,)`, ordered by key, then row.
-        group_of_weight, iou_threshold: as in `evaluate`.
-
-    Returns:
-        scores `(E,)`, labels `(E,)` and keys `(E,)` of the scored list, in the order of keys (in each the detections
-        come first, then the group-of boxes), and the number of detections beyond the limit.
-    """
-    size = len(keys) + np.count_nonzero(gt_group_of)
-    entry_scores, entry_labels = np.empty(size), np.empty(size)
-    entry_keys = np.empty(size, dtype=np.int64)
-    used = np.zeros(len(gt_keys), dtype=np.bool_)  # ordinary boxes: taken
-    absorbed = np.zeros(len(gt_keys))  # group-of boxes: the highest score inside
-    entries = beyond = start = gt_start = 0
-    while start < len(keys):
-        key, end = keys[start], start
-        while end < len(keys) and keys[end] == key:
-            end += 1
-        while gt_start < len(gt_keys) and gt_keys[gt_start] < key:
-            gt_start += 1
-        gt_end = gt_start
-        while gt_end < len(gt_keys) and gt_keys[gt_end] == key:
-            gt_end += 1
-        limit = min(end, start + MAX_DETECTIONS)
-        beyond += end - limit
-        for i in range(start, limit):
-            label = 0.0
-            best, group = _best_boxes(boxes[i], gt_boxes, gt_group_of, gt_start, gt_end, iou_threshold)
-            if best >= 0 and not used[best]:
-                used[best] = True
-                label = 1.0
-            elif group >= 0:
-                absorbed[group] = max(absorbed[group], scores[i])
-                continue
-            entry_scores[entries], entry_labels[entries], entry_keys[entries] = scores[i], label, key
-            entries += 1
-        for j in range(gt_start, gt_end):
-            if gt_group_of[j] and absorbed[j] > 0 and group_of_weight > 0:
-                entry_scores[entries], entry_labels[entries], entry_keys[entries] = absorbed[j], group_of_weight, key
-                entries += 1
-        start, gt_start = end, gt_end
-    return entry_scores[:entries], entry_labels[:entries], entry_keys[:entries], beyond
-
-
-@numba.njit(cache=True)
-def _best_boxes(box, gt_boxes, gt_group_of, gt_start, gt_end, threshold):
-    """Row of the ordinary box of the highest IoU, row of the group-of box of the highest IoA; -1 = below threshold."""
-    best, group, best_overlap, group_overlap = -1, -1, 0.0, 0.0
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    for j in range(gt_start, gt_end):
-        gt = gt_boxes[j]
-        width = max(0.0, min(box[2], gt[2]) - max(box[0], gt[0]))
-        height = max(0.0, min(box[3], gt[3]) - max(box[1], gt[1]))
-        intersection = width * height
-        if intersection <= 0:
-            continue
-        if gt_group_of[j]:
-            overlap = intersection / area
-            if overlap > group_overlap:
-                group, group_overlap = j, overlap
-        else:
-            overlap = intersection / (area + (gt[2] - gt[0]) * (gt[3] - gt[1]) - intersection)
-            if overlap > best_overlap:
-                best, best_overlap = j, overlap
-    return best if best_overlap >= threshold else -1, group if group_overlap >= threshold else -1
+    return image, class_index

@@ -15,15 +15,15 @@ from oid.annotations import read_class_descriptions
 from oid.ground_truth import read_ground_truth
 from oid.hierarchy import read_hierarchy
 from oid.metric import (
-    MAX_DETECTIONS,
     Detections,
     GroundTruth,
     area_below,
-    average_precision_of,
+    average_precisions,
     evaluate,
     precision_recall,
     score,
 )
+from oid.metric_kernels import MAX_DETECTIONS
 from oid.predictions import read_predictions
 
 A, B, C = range(3)  # class indices
@@ -274,7 +274,7 @@ def test_area_below_the_envelope():
     recall = [0.3, 0.3, 0.4, 0.4, 0.45, 0.45, 0.5, 0.5]
     assert area_below(precision, recall) == pytest.approx(0.4225, abs=1e-12)
     assert area_below([], []) == 0
-    assert np.isnan(average_precision_of(np.zeros(3), 0))
+    assert np.isnan(average_precisions(np.zeros(3, int), np.zeros(3), np.zeros(1)))
 
 
 def test_base_evaluator():

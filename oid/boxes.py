@@ -10,8 +10,9 @@ Equal scores have an order everywhere: the lower index first.
 
 from typing import Literal
 
-import numba
 import numpy as np
+
+from oid import box_kernels
 
 SOFT_NMS_METHODS = ("linear", "gaussian", "hard")
 
@@ -26,7 +27,7 @@ def iou_matrix(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
     Returns:
         (N, M) float64 in [0, 1].
     """
-    return _iou_matrix(_as_boxes(boxes_a), _as_boxes(boxes_b))
+    return box_kernels.iou_matrix(_as_boxes(boxes_a), _as_boxes(boxes_b))
 
 
 def nms(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
@@ -70,7 +71,7 @@ def classwise_nms(
     classes, class_of = np.unique(labels, return_inverse=True)
     order = np.argsort(-scores, kind="stable")
     limit = len(boxes) if max_boxes is None else max_boxes
-    return _classwise_nms(boxes, order, class_of.astype(np.int64), len(classes), float(iou_threshold), limit)
+    return box_kernels.classwise_nms(boxes, order, class_of.astype(np.int64), len(classes), float(iou_threshold), limit)
 
 
 def soft_nms(
@@ -152,7 +153,8 @@ def classwise_soft_nms(
     limit = len(boxes) if max_boxes is None else max_boxes
     numbers = (float(iou_threshold), float(sigma), float(score_threshold))
     new_scores = scores.copy()
-    kept = _soft_nms(boxes, new_scores, by_class, starts, SOFT_NMS_METHODS.index(method), *numbers, limit)
+    kind = SOFT_NMS_METHODS.index(method)
+    kept = box_kernels.classwise_soft_nms(boxes, new_scores, by_class, starts, kind, *numbers, limit)
     kept = kept[np.lexsort((kept, -new_scores[kept]))[:limit]]
     return kept, new_scores[kept]
 
@@ -175,94 +177,3 @@ def _as_boxes(boxes: np.ndarray) -> np.ndarray:
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes have the shape (N, 4), not {boxes.shape}")
     return boxes
-
-
-@numba.njit(cache=True)
-def _iou(a, b):
-    """IoU of two boxes, each an array of 4."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0.0 or height <= 0.0:
-        return 0.0
-    intersection = width * height
-    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection
-    return intersection / union if union > 0.0 else 0.0
-
-
-@numba.njit(cache=True)
-def _iou_matrix(boxes_a, boxes_b):
-    ious = np.empty((len(boxes_a), len(boxes_b)))
-    for i in range(len(boxes_a)):
-        for j in range(len(boxes_b)):
-            ious[i, j] = _iou(boxes_a[i], boxes_b[j])
-    return ious
-
-
-@numba.njit(cache=True)
-def _classwise_nms(boxes, order, class_of, num_classes, iou_threshold, limit):
-    """Walks down the scores; a box stays unless one that stays, of its class, overlaps it too much.
-
-    The boxes that stay are chained per class: `last[c]` is the newest of class c, `previous[i]` the one before i.
-    """
-    last = np.full(num_classes, -1, np.int64)
-    previous = np.empty(len(boxes), np.int64)
-    kept = np.empty(min(limit, len(boxes)), np.int64)
-    count = 0
-    for i in order:
-        if count == len(kept):
-            break
-        c = class_of[i]
-        j = last[c]
-        while j >= 0 and _iou(boxes[i], boxes[j]) <= iou_threshold:
-            j = previous[j]
-        if j < 0:
-            previous[i], last[c] = last[c], i
-            kept[count] = i
-            count += 1
-    return kept[:count]
-
-
-@numba.njit(cache=True)
-def _soft_nms(boxes, scores, by_class, starts, method, iou_threshold, sigma, score_threshold, limit):
-    """Lowers `scores` in place, class by class (class c is `by_class[starts[c]:starts[c + 1]]`), and returns the
-    indices of the boxes that stay, at most `limit` of each class; `method` counts in `SOFT_NMS_METHODS`."""
-    kept = np.empty(len(boxes), np.int64)
-    count = 0
-    for c in range(len(starts) - 1):
-        rest = by_class[starts[c] : starts[c + 1]].copy()
-        left = len(rest)
-        last = count + min(limit, left)
-        while left > 0 and count < last:
-            chosen = _take_best(rest, left, scores)
-            left -= 1
-            kept[count] = chosen
-            count += 1
-            k = 0
-            while k < left:
-                i = rest[k]
-                iou = _iou(boxes[chosen], boxes[i])
-                k += 1
-                if iou <= 0.0:
-                    continue
-                if method == 1:
-                    scores[i] *= np.exp(-iou * iou / sigma)
-                elif method == 0 and iou > iou_threshold:
-                    scores[i] *= 1.0 - iou
-                if scores[i] < score_threshold or (method == 2 and iou > iou_threshold):
-                    k -= 1
-                    left -= 1
-                    rest[k] = rest[left]
-    return kept[:count]
-
-
-@numba.njit(cache=True)
-def _take_best(rest, left, scores):
-    """Takes the index with the highest score out of `rest[:left]`: the last one moves to its place."""
-    best = 0
-    for k in range(1, left):
-        i, j = rest[k], rest[best]
-        if scores[i] > scores[j] or (scores[i] == scores[j] and i < j):
-            best = k
-    chosen = rest[best]
-    rest[best] = rest[left - 1]
-    return chosen

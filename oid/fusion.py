@@ -1,34 +1,94 @@
-"""Fusion: the boxes of several models on one image become one set.
+"""Fusion: the boxes of several models on one image become one set, class by class.
 
-Two methods, both per class:
+The methods, with the package ensemble-boxes 1.0.9 as the definition of those that come from there:
 
 - `wbf`, weighted boxes fusion (Solovyev, Wang, Gabruseva: "Weighted boxes fusion: Ensembling boxes from different
-  object detection models", 2021). Boxes that overlap become one box, the mean of their coordinates weighted by score.
-  It gives the boxes, scores and labels of the package ensemble-boxes 1.0.9 (`conf_type="avg"`) bit for bit when the
-  scores are unique;
-- `nms`, non-maximum suppression over the union of all boxes, as the package's `nms`.
+  object detection models", 2021): see `weighted_boxes_fusion`;
+- `nms`, non-maximum suppression over the boxes of all models: see `nms_fusion`;
+- `soft_nms_linear`, `soft_nms_gaussian`, the same, but the scores of overlapping boxes fall: see `soft_nms_fusion`;
+- `nmw`, non-maximum weighted (Zhou et al.: "CAD: Scale invariant framework for real-time object detection", 2017): see
+  `non_maximum_weighted`.
 
-What is defined there, and sometimes surprising: a box that 1 of 3 models has found at 0.9 gets 0.3; duplicates of one
-model count as several votes; coordinates and mean score of a fused box are rounded to float32, those of a box that
-stays alone are not; a box of a model with weight 0 stays with score 0, unless it joins others, whose coordinates it
-does not move.
-
-What is different: equal scores have an order (score, then model, then position in the model's list), so that the result
-does not depend on the sort; boxes of score 0 that are fused with each other alone take the coordinates of the
-first instead of 0 / 0; mistakes raise ValueError instead of a message on the screen and the default.
+What is different from the package, in all of them: equal scores have an order (score, then model, then position in the
+model's list), so that the result does not depend on the sort; nothing in is nothing out; results are in descending
+score over all classes; the caller's lists stay as they are; mistakes raise ValueError instead of a message on the
+screen and the default, or the end of the process.
 
 Boxes are xyxy, normalised. As in the package, swapped corners are put in order, coordinates are clipped to [0, 1], and
 boxes that then have no area are dropped, silently; `clean_boxes` tells a caller which.
+
+`fuse_images` does many images in one call, which is the fast way; all others are a call of it with one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 
-from oid.boxes import classwise_nms
+METHODS = ("wbf", "nms", "soft_nms_linear", "soft_nms_gaussian", "nmw")
+CONF_TYPES = ("avg", "max", "box_and_model_avg", "absent_model_aware_avg")
 
-METHODS = ("wbf", "nms")
+LARGE_LABEL = 100_000  # from here on labels are renumbered, or a table of them would be large
+Fused = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def fuse_images(
+    method: str,
+    boxes_list: Sequence[np.ndarray],
+    scores_list: Sequence[np.ndarray],
+    labels_list: Sequence[np.ndarray],
+    offsets_list: Sequence[np.ndarray],
+    *,
+    weights: Sequence[float] | None = None,
+    iou_threshold: float = 0.55,
+    skip_box_threshold: float = 0.0,
+    conf_type: str = "avg",
+    allows_overflow: bool = False,
+    sigma: float = 0.5,
+    score_threshold: float = 0.001,
+    limit: int | None = None,
+    threads: int = 1,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Fuses many images, each by itself: neither the other images nor the threads have a part in an image's result.
+
+    Args:
+        method: one of `METHODS`.
+        boxes_list: per model (N_i, 4) xyxy, normalised, image after image.
+        scores_list: per model (N_i,).
+        labels_list: per model (N_i,) integers.
+        offsets_list: per model (images + 1,) integers: image k has its boxes from offsets[k] to offsets[k + 1].
+        weights, iou_threshold, skip_box_threshold: see the functions below.
+        conf_type, allows_overflow: of `weighted_boxes_fusion`; the other methods do not use them.
+        sigma, score_threshold: of `soft_nms_fusion`; the other methods do not use them.
+        limit: boxes per image at most, the best over all classes; None = all.
+        threads: images are shared out to so many.
+
+    Returns:
+        (N, 4) float64 boxes, (N,) float64 scores, (N,) int64 labels, in descending score within each image, and
+        (images + 1,) int64 offsets of the images in them.
+
+    Raises:
+        ValueError: as the functions below, or the offsets are not those of the boxes.
+    """
+    from oid import box_kernels  # here, because numba takes a quarter of a second to import, which --help need not wait
+
+    num_models = len(boxes_list)
+    options = {"conf_type": conf_type, "sigma": sigma, "limit": limit, "threads": threads}
+    _check_options(method, iou_threshold, skip_box_threshold, **options)
+    factors, divisor = _factors(method, weights, num_models)
+    boxes, scores, labels, bases = _concatenated(boxes_list, scores_list, labels_list)
+    labels, num_labels, names = _from_zero(labels)
+    offsets = _checked_offsets(offsets_list, np.diff(bases))
+    starts, stops = offsets[:, :-1] + bases[:-1, None], offsets[:, 1:] + bases[:-1, None]
+    numbers = (factors, divisor, float(skip_box_threshold), float(iou_threshold), CONF_TYPES.index(conf_type))
+    numbers += (bool(allows_overflow), float(sigma), float(score_threshold), len(boxes) if limit is None else limit)
+
+    def part(images: slice) -> tuple[np.ndarray, ...]:
+        places = np.ascontiguousarray(starts[:, images]), np.ascontiguousarray(stops[:, images])
+        return box_kernels.fuse_images(METHODS.index(method), boxes, scores, labels, num_labels, *places, *numbers)
+
+    fused = _shared_out(part, starts.shape[1], threads)
+    return fused if names is None else (*fused[:2], names[fused[2]], fused[3])
 
 
 def fuse(
@@ -36,17 +96,29 @@ def fuse(
     boxes_list: Sequence[np.ndarray],
     scores_list: Sequence[np.ndarray],
     labels_list: Sequence[np.ndarray],
-    *,
-    weights: Sequence[float] | None = None,
-    iou_threshold: float = 0.55,
-    skip_box_threshold: float = 0.0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fuses by one of `METHODS`; see `weighted_boxes_fusion` and `nms_fusion`, which have the same arguments."""
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}, there are {', '.join(METHODS)}")
-    function = weighted_boxes_fusion if method == "wbf" else nms_fusion
-    options = {"weights": weights, "iou_threshold": iou_threshold, "skip_box_threshold": skip_box_threshold}
-    return function(boxes_list, scores_list, labels_list, **options)
+    **options,
+) -> Fused:
+    """Fuses the boxes of several models on one image.
+
+    Args:
+        method: one of `METHODS`.
+        boxes_list: per model (N_i, 4) xyxy, normalised; a model without boxes has an empty list.
+        scores_list: per model (N_i,).
+        labels_list: per model (N_i,) integers.
+        options: the keywords of `fuse_images`.
+
+    Returns:
+        (N, 4) float64 boxes, (N,) float64 scores, (N,) int64 labels, in descending score; equal scores: the one whose
+        first box comes first (model, position).
+
+    Raises:
+        ValueError: lengths differ, a number is not finite, a weight is negative, all are 0, or an option is out of its
+            range.
+    """
+    offsets_list = [np.array([0, len(boxes)]) for boxes in boxes_list]
+    if not boxes_list:
+        offsets_list = np.zeros((0, 2), np.int64)
+    return fuse_images(method, boxes_list, scores_list, labels_list, offsets_list, **options)[:3]
 
 
 def weighted_boxes_fusion(
@@ -57,35 +129,48 @@ def weighted_boxes_fusion(
     weights: Sequence[float] | None = None,
     iou_threshold: float = 0.55,
     skip_box_threshold: float = 0.0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fuses the boxes of several models on one image.
+    conf_type: str = "avg",
+    allows_overflow: bool = False,
+) -> Fused:
+    """Fuses boxes that overlap into one, the mean of their coordinates weighted by score.
+
+    It gives the boxes, scores and labels of the package bit for bit when the scores are unique.
 
     1. Each score is multiplied by its model's weight; the boxes of a class are taken in descending score.
     2. A box joins the fused box of its class with the highest IoU, if that is > `iou_threshold`, else it founds one.
-    3. A fused box's coordinates are the mean of its boxes', weighted by score; its score is their mean score, times
-       min(number of its boxes, number of models), divided by the sum of the weights.
+    3. A fused box's coordinates are the mean of its boxes', weighted by score. With the mean score m of its n boxes, of
+       which T models have t given some, its score is
+
+       - "avg": m * min(n, T) / sum of all weights, or with `allows_overflow` m * n / sum of all weights;
+       - "max": the highest score / the highest weight;
+       - "box_and_model_avg": m * n / sum of the weights of its boxes * sum of the weights of the t models / sum of all;
+       - "absent_model_aware_avg": m * n / (sum of the weights of its boxes + those of the T - t models).
+
+    What is defined there, and sometimes surprising: a box that 1 of 3 models has found at 0.9 gets 0.3, but for "max";
+    duplicates of one model count as several votes, and with `allows_overflow` scores can exceed 1; coordinates and mean
+    score of a fused box are rounded to float32, those of a box that stays alone are not; a box of a model with weight 0
+    stays with score 0, unless it joins others, whose coordinates it does not move.
+
+    What is different: where the package divides 0 by 0 (boxes of score 0 or of a model with weight 0 among themselves),
+    a fused box has the coordinates of its first box, and score 0.
 
     Args:
-        boxes_list: per model (N_i, 4) xyxy, normalised; a model without boxes has an empty list.
-        scores_list: per model (N_i,).
-        labels_list: per model (N_i,) integers.
-        weights: one per model, none negative, not all 0; None = all 1.
+        boxes_list, scores_list, labels_list: as in `fuse`.
+        weights: one per model, none negative, not all 0; None = all 1. Only their ratio counts.
         iou_threshold: from 0 to 1.
         skip_box_threshold: boxes whose own score, without the weight, is lower are left out.
+        conf_type: one of `CONF_TYPES`.
+        allows_overflow: only "avg" uses it.
 
     Returns:
-        (N, 4) float64 boxes, (N,) float64 scores, (N,) int64 labels, in descending score; equal scores: the one whose
-        first box comes first (model, position).
+        as `fuse`.
 
     Raises:
-        ValueError: lengths differ, a weight is negative, all are 0, the IoU threshold is not in [0, 1], or a number is
-            not finite.
+        ValueError: as `fuse`.
     """
-    weights = _checked_weights(weights, len(boxes_list), iou_threshold)
-    boxes, scores, labels, models = _concatenated(boxes_list, scores_list, labels_list)
-    return _weighted_boxes_fusion(
-        boxes, scores, labels, models, weights, weights.sum(), iou_threshold, skip_box_threshold
-    )
+    options = {"weights": weights, "iou_threshold": iou_threshold, "skip_box_threshold": skip_box_threshold}
+    options |= {"conf_type": conf_type, "allows_overflow": allows_overflow}
+    return fuse("wbf", boxes_list, scores_list, labels_list, **options)
 
 
 def nms_fusion(
@@ -96,21 +181,77 @@ def nms_fusion(
     weights: Sequence[float] | None = None,
     iou_threshold: float = 0.55,
     skip_box_threshold: float = 0.0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Fused:
     """Keeps of all models' boxes of a class that overlap by more than `iou_threshold` only the one with the best score.
 
     With weights, scores are multiplied by weight / sum of weights before, as the package ensemble-boxes does; without,
-    scores stay as they are. (So weights 1 1 give the same boxes as none, at half the score.) Arguments, result
+    scores stay as they are. (So weights 1 1 give the same boxes as none, at half the score.) The package, whose boxes
+    and scores these are, ends with an error where no box is left, and overwrites the caller's scores. Arguments, result
     and errors are those of `weighted_boxes_fusion`.
     """
-    total = _checked_weights(weights, len(boxes_list), iou_threshold).sum()
-    boxes, scores, labels, models = _concatenated(boxes_list, scores_list, labels_list)
-    boxes, has_area = clean_boxes(boxes)
-    used = np.flatnonzero(has_area & (scores >= skip_box_threshold))
-    if weights is not None:
-        scores = scores * np.asarray(weights, dtype=np.float64)[models] / total
-    kept = used[classwise_nms(boxes[used], scores[used], labels[used], iou_threshold)]
-    return boxes[kept], scores[kept], labels[kept]
+    options = {"weights": weights, "iou_threshold": iou_threshold, "skip_box_threshold": skip_box_threshold}
+    return fuse("nms", boxes_list, scores_list, labels_list, **options)
+
+
+def soft_nms_fusion(
+    boxes_list: Sequence[np.ndarray],
+    scores_list: Sequence[np.ndarray],
+    labels_list: Sequence[np.ndarray],
+    *,
+    kind: str = "gaussian",
+    weights: Sequence[float] | None = None,
+    iou_threshold: float = 0.55,
+    skip_box_threshold: float = 0.0,
+    sigma: float = 0.5,
+    score_threshold: float = 0.001,
+) -> Fused:
+    """Lowers the scores of boxes that overlap a better one of their class; see `oid.boxes.soft_nms` for how.
+
+    The boxes are the package's. It gives them the scores that they had before; here they have the lowered ones, in
+    whose order they are. Weights have the effect that they have in `nms_fusion`.
+
+    Args:
+        boxes_list, scores_list, labels_list, weights: as in `nms_fusion`.
+        kind: "linear" or "gaussian".
+        iou_threshold: only "linear" uses it; an IoU equal to it is not punished.
+        skip_box_threshold: as in `nms_fusion`, and not negative.
+        sigma: above 0; only "gaussian" uses it. The smaller, the harder.
+        score_threshold: boxes whose new score is not above it are left out, also those that overlap no other.
+
+    Returns:
+        as `fuse`.
+
+    Raises:
+        ValueError: as `fuse`.
+    """
+    options = {"weights": weights, "iou_threshold": iou_threshold, "skip_box_threshold": skip_box_threshold}
+    options |= {"sigma": sigma, "score_threshold": score_threshold}
+    return fuse(f"soft_nms_{kind}", boxes_list, scores_list, labels_list, **options)
+
+
+def non_maximum_weighted(
+    boxes_list: Sequence[np.ndarray],
+    scores_list: Sequence[np.ndarray],
+    labels_list: Sequence[np.ndarray],
+    *,
+    weights: Sequence[float] | None = None,
+    iou_threshold: float = 0.55,
+    skip_box_threshold: float = 0.0,
+) -> Fused:
+    """Moves the best box of a class towards those that overlap it; it keeps its score.
+
+    1. Each score is multiplied by its model's weight / the highest weight; the boxes of a class are taken in descending
+       score.
+    2. A box joins the group of its class whose first box overlaps it most, if that IoU is > `iou_threshold`, else it is
+       the first of a new one.
+    3. A group becomes a box, the mean of its boxes weighted by score * IoU with the first; its score is the first's.
+
+    These are the package's numbers before it rounds them, also those of a box that stays alone, to float32, which makes
+    different scores equal. A group of boxes of score 0 has the coordinates of its first box, instead of 0 / 0.
+    Arguments, result and errors are those of `weighted_boxes_fusion`.
+    """
+    options = {"weights": weights, "iou_threshold": iou_threshold, "skip_box_threshold": skip_box_threshold}
+    return fuse("nmw", boxes_list, scores_list, labels_list, **options)
 
 
 def clean_boxes(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,116 +265,93 @@ def clean_boxes(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([low, high], axis=1), np.prod(high - low, axis=1) > 0.0
 
 
-def _checked_weights(weights: Sequence[float] | None, num_models: int, iou_threshold: float) -> np.ndarray:
-    """(num_models,) float64."""
+def _check_options(
+    method: str,
+    iou_threshold: float,
+    skip_box_threshold: float,
+    *,
+    conf_type: str,
+    sigma: float,
+    limit: int | None,
+    threads: int,
+) -> None:
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}, there are {', '.join(METHODS)}")
+    if conf_type not in CONF_TYPES:
+        raise ValueError(f"unknown conf_type {conf_type!r}, there are {', '.join(CONF_TYPES)}")
     if not 0.0 <= iou_threshold <= 1.0:
         raise ValueError(f"the IoU threshold {iou_threshold} is not in [0, 1]")
-    weights = np.ones(num_models) if weights is None else np.asarray(weights, dtype=np.float64)
-    if weights.shape != (num_models,):
-        raise ValueError(f"{weights.size} weights for {num_models} models")
-    if not np.all(np.isfinite(weights)) or np.any(weights < 0.0):
-        raise ValueError(f"weights {weights.tolist()}: one is negative or not finite")
-    if num_models and not np.any(weights > 0.0):
+    if not sigma > 0.0:
+        raise ValueError(f"sigma is {sigma}, expected more than 0")
+    if method.startswith("soft_nms") and not skip_box_threshold >= 0.0:
+        raise ValueError(f"skip_box_threshold is {skip_box_threshold}: soft-NMS takes no negative scores")
+    if (limit is not None and limit < 0) or threads < 1:
+        raise ValueError(f"limit is {limit} and threads is {threads}: expected at least 0 and 1")
+
+
+def _factors(method: str, weights: Sequence[float] | None, num_models: int) -> tuple[np.ndarray, float]:
+    """(num_models,) what the scores are multiplied by, and the number by which they are then divided."""
+    factors = np.ones(num_models) if weights is None else np.asarray(weights, dtype=np.float64)
+    if factors.shape != (num_models,):
+        raise ValueError(f"{factors.size} weights for {num_models} models")
+    if not np.all(np.isfinite(factors)) or np.any(factors < 0.0):
+        raise ValueError(f"weights {factors.tolist()}: one is negative or not finite")
+    if num_models and not np.any(factors > 0.0):
         raise ValueError("all weights are 0")
-    return weights
+    if method == "nmw" and num_models:
+        return factors / factors.max(), 1.0
+    if method == "wbf" or weights is None:
+        return factors, 1.0
+    return factors, float(factors.sum())
 
 
 def _concatenated(
     boxes_list: Sequence[np.ndarray], scores_list: Sequence[np.ndarray], labels_list: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(N, 4) boxes, (N,) scores, (N,) labels, (N,) models: all boxes, model after model."""
+    """(N, 4) boxes, (N,) scores, (N,) labels: all boxes, model after model; (models + 1,) where each model begins."""
     sizes = [len(boxes) for boxes in boxes_list]
     if sizes != [len(scores) for scores in scores_list] or sizes != [len(labels) for labels in labels_list]:
         raise ValueError("a model's boxes, scores and labels have different lengths")
-    if sum(sizes) == 0:
-        return np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64)
+    bases = np.cumsum([0, *sizes])
     filled = [model for model, size in enumerate(sizes) if size]
+    if not filled:
+        return np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), bases
     boxes = np.concatenate([boxes_list[model] for model in filled], dtype=np.float64)
     scores = np.concatenate([scores_list[model] for model in filled], dtype=np.float64)
-    labels = np.concatenate([labels_list[model] for model in filled]).astype(np.int64)
+    labels = np.concatenate([labels_list[model] for model in filled]).astype(np.int64, copy=False)
     if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
         raise ValueError("a score or a coordinate is not finite")
-    return boxes, scores, labels, np.repeat(np.arange(len(sizes)), sizes)
+    return boxes, scores, labels, bases
 
 
-@numba.njit(cache=True)
-def _usable(box, score, skip_box_threshold):
-    """The box as x1, y1, x2, y2 with its corners in order and clipped, and whether it takes part."""
-    x1, x2 = min(max(min(box[0], box[2]), 0.0), 1.0), min(max(max(box[0], box[2]), 0.0), 1.0)
-    y1, y2 = min(max(min(box[1], box[3]), 0.0), 1.0), min(max(max(box[1], box[3]), 0.0), 1.0)
-    return x1, y1, x2, y2, score >= skip_box_threshold and (x2 - x1) * (y2 - y1) > 0.0
+def _from_zero(labels: np.ndarray) -> tuple[np.ndarray, int, np.ndarray | None]:
+    """Labels that are small and not negative, how many there can be, and what they are called, None = as they are."""
+    names = None
+    if len(labels) and (labels.min() < 0 or labels.max() >= LARGE_LABEL):
+        names, labels = np.unique(labels, return_inverse=True)
+    return labels, int(labels.max(initial=-1)) + 1, names
 
 
-@numba.njit(cache=True)
-def _weighted_boxes_fusion(boxes, scores, labels, models, weights, total_weight, iou_threshold, skip_box_threshold):
-    """See `weighted_boxes_fusion`; (N, 4), (N,), (N,), (N,) of all models, ordered by (model, position)."""
-    # 1. The boxes that take part, in the order (class, descending weighted score, model, position).
-    clean = np.empty((len(scores), 4))
-    weighted = np.empty(len(scores))
-    used = np.empty(len(scores), np.int64)
-    count = 0
-    for i in range(len(scores)):
-        x1, y1, x2, y2, takes_part = _usable(boxes[i], scores[i], skip_box_threshold)
-        if takes_part:
-            clean[i, 0], clean[i, 1], clean[i, 2], clean[i, 3] = x1, y1, x2, y2
-            weighted[i] = scores[i] * weights[models[i]]
-            used[count] = i
-            count += 1
-    order = used[:count]
-    order = order[np.argsort(-weighted[order], kind="mergesort")]
-    order = order[np.argsort(labels[order], kind="mergesort")]
-
-    # 2. Clusters. The float32 sums are part of the definition: each step rounds, as in the package.
-    founder = np.empty(count, np.int64)
-    members = np.zeros(count, np.int64)
-    sums = np.zeros((count, 4), np.float32)
-    confidences = np.zeros(count)
-    fused = np.empty((count, 4))
-    fused_scores = np.empty(count)
-    num_clusters, first_of_class = 0, 0
-    for position in range(count):
-        i = order[position]
-        if position > 0 and labels[i] != labels[order[position - 1]]:
-            first_of_class = num_clusters
-        c = _best_cluster(clean[i], fused, first_of_class, num_clusters, iou_threshold)
-        if c < 0:
-            c = num_clusters
-            num_clusters += 1
-            founder[c] = i
-        members[c] += 1
-        confidences[c] += weighted[i]
-        for k in range(4):
-            sums[c, k] = np.float32(np.float64(sums[c, k]) + weighted[i] * clean[i, k])
-        if members[c] == 1:
-            fused[c] = clean[i]
-            fused_scores[c] = weighted[i]
-            continue
-        fused_scores[c] = np.float64(np.float32(confidences[c] / members[c]))
-        if confidences[c] != 0.0:
-            for k in range(4):
-                fused[c, k] = np.float64(np.float32(np.float64(sums[c, k]) / confidences[c]))
-
-    # 3. Scores by the number of votes, then descending; equal ones by the founder's (model, position).
-    for c in range(num_clusters):
-        fused_scores[c] = fused_scores[c] * min(len(weights), members[c]) / total_weight
-    ranking = np.argsort(founder[:num_clusters], kind="mergesort")
-    ranking = ranking[np.argsort(-fused_scores[ranking], kind="mergesort")]
-    return fused[ranking], fused_scores[ranking], labels[founder[ranking]]
+def _shared_out(
+    part: Callable[[slice], tuple[np.ndarray, ...]], num_images: int, threads: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Calls `part` with slices of the images in several threads, and joins the boxes, scores, labels and offsets."""
+    if threads == 1 or num_images < 2:
+        return part(slice(None))
+    cuts = np.linspace(0, num_images, min(4 * threads, num_images) + 1).astype(int)
+    with ThreadPoolExecutor(threads) as pool:
+        *columns, parts = zip(*pool.map(part, map(slice, cuts[:-1], cuts[1:])), strict=True)
+    counts = np.concatenate([np.diff(offsets) for offsets in parts])
+    return *map(np.concatenate, columns), np.concatenate([[0], np.cumsum(counts)])
 
 
-@numba.njit(cache=True)
-def _best_cluster(box, fused, first, stop, iou_threshold):
-    """The fused box from `first` to `stop` with the highest IoU above the threshold (the oldest of equal), or -1."""
-    best, best_iou = -1, iou_threshold
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    for c in range(first, stop):
-        width = min(fused[c, 2], box[2]) - max(fused[c, 0], box[0])
-        height = min(fused[c, 3], box[3]) - max(fused[c, 1], box[1])
-        if width <= 0.0 or height <= 0.0:
-            continue
-        intersection = width * height
-        fused_area = (fused[c, 2] - fused[c, 0]) * (fused[c, 3] - fused[c, 1])
-        iou = intersection / (fused_area + area - intersection)
-        if iou > best_iou:
-            best, best_iou = c, iou
-    return best
+def _checked_offsets(offsets_list: Sequence[np.ndarray], sizes: np.ndarray) -> np.ndarray:
+    """(models, images + 1) int64."""
+    if len(offsets_list) != len(sizes) or len({len(offsets) for offsets in offsets_list}) > 1:
+        raise ValueError("the models have offsets of different numbers of images")
+    offsets = np.asarray(offsets_list, dtype=np.int64)
+    if not len(sizes):
+        return offsets.reshape(0, -1) if offsets.size else np.zeros((0, 1), np.int64)
+    if np.any(offsets[:, 0] != 0) or np.any(offsets[:, -1] != sizes) or np.any(np.diff(offsets) < 0):
+        raise ValueError("a model's offsets must rise from 0 to the number of its boxes")
+    return offsets

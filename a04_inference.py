@@ -45,6 +45,7 @@ def main(
     nms: Literal["hard", "linear", "gaussian"] = "hard",
     nms_iou: float = a00.NMS_IOU,
     nms_sigma: float = 0.5,
+    vote_iou: float = a00.VOTE_IOU,
     max_boxes: int = a00.MAX_BOXES,
     precision: Literal["float32", "bfloat16"] = "float32",
     batch_size: int = 16,
@@ -64,6 +65,7 @@ def main(
             overlap (linear, gaussian)
         nms_iou: the overlap from which on hard and linear do so; 1 = keep all
         nms_sigma: width of gaussian; the larger, the less the scores fall
+        vote_iou: after hard, a box moves to the mean of all that overlap it so much, weighted by score; 1 = none moves
         max_boxes: at most so many boxes per image, the best ones
         precision: of the network; bfloat16 is faster on processors that have it, and changes scores in the third digit
         batch_size: images that the network sees at a time
@@ -80,7 +82,7 @@ def main(
 
     detector = load_model(folder, precision=precision)
     limits = {"score_threshold": score_threshold, "nms": nms, "nms_iou": nms_iou, "nms_sigma": nms_sigma}
-    limits["max_boxes"] = max_boxes
+    limits |= {"vote_iou": vote_iou, "max_boxes": max_boxes}
     journal = Journal(
         target,
         {"run": _fingerprint(folder), "images": str(source.resolve()), "precision": precision, **limits},
@@ -112,7 +114,7 @@ def main(
 
 def _check(flags: dict) -> None:
     """Refuses numbers out of range."""
-    for name in ("score_threshold", "nms_iou"):
+    for name in ("score_threshold", "nms_iou", "vote_iou"):
         if not 0 <= flags[name] <= 1:
             raise InputError(f"--{name} is {flags[name]}: it must lie between 0 and 1")
     if not 0 < flags["nms_sigma"] < math.inf:

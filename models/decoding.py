@@ -15,6 +15,7 @@ from models.anchors import make_anchors
 from models.box_coding import BOX_CODINGS
 from oid.boxes import classwise_nms, classwise_soft_nms
 from oid.decoding import best_pairs
+from oid.voting import vote_boxes
 
 BoxCoding = Literal["distances", "ssd"]
 ScoreActivation = Literal["sigmoid", "softmax"]
@@ -167,8 +168,9 @@ def suppress(
     labels: np.ndarray,
     *,
     nms: Literal["hard", "linear", "gaussian"] = "hard",
-    nms_iou: float = 0.5,
+    nms_iou: float = 0.55,
     nms_sigma: float = 0.5,
+    vote_iou: float = 0.6,
     score_threshold: float = 0.0,
     max_boxes: int = 300,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -182,6 +184,8 @@ def suppress(
             see `oid.boxes.soft_nms`.
         nms_iou: the overlap from which on this happens; "gaussian" does not use it.
         nms_sigma: the width of "gaussian".
+        vote_iou: after "hard", a box moves to the mean of those that overlap it by so much, see `oid.voting`; 1 = none
+            moves. The others keep what overlaps, as boxes of their own.
         score_threshold: boxes with a lower score are left out, before and, where scores were lowered, after.
         max_boxes: at most so many.
 
@@ -195,7 +199,7 @@ def suppress(
     boxes, scores, labels = boxes[good], scores[good], labels[good]
     if nms == "hard":
         keep = classwise_nms(boxes, scores, labels, nms_iou, max_boxes)
-        return boxes[keep], scores[keep], labels[keep]
+        return vote_boxes(boxes, scores, labels, keep, vote_iou), scores[keep], labels[keep]
     options = {"iou_threshold": nms_iou, "sigma": nms_sigma, "score_threshold": score_threshold}
     keep, scores = classwise_soft_nms(boxes, scores, labels, method=nms, max_boxes=max_boxes, **options)
     return boxes[keep], scores, labels[keep]

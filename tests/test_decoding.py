@@ -303,7 +303,7 @@ def test_suppress_is_the_function_of_its_name(nms):
     rng = np.random.default_rng(3)
     corners = rng.uniform(0, 0.7, (200, 2))
     boxes, scores, labels = np.concatenate([corners, corners + 0.3], axis=1), rng.random(200), rng.integers(0, 2, 200)
-    options = {"nms": nms, "nms_iou": 0.4, "nms_sigma": 0.3, "max_boxes": 60}
+    options = {"nms": nms, "nms_iou": 0.4, "nms_sigma": 0.3, "vote_iou": 1.0, "max_boxes": 60}
     found = suppress(boxes, scores, labels, score_threshold=0.2, **options)
     if nms == "hard":
         kept = classwise_nms(boxes, scores, labels, 0.4)

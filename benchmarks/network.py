@@ -9,7 +9,7 @@ the machine does falls on all alike. Both sides are the released network: VGG16,
 6 anchors per cell, without SFAM, random weights. Prints the smallest and the median time of the rounds, the ratio of
 the medians to the official float32, and the limit: counted operations over the matrix rate measured in the same run. On
 a GPU it also measures a detector with decoding and suppression at 320 pixels, and training. Half an hour on two CPU
-cores; with --sizes 512 --batches 8 the processes need 20 GB.
+cores; with --sizes 512 --batches 8 the processes need 20 GB, and --train false, because training needs twice as much.
 """
 
 import json
@@ -37,6 +37,7 @@ FORWARD = {  # what is printed: how it is run
     "bfloat16": {"policy": "bfloat16"},
     "bfloat16, folded and joined": {"fold": {"dtype": "bfloat16"}},
 }
+VGG16 = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and depth of its stages
 ROUNDS_TO_WARM = 2
 MATRIX = 2048  # side of the matrices whose product gives the matrix rate
 TRUTH = 7  # boxes of each training picture
@@ -130,11 +131,13 @@ def official_network(checkout: str, size: int):
     return M2Det("train", size, {**family, **sizes, "sfam": False, "smooth": True})
 
 
-def official_forward(*, checkout: str, size: int, batch: int):
+def official_forward(*, checkout: str, size: int, batch: int, channels_last: bool = False):
     import torch
 
     network = official_network(checkout, size).eval()
     x = torch.from_numpy(pictures(size, batch)).permute(0, 3, 1, 2).contiguous()
+    if channels_last:
+        network, x = (value.to(memory_format=torch.channels_last) for value in (network, x))
 
     def run():
         with torch.no_grad():
@@ -217,6 +220,25 @@ def training(*, network: dict, size: int, batch: int, policy: str = "float32"):
     return lambda: float(trainer.train_on_batch(x, targets, return_dict=True)["loss"])
 
 
+def convolutions(*, layout: str, size: int, batch: int):
+    """VGG16's convolutions, half of the network's operations, with maps in either layout."""
+    import keras
+    from keras import layers
+
+    channels_first = layout == "channels_first"
+    x = image = keras.Input((3, size, size) if channels_first else (size, size, 3))
+    for filters, depth in VGG16:
+        for _ in range(depth):
+            x = layers.Conv2D(filters, 3, padding="same", activation="relu", data_format=layout)(x)
+        x = layers.MaxPooling2D(data_format=layout)(x)
+    model = keras.Model(image, x)
+    if keras.backend.backend() != "jax":
+        model.compile(jit_compile=False)
+    inputs = pictures(size, batch)
+    inputs = np.ascontiguousarray(inputs.transpose(0, 3, 1, 2)) if channels_first else inputs
+    return lambda: model.predict_on_batch(inputs)
+
+
 def detection(*, network: dict, size: int, batch: int, precision: str):
     """Pictures to boxes: the network, decoding and suppression."""
     from models.anchors import anchor_settings
@@ -262,6 +284,16 @@ def multiply_additions(network: dict, size: int) -> float:
     from models.m2det import build_m2det
 
     return sum(operations for _, operations in cost_of(build_m2det(**network, image_size=size)).values())
+
+
+def convolution_operations(size: int) -> float:
+    """Multiply-additions of VGG16's convolutions for one picture."""
+    operations, channels = 0.0, 3
+    for stage, (filters, depth) in enumerate(VGG16):
+        for _ in range(depth):
+            operations += 9 * channels * filters * (size >> stage) ** 2
+            channels = filters
+    return operations
 
 
 def print_rows(times: dict[str, list[float]], batch: int, limits: dict[str, float]) -> None:
@@ -315,21 +347,32 @@ def main(
         for batch in batches:
             print(f"forward, released, {size} px, batch {batch}, {operations / 1e9:.1f} x 10^9 per image:")
             common = {"size": size, "batch": batch}
-            theirs = {"official float32": {"what": "official_forward", "checkout": official, **common}}
+            theirs = {"what": "official_forward", "checkout": official, **common}
+            theirs = {"official float32": theirs, "official float32, channels last": theirs | {"channels_last": True}}
             ours = {name: {"what": "forward", "network": RELEASED, **common, **way} for name, way in FORWARD.items()}
             limits = {dtype: batch * operations / rate for dtype, rate in rates.items()}
             print_rows(interleaved((theirs if official else {}) | ours, repeats), batch, limits)
-    if train:
-        batch = max(batches)
-        print(f"training step, released, 320 px, batch {batch}:")
-        common = {"size": 320, "batch": batch}
-        tasks = {"official float32": {"what": "official_training", "checkout": official, **common}} if official else {}
-        for dtype in ("float32", "mixed_bfloat16"):
-            tasks[dtype] = {"what": "training", "network": RELEASED, "policy": dtype, **common}
-        limits = {dtype: 3 * batch * multiply_additions(RELEASED, 320) / rate for dtype, rate in rates.items()}
-        print_rows(interleaved(tasks, repeats), batch, limits)
+            print("VGG16's convolutions alone, maps in either layout:")
+            layouts = ("channels_last", "channels_first")
+            tasks = {layout: {"what": "convolutions", "layout": layout, **common} for layout in layouts}
+            print_rows(
+                interleaved(tasks, repeats), batch, {"float32": batch * convolution_operations(size) / rates["float32"]}
+            )
+            if train:
+                measure_training(official, size, batch, repeats, rates)
     if not runs_on_cpu():
         measure_accelerator(repeats, rates)
+
+
+def measure_training(official: str | None, size: int, batch: int, repeats: int, rates: dict[str, float]) -> None:
+    """Steps of both sides."""
+    print(f"training step, released, {size} px, batch {batch}:")
+    common = {"size": size, "batch": batch}
+    tasks = {"official float32": {"what": "official_training", "checkout": official, **common}} if official else {}
+    for dtype in ("float32", "mixed_bfloat16"):
+        tasks[dtype] = {"what": "training", "network": RELEASED, "policy": dtype, **common}
+    limits = {dtype: 3 * batch * multiply_additions(RELEASED, size) / rate for dtype, rate in rates.items()}
+    print_rows(interleaved(tasks, repeats), batch, limits)
 
 
 def measure_accelerator(repeats: int, rates: dict[str, float]) -> None:

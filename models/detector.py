@@ -125,7 +125,7 @@ class Detector:
             sizes: height and width of each picture before `prepare`; needed where it letterboxes, where a warp says the
                 same without them.
             score_threshold: boxes with a lower score are left out.
-            **options: of `models.decoding.suppress`: nms, nms_iou, nms_sigma, max_boxes.
+            **options: of `models.decoding.suppress`: nms, nms_iou, nms_sigma, vote_iou, max_boxes.
 
         Returns:
             For each picture `(boxes, scores, labels)`: float64 `(n, 4)` xyxy normalised to the picture and clipped to

@@ -191,7 +191,7 @@ class Matcher:
             raise ValueError(f"iou_threshold is {iou_threshold}, it must be above 0 and at most 1")
         self.num_images, self.num_classes = len(truth.image_ids), num_classes
         self.group_of_weight, self.iou_threshold = float(group_of_weight), float(iou_threshold)
-        self.targets = _targets(truth, num_classes)
+        self.targets = ordered_targets(truth, num_classes)
         self.num_gt = np.bincount(
             self.targets.class_index,
             weights=np.where(self.targets.group_of, self.group_of_weight, 1.0),
@@ -208,7 +208,7 @@ class Matcher:
         Raises:
             ValueError: arrays that do not fit each other, indices out of range, or an image that an earlier block had.
         """
-        block = _image_by_image(detections, self.num_images, self.num_classes)
+        block = by_image(detections, self.num_images, self.num_classes)
         if self._seen[block.images].any():
             raise ValueError("detections of one image came in two blocks")
         self._seen[block.images] = True
@@ -320,7 +320,7 @@ def area_below(precision: np.ndarray, recall: np.ndarray) -> float:
     return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
 
 
-def _targets(truth: GroundTruth, num_classes: int) -> Targets:
+def ordered_targets(truth: GroundTruth, num_classes: int) -> Targets:
     """The ground truth as the loops take it."""
     num_images, boxes = len(truth.image_ids), _boxes(truth.boxes)
     group_of = np.ascontiguousarray(truth.box_group_of, dtype=bool)
@@ -345,7 +345,7 @@ def _targets(truth: GroundTruth, num_classes: int) -> Targets:
     )
 
 
-def _image_by_image(detections: Detections, num_images: int, num_classes: int) -> Block:
+def by_image(detections: Detections, num_images: int, num_classes: int) -> Block:
     """The detections by image."""
     boxes, scores = _boxes(detections.boxes), np.ascontiguousarray(detections.scores, dtype=np.float64)
     if len(scores) != len(boxes):

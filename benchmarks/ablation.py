@@ -11,7 +11,6 @@ paired: the same images are drawn for both, and the seeds are averaged. An inter
 Finished runs are not repeated: it goes on where it was stopped, and another `--variants` adds to what is there.
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,17 +18,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from a00_utils_and_constants import run_script
-from a07_evaluate import select_detections
-from benchmarks.bootstrap import Curves, curves, resampled
+from benchmarks.bootstrap import Curves
+from benchmarks.training_runs import measure, run, score, train_and_predict
 from benchmarks.voc import convert
-from oid import layout
 from oid.files import InputError
-from oid.predictions import read_predictions
-from training.data_set import read_classes, read_data_set
-from training.validation import ground_truth
 
-ROOT = Path(__file__).resolve().parent.parent
-IOUS = np.linspace(0.5, 0.95, 10)
 VARIANTS: dict[str, dict[str, object]] = {  # name -> what differs from a03's defaults
     "base": {},
     "assignment atss": {"assignment": "atss"},
@@ -90,10 +83,10 @@ def main(
     found: dict[str, list[list[Curves]]] = {}
     for seed in seeds:
         for name in names:
-            run = f"{name.replace(' ', '_').replace(',', '')}_{seed}"
+            run_name = f"{name.replace(' ', '_').replace(',', '')}_{seed}"
             flags = {"validate_every": 1_000_000, "seed": seed, **length, **VARIANTS[name]}
-            predictions = train_and_predict(data_set, output, run, flags)
-            found.setdefault(name, []).append(measure(data_set, output, predictions))
+            expanded, _ = train_and_predict(data_set, output, run_name, flags)
+            found.setdefault(name, []).append(measure(data_set, expanded))
             at_50, at_all = score(found[name][-1:])
             print(f"{name}, seed {seed}: mAP@.5 {at_50:.4f}, mAP@.5:.95 {at_all:.4f}", flush=True)
     print_table(found, resamples)
@@ -104,32 +97,8 @@ def prepare(voc: str | None, data_set: Path, output: Path) -> None:
     if voc:
         convert(Path(voc), data_set, {"train": "trainval", "validation": "test"})
     else:
-        _run("-m", "demo.make_data_set", dataset_path=data_set)
-    _run("a01_create_training_files.py", dataset_path=data_set, output_path=output, levels="1")
-
-
-def train_and_predict(data_set: Path, output: Path, run: str, flags: dict[str, object]) -> Path:
-    """One run of a03, and a04's predictions on the images that measure."""
-    paths = {"dataset_path": data_set, "output_path": output, "run": run}
-    predictions = layout.run_predictions(output, "validation", run)
-    _run("a03_train_m2det.py", **paths, **flags)
-    if not predictions.is_file():
-        _run("a04_inference.py", **paths, images=data_set / "validation", predictions=predictions)
-    return predictions
-
-
-def measure(data_set: Path, output: Path, predictions: Path) -> list[Curves]:
-    """The detections matched with the ground truth at each IoU."""
-    labels = tuple(read_classes(output, "1"))
-    truth = ground_truth(read_data_set(data_set, output, "1", "validation"))
-    detections, _ = select_detections(read_predictions(predictions), truth, labels)
-    return [curves(truth, detections, len(labels), iou) for iou in IOUS]
-
-
-def score(seeds: list[list[Curves]], images: np.ndarray | None = None) -> tuple[float, float]:
-    """mAP at IoU 0.5, and the mean over all IoUs, averaged over the seeds; `images` draws some of them."""
-    maps = np.array([[resampled(curve, images) for curve in run] for run in seeds])  # [seeds,ious]
-    return float(maps[:, 0].mean()), float(maps.mean())
+        run("-m", "demo.make_data_set", dataset_path=data_set)
+    run("a01_create_training_files.py", dataset_path=data_set, output_path=output, levels="1")
 
 
 def print_table(found: dict[str, list[list[Curves]]], resamples: int) -> None:
@@ -152,16 +121,6 @@ def print_table(found: dict[str, list[list[Curves]]], resamples: int) -> None:
             difference = 100 * (mean - reference)
             cells += [f"{mean:.4f}", f"{difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})", verdict]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
-
-
-def _run(*script: str, **flags: object) -> None:
-    command = [sys.executable, *script]
-    for name, value in flags.items():
-        command += [f"--{name}", str(value)]
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise InputError(f"{script[0]} ended with exit code {done.returncode}: {lines[-1].removeprefix('error: ')}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,169 @@
+"""Makes the figures of the README again: trains, predicts, measures, and writes the tables into the README.
+
+    python benchmarks/results.py --demo true
+    python benchmarks/results.py --voc ../BCCD_Dataset/BCCD
+    python benchmarks/results.py --oid fruit_oid
+
+The demonstration for three seeds takes 25 minutes; a data set takes `--time_budget` for each seed. Finished runs are
+not repeated. A table stands in the README between two lines `<!-- NAME -->` and `<!-- end of NAME -->`; with
+`--readme none` it is only printed.
+"""
+
+import csv
+import datetime
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from a00_utils_and_constants import run_script
+from benchmarks.training_runs import ROOT, Cost, measure, run, score, train_and_predict
+from benchmarks.voc import convert
+from oid.files import InputError, replacing, require_file
+from oid.images import find_images, read_image
+
+BATCH = 16  # images at a time where inference is timed
+
+
+def main(
+    *,
+    demo: bool = False,
+    voc: str | None = None,
+    oid: str | None = None,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    time_budget: str = "20m",
+    folder: str = "results",
+    readme: str = "README.md",
+) -> None:
+    """Prints a table for each thing that is asked for.
+
+    Args:
+        demo: the demonstration, with its ensemble
+        voc: folder of a data set in Pascal VOC's layout, with the splits trainval and test
+        oid: folder of a data set in Open Images' layout, with the splits train and validation
+        seeds: of data and training
+        time_budget: of each training of --voc and --oid
+        folder: for data and runs
+        readme: file whose tables are replaced; none = print only
+    """
+    if not (demo or voc or oid):
+        raise InputError("give --demo true, --voc or --oid: what to measure")
+    folder = Path(folder).absolute()
+    tables = {}
+    if demo:
+        tables["demonstration"] = demonstration(folder / "demo", seeds)
+    if voc:
+        convert(Path(voc), folder / "voc" / "data_set", {"train": "trainval", "validation": "test"})
+        tables["Pascal VOC"] = data_set_table(
+            folder / "voc" / "data_set", folder / "voc" / "output", seeds, time_budget
+        )
+    if oid:
+        tables["photographs"] = data_set_table(Path(oid).absolute(), folder / "oid" / "output", seeds, time_budget)
+    for name, rows in tables.items():
+        text = "\n".join([*rows, "", f"Made by `{command()}`, {machine()}, {datetime.date.today()}."])
+        print(f"\n{name}\n{text}", flush=True)
+        if readme != "none":
+            replace_table(Path(readme), name, text)
+
+
+# === The tables ===
+
+
+def demonstration(folder: Path, seeds: tuple[int, ...]) -> list[str]:
+    """A row per seed: speed, minutes and mAP of each network, and the mAP of the ensemble."""
+    rows = []
+    for seed in seeds:
+        run("-m", "demo.run_demo", demo_path=folder / f"seed_{seed}", seed=seed)
+        with open(folder / f"seed_{seed}" / "results.csv", newline="", encoding="utf-8") as file:
+            *networks, ensemble = csv.DictReader(file)
+        if not rows:
+            titles = [f"{row['model']}: images/s, minutes, mAP@0.5" for row in networks]
+            rows += [f"| seed | {' | '.join(titles)} | fused |", "|---" * (len(networks) + 2) + "|"]
+        cells = [f"{row['images/s']}, {row['minutes']}, {float(row['mAP@0.5']):.3f}" for row in networks]
+        rows.append(f"| {seed} | {' | '.join(cells)} | {float(ensemble['mAP@0.5']):.3f} |")
+    return rows
+
+
+def data_set_table(data_set: Path, output: Path, seeds: tuple[int, ...], time_budget: str) -> list[str]:
+    """A row per seed: what the training cost, what the network finds, and what it costs to use; then the mean."""
+    run("a01_create_training_files.py", dataset_path=data_set, output_path=output, levels="1")
+    rows = [
+        "| seed | minutes, CPU minutes | mAP@0.5 | mAP@0.5:0.95 | CPU ms per image found |",
+        "|---|---|---|---|---|",
+    ]
+    scores = []
+    for seed in seeds:
+        name = f"seed_{seed}"
+        expanded, cost = train_and_predict(data_set, output, name, {"time_budget": time_budget, "seed": seed})
+        spent = remembered(output / f"{name}.cost.json", cost)
+        scores.append(score([measure(data_set, expanded)]))
+        milliseconds = 1e3 * inference_seconds(output / "weights" / name, data_set / "validation")
+        cells = [f"{spent.wall / 60:.1f}, {spent.cpu / 60:.1f}", *(f"{value:.3f}" for value in scores[-1])]
+        rows.append(f"| {seed} | {' | '.join(cells)} | {milliseconds:.1f} |")
+        print(rows[-1], flush=True)
+    mean, spread = np.mean(scores, axis=0), np.std(scores, axis=0, ddof=1) if len(scores) > 1 else (0.0, 0.0)
+    return [*rows, f"| mean (spread) | | {mean[0]:.3f} ({spread[0]:.3f}) | {mean[1]:.3f} ({spread[1]:.3f}) | |"]
+
+
+def remembered(path: Path, cost: Cost) -> Cost:
+    """The cost of the training, which a repetition that finds it finished must not forget."""
+    if path.is_file():
+        return Cost(**json.loads(path.read_text()))
+    path.write_text(json.dumps(vars(cost)))
+    return cost
+
+
+def inference_seconds(run_folder: Path, images: Path) -> float:
+    """CPU seconds of one image from its pixels to its boxes: resizing, network, decoding, suppression."""
+    from models import load_model
+
+    detector = load_model(run_folder)
+    pictures = [read_image(path, orientation="stored") for path in find_images(images).values()]
+    times = []
+    for begin in [0, *range(0, len(pictures) - BATCH + 1, BATCH)]:  # the first is there twice: it compiles
+        before = time.process_time()
+        detector.predict_on_batch(pictures[begin : begin + BATCH])
+        times.append((time.process_time() - before) / BATCH)
+    return float(np.median(times[1:]))
+
+
+# === The README ===
+
+
+def replace_table(path: Path, name: str, text: str) -> None:
+    """Writes `text` between the lines that mark the table of that name.
+
+    Raises:
+        InputError: the file has no such lines.
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    whole = require_file(path, "name the file with the tables by --readme").read_text(encoding="utf-8")
+    if whole.count(begin) != 1 or whole.count(end) != 1 or whole.index(begin) > whole.index(end):
+        raise InputError(f"{path} has no place for the table: it needs the lines {begin} and {end}, once each")
+    before, _, rest = whole.partition(begin)
+    _, _, after = rest.partition(end)
+    with replacing(path) as temporary:
+        temporary.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def command() -> str:
+    """What was typed."""
+    return " ".join(["python", os.path.relpath(sys.argv[0], ROOT), *map(os.path.basename, sys.argv[1:])])
+
+
+def machine() -> str:
+    """The processor's name and how many cores of it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else 'an unknown processor'}"
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,15 +1,22 @@
 """Fuses the predictions of several models to one set of boxes per image: the submission.
 
 Reads   two or more prediction CSVs, by default all that a05 wrote for the split
-Writes  OUTPUT/predictions/<split>/submission.csv, Kaggle form
-Takes   about 2 minutes for 3 files of 40,000 images with 100 boxes each
+Writes  OUTPUT/predictions/<split>/submission.csv, Kaggle form; with --tune only submission.tuned.json
+Takes   about 20 s and 1 GB for 3 files of 100,000 images with 100 boxes each on two CPU cores
+
+With --tune it searches model weights and settings on a split with ground truth, says what they gain on images that
+the search has not seen, and saves them; --settings applies them to files of the same names of another split.
 
     python a06_ensemble.py --predictions A.expanded.csv B.expanded.csv --weights 2 1 --ensemble submission.csv
+    python a06_ensemble.py --split validation --tune --settings best.tuned.json
+    python a06_ensemble.py --split test --settings best.tuned.json
     python a06_ensemble.py --predictions tiny.csv --ensemble tiny.fused.csv
 """
 
 import math
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -18,138 +25,311 @@ from tqdm import tqdm
 
 import a00_utils_and_constants as a00
 from oid import layout
-from oid.files import InputError, output_file
-from oid.fusion import clean_boxes, fuse
-from oid.predictions import Predictions, read_predictions, write_predictions
+from oid.files import InputError, output_file, require_file
+from oid.fusion import count_unusual, fuse_images
+from oid.predictions import PredictionFile, Predictions, PredictionWriter
+
+IMAGES_PER_BLOCK = 1024  # of each file, in memory at a time
+USED_BY = {  # the methods, or conf_type, that look at a flag
+    "conf_type": ("wbf",),
+    "allows_overflow": ("wbf",),
+    "sigma": ("soft_nms_gaussian",),
+    "score_threshold": ("soft_nms_linear", "soft_nms_gaussian"),
+}
 
 
 def main(
     *,
+    dataset_path: str = a00.DATASET_PATH,
     output_path: str = a00.OUTPUT_PATH,
     split: str = a00.SPLIT,
     predictions: tuple[str, ...] | None = None,
     ensemble: str | None = None,
+    method: Literal["wbf", "nms", "soft_nms_linear", "soft_nms_gaussian", "nmw"] = "wbf",
     weights: tuple[float, ...] | None = None,
     fusion_iou: float = a00.FUSION_IOU,
     skip_box_threshold: float = 0.0,
-    method: Literal["wbf", "nms"] = "wbf",
+    conf_type: Literal["avg", "max", "box_and_model_avg", "absent_model_aware_avg"] = "avg",
+    allows_overflow: bool = False,
+    sigma: float = 0.5,
+    score_threshold: float = 0.001,
     limit: int = 0,
+    settings: str | None = None,
+    tune: bool = False,
+    boxes: str | None = None,
+    image_labels: str | None = None,
+    trials: int = 200,
+    folds: int = 5,
+    seed: int = 0,
+    threads: int = 0,
 ) -> None:
     """Labels are any text without white space; no hierarchy is needed. The images are the first file's in their order,
     then those that only later files have; an image that is missing in a file has no boxes there.
 
     Args:
+        dataset_path: folder of the data set; only --tune reads it, for the ground truth.
         output_path: folder of all results.
         split: the split whose expanded predictions are fused, unless --predictions names files.
         predictions: prediction CSVs, one per model, Kaggle form or a row per box, also .gz; by default every
             *.expanded.csv of the split, in the order of their names.
         ensemble: CSV to write; by default the split's submission.csv.
+        method: wbf = weighted boxes fusion; nms = non-maximum suppression over all files' boxes; soft_nms_linear,
+            soft_nms_gaussian = the same, but scores fall with the overlap; nmw = non-maximum weighted. All but wbf and
+            nmw multiply scores by weight / sum of weights when --weights is given.
         weights: one per file, 0 or more; by default all equal.
-        fusion_iou: boxes of one class that overlap more (wbf) are fused to one, or (nms) the one with the lower score
-            goes; from 0 to 1.
+        fusion_iou: boxes of one class that overlap more are fused to one (wbf, nmw), or the one with the lower score
+            goes (nms) or loses score (soft_nms_linear); from 0 to 1.
         skip_box_threshold: boxes whose score in their file is lower take no part; 0 = off.
-        method: wbf = weighted boxes fusion, nms = non-maximum suppression over all files' boxes, whose scores are
-            multiplied by weight / sum of weights when --weights is given.
+        conf_type: of wbf, the score of a fused box, as in ensemble-boxes: avg = mean, less where few models found it;
+            max = the highest; box_and_model_avg, absent_model_aware_avg = means that know which models found it.
+        allows_overflow: of wbf with avg, a box that a model found twice counts twice, so that scores can exceed 1.
+        sigma: of soft_nms_gaussian, its width; the larger, the less the scores fall.
+        score_threshold: of soft_nms_*, boxes whose new score is not above it are left out.
         limit: write at most so many boxes per image, those with the highest scores; 0 = all.
+        settings: X.tuned.json whose weights, IoU, skip threshold and conf_type are used; with --tune it is written, by
+            default beside the ensemble.
+        tune: search these settings on the split's ground truth instead of writing an ensemble.
+        boxes: with --tune, CSV of ground-truth boxes; by default the data set's.
+        image_labels: with --tune, CSV of human-verified image-level labels, or "none"; by default the data set's where
+            it has them, but none where --boxes names another file.
+        trials: with --tune, how many settings are tried.
+        folds: with --tune, parts of the images that are held out in turn.
+        seed: with --tune, of folds and trials.
+        threads: images are shared out to so many, the result is the same; 0 = one per core.
     """
+    flags = dict(locals())
     paths = [Path(name) for name in predictions or layout.all_expanded_predictions(output_path, split)]
     ensemble = output_file(ensemble or layout.submission(output_path, split), "--ensemble")
-    check_settings(paths, ensemble, weights, fusion_iou, skip_box_threshold, limit)
-    models = [read_predictions(path) for path in paths]
-    image_ids = list(dict.fromkeys(image_id for model in models for image_id in model.image_ids))
-    labels = list(dict.fromkeys(label for model in models for label in model.labels))
-    print_inputs(paths, models, weights, image_ids, skip_box_threshold)
+    check_flags(paths, ensemble, flags)
+    threads = threads or os.cpu_count() or 1
+    if tune:
+        tune_settings(paths, ensemble, flags, threads)
+        return
+    options = {name: flags[name] for name in (*USED_BY, "weights", "skip_box_threshold")}
+    options |= {"iou_threshold": fusion_iou, "limit": limit or None, "threads": threads}
+    if settings:
+        options |= tuned_options(settings, paths)
+    models = Models([PredictionFile(path) for path in paths])
+    written = 0
+    with PredictionWriter(ensemble) as writer:
+        for block in fused_blocks(models, method, options):
+            writer.write(block)
+            written += len(block.boxes)
+    print_inputs(paths, models, options["weights"], options["skip_box_threshold"])
+    print(f"wrote {ensemble}: {len(models.image_ids)} images, {written} boxes fused from {models.counts[:, 0].sum()}")
 
-    options = {"weights": weights, "iou_threshold": fusion_iou, "skip_box_threshold": skip_box_threshold}
-    fused = Predictions.from_images(image_ids, labels, fused_images(models, image_ids, labels, method, options, limit))
-    write_predictions(ensemble, fused)
-    total = sum(len(model.boxes) for model in models)
-    print(f"wrote {ensemble}: {len(image_ids)} images, {len(fused.boxes)} boxes fused from {total}")
 
-
-def check_settings(
-    paths: Sequence[Path],
-    ensemble: Path,
-    weights: Sequence[float] | None,
-    fusion_iou: float,
-    skip_box_threshold: float,
-    limit: int,
-) -> None:
+def check_flags(paths: Sequence[Path], ensemble: Path, flags: dict) -> None:
     """Raises InputError for flags that make no sense."""
     if not paths:
-        where = ensemble.parent
         raise InputError(
-            f"no *.expanded.csv in {where}: run a05_expand_hierarchy.py first, or name files by --predictions"
+            f"no *.expanded.csv in {ensemble.parent}: run a05_expand_hierarchy.py first, or name files by --predictions"
         )
     if ensemble.resolve() in [path.resolve() for path in paths]:
         raise InputError(f"--ensemble {ensemble} is one of the files that are read: give it another name")
-    if weights is not None:
-        shown = " ".join(f"{weight:g}" for weight in weights)
-        if len(weights) != len(paths):
-            raise InputError(f"--weights {shown}: {len(weights)} weights for {len(paths)} prediction files")
-        if not all(0.0 <= weight <= 1e6 for weight in weights):
-            raise InputError(f"--weights {shown}: a weight must be a number from 0 to 1000000")
-        if not any(weights):
-            raise InputError(f"--weights {shown}: at least one must be more than 0")
-    if not 0.0 <= fusion_iou <= 1.0:
-        raise InputError(f"--fusion_iou {fusion_iou} is not in the range from 0 to 1")
-    if not math.isfinite(skip_box_threshold):
-        raise InputError(f"--skip_box_threshold {skip_box_threshold} is not a finite number")
-    if limit < 0:
-        raise InputError(f"--limit {limit} is negative: 0 writes all boxes")
+    check_weights(flags["weights"], len(paths))
+    if not 0.0 <= flags["fusion_iou"] <= 1.0:
+        raise InputError(f"--fusion_iou {flags['fusion_iou']} is not in the range from 0 to 1")
+    for name in ("skip_box_threshold", "score_threshold"):
+        if not math.isfinite(flags[name]):
+            raise InputError(f"--{name} {flags[name]} is not a finite number")
+    if not 0.0 < flags["sigma"] < math.inf:
+        raise InputError(f"--sigma {flags['sigma']}: it must be above 0 and finite")
+    if flags["limit"] < 0:
+        raise InputError(f"--limit {flags['limit']} is negative: 0 writes all boxes")
+    for name, least in {"threads": 0, "trials": 1, "folds": 2, "seed": 0}.items():
+        if flags[name] < least:
+            raise InputError(f"--{name} is {flags[name]}: it must be at least {least}")
+    check_combinations(flags)
 
 
-def fused_images(
-    models: Sequence[Predictions],
-    image_ids: Sequence[str],
-    labels: Sequence[str],
-    method: str,
-    options: dict[str, object],
-    limit: int,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields each image's (n,) indices into `labels`, (n,) scores and (n, 4) boxes, in descending score."""
-    label_of = {label: index for index, label in enumerate(labels)}
-    label_maps = [np.array([label_of[label] for label in model.labels], dtype=np.int64) for model in models]
-    rows = [{image_id: row for row, image_id in enumerate(model.image_ids)} for model in models]
-    offsets = [model.offsets() for model in models]
-    nothing = slice(0, 0)
-    for image_id in tqdm(image_ids, desc="fusing", unit="image", disable=None):
-        places = [
-            slice(offset[row[image_id]], offset[row[image_id] + 1]) if image_id in row else nothing
-            for row, offset in zip(rows, offsets, strict=True)
-        ]
-        parts = list(zip(models, places, strict=True))
-        boxes, scores, label_index = fuse(
-            method,
-            [model.boxes[place] for model, place in parts],
-            [model.scores[place] for model, place in parts],
-            [to_common[model.label_index[place]] for to_common, (model, place) in zip(label_maps, parts, strict=True)],
-            **options,
-        )
-        kept = slice(0, limit or None)
-        yield label_index[kept], scores[kept], boxes[kept]
+def check_weights(weights: Sequence[float] | None, num_files: int) -> None:
+    """Raises InputError for weights that make no sense."""
+    if weights is None:
+        return
+    shown = " ".join(f"{weight:g}" for weight in weights)
+    if len(weights) != num_files:
+        raise InputError(f"--weights {shown}: {len(weights)} weights for {num_files} prediction files")
+    if not all(0.0 <= weight <= 1e6 for weight in weights):
+        raise InputError(f"--weights {shown}: a weight must be a number from 0 to 1000000")
+    if not any(weights):
+        raise InputError(f"--weights {shown}: at least one must be more than 0")
+
+
+def check_combinations(flags: dict) -> None:
+    """Raises InputError for flags that would change nothing, or contradict each other."""
+    defaults = main.__kwdefaults__
+    changed = {name for name, value in flags.items() if value != defaults[name]}
+    method = flags["method"]
+    for name, methods in USED_BY.items():
+        if name in changed and method not in methods:
+            raise InputError(f"--{name} has no effect with --method {method}, only with {' and '.join(methods)}")
+    if flags["allows_overflow"] and flags["conf_type"] != "avg":
+        raise InputError(f"--allows_overflow has no effect with --conf_type {flags['conf_type']}, only with avg")
+    if method.startswith("soft_nms") and flags["skip_box_threshold"] < 0.0:
+        raise InputError(f"--skip_box_threshold {flags['skip_box_threshold']}: {method} takes no negative scores")
+    mode = "--tune" if flags["tune"] else "--settings" if flags["settings"] else None
+    given = {"--tune": ("weights", "limit"), "--settings": ("weights", "fusion_iou", "skip_box_threshold", "conf_type")}
+    for name in (*given.get(mode, ()), "method", "allows_overflow"):
+        if mode and name in changed:
+            raise InputError(f"--{name} cannot be given with {mode}: leave out one of the two")
+    for name in ("boxes", "image_labels", "trials", "folds", "seed"):
+        if name in changed and not flags["tune"]:
+            raise InputError(f"--{name} has no effect without --tune")
+
+
+class Models:
+    """The prediction files of several models as one: common images, common labels, read in blocks of images.
+
+    Attributes:
+        image_ids: the first file's, then those that only later files have.
+        labels: the common vocabulary; it grows as images are read.
+        counts: (models, 4) int64, of what was read so far: boxes, boxes that reach out of the image, boxes without
+            area, boxes below the skip threshold.
+        num_images: of each file.
+    """
+
+    def __init__(self, files: Sequence[PredictionFile]):
+        positions = {}
+        for file in files:
+            for image_id in file.image_ids:
+                positions.setdefault(image_id, len(positions))
+        self.image_ids = list(positions)
+        self.num_images = [len(file.image_ids) for file in files]
+        self.labels: list[str] = []
+        self.counts = np.zeros((len(files), 4), np.int64)
+        self._files = files
+        self._rows = np.full((len(files), len(positions)), -1)  # where a file has an image
+        for rows, file in zip(self._rows, files, strict=True):
+            rows[[positions[image_id] for image_id in file.image_ids]] = np.arange(len(file.image_ids))
+        self._label_of: dict[str, int] = {}
+        self._common_label: list[list[int]] = [[] for _ in files]
+
+    def read(self, images: slice, skip_box_threshold: float) -> list[tuple[np.ndarray, ...]]:
+        """Of each model (N, 4) boxes, (N,) scores, (N,) indices into `labels`, (images + 1,) offsets."""
+        return [self._read(model, images, skip_box_threshold) for model in range(len(self._files))]
+
+    def _read(self, model: int, images: slice, skip_box_threshold: float) -> tuple[np.ndarray, ...]:
+        rows = self._rows[model, images]
+        found = self._files[model].read(rows[rows >= 0])
+        common = self._common_label[model]
+        for label in found.labels[len(common) :]:
+            if label not in self._label_of:
+                self._label_of[label] = len(self.labels)
+                self.labels.append(label)
+            common.append(self._label_of[label])
+        sizes = np.zeros(len(rows), np.int64)
+        sizes[rows >= 0] = np.diff(found.offsets())
+        unusual = count_unusual(found.boxes, found.scores, skip_box_threshold)
+        self.counts[model] += (len(found.boxes), *unusual)
+        labels = np.array(common, np.int64)[found.label_index]
+        return found.boxes, found.scores, labels, np.concatenate([[0], np.cumsum(sizes)])
+
+
+def fused_blocks(models: Models, method: str, options: dict[str, object]) -> Iterator[Predictions]:
+    """Yields the fused images in order, with a progress bar; the next block is read while one is fused and written."""
+    num_images = len(models.image_ids)
+    blocks = [slice(first, first + IMAGES_PER_BLOCK) for first in range(0, num_images, IMAGES_PER_BLOCK)]
+    skip_box_threshold = options["skip_box_threshold"]
+    with (
+        tqdm(total=num_images, desc="fusing", unit="image", disable=None) as bar,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        coming = pool.submit(models.read, blocks[0], skip_box_threshold) if blocks else None
+        for images, following in zip(blocks, [*blocks[1:], None], strict=True):
+            parts = coming.result()
+            coming = pool.submit(models.read, following, skip_box_threshold) if following else None
+            boxes, scores, label_index, offsets = fuse_images(method, *zip(*parts, strict=True), **options)
+            image_index = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+            yield Predictions(models.image_ids[images], models.labels, image_index, label_index, scores, boxes)
+            bar.update(len(offsets) - 1)
 
 
 def print_inputs(
-    paths: Sequence[Path],
-    models: Sequence[Predictions],
-    weights: Sequence[float] | None,
-    image_ids: Sequence[str],
-    skip_box_threshold: float,
+    paths: Sequence[Path], models: Models, weights: Sequence[float] | None, skip_box_threshold: float
 ) -> None:
-    """Says per file what it has, what it lacks, and which of its boxes fusion changes or leaves out."""
-    for path, model, weight in zip(paths, models, weights or [1.0] * len(models), strict=True):
-        print(f"read {path}: {len(model.image_ids)} images, {len(model.boxes)} boxes, weight {weight:g}")
-        outside = np.any((model.boxes < 0.0) | (model.boxes > 1.0), axis=1).sum()
-        _, has_area = clean_boxes(model.boxes)
+    """Says per file what it had, what it lacked, and which of its boxes fusion has changed or left out."""
+    for model, path in enumerate(paths):
+        boxes, outside, without_area, below = models.counts[model].tolist()
+        weight = 1.0 if weights is None else weights[model]
+        print(f"read {path}: {models.num_images[model]} images, {boxes} boxes, weight {weight:g}")
         for count, what in (
-            (len(image_ids) - len(model.image_ids), "images of other files are missing here: no boxes"),
+            (len(models.image_ids) - models.num_images[model], "images of other files are missing here: no boxes"),
             (outside, "boxes reach out of the image: clipped to it"),
-            ((~has_area).sum(), "boxes have no area in the image: left out"),
-            ((model.scores < skip_box_threshold).sum(), f"boxes have a score below {skip_box_threshold:g}: left out"),
+            (without_area, "boxes have no area in the image: left out"),
+            (below, f"boxes have a score below {skip_box_threshold:g}: left out"),
         ):
             if count:
                 print(f"  {count} {what}")
+
+
+def tuned_options(settings: str, paths: Sequence[Path]) -> dict[str, object]:
+    """The keywords of `fuse_images` that a settings file gives."""
+    from oid.tuned_settings import model_names, read_tuned_settings
+
+    tuned = read_tuned_settings(settings, model_names(paths))
+    return {
+        "weights": tuned.weights,
+        "iou_threshold": tuned.fusion_iou,
+        "skip_box_threshold": tuned.skip_box_threshold,
+        "conf_type": tuned.conf_type,
+    }
+
+
+def tune_settings(paths: Sequence[Path], ensemble: Path, flags: dict, threads: int) -> None:
+    """Searches settings, prints what they gain, and saves them."""
+    from oid.tuned_settings import FusionSettings, model_names, write_tuned_settings
+    from oid.tuning import print_tuning, tune
+
+    default = ensemble.with_name(ensemble.name.removesuffix(".gz").removesuffix(".csv") + ".tuned.json")
+    target = output_file(flags["settings"] or default, "--settings")
+    names = model_names(paths)
+    for path in paths:
+        require_file(path, "name prediction files by --predictions")
+    truth, report = read_truth(flags["dataset_path"], flags["split"], flags["boxes"], flags["image_labels"])
+    print(f"ground truth: {len(truth.image_ids)} images, {len(truth.boxes)} boxes of {len(report.labels)} classes")
+    tuning = tune(
+        (PredictionFile(path) for path in paths),
+        truth,
+        report.labels,
+        base=FusionSettings((1.0,) * len(paths), flags["fusion_iou"], flags["skip_box_threshold"], flags["conf_type"]),
+        trials=flags["trials"],
+        folds=flags["folds"],
+        seed=flags["seed"],
+        group_of_weight=a00.GROUP_OF_WEIGHT,
+        threads=threads,
+    )
+    print_tuning(tuning, names)
+    write_tuned_settings(target, names, tuning.settings, tuning.verdict, tuning.measured())
+    print(f"wrote {target}: apply it to files of the same names by --settings {target}")
+
+
+def read_truth(dataset_path: str, split: str, boxes: str | None, image_labels: str | None):
+    """The ground truth and its report, from the files that a07 takes by default; prints their names."""
+    from oid.annotations import read_class_descriptions
+    from oid.ground_truth import read_ground_truth
+    from oid.hierarchy import read_hierarchy
+
+    default_boxes = layout.box_annotations(dataset_path, split)
+    boxes_path = require_file(boxes or default_boxes, "give --boxes, or the folder of Open Images with --dataset_path")
+    labels_path = None
+    if image_labels not in (None, "none"):
+        labels_path = require_file(image_labels, "give another file with --image_labels, or --image_labels none")
+    elif image_labels is None and boxes_path.resolve() == default_boxes.resolve():
+        default = layout.image_label_annotations(dataset_path, split)
+        labels_path = default if default.is_file() else None
+    hierarchy = layout.annotation_file(dataset_path, layout.HIERARCHY)
+    classes = layout.evaluated_class_descriptions(dataset_path)
+    for what, path in (("boxes", boxes_path), ("image labels", labels_path)):
+        print(f"{what}: {path or 'none'}")
+    for what, path in (("hierarchy", hierarchy), ("class descriptions", classes)):
+        print(f"{what}: {path if path.is_file() else 'none'}")
+    return read_ground_truth(
+        boxes_path,
+        labels_path,
+        read_hierarchy(hierarchy) if hierarchy.is_file() else None,
+        list(read_class_descriptions(classes)) if classes.is_file() else None,
+    )
 
 
 if __name__ == "__main__":

@@ -173,6 +173,21 @@ def _clean(box, clean):
 
 
 @numba.njit(cache=True, nogil=True)
+def count_unusual(boxes, scores, skip_box_threshold):
+    """How many boxes reach out of [0, 1], have no area there, have a score below the threshold."""
+    clean = np.empty(4)
+    outside = without_area = below = 0
+    for i in range(len(boxes)):
+        reaches_out = False
+        for k in range(4):
+            reaches_out |= boxes[i, k] < 0.0 or boxes[i, k] > 1.0
+        outside += reaches_out
+        without_area += not _clean(boxes[i], clean)
+        below += scores[i] < skip_box_threshold
+    return outside, without_area, below
+
+
+@numba.njit(cache=True, nogil=True)
 def _sort_by_score(order, scores):
     """Sorts the indices in `order`, in place, by descending score; equal ones stay in their order.
 

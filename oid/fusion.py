@@ -265,6 +265,14 @@ def clean_boxes(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate([low, high], axis=1), np.prod(high - low, axis=1) > 0.0
 
 
+def count_unusual(boxes: np.ndarray, scores: np.ndarray, skip_box_threshold: float = 0.0) -> tuple[int, int, int]:
+    """How many boxes reach out of [0, 1], how many have no area there, and how many have a lower score than that."""
+    from oid import box_kernels
+
+    boxes, scores = np.ascontiguousarray(boxes, np.float64), np.ascontiguousarray(scores, np.float64)
+    return box_kernels.count_unusual(boxes, scores, float(skip_box_threshold))
+
+
 def _check_options(
     method: str,
     iou_threshold: float,

@@ -219,7 +219,8 @@ class Matcher:
         self._blocks.append(tuple(column.copy() for column in columns))  # what is not filled is given back
         for rule, count in zip(RULES, dropped.tolist(), strict=True):
             self.dropped[rule] += count
-        return block._replace(rows=rows, labels=self._blocks[-1][1])
+        _, labels, _, image = self._blocks[-1]
+        return block._replace(entry_row=rows, entry_label=labels, entry_image=image)
 
     def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Scores, labels, classes and images `(E,)` of all entries, in the order in which the blocks came."""
@@ -263,8 +264,8 @@ class Block(NamedTuple):
     images: `(B,)` int64, distinct.
     first, order: `(B + 1,)` and `(N,)` int64; the rows of images[b] are order[first[b]:first[b + 1]], ascending.
     class_index, scores, boxes: `(N,)` int64, `(N,)` and `(N, 4)` float64.
-    rows: `(E,)` int64, the row of each new entry, -1 for a group-of box; None before the matching.
-    labels: `(E,)` float64, what each new entry counts.
+    entry_row: `(E,)` int64, the row of each new entry, -1 for a group-of box; None before the matching.
+    entry_label, entry_image: `(E,)` float64 and int32, what each new entry counts, and its image.
     """
 
     images: np.ndarray
@@ -273,8 +274,9 @@ class Block(NamedTuple):
     class_index: np.ndarray
     scores: np.ndarray
     boxes: np.ndarray
-    rows: np.ndarray | None = None
-    labels: np.ndarray | None = None
+    entry_row: np.ndarray | None = None
+    entry_label: np.ndarray | None = None
+    entry_image: np.ndarray | None = None
 
 
 def average_precisions(class_index: np.ndarray, labels: np.ndarray, num_gt: np.ndarray) -> np.ndarray:

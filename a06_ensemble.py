@@ -13,6 +13,7 @@ the search has not seen, and saves them; --settings applies them to files of the
     python a06_ensemble.py --predictions tiny.csv --ensemble tiny.fused.csv
 """
 
+import itertools
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -236,7 +237,7 @@ def fused_blocks(models: Models, method: str, options: dict[str, object]) -> Ite
         ThreadPoolExecutor(1) as pool,
     ):
         coming = pool.submit(models.read, blocks[0], skip_box_threshold) if blocks else None
-        for images, following in zip(blocks, [*blocks[1:], None], strict=True):
+        for images, following in itertools.zip_longest(blocks, blocks[1:]):
             parts = coming.result()
             coming = pool.submit(models.read, following, skip_box_threshold) if following else None
             boxes, scores, label_index, offsets = fuse_images(method, *zip(*parts, strict=True), **options)

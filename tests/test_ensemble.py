@@ -1,5 +1,7 @@
 """Proves a06: which images and labels the fused file has, that every flag arrives, and that mistakes are said."""
 
+import json
+
 import numpy as np
 import pytest
 from conftest import run_script
@@ -7,7 +9,7 @@ from conftest import run_script
 import a06_ensemble as a06
 from oid import layout
 from oid.files import InputError
-from oid.fusion import fuse
+from oid.fusion import METHODS, clean_boxes, count_unusual, fuse
 from oid.predictions import Predictions, read_predictions, write_predictions
 
 A, B = "0.100000 0.100000 0.300000 0.300000", "0.600000 0.600000 0.900000 0.900000"
@@ -21,6 +23,25 @@ def write(folder, name, rows):
 
 def read(path):
     return dict(line.split(",") for line in path.read_text().splitlines()[1:])
+
+
+def random_files(folder, num_images=8):
+    """Three prediction files of the same images in another order each: paths, ids, labels, [model][image] of lists."""
+    rng = np.random.default_rng(0)
+    ids, labels = [f"i{k}" for k in range(num_images)], ["x", "y", "z"]
+    models, paths = [], []
+    for index in range(3):
+        images = []
+        for _ in ids:
+            n = rng.integers(0, 20)
+            boxes = np.sort(rng.random((n, 2, 2)), axis=1).reshape(n, 4).round(6)
+            images.append((rng.integers(0, 3, n), rng.random(n).round(9), boxes))
+        models.append(images)
+        order = rng.permutation(num_images)
+        shuffled = Predictions.from_images([ids[k] for k in order], labels, [images[k] for k in order])
+        paths.append(str(folder / f"{index}.csv"))
+        write_predictions(paths[-1], shuffled)
+    return tuple(paths), ids, labels, models
 
 
 @pytest.fixture
@@ -53,23 +74,14 @@ def test_one_file_alone_works(ensemble):
     assert ensemble({"i": f"x 0.5 {A} y 0.75 {B}", "j": ""}) == {"i": f"y 0.75 {B} x 0.5 {A}", "j": ""}
 
 
-@pytest.mark.parametrize("method", ["wbf", "nms"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_result_is_that_of_the_fusion_module_image_by_image(tmp_path, method):
-    rng = np.random.default_rng(0)
-    ids, labels = [f"i{k}" for k in range(8)], ["x", "y", "z"]
-    models = []
-    for index in range(3):
-        images = []
-        for _ in ids:
-            n = rng.integers(0, 20)
-            boxes = np.sort(rng.random((n, 2, 2)), axis=1).reshape(n, 4).round(6)
-            images.append((rng.integers(0, 3, n), rng.random(n).round(9), boxes))
-        models.append(images)
-        order = rng.permutation(8)
-        shuffled = Predictions.from_images([ids[k] for k in order], labels, [images[k] for k in order])
-        write_predictions(tmp_path / f"{index}.csv", shuffled)
+    paths, ids, labels, models = random_files(tmp_path)
     options = {"weights": (2.0, 1.0, 0.5), "skip_box_threshold": 0.1}
-    paths = tuple(str(tmp_path / f"{index}.csv") for index in range(3))
+    if method == "wbf":
+        options |= {"conf_type": "avg", "allows_overflow": True}
+    if method == "soft_nms_gaussian":
+        options |= {"sigma": 0.2, "score_threshold": 0.05}
     out = str(tmp_path / "out.csv")
     a06.main(predictions=paths, ensemble=out, method=method, fusion_iou=0.4, limit=9, **options)
     result = read_predictions(out)
@@ -101,6 +113,44 @@ def test_what_fusion_leaves_out_is_counted(ensemble, capsys):
         assert line in output
 
 
+def test_the_counts_are_those_of_clean_boxes():
+    rng = np.random.default_rng(0)
+    boxes = rng.choice([-0.5, 0.0, 0.25, 0.5, 1.0, 1.5], (500, 4))
+    scores = rng.choice([0.0, 0.2, 0.4], 500)
+    outside, without_area, below = count_unusual(boxes, scores, 0.2)
+    assert outside == np.any((boxes < 0) | (boxes > 1), axis=1).sum()
+    assert without_area == (~clean_boxes(boxes)[1]).sum()
+    assert below == (scores == 0.0).sum()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_neither_blocks_nor_threads_change_the_file(tmp_path, monkeypatch, capsys, method):
+    """Also the counts on the screen are the same; labels become known in another order in each file and block."""
+    paths, *_ = random_files(tmp_path, num_images=30)
+    results = set()
+    for images, threads in ((1000, 1), (1000, 3), (7, 2), (1, 1)):
+        monkeypatch.setattr(a06, "IMAGES_PER_BLOCK", images)
+        capsys.readouterr()
+        a06.main(predictions=paths, ensemble=str(tmp_path / "out.csv"), method=method, threads=threads)
+        results.add(((tmp_path / "out.csv").read_bytes(), capsys.readouterr().out))
+    assert len(results) == 1
+
+
+def test_files_without_any_image_or_box(ensemble):
+    assert ensemble({}, {}) == {}
+    assert ensemble({"a": ""}, {}) == {"a": ""}
+    assert ensemble({"a": ""}, {"b": ""}, method="soft_nms_linear") == {"a": "", "b": ""}
+
+
+def test_a_mistake_in_a_late_block_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(a06, "IMAGES_PER_BLOCK", 2)
+    rows = {f"i{k}": f"x 0.5 {A}" for k in range(9)}
+    path = write(tmp_path, "a.csv", rows | {"i9": "x 0.5 0.1"})
+    with pytest.raises(InputError, match="line 11: 3 tokens"):
+        a06.main(predictions=(path,), ensemble=str(tmp_path / "out.csv"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -111,6 +161,21 @@ def test_what_fusion_leaves_out_is_counted(ensemble, capsys):
         ({"fusion_iou": 1.01}, "--fusion_iou 1.01"),
         ({"skip_box_threshold": float("inf")}, "--skip_box_threshold inf"),
         ({"limit": -1}, "--limit -1"),
+        ({"method": "soft_nms_gaussian", "sigma": 0.0}, "--sigma 0.0: it must be above 0"),
+        ({"method": "soft_nms_linear", "score_threshold": float("nan")}, "--score_threshold nan"),
+        ({"method": "soft_nms_linear", "skip_box_threshold": -0.1}, "takes no negative scores"),
+        ({"method": "nms", "conf_type": "max"}, "--conf_type has no effect with --method nms, only with wbf"),
+        ({"sigma": 0.1}, "--sigma has no effect with --method wbf, only with soft_nms_gaussian"),
+        ({"conf_type": "max", "allows_overflow": True}, "--allows_overflow has no effect with --conf_type max"),
+        ({"threads": -1}, "--threads is -1"),
+        ({"trials": 10}, "--trials has no effect without --tune"),
+        ({"boxes": "gt.csv"}, "--boxes has no effect without --tune"),
+        ({"tune": True, "method": "nms"}, "--method cannot be given with --tune"),
+        ({"tune": True, "limit": 5}, "--limit cannot be given with --tune"),
+        ({"tune": True, "folds": 1}, "--folds is 1: it must be at least 2"),
+        ({"settings": "x.tuned.json", "weights": (1.0, 2.0)}, "--weights cannot be given with --settings"),
+        ({"settings": "x.tuned.json", "fusion_iou": 0.5}, "--fusion_iou cannot be given with --settings"),
+        ({"settings": "x.tuned.json"}, "x.tuned.json does not exist: a06_ensemble.py --tune writes it"),
     ],
 )
 def test_mistakes_in_flags(ensemble, tmp_path, options, match):
@@ -123,6 +188,57 @@ def test_the_input_is_never_overwritten(tmp_path):
     path = write(tmp_path, "a.csv", {"i": ""})
     with pytest.raises(InputError, match="one of the files that are read"):
         a06.main(predictions=(path,), ensemble=path)
+
+
+# === Tuned settings ===================================================================================================
+
+
+def tuning_case(folder, num_images=40):
+    """A data set's folder with ground truth, and two files: one finds every box, the other finds others at 0.99."""
+    rng = np.random.default_rng(0)
+    rows, good, bad = [], {}, {}
+    for k in range(num_images):
+        x, y = rng.random(2).round(3) * 0.5
+        rows.append(f"i{k},xclick,/m/x,1,{x:.6f},{x + 0.3:.6f},{y:.6f},{y + 0.3:.6f},0,0,0,0,0")
+        good[f"i{k}"] = f"/m/x {rng.random() * 0.5 + 0.3:.4f} {x:.6f} {y:.6f} {x + 0.3:.6f} {y + 0.3:.6f}"
+        bad[f"i{k}"] = f"/m/x {rng.random() * 0.1 + 0.85:.4f} {1 - x - 0.05:.6f} {y:.6f} {1 - x:.6f} {y + 0.05:.6f}"
+    boxes = layout.box_annotations(folder / "data", "validation")
+    boxes.parent.mkdir(parents=True)
+    columns = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction"
+    boxes.write_text(columns + ",IsInside\n" + "\n".join(rows) + "\n")
+    return write(folder, "good.csv", good), write(folder, "bad.csv", bad)
+
+
+def test_tuned_settings_are_found_saved_and_applied(tmp_path, capsys):
+    paths = tuning_case(tmp_path)
+    settings, out = tmp_path / "best.tuned.json", tmp_path / "out.csv"
+    shared = {"predictions": paths, "settings": str(settings), "ensemble": str(out)}
+    a06.main(dataset_path=str(tmp_path / "data"), split="validation", tune=True, trials=40, **shared)
+    output = capsys.readouterr().out
+    assert "gain out of fold +" in output
+    assert f"wrote {settings}" in output
+    assert not out.exists()
+    found = json.loads(settings.read_text())
+    assert found["models"] == ["good", "bad"]
+    assert found["weights"][0] > found["weights"][1]
+
+    a06.main(**shared)
+    names = {"weights": tuple(found["weights"]), "fusion_iou": found["fusion_iou"], "conf_type": found["conf_type"]}
+    by_settings = out.read_bytes()
+    skip = found["skip_box_threshold"]
+    a06.main(predictions=paths, ensemble=str(out), skip_box_threshold=skip, **names)
+    assert out.read_bytes() == by_settings
+    with pytest.raises(InputError, match="give --predictions files of these names in this order: good bad"):
+        a06.main(**(shared | {"predictions": paths[::-1]}))
+
+
+def test_tuning_without_ground_truth_says_so(tmp_path):
+    path = write(tmp_path, "a.csv", {"i": ""})
+    options = {"predictions": (path,), "ensemble": str(tmp_path / "out.csv"), "tune": True}
+    with pytest.raises(InputError, match="give --boxes, or the folder of Open Images with --dataset_path"):
+        a06.main(dataset_path=str(tmp_path), **options)
+    with pytest.raises(InputError, match="image_labels none"):
+        a06.main(boxes=path, image_labels=str(tmp_path / "none.csv"), **options)
 
 
 # === As a user calls it ===============================================================================================
@@ -151,6 +267,7 @@ def test_the_flags_of_the_contract(tmp_path):
     paths = [write(tmp_path, name, {"i": f"x {score} {A}"}) for name, score in (("a.csv", 0.75), ("b.csv", 0.5))]
     out = tmp_path / "new" / "fused.csv"
     flags = ["--weights", 1, 1, "--fusion_iou", 0.55, "--skip_box_threshold", 0.0, "--method", "wbf", "--limit", 0]
+    flags += ["--conf_type", "avg", "--allows_overflow", "false", "--threads", 2]
     done = run_script("a06_ensemble.py", "--predictions", *paths, "--ensemble", out, *flags)
     assert done.returncode == 0, done.stderr
     assert read(out) == {"i": f"x 0.625 {A}"}

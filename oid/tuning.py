@@ -2,7 +2,7 @@
 
 What a06 does with it:
 
-    names = model_names(paths)                                   # of oid.tuned_settings, also before read_...
+    names = model_names(paths)                                   # of oid.tuned_settings
     base = FusionSettings((1.0,) * len(paths), fusion_iou, skip_box_threshold, conf_type)
     models = (PredictionFile(path) for path in paths)            # one after another, each is reduced at once
     tuning = tune(models, truth, report.labels, base=base)       # truth, report: oid.ground_truth.read_ground_truth
@@ -11,9 +11,12 @@ What a06 does with it:
     settings = read_tuned_settings(path, names)                  # a06 --settings
 
 **The search.** A trial is one choice of model weights, IoU, skip threshold and conf_type. Some trials are drawn before
-anything is measured: the base (equal weights, the caller's defaults), the other conf_types, each model left out, and a
-Latin hypercube. The rest are small steps from the best trial so far. Everything is seeded: the same input, the same
-result.
+anything is measured: the base (equal weights, the caller's defaults), the other conf_types, each model left out, and
+random ones. The rest are small steps from the best so far. Everything is seeded: the same input, the same result.
+
+Each search has two results: the best with equal weights, and the best of all. A search that moves everything at once
+finds unequal weights even for equal models, if only the other settings are better there; so weights must gain something
+over the best that equal weights reach.
 
 **What is expected of it.** The images are divided into folds at random. For each fold the search runs on the other
 folds alone; its steps are its own, too, because a step that was taken after a look at the held-out images would know
@@ -28,9 +31,11 @@ box of three models has a third of its score with "avg", all of it with "max"), 
 all images. Base and chosen settings are measured in this way, so that their difference means something; the level is a
 little above the mAP of all images ranked together. The gain in fold is the ordinary one, which a07 would show.
 
-The interval is the 95 % percentile interval of a paired bootstrap: images are drawn with replacement within their fold,
-and base and chosen settings are measured on the same draw. An interval that reaches down to 0 means that the gain is
-inside the noise; then the base is kept.
+Intervals are 95 % percentile intervals of a paired bootstrap: images are drawn with replacement within their fold, and
+all settings are measured on the same draw. A gain is inside the noise when its interval reaches down to 0, or when no
+more than half of the folds gain: the draws cannot know how much the choice varies, the folds show it. First the best
+with equal weights must gain over the base, then the best of all over what is kept until then; what does not, is not
+kept.
 """
 
 import dataclasses
@@ -40,17 +45,53 @@ import numpy as np
 from tqdm import tqdm
 
 from oid.files import InputError
-from oid.fusion import fuse_images
-from oid.fusion_trials import draw_trials, neighbour, skip_thresholds
-from oid.metric import Detections, Entries, GroundTruth, score
+from oid.fusion_trials import draw_trials, has_equal_weights, neighbour, skip_thresholds
+from oid.measured_fusion import MeasuredFusion, gather
+from oid.metric import GroundTruth
 from oid.predictions import PredictionFile, Predictions
-from oid.resampling import Curves, curves
-from oid.tuned_settings import METHOD, FusionSettings
+from oid.resampling import Curves
+from oid.tuned_settings import FusionSettings
 
 STEPS = 0.36  # the share of trials that are steps from the best so far
 DRAWS = 1000  # of the bootstrap
 SAME = 1e-9  # a smaller difference of mAP is rounding
-GAIN, NOISE = "gain", "inside the noise"
+GAIN, EQUAL, NOISE = "gain", "gain with equal weights", "inside the noise"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gain:
+    """What a search has chosen, and what that gains over the base.
+
+    Attributes:
+        settings: the choice on all images.
+        in_fold: gain of `settings` on all images, which chose them. Not to be expected.
+        out_of_fold: gain of `fold_settings`, each on the fold that had no part in the choice.
+        interval: 95 % interval of `out_of_fold`.
+        fold_settings: for each fold the choice on all others.
+        folds: for each fold the gain there; nan where there is nothing to find.
+    """
+
+    settings: FusionSettings
+    in_fold: float
+    out_of_fold: float
+    interval: tuple[float, float]
+    fold_settings: tuple[FusionSettings, ...]
+    folds: tuple[float, ...]
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the folds' gains; 0 where there is only one."""
+        return float(np.nanstd(self.folds, ddof=1)) if np.sum(np.isfinite(self.folds)) > 1 else 0.0
+
+    def measured(self) -> dict[str, object]:
+        """The numbers as JSON has them."""
+        return {
+            "out_of_fold_gain": self.out_of_fold,
+            "out_of_fold_interval_95": list(self.interval),
+            "out_of_fold_gain_of_each_fold": [None if np.isnan(gain) else gain for gain in self.folds],
+            "in_fold_gain_not_to_be_expected": self.in_fold,
+            "settings": dataclasses.asdict(self.settings),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,32 +99,27 @@ class Tuning:
     """The result of `tune`.
 
     Attributes:
-        settings: what to apply: `found`, or `base` where its gain is inside the noise.
+        settings: what to apply: those of `free` or of `equal`, or `base`.
+        verdict: "gain", "gain with equal weights" or "inside the noise", which keeps the base.
         base: equal weights and the defaults.
-        found: the best of the search on all images.
-        verdict: "gain" or "inside the noise".
-        base_map: mAP of `base` on all images, as a07 measures it.
-        found_map: mAP of `found` on all images, which chose it.
-        fold_base_map: mAP of `base` as the mean of the folds, see the module's docstring.
-        out_of_fold_map: the same, each fold with what was chosen on the others.
-        interval: 95 % interval of the gain out of fold.
-        fold_settings: for each fold, what was chosen on the others.
-        fold_gains: for each fold, its mAP with that less its mAP with `base`; nan where there is nothing to find.
-        num_images, trials, seed: as used.
-        iou_threshold, group_of_weight: of the metric.
+        base_map: mAP of the base on all images, as a07 measures it.
+        fold_base_map: the same as the mean of the folds, see the module's docstring.
+        equal: the best with equal weights, against the base.
+        free: the best of all, against the base.
+        by_weights: gain out of fold of `free` over what would be kept with equal weights.
+        by_weights_interval: its 95 % interval.
+        num_images, trials, seed, iou_threshold, group_of_weight: as used.
     """
 
     settings: FusionSettings
-    base: FusionSettings
-    found: FusionSettings
     verdict: str
+    base: FusionSettings
     base_map: float
-    found_map: float
     fold_base_map: float
-    out_of_fold_map: float
-    interval: tuple[float, float]
-    fold_settings: tuple[FusionSettings, ...]
-    fold_gains: tuple[float, ...]
+    equal: Gain
+    free: Gain
+    by_weights: float
+    by_weights_interval: tuple[float, float]
     num_images: int
     trials: int
     seed: int
@@ -91,60 +127,33 @@ class Tuning:
     group_of_weight: float
 
     @property
-    def in_fold_gain(self) -> float:
-        return self.found_map - self.base_map
-
-    @property
-    def out_of_fold_gain(self) -> float:
-        return self.out_of_fold_map - self.fold_base_map
+    def kept(self) -> Gain | None:
+        """Where `settings` come from; None: the base."""
+        return {GAIN: self.free, EQUAL: self.equal, NOISE: None}[self.verdict]
 
     @property
     def expected_gain(self) -> float:
         """What `settings` are expected to gain on other images: measured out of fold, 0 where the base is kept."""
-        return self.out_of_fold_gain if self.verdict == GAIN else 0.0
-
-    @property
-    def fold_deviation(self) -> float:
-        """Standard deviation of the folds' gains."""
-        return float(np.nanstd(self.fold_gains, ddof=1)) if np.sum(np.isfinite(self.fold_gains)) > 1 else 0.0
+        return 0.0 if self.kept is None else self.kept.out_of_fold
 
     def measured(self) -> dict[str, object]:
-        """The numbers as JSON has them."""
+        """All numbers as JSON has them, for `oid.tuned_settings.write_tuned_settings`."""
         return {
             "expected_gain": self.expected_gain,
-            "out_of_fold_gain": self.out_of_fold_gain,
-            "out_of_fold_interval_95": list(self.interval),
-            "out_of_fold_gain_of_each_fold": [None if np.isnan(gain) else gain for gain in self.fold_gains],
-            "in_fold_gain_not_to_be_expected": self.in_fold_gain,
-            "mAP_equal_weights": self.base_map,
-            "found_in_fold": dataclasses.asdict(self.found),
+            "expected_gain_interval_95": None if self.kept is None else list(self.kept.interval),
+            "mAP_of_base": self.base_map,
+            "base": dataclasses.asdict(self.base),
+            "equal_weights": self.equal.measured(),
+            "free_weights": self.free.measured(),
+            "out_of_fold_gain_by_weights": self.by_weights,
+            "out_of_fold_gain_by_weights_interval_95": list(self.by_weights_interval),
             "images": self.num_images,
-            "folds": len(self.fold_gains),
+            "folds": len(self.free.folds),
             "trials": self.trials,
             "seed": self.seed,
             "iou": self.iou_threshold,
             "group_of_weight": self.group_of_weight,
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class ValidationBoxes:
-    """The boxes that can count: of each model those of evaluated images and verified classes, image after image.
-
-    The others change nothing: classes are fused each by itself, and the metric drops what is fused of a class that is
-    not verified in its image.
-
-    Attributes:
-        boxes: per model `(N_i, 4)` float64, xyxy.
-        scores: per model `(N_i,)` float64.
-        class_index: per model `(N_i,)` int64.
-        offsets: per model `(images + 1,)` int64, image k has its boxes from offsets[k] to offsets[k + 1].
-    """
-
-    boxes: list[np.ndarray]
-    scores: list[np.ndarray]
-    class_index: list[np.ndarray]
-    offsets: list[np.ndarray]
 
 
 def tune(
@@ -181,70 +190,73 @@ def tune(
         InputError: too few images for the folds, or nothing to find in them, or no model has a box that counts.
         ValueError: unequal weights in `base`, another number of models, or less than one trial.
     """
-    if len(set(base.weights)) != 1 or trials < 1:
+    if not has_equal_weights(base) or trials < 1:
         raise ValueError(f"the base has the weights {base.weights}, which must be equal, and {trials} trials are made")
-    num_images = len(truth.image_ids)
-    fold = divide(num_images, folds, seed)
+    fold = divide(len(truth.image_ids), folds, seed)
     data = gather(models, truth, labels)
     if len(data.boxes) != len(base.weights):
         raise ValueError(f"{len(data.boxes)} models for {len(base.weights)} weights")
-    options = {"num_classes": len(labels), "group_of_weight": group_of_weight, "iou_threshold": iou_threshold}
-    measure = _Measure(data, truth, options, threads)
-    seen = [fold != f for f in range(folds)] + [np.ones(num_images, dtype=bool)]
-    base_map = measure.maps(base, seen[-1:])[0]
+    metric = {"group_of_weight": group_of_weight, "iou_threshold": iou_threshold}
+    fusion = MeasuredFusion(data, truth, num_classes=len(labels), threads=threads, **metric)
+    everything = np.ones(len(fold), dtype=bool)
+    base_map = fusion.maps(base, [everything])[0]
     if np.isnan(base_map):
         raise InputError("the ground truth has no box that counts, so that there is nothing to tune for")
-    *fold_settings, found = _search(measure, base, seen, trials, seed)
 
-    base_curves = measure.curves(base, fold)
-    chosen_curves = measure.curves_by_fold(fold_settings, fold)
-    gains = _bootstrap(base_curves, chosen_curves, fold, seed)
-    interval = tuple(np.nanpercentile(gains, [2.5, 97.5]).tolist())
-    verdict = GAIN if interval[0] > SAME else NOISE
+    choices = _search(fusion, base, [*(fold != f for f in range(folds)), everything], trials, seed)
+    chosen = [choice[:-1] for choice in zip(*choices, strict=True)]  # with equal weights and of all, for each fold
+    found = choices[-1]
+    columns = [fusion.by_fold(settings, fold) for settings in ((base,) * folds, *chosen)]
+    draws = _bootstrap(columns, fold, seed)
+    gains = []
+    for number, settings in enumerate(found):
+        difference, interval = _gain(columns, draws, number + 1, 0)
+        in_fold = fusion.maps(settings, [everything])[0] - base_map
+        in_each = tuple(_gain_in(columns[number + 1], columns[0], fold == f) for f in range(folds))
+        gains.append(Gain(settings, in_fold, difference, interval, tuple(chosen[number]), in_each))
+    equal, free = gains
+    simpler = 1 if _is_certain(equal.interval, equal.folds) else 0
+    by_weights, by_weights_interval = _gain(columns, draws, 2, simpler)
+    in_each = [_gain_in(columns[2], columns[simpler], fold == f) for f in range(folds)]
+    counts = _is_certain(by_weights_interval, in_each) and not has_equal_weights(free.settings)
+    verdict = GAIN if counts else EQUAL if simpler else NOISE
     return Tuning(
-        settings=found if verdict == GAIN else base,
-        base=base,
-        found=found,
+        settings={GAIN: free.settings, EQUAL: equal.settings, NOISE: base}[verdict],
         verdict=verdict,
+        base=base,
         base_map=base_map,
-        found_map=measure.maps(found, seen[-1:])[0],
-        fold_base_map=base_curves.mean_average_precision(),
-        out_of_fold_map=chosen_curves.mean_average_precision(),
-        interval=interval,
-        fold_settings=tuple(fold_settings),
-        fold_gains=tuple(
-            chosen_curves.mean_average_precision(fold == f) - base_curves.mean_average_precision(fold == f)
-            for f in range(folds)
-        ),
-        num_images=num_images,
+        fold_base_map=columns[0].mean_average_precision(),
+        equal=equal,
+        free=free,
+        by_weights=by_weights,
+        by_weights_interval=by_weights_interval,
+        num_images=len(fold),
         trials=trials,
         seed=seed,
-        iou_threshold=iou_threshold,
-        group_of_weight=group_of_weight,
+        **metric,
     )
 
 
 def print_tuning(tuning: Tuning, names: Sequence[str]) -> None:
     """Prints what was measured; the last lines say what is expected and what is kept."""
-    print(f"{tuning.num_images} images in {len(tuning.fold_gains)} folds, {tuning.trials} trials")
-    for number, (settings, gain) in enumerate(zip(tuning.fold_settings, tuning.fold_gains, strict=True), start=1):
-        print(f"  fold {number}: {gain:+.4f} by what the others chose: {describe(settings)}")
-    print(
-        f"gain in fold {tuning.in_fold_gain:+.4f}, mAP {tuning.base_map:.4f} to {tuning.found_map:.4f} on all images: "
-        "not to be expected, because these images chose the settings"
-    )
-    low, high = tuning.interval
-    print(
-        f"gain out of fold {tuning.out_of_fold_gain:+.4f}, mAP {tuning.fold_base_map:.4f} to "
-        f"{tuning.out_of_fold_map:.4f} as the mean of the folds; 95% interval {low:+.4f} to {high:+.4f}, "
-        f"standard deviation of the folds {tuning.fold_deviation:.4f}"
-    )
-    if tuning.verdict == GAIN:
-        print(f"expected gain {tuning.expected_gain:+.4f}")
-        for name, weight in zip(names, tuning.settings.weights, strict=True):
-            print(f"  weight {weight:g} {name}")
+    print(f"{tuning.num_images} images in {len(tuning.free.folds)} folds, {tuning.trials} trials")
+    print(f"base, mAP {tuning.base_map:.4f}: {describe(tuning.base)}")
+    for title, gain in (("best with equal weights", tuning.equal), ("best with free weights", tuning.free)):
+        print(f"{title}: {describe(gain.settings)}")
+        print(f"  gain in fold {gain.in_fold:+.4f}: not to be expected, because these images chose the settings")
+        folds = " ".join("none" if np.isnan(value) else f"{value:+.4f}" for value in gain.folds)
+        print(f"  gain out of fold {spread(gain.out_of_fold, gain.interval)}")
+        print(f"  in each fold {folds}, standard deviation {gain.deviation:.4f}")
+    noise = "" if tuning.verdict == GAIN else ": inside the noise"
+    print(f"gain out of fold by the weights {spread(tuning.by_weights, tuning.by_weights_interval)}{noise}")
+    if tuning.kept is None:
+        print("inside the noise: equal weights and the default settings are kept")
     else:
-        print("inside the noise: the interval does not lie above 0, so equal weights and the default settings are kept")
+        print(f"expected gain {spread(tuning.expected_gain, tuning.kept.interval)}")
+        if tuning.verdict == EQUAL:
+            print("equal weights are kept")
+    for name, weight in zip(names, tuning.settings.weights, strict=True):
+        print(f"  weight {weight:g} {name}")
     print(f"settings: {describe(tuning.settings)}")
 
 
@@ -253,6 +265,11 @@ def describe(settings: FusionSettings) -> str:
     weights = " ".join(f"{weight:g}" for weight in settings.weights)
     rest = f"IoU {settings.fusion_iou:g}, skip below {settings.skip_box_threshold:g}, {settings.conf_type}"
     return f"weights {weights}, {rest}"
+
+
+def spread(gain: float, interval: tuple[float, float]) -> str:
+    """A gain and its interval, as they are printed."""
+    return f"{gain:+.4f}, 95% interval {interval[0]:+.4f} to {interval[1]:+.4f}"
 
 
 def divide(num_images: int, folds: int, seed: int) -> np.ndarray:
@@ -273,129 +290,65 @@ def divide(num_images: int, folds: int, seed: int) -> np.ndarray:
     return fold
 
 
-def gather(
-    models: Iterable[PredictionFile | Predictions], truth: GroundTruth, labels: Sequence[str]
-) -> ValidationBoxes:
-    """Takes from each model what can count; the arguments are those of `tune`.
-
-    Raises:
-        InputError: no model has a box of a verified class on an image of the ground truth.
-    """
-    images = {image_id: index for index, image_id in enumerate(truth.image_ids)}
-    classes = {label: index for index, label in enumerate(labels)}
-    verified = np.zeros((len(images), len(classes)), dtype=bool)
-    verified[truth.box_image, truth.box_class] = True
-    verified[truth.label_image, truth.label_class] = True
-    data = ValidationBoxes([], [], [], [])
-    for model in models:
-        blocks = []
-        for block in [model] if isinstance(model, Predictions) else model.blocks():
-            image = np.array([images.get(name, -1) for name in block.image_ids], dtype=np.int64)[block.image_index]
-            label = np.array([classes.get(name, -1) for name in block.labels], dtype=np.int64)[block.label_index]
-            kept = np.flatnonzero((image >= 0) & (label >= 0))
-            kept = kept[verified[image[kept], label[kept]]]
-            blocks.append((image[kept], block.boxes[kept], block.scores[kept], label[kept]))
-        image, *columns = (np.concatenate(column) for column in zip(*blocks, strict=True))
-        order = np.argsort(image, kind="stable")
-        for column, place in zip(columns, (data.boxes, data.scores, data.class_index), strict=True):
-            place.append(column[order])
-        data.offsets.append(np.searchsorted(image[order], np.arange(len(images) + 1)))
-    if not sum(len(scores) for scores in data.scores):
-        raise InputError(
-            "no prediction file has a box of a verified class on an image of the ground truth: "
-            "do --predictions and --boxes belong to the same split?"
-        )
-    return data
-
-
-class _Measure:
-    """Fuses and matches; what is fused is forgotten, what is matched can be measured on any images."""
-
-    def __init__(self, data: ValidationBoxes, truth: GroundTruth, options: dict[str, object], threads: int):
-        self.data, self.truth, self.options, self.threads = data, truth, options, threads
-
-    def entries(self, settings: FusionSettings) -> Entries:
-        return score(self.truth, fuse_all(self.data, settings, self.threads), **self.options)[0]
-
-    def curves(self, settings: FusionSettings, fold: np.ndarray | None = None) -> Curves:
-        return self._sorted(self.entries(settings), fold)
-
-    def curves_by_fold(self, settings: Sequence[FusionSettings], fold: np.ndarray) -> Curves:
-        """Each fold fused with its own settings."""
-        of_settings = {one: self.entries(one) for one in dict.fromkeys(settings)}
-        parts = []
-        for f, one in enumerate(settings):
-            entries = of_settings[one]
-            kept = fold[entries.image] == f
-            parts.append([getattr(entries, field.name)[kept] for field in dataclasses.fields(Entries)])
-        return self._sorted(Entries(*(np.concatenate(column) for column in zip(*parts, strict=True))), fold)
-
-    def maps(self, settings: FusionSettings, seen: Sequence[np.ndarray]) -> list[float]:
-        """mAP on each choice of images, `(images,)` bool."""
-        matched = self.curves(settings)
-        return [matched.mean_average_precision(images) for images in seen]
-
-    def _sorted(self, entries: Entries, fold: np.ndarray | None) -> Curves:
-        options = {name: self.options[name] for name in ("num_classes", "group_of_weight")}
-        return curves(entries, self.truth, stratum=fold, **options)
-
-
-def fuse_all(data: ValidationBoxes, settings: FusionSettings, threads: int = 1) -> Detections:
-    """Fuses every image as a06 does."""
-    boxes, scores, labels, offsets = fuse_images(
-        METHOD,
-        data.boxes,
-        data.scores,
-        data.class_index,
-        data.offsets,
-        weights=settings.weights,
-        iou_threshold=settings.fusion_iou,
-        skip_box_threshold=settings.skip_box_threshold,
-        conf_type=settings.conf_type,
-        threads=threads,
-    )
-    return Detections(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)), labels, scores, boxes)
-
-
 def _search(
-    measure: _Measure, base: FusionSettings, seen: Sequence[np.ndarray], trials: int, seed: int
-) -> list[FusionSettings]:
-    """Runs one search for each choice of images in `seen` and returns what each chose.
+    fusion: MeasuredFusion, base: FusionSettings, choices: Sequence[np.ndarray], trials: int, seed: int
+) -> list[tuple[FusionSettings, FusionSettings]]:
+    """Runs one search on each choice of images, `(images,)` bool; what each found: with equal weights, and of all.
 
     The trials that are drawn before anything is measured are common to all searches. A step from the best so far is
     known only to the search that took it.
     """
-    steps = int(STEPS * trials) // len(seen)
-    skips = skip_thresholds(measure.data.scores)
-    common = draw_trials(base, trials - steps * len(seen), skips, np.random.default_rng([seed, 0]))
-    with tqdm(total=len(common) + steps * len(seen), desc="tuning", unit="trial", disable=None) as bar:
-        found = []
+    steps = int(STEPS * trials) // len(choices)
+    skips = skip_thresholds(fusion.data.scores)
+    common = draw_trials(base, trials - steps * len(choices), skips, np.random.default_rng([seed, 0]))
+    with tqdm(total=len(common) + steps * len(choices), desc="tuning", unit="trial", disable=None) as bar:
+        table = []
         for settings in common:
-            found.append(measure.maps(settings, seen))
+            table.append(fusion.maps(settings, choices))
             bar.update()
-        chosen = []
-        for number, (images, column) in enumerate(zip(seen, zip(*found, strict=True), strict=True)):
-            column = np.nan_to_num(column)  # where there is nothing to find, all are as good as the base
-            best = int(np.flatnonzero(column >= column.max() - SAME)[0])
-            settings, reached = common[best], column[best]
+        found = []
+        for number, (images, column) in enumerate(zip(choices, zip(*table, strict=True), strict=True)):
+            trial = list(zip(common, np.nan_to_num(column).tolist(), strict=True))  # nothing to find: all are equal
             rng = np.random.default_rng([seed, 1, number])
             for step in range(steps):
-                other = neighbour(settings, skips, 0.5 ** (3.0 * step / steps), rng)
-                value = measure.maps(other, [images])[0]
-                if value > reached + SAME:
-                    settings, reached = other, value
+                free_weights = step % 2 == 1 and len(base.weights) > 1
+                best = _best(trial if free_weights else [pair for pair in trial if has_equal_weights(pair[0])])
+                other = neighbour(best, skips, 0.5 ** (3.0 * step / steps), rng, free_weights=free_weights)
+                trial.append((other, float(np.nan_to_num(fusion.maps(other, [images])[0]))))
                 bar.update()
-            chosen.append(settings)
-    return chosen
+            found.append((_best([pair for pair in trial if has_equal_weights(pair[0])]), _best(trial)))
+    return found
 
 
-def _bootstrap(base: Curves, chosen: Curves, fold: np.ndarray, seed: int) -> np.ndarray:
-    """`(DRAWS,)` gains of one set of curves over another, each on images drawn with replacement in every fold."""
+def _best(trial: Sequence[tuple[FusionSettings, float]]) -> FusionSettings:
+    """The first of the best: the base where nothing is better."""
+    highest = max(value for _, value in trial)
+    return next(settings for settings, value in trial if value >= highest - SAME)
+
+
+def _bootstrap(columns: Sequence[Curves], fold: np.ndarray, seed: int) -> np.ndarray:
+    """`(DRAWS, len(columns))` mAPs, each row on the same images, drawn with replacement in every fold."""
     rng = np.random.default_rng([seed, 2])
     members = [np.flatnonzero(fold == f) for f in range(fold.max() + 1)]
-    gains = np.empty(DRAWS)
-    for draw in range(DRAWS):
+    maps = np.empty((DRAWS, len(columns)))
+    for draw in maps:
         images = np.concatenate([rng.choice(member, len(member)) for member in members])
         times = np.bincount(images, minlength=len(fold))
-        gains[draw] = chosen.mean_average_precision(times) - base.mean_average_precision(times)
-    return gains
+        draw[:] = [matched.mean_average_precision(times) for matched in columns]
+    return maps
+
+
+def _gain(columns: Sequence[Curves], draws: np.ndarray, number: int, other: int) -> tuple[float, tuple[float, float]]:
+    """Gain of one of the columns over another, and its 95 % interval."""
+    low, high = np.nanpercentile(draws[:, number] - draws[:, other], [2.5, 97.5])
+    return _gain_in(columns[number], columns[other], None), (float(low), float(high))
+
+
+def _is_certain(interval: tuple[float, float], in_each: Sequence[float]) -> bool:
+    """Whether a gain is above the noise: its interval lies above 0, and more than half of the folds gain."""
+    known = [gain for gain in in_each if not np.isnan(gain)]
+    return interval[0] > SAME and 2 * sum(gain > SAME for gain in known) > len(known)
+
+
+def _gain_in(matched: Curves, other: Curves, images: np.ndarray | None) -> float:
+    return matched.mean_average_precision(images) - other.mean_average_precision(images)

@@ -2,11 +2,13 @@
 
 Reads    OUTPUT/level_<n>_files/ (a01), the images in DATASET/train and DATASET/validation, and which of them a02 found
          damaged (OUTPUT/<split>_image_problems.csv).
-Writes   OUTPUT/weights/<run>/: model.keras (the best epoch by mAP), checkpoint/ (to go on from), settings.json (classes
-         in the order of the outputs, sizes, anchors, every flag) and history.csv (a row per epoch).
+Writes   OUTPUT/weights/<run>/: model.keras (the best epoch by mAP), checkpoint/ and checkpoint.previous/ (to go on
+         from), settings.json (classes in the order of the outputs, sizes, anchors, every flag) and history.csv (a row
+         per epoch).
 Takes    the time budget of a00, 20 minutes; days for the published sizes on all of Open Images.
 
-Run it again with the same flags and it goes on after the last finished epoch; a finished run says so.
+Run it again with the same flags and it goes on at the step of its last checkpoint; a finished run says so. Ctrl-C,
+SIGTERM and --max_hours write one before they end it.
 
 What is left open (None in a00) is chosen from the data, the machine and the time budget, and printed with its reason.
 
@@ -24,12 +26,11 @@ from typing import Literal
 
 import a00_utils_and_constants as a00
 from a00_utils_and_constants import run_script
-from oid import layout
-from oid.files import InputError, output_file, replacing
-from training import plan
+from oid.files import output_file, replacing
+from training import plan, stopping
 from training.data_set import DataSet, read_classes, read_data_set
 from training.label_rules import ancestor_matrix
-from training.settings import check_flags, saved_settings
+from training.settings import check_flags, check_source, saved_settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's alarm where there is no GPU
 
@@ -91,12 +92,18 @@ def main(
     validate_every: int = 1,
     patience: int = 0,
     tensorboard: bool = False,
+    # what may go wrong
+    checkpoint_minutes: float = 10.0,
+    checkpoint_steps: int = 0,
+    max_hours: float | None = None,
+    max_bad_images: int = 100,
     # on which machine
     skip_missing: bool = False,
     orientation: Literal["stored", "exif"] = a00.ORIENTATION,
     workers: int = 1,
     cache_gb: float | None = None,
     seed: int = 0,
+    deterministic: bool = False,
 ) -> None:
     """Trains until the last epoch, keeping the weights of the best one.
 
@@ -156,58 +163,83 @@ def main(
         validate_every: epochs between two measurements
         patience: stop after so many measurements without a better mAP; 0 = never
         tensorboard: write what TensorBoard shows, to tensorboard/ in the run's folder
+        checkpoint_minutes: from one checkpoint to the next, besides the one after each epoch; 0 = not by time
+        checkpoint_steps: the same in steps; 0 = not by steps
+        max_hours: save and end after so many, such as 11.5 where the machine is taken away after 12; the same command
+            goes on (default: never)
+        max_bad_images: training images that cannot be read are replaced by others, and said; more than so many end the
+            training
         skip_missing: leave out images that have no file, or are damaged as far as a02 saw, instead of refusing to start
         orientation: pixels as stored in the file, or turned by the EXIF tag
         workers: threads that prepare batches
         cache_gb: gigabytes of memory for reduced pictures (default: half of what is free); 0 = read them each time
         seed: of weights, order and augmentation
+        deterministic: the same bits from the same seed on the same machine; slower
     """
     flags, started = dict(locals()), time.monotonic()
     check_flags(flags)
-    budget = plan.parse_duration(time_budget)
-    budget = budget if epochs is None else None
     folder = Path(output_path) / "weights" / (run or f"{backbone or 'm2det'}_level_{level}")
     output_file(folder / "settings.json", "--output_path")
-    classes = read_classes(output_path, level)
-    plan.share_few_cores(channels, os.cpu_count() or 1)
+    stop = stopping.Stop(max_hours=max_hours, started=started)
+    with stop.on_signals():
+        try:
+            _train(flags, folder, started, stop)
+        except stopping.Stopped:
+            print(f"{folder}: stopped by {stop.reason} before a step was made: run the same command to go on")
+    if stop.by_keyboard:
+        raise KeyboardInterrupt
+
+
+def _train(flags: dict, folder: Path, started: float, stop: stopping.Stop) -> None:
+    """Trains the run in `folder` from its beginning, or from its last checkpoint, until it is finished or stopped."""
+    budget = plan.parse_duration(flags["time_budget"]) if flags["epochs"] is None else None
+    classes = read_classes(flags["output_path"], flags["level"])
+    plan.share_few_cores(flags["channels"], os.cpu_count() or 1)
     import keras  # here and below, because starting the framework takes seconds that --help and a mistake should not
 
-    from training import callbacks, loop
+    from training import checkpoints, devices, loop
 
-    keras.utils.set_random_seed(seed)
-    state = callbacks.read_state(folder)
-    settings = saved_settings(folder, flags, classes, epochs=state["epochs"])
+    keras.utils.set_random_seed(flags["seed"])
+    if flags["deterministic"]:
+        devices.make_deterministic()
+    state = checkpoints.open_run(folder)
+    settings = saved_settings(folder, flags, classes, state)
     if 0 < state["total"] <= state["epochs"]:
         print(f"{folder} is finished: {state['epochs']} of {state['total']} epochs{_best(state)}")
         return
+    if not state["step"]:
+        check_source(flags)
 
     train = _training_data(flags)
     settings = settings or _settings(flags, classes, train)
-    network, exported = _networks(flags, settings, begins=not state["epochs"])
+    network, exported = _networks(flags, settings, begins=not state["step"])
     trainer = _trainer(flags, settings, network, state, folder)
     batches = _batches(flags, settings, train)
-    end = callbacks.EpochEnd(
-        folder,
-        network,
-        settings,
-        validate=_validation(flags, settings),
-        state=state,
-        batch_size=settings["training"]["batch_size"],
-        validate_every=validate_every,
-        patience=patience,
-        exported=exported,
-        writer=_tensorboard(folder) if tensorboard else None,
-    )
-    deadline = started + budget - state["seconds"] if budget else None
-    if not state["epochs"]:
-        _plan_length(flags, settings, state, trainer, batches, end, deadline)
+    began = started - state["seconds"]
+    deadline = began + budget if budget else None
+    validate = _validation(flags, settings)
+    watch = {"batches": batches, "stop": stop, "began": began, "validate": validate, "exported": exported}
+    end = loop.epoch_end(folder, trainer, state, flags, settings, **watch)
+    if not state["step"]:
+        loop.plan_length(flags, settings["training"], trainer, batches, end, deadline)
+        loop.compile_for(trainer, state, flags, backbone=settings["backbone"])
+    state["settings"] = settings
     with replacing(folder / "settings.json") as path:
         path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-    begin = state["epochs"]
-    state["seconds"] += time.monotonic() - started  # a start takes its part of the budget, too
+        checkpoints.flush(path)
+    begin = state["step"]
     why = loop.run(trainer, batches, end, flags, backbone=settings["backbone"], deadline=deadline)
-    _print_left_out(batches, range(begin * state["steps"], state["epochs"] * state["steps"]))
-    print(f"{folder}: {state['epochs']} epochs on level {level}{_best(state)}{'; stopped: ' + why if why else ''}")
+    batches.print_left_out(range(begin, state["step"]))
+    print(_how_it_ended(folder, state, flags, why, stop), flush=True)
+
+
+def _how_it_ended(folder: Path, state: dict, flags: dict, why: str, stop: stopping.Stop) -> str:
+    """The last line of a training."""
+    if state["epochs"] < state["total"] and stop.reason:
+        where = f"step {state['step']} of {state['total'] * state['steps']}"
+        return f"{folder}: stopped by {stop.reason} after {where}, saved{_best(state)}: run the same command to go on"
+    ended = f"{state['epochs']} epochs on level {flags['level']}{_best(state)}"
+    return f"{folder}: {ended}{'; stopped: ' + why if why else ''}"
 
 
 def _training_data(flags: dict) -> DataSet:
@@ -292,7 +324,7 @@ def _networks(flags: dict, settings: dict, *, begins: bool):
 def _trainer(flags: dict, settings: dict, network, state: dict, folder: Path):
     """The network with its losses and optimizer, as new or as the checkpoint left them."""
     from models.anchors import anchor_settings
-    from training.callbacks import TRAINING_WEIGHTS
+    from training import checkpoints, fine_tuning
     from training.loop import compile_for, new_schedule
     from training.trainer import DetectionTrainer
 
@@ -310,14 +342,17 @@ def _trainer(flags: dict, settings: dict, network, state: dict, folder: Path):
         ancestors=ancestor_matrix(flags["dataset_path"], labels) if "ancestors" in flags["label_rules"] else None,
         **{name: flags[name] for name in ("assignment", "class_loss", "box_loss")},
     )
-    if not state["epochs"]:
+    if not state["step"]:
         state["schedule"] = new_schedule(flags, settings["training"]["learning_rate"], 1000)  # until it is planned
-    compile_for(trainer, state, flags, backbone=settings["backbone"])
-    if state["epochs"]:
-        trainer.load_weights(folder / "checkpoint" / TRAINING_WEIGHTS)
-        print(f"{folder}: going on after epoch {state['epochs']} of {state['total']}{_best(state)}")
+    epoch = max(0, state["step"] - 1) // max(1, state["steps"])  # the newest step's, whose optimizer was saved
+    compile_for(trainer, state, flags, backbone=settings["backbone"], epoch=epoch)
+    if state["step"]:
+        checkpoints.restore(folder, trainer, state)
+        inside = state["step"] - state["epochs"] * state["steps"]
+        where = f" and {inside} of {state['steps']} steps" if inside else ""
+        print(f"{folder}: going on after epoch {state['epochs']} of {state['total']}{where}{_best(state)}")
     elif flags["init_from"]:
-        _initialise(network, settings, flags)
+        fine_tuning.initialise(network, settings, flags)
     return trainer
 
 
@@ -352,47 +387,6 @@ def _batches(flags: dict, settings: dict, train: DataSet):
     )
 
 
-def _plan_length(flags: dict, settings: dict, state: dict, trainer, batches, end, deadline: float | None) -> None:
-    """Fills in `total` epochs of so many `steps` and the `schedule`: as given, as time allows, or by the images."""
-    from training import loop
-
-    chosen, images = settings["training"], len(batches.data)
-    if flags["epochs"] is not None:
-        total, steps = flags["epochs"], flags["steps_per_epoch"] or max(1, images // chosen["batch_size"])
-    elif deadline is not None:
-        build, step, validation = loop.measure(trainer, batches, end, workers=flags["workers"])
-        total, steps = plan.budget_length(deadline - time.monotonic() - build, step=step, validation=validation)
-        pictures = total * steps * chosen["batch_size"]
-        print(
-            f"chosen: {total} epochs of {steps} steps for --time_budget {flags['time_budget']}, "
-            f"{pictures / images:.0f} passes: a step takes {step:.3f} s ({chosen['batch_size'] / step:.1f} images/s), "
-            f"measuring the mAP {validation:.1f} s"
-        )
-    else:
-        total, steps, reason = plan.fixed_length(images, chosen["batch_size"])
-        print(f"chosen: {reason}")
-    state.update(total=total, steps=steps)
-    state["schedule"] = loop.new_schedule(flags, chosen["learning_rate"], total * steps)
-    loop.compile_for(trainer, state, flags, backbone=settings["backbone"])
-
-
-def _tensorboard(folder: Path):
-    """Writes event files below the run's folder."""
-    from tensorboard.summary import Writer
-
-    return Writer(str(folder / "tensorboard"))
-
-
-def _print_left_out(batches, steps: range) -> None:
-    """Says what did not fit into the batches."""
-    from training.batches import MAX_REGIONS
-
-    if count := batches.boxes_left_out(steps):
-        print(f"{count} boxes beyond --max_gt_boxes {batches.max_gt_boxes} of a picture were left out")
-    if count := batches.regions_left_out(steps):
-        print(f"{count} ignored regions beyond {MAX_REGIONS} of a picture were left out: background counts there")
-
-
 def _best(state: dict) -> str:
     """The best mAP so far; nothing without validation images."""
     return f", best mAP {state['best']:.4f}" if state["best"] >= 0 else ""
@@ -420,20 +414,6 @@ def _validation(flags: dict, settings: dict):
         return None
     print(f"validation: {len(data)} images, {len(data.objects.labels)} boxes{left_out}")
     return make_validation(data, settings, orientation=flags["orientation"])
-
-
-def _initialise(network, settings: dict, flags: dict) -> None:
-    """Takes over the weights of another run, and says what begins anew."""
-    from models.detector import load_model
-    from training.fine_tuning import take_over_weights
-
-    run = flags["init_from"]
-    source = load_model(layout.run_folder(flags["output_path"], run), precision=None)
-    taken, skipped = take_over_weights(source, network, settings)
-    if not taken:
-        raise InputError(f"--init_from {run}: not one layer fits; it needs the same backbone, variant and channels")
-    names = ", ".join(skipped[:12]) + (f" and {len(skipped) - 12} more" if len(skipped) > 12 else "")
-    print(f"--init_from {run}: {taken} layers taken over, {len(skipped)} begin anew{': ' * bool(names)}{names}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from tiny_network import CLASSES, pictures, targets, tiny_settings, write_settin
 from models import load_model
 from models.detector import Detector, inference_model, network_from_settings, read_settings
 from oid.files import InputError
-from training.callbacks import averaged_weights, write_checkpoint
+from training.averages import averaged_weights
+from training.checkpoints import write_checkpoint
 from training.schedule import Schedule, make_optimizer
 from training.trainer import DetectionTrainer
 

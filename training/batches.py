@@ -140,6 +140,13 @@ class Batches:
         """The same for ignored regions beyond `MAX_REGIONS`: their background counts as background."""
         return sum(self._left_out.get(step, (0, 0))[1] for step in steps)
 
+    def print_left_out(self, steps: range) -> None:
+        """Says what did not fit into the batches of these steps."""
+        if count := self.boxes_left_out(steps):
+            print(f"{count} boxes beyond --max_gt_boxes {self.max_gt_boxes} of a picture were left out")
+        if count := self.regions_left_out(steps):
+            print(f"{count} ignored regions beyond {MAX_REGIONS} of a picture were left out: background counts there")
+
     def _draw(self, step: int, position: int) -> tuple[list[int], list[int], np.random.Generator]:
         """Which images make one picture of the batch: one, or four for a mosaic; none or one to blend in; and the
         generator for the rest."""

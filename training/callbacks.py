@@ -1,12 +1,9 @@
-"""What happens around the training steps: a guard, validation, checkpoints, history, and one line per epoch."""
+"""What happens around the training steps: a guard, checkpoints, validation, history, and one line per epoch."""
 
-import contextlib
-import csv
 import json
 import math
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -15,32 +12,14 @@ from tqdm import tqdm
 
 from models import detector
 from oid.files import InputError, replacing
+from training.averages import averaged_weights
 from training.batches import Batches
+from training.checkpoints import NEWEST, write_checkpoint
+from training.history import write_history
+from training.stopping import Stop
+from training.trainer import DetectionTrainer
 
-TRAINING_WEIGHTS = "training.weights.h5"
-STATE = "state.json"
-
-
-@contextlib.contextmanager
-def averaged_weights(model: keras.Model) -> Iterator[None]:
-    """Inside the block the model's weights are their moving average; afterwards they are bit for bit what they were.
-
-    Where the optimizer keeps no average they stay what they are.
-    """
-    if not model.optimizer.use_ema:
-        yield
-        return
-    variables = [*model.trainable_variables, *model.optimizer.variables]
-    # copies, because Keras swaps by adding and subtracting, which rounds
-    before = [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
-    swap = keras.callbacks.SwapEMAWeights()
-    swap.set_model(model)
-    swap.on_test_begin()
-    try:
-        yield
-    finally:
-        for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
+BAD_BATCH = "bad_batch.json"
 
 
 class NonFiniteLoss(InputError):
@@ -51,27 +30,44 @@ class FiniteLossGuard(keras.callbacks.Callback):
     """Stops the training at the first loss that is not finite, naming the images of the batch.
 
     Args:
+        run: folder of the run; RUN/bad_batch.json gets what the message says.
         batches: knows which images a step had.
-        state: its `steps` per epoch count steps from the start of the training.
+        state: its `step` is the number of steps before this one.
     """
 
-    def __init__(self, batches: Batches, state: dict):
+    def __init__(self, run: Path, batches: Batches, state: dict):
         super().__init__()
+        self.run = run
         self.batches = batches
         self.state = state
-        self._epoch = 0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
+        self.last_good = "nothing: there is no checkpoint yet"
 
     def on_train_batch_end(self, batch, logs=None):
         loss = float(logs["loss"])  # the mean over the epoch so far: one bad batch is enough
         if not math.isfinite(loss):
-            step = self._epoch * self.state["steps"] + batch
-            raise NonFiniteLoss(
-                f"the loss of step {step} is {loss}: look at its images {' '.join(self.batches.ids(step))} and their "
-                "boxes, or lower --learning_rate"
-            )
+            raise self.failure(self.state["step"], f"the loss of step {self.state['step']} is {loss}")
+
+    def check_weights(self, trainer: keras.Model) -> None:
+        """To be called before they are saved: an update can spoil them though the loss before it was finite.
+
+        Raises:
+            NonFiniteLoss: some are not finite.
+        """
+        for variable in trainer.trainable_variables:
+            if not np.isfinite(keras.ops.convert_to_numpy(variable)).all():
+                step = self.state["step"] - 1
+                raise self.failure(step, f"step {step} made {variable.path} infinite or not a number")
+
+    def failure(self, step: int, what: str) -> NonFiniteLoss:
+        """The error that ends the training; writes the same to a file."""
+        ids = self.batches.ids(step)
+        report = {"step": step, "what": what, "images": ids, "last_good_checkpoint": self.last_good}
+        with replacing(self.run / BAD_BATCH) as path:
+            path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        return NonFiniteLoss(
+            f"{what}: look at its images {' '.join(ids)} and their boxes ({self.run / BAD_BATCH} lists them), or train "
+            f"another --run with a lower --learning_rate; the same command goes on from {self.last_good}"
+        )
 
 
 class Progress(keras.callbacks.Callback):
@@ -82,8 +78,8 @@ class Progress(keras.callbacks.Callback):
         self.state = state
 
     def on_epoch_begin(self, epoch, logs=None):
-        text = f"epoch {epoch + 1}/{self.state['total']}"
-        self._bar = tqdm(total=self.state["steps"], desc=text, unit="step", leave=False, disable=None)
+        text, done = f"epoch {epoch + 1}/{self.state['total']}", self.state["step"] - epoch * self.state["steps"]
+        self._bar = tqdm(total=self.state["steps"], initial=done, desc=text, unit="step", leave=False, disable=None)
 
     def on_train_batch_end(self, batch, logs=None):
         self._bar.set_postfix({name: f"{value:.3f}" for name, value in logs.items()}, refresh=False)
@@ -93,15 +89,120 @@ class Progress(keras.callbacks.Callback):
         self._bar.close()
 
 
-class EpochEnd(keras.callbacks.Callback):
-    """After each epoch: validates, keeps the best model, writes history and checkpoint, prints one line.
+class Saver(keras.callbacks.Callback):
+    """Counts the steps, and writes checkpoints between them: after so many steps, after so many minutes, when asked.
 
     Args:
         run: folder of the run.
-        network: the network inside the trainer.
+        trainer: the network inside and its optimizer are what is saved.
+        state: of `training.checkpoints.new_state`, with the plan in it.
+        guard: refuses weights that are not finite.
+        stop: ends `fit` after a step when it is wanted.
+        began: when the training began, on `time.monotonic`'s clock, the time between its processes left out.
+        every_steps: from checkpoint to checkpoint; 0 = not by steps.
+        every_minutes: the same; 0 = not by time.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        trainer: DetectionTrainer,
+        state: dict,
+        *,
+        guard: FiniteLossGuard,
+        stop: Stop,
+        began: float,
+        every_steps: int = 0,
+        every_minutes: float = 0.0,
+    ):
+        super().__init__()
+        self.run = run
+        self.trainer = trainer
+        self.state = state
+        self.guard = guard
+        self.stop = stop
+        self.began = began
+        self.every_steps = every_steps
+        self.every_minutes = every_minutes
+        self.unsaved = False  # whether something was learned since the last checkpoint
+        self.cost = 0.0  # seconds of the last one
+        self._saved_at, self._saved_step = time.monotonic(), state["step"]
+        self._epoch_began = time.monotonic() - state["epoch_seconds"]
+        if state["step"]:
+            self._note_good()
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Since the epoch began, the time between processes left out."""
+        return time.monotonic() - self._epoch_began
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.state["step"] > epoch * self.state["steps"]:  # after `fit` has set them to zero
+            set_means(self.trainer, self.state)
+
+    def on_train_batch_end(self, batch, logs=None):
+        state = self.state
+        state["step"] += 1
+        self.unsaved = True
+        if self.stop.wanted():
+            self.model.stop_training = True
+            return
+        by_time = 0 < self.every_minutes * 60 <= time.monotonic() - self._saved_at
+        by_steps = 0 < self.every_steps <= state["step"] - self._saved_step
+        last = state["step"] == (state["epochs"] + 1) * state["steps"]  # another one comes when it has been measured
+        if by_time or (by_steps and not last):
+            self.model  # noqa: B018 - on JAX this brings the variables up to date
+            self.save()
+
+    def begin_epoch(self) -> None:
+        """A new epoch's seconds count from now on."""
+        self._epoch_began = time.monotonic()
+        self.state["epoch_seconds"] = 0.0
+
+    def save(self, best_model: keras.Model | None = None) -> None:
+        """Writes a checkpoint; the arguments are those of `write_checkpoint`.
+
+        Raises:
+            InputError: it cannot be written, or the weights are not finite.
+        """
+        self.guard.check_weights(self.trainer)
+        self.state["seconds"] = time.monotonic() - self.began
+        self.state["epoch_seconds"] = self.epoch_seconds
+        begin = time.monotonic()
+        write_checkpoint(self.run, self.trainer, self.trainer.network, self.state, best_model=best_model)
+        self._saved_at, self._saved_step, self.unsaved = time.monotonic(), self.state["step"], False
+        self.cost = self._saved_at - begin
+        self._note_good()
+
+    def _note_good(self) -> None:
+        self.guard.last_good = f"the last good checkpoint, {self.run / NEWEST} of step {self.state['step']}"
+
+
+def set_means(trainer: keras.Model, state: dict) -> None:
+    """Makes the sums of the epoch's losses those of the checkpoint, so that its means are of the whole epoch."""
+    for variable, value in zip(trainer.metrics_variables, state["means"], strict=True):
+        variable.assign(value)
+
+
+class _Interruptible(detector.Detector):
+    """A detector that asks before each batch whether the training is to stop: measuring can take long."""
+
+    def __init__(self, model: keras.Model, settings: dict, stop: Stop):
+        super().__init__(model, settings)
+        self._stop = stop
+
+    def detect(self, squares, **options):
+        self._stop.check()
+        return super().detect(squares, **options)
+
+
+class EpochEnd(keras.callbacks.Callback):
+    """After each epoch: validates, keeps the best model, writes checkpoint and history, prints one line.
+
+    Args:
+        saver: writes the checkpoints; has the run's folder, the trainer and the state.
         settings: the run's settings.
         validate: gives the mAP of a detector, or None without validation data; the last epoch then counts.
-        state: what `read_state` gave, with the plan in it: `total` epochs of `steps` steps.
         batch_size: images per step.
         validate_every: so many epochs; the last one is measured in any case.
         patience: the training stops after so many measurements without a better mAP; 0 = it does not.
@@ -111,12 +212,10 @@ class EpochEnd(keras.callbacks.Callback):
 
     def __init__(
         self,
-        run: Path,
-        network: keras.Model,
+        saver: Saver,
         settings: dict,
         *,
         validate: Callable[[detector.Detector], float] | None,
-        state: dict,
         batch_size: int,
         validate_every: int = 1,
         patience: int = 0,
@@ -124,23 +223,27 @@ class EpochEnd(keras.callbacks.Callback):
         writer=None,
     ):
         super().__init__()
-        self.run = run
-        self.network = network
-        self.exported = exported or network
-        self.detector = detector.Detector(detector.inference_model(self.exported, settings), settings)
+        self.saver = saver
+        self.run = saver.run
+        self.trainer = saver.trainer
+        self.state = saver.state
+        self.exported = exported or self.trainer.network
+        self.detector = _Interruptible(detector.inference_model(self.exported, settings), settings, saver.stop)
         self.validate = validate
-        self.state = state
         self.batch_size = batch_size
         self.validate_every = validate_every
         self.patience = patience
         self.writer = writer
-        self._began = self._first_step_done = time.perf_counter()
         self._costs: list[float] = []
+        self.begin_steps(builds=True)
 
     @property
-    def seconds_per_epoch(self) -> float:
-        """The mean of the newest three epochs, without building the graph; other work makes single ones slow."""
-        return float(np.mean(self._costs[-3:]))
+    def seconds_per_epoch(self) -> float | None:
+        """The mean of the newest three epochs, without building the graph; other work makes single ones slow.
+
+        None before the first one of this process.
+        """
+        return float(np.mean(self._costs[-3:])) if self._costs else None
 
     @property
     def out_of_patience(self) -> bool:
@@ -148,42 +251,56 @@ class EpochEnd(keras.callbacks.Callback):
         scores = [row["mAP"] for row in self.state["history"] if row["mAP"] != ""]
         return 0 < self.patience < len(scores) and max(scores[-self.patience :]) <= max(scores[: -self.patience])
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self._began = time.perf_counter()
+    def begin_steps(self, *, builds: bool) -> None:
+        """To be called before the steps of an epoch.
+
+        Args:
+            builds: whether the first step also builds the graph: it is no measure of speed then.
+        """
+        self._builds = builds
+        self._steps = 0
+        self._began = self._first_step_done = self._last_step_done = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        if batch == 0:  # the very first step also builds the graph: it is no measure of speed
-            self._first_step_done = time.perf_counter()
+        self._last_step_done = time.perf_counter()
+        if not self._steps:
+            self._first_step_done = self._last_step_done
+        self._steps += 1
 
-    def on_epoch_end(self, epoch, logs=None):
-        """The best model first, then the checkpoint: a stop between the two repeats the epoch and loses nothing."""
-        state, done = self.state, time.perf_counter()
-        speed = (state["steps"] - 1) * self.batch_size / max(done - self._first_step_done, 1e-9)
-        last = epoch + 1 == state["total"]
-        score, best = self._measure(measured=last or (epoch + 1) % self.validate_every == 0)
+    def finish_epoch(self, replan: Callable[[int], str] = lambda done: "") -> None:
+        """What comes after the steps of an epoch. Whenever it is stopped or killed, the next start begins it again.
+
+        Args:
+            replan: gets the number of epochs done, may change how many there are in all, returns a line to print.
+        """
+        state, number, begin = self.state, self.state["epochs"] + 1, time.perf_counter()
+        losses = {name: round(float(value), 6) for name, value in self.trainer.get_metrics_result().items()}
+        score, best = self._measure(measured=number == state["total"] or number % self.validate_every == 0)
+        seconds = self._seconds_of_a_step()
+        if seconds:
+            self._costs.append(seconds * state["steps"] + time.perf_counter() - begin + self.saver.cost)
+        said = replan(number)
+        if number == state["total"] and score is None:  # it has become the last one
+            score, best = self._measure(measured=True)
         row = {
-            "epoch": epoch + 1,
-            "loss": round(logs["loss"], 6),
-            "class_loss": round(logs["class_loss"], 6),
-            "box_loss": round(logs["box_loss"], 6),
+            "epoch": number,
+            **{name: losses[name] for name in ("loss", "class_loss", "box_loss")},
             "mAP": "" if score is None else round(score, 6),
-            "learning_rate": float(f"{float(self.model.optimizer.learning_rate):.6g}"),
-            "images_per_second": round(speed, 2),
-            "seconds": round(time.perf_counter() - self._began, 2),
+            "learning_rate": float(f"{float(self.trainer.optimizer.learning_rate):.6g}"),
+            "images_per_second": round(self.batch_size / seconds, 2) if seconds else "",
+            "seconds": round(self.saver.epoch_seconds, 2),
         }
         state["history"].append(row)
-        state["epochs"] = epoch + 1
-        state["seconds"] += row["seconds"]
-        write_checkpoint(self.run, self.model, self.network, state)
+        state["epochs"] = number
+        if best:
+            state["best"] = score if score is not None else -1.0
+        self.saver.begin_epoch()
+        self.saver.save(best_model=self.detector.model if best else None)
         write_history(self.run / "history.csv", state["history"])
-        since_first_step = time.perf_counter() - self._first_step_done
-        self._costs.append(since_first_step * state["steps"] / max(1, state["steps"] - 1))
-        if self.writer:
-            for name in set(row) - {"epoch"}:
-                if row[name] != "":
-                    self.writer.add_scalar(name, row[name], epoch + 1)
-            self.writer.flush()
+        self._show(row)
         self._print(row, best)
+        if said:
+            print(said, flush=True)
 
     def measure_last(self) -> None:
         """Measures the newest epoch where it was not, because the training was meant to go on."""
@@ -192,80 +309,46 @@ class EpochEnd(keras.callbacks.Callback):
             return
         score, best = self._measure(measured=True)
         newest["mAP"] = round(score, 6)
-        write_state(self.run / "checkpoint", self.state)
+        if best:
+            self.state["best"] = score
+        self.saver.save(best_model=self.detector.model if best else None)
         write_history(self.run / "history.csv", self.state["history"])
-        print(f"epoch {newest['epoch']}  mAP {score:.4f}{' best' if best else ''}")
+        print(f"epoch {newest['epoch']}  mAP {score:.4f}{' best' if best else ''}", flush=True)
 
     def _measure(self, *, measured: bool) -> tuple[float | None, bool]:
-        """The mAP of the averaged weights, which are saved where they are the best so far; None if not measured."""
+        """The mAP of the averaged weights, and whether they are the best so far; None if not measured."""
         if self.validate and not measured:
             return None, False
-        with averaged_weights(self.model):
-            if self.exported is not self.network:
-                self.exported.set_weights(self.network.get_weights())
+        with averaged_weights(self.trainer):
+            if self.exported is not self.trainer.network:
+                self.exported.set_weights(self.trainer.network.get_weights())
             score = self.validate(self.detector) if self.validate else None
-            best = score is None or score > self.state["best"]  # a tie keeps the earlier one
-            if best:
-                self.state["best"] = score if score is not None else -1.0
-                with replacing(self.run / detector.MODEL) as path:
-                    self.detector.model.save(path)
-        return score, best
+        return score, score is None or score > self.state["best"]  # a tie keeps the earlier one
+
+    def _seconds_of_a_step(self) -> float | None:
+        """None where no step was made in this process but the one that built the graph."""
+        steps, seconds = self._steps - 1, self._last_step_done - self._first_step_done
+        if self._steps == 1 and not self._builds:
+            steps, seconds = 1, self._last_step_done - self._began
+        return max(seconds, 1e-9) / steps if steps > 0 else None
+
+    def _show(self, row: dict) -> None:
+        """Gives the numbers of an epoch to TensorBoard."""
+        if not self.writer:
+            return
+        for name in set(row) - {"epoch"}:
+            if row[name] != "":
+                self.writer.add_scalar(name, row[name], row["epoch"])
+        self.writer.flush()
 
     def _print(self, row: dict, best: bool) -> None:
-        left = self.seconds_per_epoch * (self.state["total"] - row["epoch"]) / 60
         score = "" if row["mAP"] == "" else f"  mAP {row['mAP']:.4f}{' best' if best else ''}"
+        speed = "" if row["images_per_second"] == "" else f"  {row['images_per_second']:.1f} images/s"
+        left = ""
+        if self.seconds_per_epoch is not None:
+            left = f"  {self.seconds_per_epoch * (self.state['total'] - row['epoch']) / 60:.1f} min left"
         print(
             f"epoch {row['epoch']}/{self.state['total']}  loss {row['loss']:.3f} (class {row['class_loss']:.3f}, "
-            f"box {row['box_loss']:.3f}){score}  {row['images_per_second']:.1f} images/s  {left:.1f} min left",
+            f"box {row['box_loss']:.3f}){score}{speed}{left}",
             flush=True,
         )
-
-
-def write_checkpoint(run: Path, trainer: keras.Model, network: keras.Model, state: dict) -> None:
-    """Writes `run/checkpoint`: all of the training, the averaged network for inference, and the state.
-
-    The folder is complete or it is the one before: it is written beside and renamed.
-    """
-    new, old, final = run / "checkpoint.new", run / "checkpoint.old", run / "checkpoint"
-    for folder in (new, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    new.mkdir(parents=True)
-    trainer.save_weights(new / TRAINING_WEIGHTS)
-    with averaged_weights(trainer):
-        network.save_weights(new / detector.CHECKPOINT_WEIGHTS.name)
-    write_state(new, state)
-    if final.exists():
-        final.rename(old)
-    new.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def write_state(checkpoint: Path, state: dict) -> None:
-    """Writes the state into the folder of a checkpoint."""
-    with replacing(checkpoint / STATE) as path:
-        path.write_text(json.dumps(state), encoding="utf-8")
-
-
-def read_state(run: Path) -> dict:
-    """The state of the newest complete checkpoint, zeros where there is none.
-
-    Its entries: `epochs` done of `total`, `steps` per epoch, the `schedule` of the learning rate, `seconds` used,
-    `best` mAP, `history`.
-    """
-    final, old = run / "checkpoint", run / "checkpoint.old"
-    if not final.exists() and old.exists():  # killed between the two renames
-        old.rename(final)
-    try:
-        return json.loads((final / STATE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {"epochs": 0, "best": -1.0, "history": [], "total": 0, "steps": 0, "schedule": {}, "seconds": 0.0}
-    except ValueError as error:
-        raise InputError(f"{final / STATE} is damaged ({error}): remove {run} and train again") from error
-
-
-def write_history(path: Path, rows: list[dict]) -> None:
-    """Writes one row per epoch."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

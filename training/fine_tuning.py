@@ -4,6 +4,25 @@ import keras
 import numpy as np
 from keras import ops
 
+from models.detector import load_model
+from oid import layout
+from oid.files import InputError
+
+
+def initialise(network: keras.Model, settings: dict, flags: dict) -> None:
+    """Takes over the weights of the run that `--init_from` names, and says what begins anew.
+
+    Raises:
+        InputError: it is no run, or nothing of it fits.
+    """
+    run = flags["init_from"]
+    source = load_model(layout.run_folder(flags["output_path"], run), precision=None)
+    taken, skipped = take_over_weights(source, network, settings)
+    if not taken:
+        raise InputError(f"--init_from {run}: not one layer fits; it needs the same backbone, variant and channels")
+    names = ", ".join(skipped[:12]) + (f" and {len(skipped) - 12} more" if len(skipped) > 12 else "")
+    print(f"--init_from {run}: {taken} layers taken over, {len(skipped)} begin anew{': ' * bool(names)}{names}")
+
 
 def take_over_weights(source, target: keras.Model, settings: dict) -> tuple[int, list[str]]:
     """Copies the layers of another run that mean the same, for fine-tuning on other classes.

@@ -1,20 +1,23 @@
-"""A training from its first epoch, or from where it was stopped, to its end: one `fit` per epoch.
+"""A training from its first step, or from where it was stopped, to its end: one `fit` per epoch, or for its rest.
 
 Between epochs the backbone may thaw, the size of the input may change, and a time budget may move the end.
 """
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import keras
 import numpy as np
 from keras import ops
 
 from models import backbones
-from models.detector import runs_on_cpu
+from models.detector import Detector, runs_on_cpu
+from training import plan
 from training.batches import Batches, BatchSequence
-from training.callbacks import EpochEnd, FiniteLossGuard, Progress, write_state
-from training.plan import epochs_that_fit
+from training.callbacks import EpochEnd, FiniteLossGuard, Progress, Saver, set_means
 from training.schedule import Schedule, make_optimizer
+from training.stopping import Stop, Stopped
 from training.trainer import DetectionTrainer
 
 CLOSED = 0.85  # of the training; the rest sees whole pictures, at the network's own size
@@ -28,25 +31,60 @@ def new_schedule(flags: dict, learning_rate: float, steps: int) -> dict:
     return Schedule(peak=learning_rate, steps=steps, shape=flags["schedule"], warm_up=max(1, warm_up)).get_config()
 
 
-def compile_for(trainer: DetectionTrainer, state: dict, flags: dict, *, backbone: str) -> None:
-    """Gives the trainer a new optimizer for the epoch that comes next, with the backbone frozen or not.
+def plan_length(flags: dict, chosen: dict, trainer, batches: Batches, end: EpochEnd, deadline: float | None) -> None:
+    """Fills in `total` epochs of so many `steps` and the `schedule`: as given, as time allows, or by the images.
 
     Args:
-        trainer: its weights are those after `state["epochs"]` epochs.
-        state: `epochs`, `steps` and `schedule`.
+        flags: a03's.
+        chosen: `settings["training"]`.
+        trainer: compiled; it gets the optimizer of the plan.
+        batches: of the whole training.
+        end: its `state` gets the plan.
+        deadline: when a time budget ends, on `time.monotonic`'s clock; None = never.
+
+    Raises:
+        InputError: there is no time for a training.
+    """
+    images = len(batches.data)
+    if flags["epochs"] is not None:
+        total, steps = flags["epochs"], flags["steps_per_epoch"] or max(1, images // chosen["batch_size"])
+    elif deadline is not None:
+        build, step, validation = measure(trainer, batches, end, workers=flags["workers"])
+        total, steps = plan.budget_length(deadline - time.monotonic() - build, step=step, validation=validation)
+        pictures = total * steps * chosen["batch_size"]
+        print(
+            f"chosen: {total} epochs of {steps} steps for --time_budget {flags['time_budget']}, "
+            f"{pictures / images:.0f} passes: a step takes {step:.3f} s ({chosen['batch_size'] / step:.1f} images/s), "
+            f"measuring the mAP {validation:.1f} s"
+        )
+    else:
+        total, steps, reason = plan.fixed_length(images, chosen["batch_size"])
+        print(f"chosen: {reason}")
+    state = end.state
+    state.update(total=total, steps=steps, average_over=total * steps)
+    state["schedule"] = new_schedule(flags, chosen["learning_rate"], total * steps)
+
+
+def compile_for(trainer: DetectionTrainer, state: dict, flags: dict, *, backbone: str, epoch: int = 0) -> None:
+    """Gives the trainer a new optimizer, with the backbone frozen or not.
+
+    Args:
+        trainer: its weights are those of the training so far.
+        state: `steps`, `schedule` and `average_over`.
         flags: a03's.
         backbone: name of its layer in the network.
+        epoch: the one that the optimizer is for, from 0 on.
     """
     network = trainer.network
     thaws = flags["freeze_backbone_epochs"]
     for layer in network._flatten_layers():  # setting it on the network does not reach the models inside its models
         layer.trainable = True
-    if flags["freeze_backbone"] or state["epochs"] < thaws:
+    if flags["freeze_backbone"] or epoch < thaws:
         backbones.freeze(network.get_layer(backbone), weights=True)
     if flags["freeze_batch_norm"]:
         backbones.freeze(network, batch_norm=True)
     # an optimizer counts from its own first step: then its averages begin with the weights that it finds
-    offset = thaws * state["steps"] if state["epochs"] >= thaws else 0
+    offset = thaws * state["steps"] if epoch >= thaws else 0
     schedule = Schedule(**state["schedule"] | {"offset": offset})
     optimizer = make_optimizer(
         schedule,
@@ -55,12 +93,13 @@ def compile_for(trainer: DetectionTrainer, state: dict, flags: dict, *, backbone
         clip_norm=flags["clip_norm"],
         ema=flags["ema"],
         accumulate=flags["accumulate"],
+        average_over=state["average_over"],
     )
     # XLA on the CPU is slower than TensorFlow's own kernels; JAX compiles whatever is said here
     plain = keras.backend.backend() == "tensorflow" and runs_on_cpu()
     trainer.compile(optimizer=optimizer, jit_compile=False if plain else "auto")
     trainer.forget_functions()
-    trainer.schedule, trainer.compiled_for = schedule, state["epochs"]
+    trainer.schedule, trainer.compiled_for = schedule, epoch
     optimizer.build(network.trainable_variables)
 
 
@@ -108,71 +147,143 @@ def size_of(epoch: int, sizes: tuple[int, ...], *, total: int, seed: int) -> int
     return int(np.random.default_rng([seed, epoch, len(sizes)]).choice(sizes))
 
 
+def epoch_end(
+    run: Path,
+    trainer: DetectionTrainer,
+    state: dict,
+    flags: dict,
+    settings: dict,
+    *,
+    batches: Batches,
+    stop: Stop,
+    began: float,
+    validate: Callable[[Detector], float] | None,
+    exported: keras.Model | None,
+) -> EpochEnd:
+    """What guards, saves and measures a training, with a03's flags; the other arguments are those of the callbacks."""
+    writer = None
+    if flags["tensorboard"]:
+        from tensorboard.summary import Writer
+
+        writer = Writer(str(run / "tensorboard"))
+    saver = Saver(
+        run,
+        trainer,
+        state,
+        guard=FiniteLossGuard(run, batches, state),
+        stop=stop,
+        began=began,
+        every_steps=flags["checkpoint_steps"],
+        every_minutes=flags["checkpoint_minutes"],
+    )
+    return EpochEnd(
+        saver,
+        settings,
+        validate=validate,
+        batch_size=settings["training"]["batch_size"],
+        validate_every=flags["validate_every"],
+        patience=flags["patience"],
+        exported=exported,
+        writer=writer,
+    )
+
+
 def run(
     trainer: DetectionTrainer, batches: Batches, end: EpochEnd, flags: dict, *, backbone: str, deadline: float | None
 ) -> str:
-    """Trains until the last epoch, until nothing gets better, or until the time is over.
+    """Trains until the last epoch, until nothing gets better, until the time is over, or until it is to stop.
 
     Args:
-        trainer: compiled, for the epoch that comes next.
+        trainer: compiled, for the step that comes next or the one before it.
         batches: of the whole training.
-        end: what happens after each epoch; its `state` counts them.
+        end: what happens after each epoch; its `state` counts steps and epochs, its `saver` knows when to stop.
         flags: a03's.
         backbone: see `compile_for`.
         deadline: when a time budget ends, on `time.monotonic`'s clock; None = never.
 
     Returns:
-        why it ended before its last epoch; empty when it did not.
+        why it will not go on though its last epoch is not reached; empty when it was, or when `end.saver.stop` has a
+        reason: then a checkpoint is written, and the training goes on from there.
     """
-    state = end.state
-    sizes = tuple(trainer.sizes)
-    callbacks = [FiniteLossGuard(batches, state), Progress(state), end]
-    while (epoch := state["epochs"]) < state["total"]:
-        if end.out_of_patience:
-            return f"no better mAP in {flags['patience']} measurements"
-        if epoch and deadline is not None and time.monotonic() >= deadline:  # a run that was stopped and goes on late
-            state["total"] = epoch
-            write_state(end.run / "checkpoint", state)
-            break
-        if epoch and epoch == flags["freeze_backbone_epochs"] and trainer.compiled_for < epoch:
-            compile_for(trainer, state, flags, backbone=backbone)
-            print(f"the backbone thaws after epoch {epoch}")
-        size = size_of(epoch, sizes, total=state["total"], seed=flags["seed"])
-        trainer.look_at(size)
-        batches.close_at = close_at(state)
-        begin = epoch * state["steps"]
-        sequence = BatchSequence(batches, start=begin, workers=flags["workers"], image_size=size)
-        with sequence.mistakes_as_they_are():
-            trainer.fit(
-                sequence,
-                steps_per_epoch=state["steps"],
-                initial_epoch=epoch,
-                epochs=epoch + 1,
-                shuffle=False,
-                verbose=0,
-                callbacks=callbacks,
-            )
-        if deadline is not None:
-            _keep_to(deadline, trainer, end)
-    end.measure_last()
+    state, stop = end.state, end.saver.stop
+    stop.waits = True  # from here on there is something to lose
+    try:
+        if state["step"] > state["epochs"] * state["steps"]:
+            set_means(trainer, state)  # where only the end of the epoch is left; `fit` sets them to zero
+        while state["epochs"] < state["total"]:
+            if end.out_of_patience:
+                return f"no better mAP in {flags['patience']} measurements"
+            if deadline is not None and state["step"] and time.monotonic() >= deadline:
+                _end_here(end)
+                break
+            _train_epoch(trainer, batches, end, flags, backbone=backbone)
+            stop.check()
+            end.finish_epoch(lambda done: _keep_to(deadline, trainer, end, done))
+        end.measure_last()
+    except Stopped:
+        if end.saver.unsaved:
+            end.saver.save()
+    finally:
+        stop.waits = False
     return ""
 
 
-def _keep_to(deadline: float, trainer: DetectionTrainer, end: EpochEnd) -> None:
-    """Moves the end of the training when the newest epoch says that the plan misses the deadline by much."""
-    state, left = end.state, deadline - time.monotonic()
-    done, planned = state["epochs"], state["total"]
-    total = epochs_that_fit(left, end.seconds_per_epoch, done=done, planned=planned)
+def _train_epoch(trainer: DetectionTrainer, batches: Batches, end: EpochEnd, flags: dict, *, backbone: str) -> None:
+    """The steps of an epoch, or those that are left of it; fewer when the training is to stop."""
+    state, epoch = end.state, end.state["epochs"]
+    if epoch and epoch == flags["freeze_backbone_epochs"] and trainer.compiled_for < epoch:
+        compile_for(trainer, state, flags, backbone=backbone, epoch=epoch)
+        print(f"the backbone thaws after epoch {epoch}")
+    size = size_of(epoch, tuple(trainer.sizes), total=state["total"], seed=flags["seed"])
+    trainer.look_at(size)
+    batches.close_at = close_at(state)
+    left = (epoch + 1) * state["steps"] - state["step"]
+    if not left:
+        return
+    sequence = BatchSequence(batches, start=state["step"], workers=flags["workers"], image_size=size)
+    end.begin_steps(builds=trainer.train_function is None)
+    with sequence.mistakes_as_they_are():
+        trainer.fit(
+            sequence,
+            steps_per_epoch=left,
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            shuffle=False,
+            verbose=0,
+            callbacks=[end.saver.guard, Progress(state), end, end.saver],
+        )
+
+
+def _end_here(end: EpochEnd) -> None:
+    """Ends a training that was stopped and goes on when its time is over: an epoch that was begun counts as it is."""
+    state = end.state
+    begun = state["step"] > state["epochs"] * state["steps"]
+    print(f"the time is over: the training ends after step {state['step']} of {state['total'] * state['steps']}")
+    state["total"] = state["epochs"] + begun
+    if begun:
+        end.finish_epoch()
+    else:
+        end.saver.save()
+
+
+def _keep_to(deadline: float | None, trainer: DetectionTrainer, end: EpochEnd, done: int) -> str:
+    """Moves the end of the training when the newest epoch says that the plan misses the deadline by much.
+
+    Returns:
+        what there is to say about it; empty where the plan stays.
+    """
+    state, planned, epoch = end.state, end.state["total"], end.seconds_per_epoch
+    if deadline is None or epoch is None:
+        return ""
+    left = deadline - time.monotonic()
+    total = plan.epochs_that_fit(left, epoch, done=done, planned=planned)
     if total == planned:
-        return
+        return ""
     state["total"] = total
-    if done < total:
-        trainer.schedule.move_end(total * state["steps"], at=done * state["steps"])
-        state["schedule"] = trainer.schedule.get_config()
-    write_state(end.run / "checkpoint", state)  # a run that goes on from here has the same end
     if done == total:
-        print(f"the time is over after {total} of {planned} epochs")
-        return
-    print(f"{left / 60:.1f} minutes are left: {total} epochs instead of {planned}")
+        return f"the time is over after {total} of {planned} epochs"
+    trainer.schedule.move_end(total * state["steps"], at=done * state["steps"])
+    state["schedule"] = trainer.schedule.get_config()
     if keras.backend.backend() == "jax":  # what it compiled holds the line as a constant
         trainer.forget_functions()
+    return f"{left / 60:.1f} minutes are left: {total} epochs instead of {planned}"

@@ -101,6 +101,7 @@ def make_optimizer(
     clip_norm: float = 10.0,
     ema: bool = True,
     accumulate: int = 1,
+    average_over: int | None = None,
 ) -> keras.optimizers.Optimizer:
     """AdamW, or SGD with momentum 0.9, with clipped gradients and a moving average of the weights.
 
@@ -114,13 +115,14 @@ def make_optimizer(
         clip_norm: the gradient of all weights together is made no longer than this; 0 = as long as it is.
         ema: whether there is an exponential moving average of the weights.
         accumulate: gradients of so many steps are averaged to one update.
+        average_over: the steps of the training that the average is meant for (default: the schedule's).
     """
     options = {
         "learning_rate": schedule,
         "weight_decay": weight_decay or None,
         "global_clipnorm": clip_norm or None,
         "use_ema": ema,
-        "ema_momentum": averaging(schedule.steps),
+        "ema_momentum": averaging(average_over or schedule.steps),
         "gradient_accumulation_steps": accumulate if accumulate > 1 else None,
     }
     if optimizer == "adamw":

@@ -4,10 +4,14 @@ import json
 import math
 from pathlib import Path
 
+from oid import layout
 from oid.files import InputError
 
 # a run can be continued with other values of these: they do not change what it learns
-FREE_TO_CHANGE = {"dataset_path", "output_path", "run", "workers", "cache_gb", "patience", "tensorboard"}
+FREE_TO_CHANGE = {
+    *("dataset_path", "output_path", "run", "workers", "cache_gb", "patience", "tensorboard"),
+    *("checkpoint_steps", "checkpoint_minutes", "max_hours", "max_bad_images"),
+}
 
 LOWEST = {
     **{"image_size": 32, "tums": 1, "scales": 1, "channels": 1, "batch_size": 1, "epochs": 1, "steps_per_epoch": 0},
@@ -20,6 +24,7 @@ LOWEST = {
         "weight_decay": 0,
         "clip_norm": 0,
     },
+    **{"checkpoint_steps": 0, "checkpoint_minutes": 0, "max_bad_images": 0},
 }
 SHARES = ("mosaic", "mixup", "negatives", "sampling_exponent")
 LABEL_RULES = ("verified", "ancestors", "regions", "depictions")
@@ -42,8 +47,9 @@ def check_flags(flags: dict) -> None:
     for name in SHARES:
         if name in given and not 0 <= given[name] <= 1:
             raise InputError(f"--{name} is {given[name]}: it must be from 0 to 1")
-    if not 0 < given.get("learning_rate", 1.0) < math.inf:
-        raise InputError(f"--learning_rate is {flags['learning_rate']}: it must be above 0 and finite")
+    for name in ("learning_rate", "max_hours"):
+        if not 0 < given.get(name, 1.0) < math.inf:
+            raise InputError(f"--{name} is {flags[name]}: it must be above 0 and finite")
     for name in ("weight_decay", "clip_norm"):
         if flags[name] == math.inf:
             raise InputError(f"--{name} is inf: it must be finite")
@@ -68,34 +74,61 @@ def _check_frozen(flags: dict) -> None:
             raise InputError(f"--{name} would keep random weights: give --backbone_weights or --init_from as well")
 
 
-def saved_settings(folder: Path, flags: dict, classes: dict[str, str], *, epochs: int) -> dict | None:
-    """The settings that a run began with, which its next epoch needs; None where nothing has been learned yet.
+def check_source(flags: dict) -> None:
+    """Refuses to start from the weights of a run that is none; to be asked before the network is built.
+
+    Raises:
+        InputError: naming what `--init_from` says.
+    """
+    if not flags["init_from"]:
+        return
+    folder = layout.run_folder(flags["output_path"], flags["init_from"])
+    files = [folder / "settings.json", folder.parent / "settings.json"]  # the second: of a run's checkpoint
+    if not any(path.is_file() for path in files):
+        raise InputError(f"--init_from {flags['init_from']}: {folder} is no run: it has no settings.json; name another")
+
+
+def saved_settings(folder: Path, flags: dict, classes: dict[str, str], state: dict) -> dict | None:
+    """The settings that a run began with, which its next step needs; None where nothing has been learned yet.
 
     Args:
         folder: of the run.
         flags: now given.
         classes: a01's, `{label: name}`.
-        epochs: that are done.
+        state: of its checkpoint, which has the settings.
 
     Raises:
-        InputError: other flags or classes than it began with, or parts of the run are missing.
+        InputError: other flags, classes or settings than it began with, or the checkpoint is missing.
     """
     path = folder / "settings.json"
-    if not path.is_file() or not epochs:
+    if not state["step"]:
         if (folder / "history.csv").is_file():
-            raise InputError(
-                f"{folder} holds a training that lacks its checkpoint or settings: choose another --run, or remove it"
-            )
+            raise InputError(f"{folder} holds a training that lacks its checkpoint: choose another --run, or remove it")
         return None
-    from models.detector import read_settings
-
-    before = read_settings(folder)
+    before = state["settings"]
     for name, value in json.loads(json.dumps(flags)).items():  # as it was read: lists for tuples
-        if name not in FREE_TO_CHANGE and before.get("flags", {}).get(name) != value:
+        was = before["flags"].get(name)
+        if name not in FREE_TO_CHANGE and was != value:
             raise InputError(
-                f"{path} was made with --{name} {before.get('flags', {}).get(name)}, now it is {value}: use the same "
-                f"value, or choose another --run (with --init_from {folder.name} to start from its weights)"
+                f"{folder} was begun with --{name} {was}, now it is {value}: use the same value, or choose another "
+                f"--run (with --init_from {folder.name} to start from its weights)"
             )
     if before["classes"] != [{"label": label, "name": name} for label, name in classes.items()]:
-        raise InputError(f"{path} has other classes than a01's files now: choose another --run, or remove {folder}")
+        raise InputError(
+            f"{folder} was begun with other classes than a01's files have now: choose another --run, or remove {folder}"
+        )
+    for name, value in _read_or_nothing(path).items():
+        if name != "flags" and before.get(name) != value:
+            raise InputError(
+                f"{path}: {name} is not that of the checkpoint beside it, {json.dumps(before.get(name))[:60]}: restore "
+                "the file, or remove it to have it made again"
+            )
     return before
+
+
+def _read_or_nothing(path: Path) -> dict:
+    """The settings of a file; nothing where it is missing or damaged, as the checkpoint has them, too."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -60,6 +60,19 @@ class DetectionTrainer(keras.Model):
         return network(images, training=training)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """The loss of a batch, the mean over all its objects wherever they are computed.
+
+        Args:
+            x: images, not looked at.
+            y: padded ground truth, the dict of `training.batches.Batches.batch`.
+            y_pred: the network's outputs, `classes` `(batch, anchors, classes)` and `boxes` `(batch, anchors, 4)`.
+            sample_weight: not looked at.
+            training: not looked at.
+
+        Returns:
+            a number: classification and boxes, each over the normaliser of `models.losses.detection_losses` (over all
+            devices, at least 1), plus the regularisers of the backbone.
+        """
         anchors = self._views[self._size][1]
         class_sum, box_sum, normaliser = detection_losses(
             y_pred,

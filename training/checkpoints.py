@@ -1,0 +1,289 @@
+"""Checkpoints of a training: complete or not there, flushed to the disk, the last two of them, with checksums.
+
+    RUN/checkpoint/            the newest
+    RUN/checkpoint.previous/   the one before it
+    RUN/checkpoint.new/        the one that is being written
+
+Each has all that a training goes on with: `training.weights.h5` (weights, their moving average, the optimizer),
+`network.weights.h5` (the averaged network, for inference), `model.keras` (the best model so far, a hard link where the
+file system has such), and `state.json`: where the training is, the random state, the sums of the epoch's losses, the
+history, the settings, and the SHA-256 of the other files and of itself. It is written last: without it there is none.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from models import detector
+from oid.files import InputError, replacing
+from training.averages import averaged_weights
+from training.history import write_history
+
+TRAINING_WEIGHTS = "training.weights.h5"
+NETWORK_WEIGHTS = detector.CHECKPOINT_WEIGHTS.name
+STATE = "state.json"
+NEWEST, PREVIOUS, UNFINISHED, DAMAGED = "checkpoint", "checkpoint.previous", "checkpoint.new", "checkpoint.damaged"
+NO_FOLDER_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EISDIR}
+
+
+class Damaged(Exception):
+    """Why a checkpoint cannot be used."""
+
+
+def new_state() -> dict:
+    """The state of a training that has not begun.
+
+    Its entries: `step`, the steps done; `epochs` finished of `total`, `steps` per epoch, the `schedule` of the learning
+    rate, `average_over` so many steps, `seconds` used in all and `epoch_seconds` in the epoch begun, the `best` mAP and
+    the SHA-256 of its `best_model`, `history`, the `means` (sums and counts of the epoch's losses), the `seeds`.
+    """
+    begun = {"step": 0, "epochs": 0, "total": 0, "steps": 0, "schedule": {}, "average_over": None, "seconds": 0.0}
+    return begun | {"epoch_seconds": 0.0, "best": -1.0, "best_model": "", "history": [], "means": [], "seeds": []}
+
+
+# === Writing =========================================================================================================
+def write_checkpoint(
+    run: Path, trainer: keras.Model, network: keras.Model, state: dict, *, best_model: keras.Model | None = None
+) -> None:
+    """Writes the newest checkpoint; the one before it stays as the previous one.
+
+    A process that is killed at any moment leaves this one, or the two before it.
+
+    Args:
+        run: folder of the run.
+        trainer: compiled; its weights, optimizer, metrics and random seeds are kept.
+        network: the network inside.
+        state: see `new_state`; its `means`, `seeds` and `best_model` are filled in.
+        best_model: the model for inference, where the averaged weights are the best so far; it becomes RUN/model.keras.
+
+    Raises:
+        InputError: it cannot be written, for want of space for example; the checkpoints before are untouched.
+    """
+    new = run / UNFINISHED
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        _write_files(run, new, trainer, network, state, best_model)
+        flush(new)
+        _rotate(run)
+        if best_model is not None:
+            _publish(run)
+    except (OSError, RuntimeError) as error:  # HDF5 raises either
+        shutil.rmtree(new, ignore_errors=True)
+        before = "the checkpoints before are untouched" if (run / NEWEST).exists() else "there is none before it"
+        raise InputError(
+            f"{new} cannot be written ({_reason(error)}) and {before}: make room, then run the same command to go on"
+        ) from error
+
+
+def _write_files(run: Path, new: Path, trainer, network, state: dict, best_model) -> None:
+    trainer.save_weights(new / TRAINING_WEIGHTS)
+    with averaged_weights(trainer):
+        network.save_weights(new / NETWORK_WEIGHTS)
+        if best_model is not None:
+            best_model.save(new / detector.MODEL)
+    if best_model is not None:
+        state["best_model"] = _digest(new / detector.MODEL)
+    elif state.get("best_model"):
+        _link(run / NEWEST / detector.MODEL, new / detector.MODEL)
+    state["means"] = [float(keras.ops.convert_to_numpy(variable)) for variable in trainer.metrics_variables]
+    state["seeds"] = [keras.ops.convert_to_numpy(variable).tolist() for variable in _seeds(trainer)]
+    files = {name: _digest(new / name) for name in (TRAINING_WEIGHTS, NETWORK_WEIGHTS)}
+    for path in new.iterdir():
+        flush(path)
+    text = json.dumps({**state, "files": files}, sort_keys=True)
+    with replacing(new / STATE) as path:
+        path.write_text(json.dumps({**json.loads(text), "checksum": _text_digest(text)}), encoding="utf-8")
+        flush(path)
+
+
+def _rotate(run: Path) -> None:
+    """The finished checkpoint becomes the newest one. Whenever this stops, `find_checkpoint` still finds it."""
+    shutil.rmtree(run / PREVIOUS, ignore_errors=True)
+    if (run / NEWEST).exists():
+        (run / NEWEST).rename(run / PREVIOUS)
+    (run / UNFINISHED).rename(run / NEWEST)
+    flush(run)
+
+
+def _publish(run: Path) -> None:
+    """Makes the newest checkpoint's best model that of the run."""
+    with replacing(run / detector.MODEL) as path:
+        path.unlink(missing_ok=True)
+        _link(run / NEWEST / detector.MODEL, path)
+
+
+def _seeds(trainer: keras.Model) -> list[keras.Variable]:
+    """The states of the random generators of dropout and the like, which Keras does not save with the weights."""
+    saved = {id(variable) for variable in trainer.weights}
+    return [variable for variable in trainer.variables if id(variable) not in saved]
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    folder = path.is_dir()
+    if folder and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not folder or error.errno not in NO_FOLDER_FLUSH:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    """The system's words for what went wrong, which HDF5 wraps in many of its own."""
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"errno = (\d+)", str(error))):
+        number = int(found[1])
+    return os.strerror(number) if number else " ".join(str(error).split())[:200]
+
+
+# === Reading =========================================================================================================
+def find_checkpoint(run: Path) -> tuple[Path | None, dict, list[str]]:
+    """The newest checkpoint that is sound, its state, and what is wrong with newer ones. Changes nothing.
+
+    Returns:
+        (None, the state of a training that has not begun, []) where there is none.
+
+    Raises:
+        InputError: there are some, but none is sound.
+    """
+    wrong = []
+    for name in (UNFINISHED, NEWEST, PREVIOUS):
+        folder = run / name
+        if not folder.is_dir():
+            continue
+        try:
+            return folder, _read_state(folder), wrong
+        except Damaged as damage:
+            if name != UNFINISHED:  # what was never finished is no damage
+                wrong.append(f"{folder / str(damage)}")
+    if wrong:
+        raise InputError(f"{wrong[0]}, and no sound checkpoint is before it: remove {run}, or choose another --run")
+    return None, new_state(), []
+
+
+def open_run(run: Path) -> dict:
+    """The state to go on with, after bringing the run's files in line with it.
+
+    A newest checkpoint that is damaged is kept as `checkpoint.damaged`, and what replaces it is printed.
+
+    Raises:
+        InputError: there are checkpoints, but none is sound.
+    """
+    folder, state, wrong = find_checkpoint(run)
+    for sentence in wrong:
+        print(f"{sentence}: going on from the checkpoint before, of step {state['step']}", flush=True)
+    if folder is None:
+        return state
+    if folder.name == UNFINISHED:  # finished, but killed before it got its name
+        _rotate(run)
+    elif folder.name == PREVIOUS:
+        shutil.rmtree(run / DAMAGED, ignore_errors=True)
+        if (run / NEWEST).exists():
+            (run / NEWEST).rename(run / DAMAGED)
+        folder.rename(run / NEWEST)
+    _bring_in_line(run, state)
+    return state
+
+
+def restore(run: Path, trainer: keras.Model, state: dict) -> None:
+    """Gives a trainer, compiled as it was, the weights, the optimizer and the random state of the newest checkpoint.
+
+    Raises:
+        InputError: they are those of another network.
+    """
+    file = run / NEWEST / TRAINING_WEIGHTS
+    seeds = _seeds(trainer)
+    try:
+        with warnings.catch_warnings(action="error", category=UserWarning):  # Keras goes on without the optimizer
+            trainer.load_weights(file)
+        for variable, value in zip(seeds, state["seeds"], strict=True):
+            variable.assign(np.array(value, variable.dtype))
+    except (ValueError, KeyError, UserWarning) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{file} does not fit the network of its settings ({reason}): choose another --run") from error
+
+
+def _read_state(folder: Path) -> dict:
+    """The state of a checkpoint whose files are what was written.
+
+    Raises:
+        Damaged: the message begins with the file's name.
+    """
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        checksum = state.pop("checksum")
+    except FileNotFoundError:
+        raise Damaged(f"{STATE} is missing") from None
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise Damaged(f"{STATE} is damaged ({type(error).__name__})") from None
+    if _text_digest(json.dumps(state, sort_keys=True)) != checksum:
+        raise Damaged(f"{STATE} is damaged (its checksum differs)")
+    for name, digest in state.pop("files").items():
+        try:
+            same = _digest(folder / name) == digest
+        except OSError as error:
+            raise Damaged(f"{name} cannot be read ({error.strerror})") from None
+        if not same:
+            raise Damaged(f"{name} is damaged (its checksum differs)")
+    return state
+
+
+def _bring_in_line(run: Path, state: dict) -> None:
+    """Makes best model and history those of the newest checkpoint, and removes what a kill left half-written."""
+    for path in run.glob(".*"):
+        if re.match(r"\.\d+\.", path.name) and path.is_file():
+            path.unlink()
+    best, kept = run / detector.MODEL, run / NEWEST / detector.MODEL
+    if not state["best_model"]:  # of an epoch that is not finished in this checkpoint
+        best.unlink(missing_ok=True)
+    elif _digest_or_nothing(best) != state["best_model"]:
+        if _digest_or_nothing(kept) == state["best_model"]:
+            _publish(run)
+        else:
+            print(f"{best} is damaged, and so is the copy in {kept.parent}: the best epoch from now on counts")
+            state.update(best=-1.0, best_model="")
+    elif not (kept.exists() and best.samefile(kept)) and _digest_or_nothing(kept) != state["best_model"]:
+        kept.unlink(missing_ok=True)  # a copy that is damaged, where the next checkpoint would take it from
+        _link(best, kept)
+    history = run / "history.csv"
+    if not state["history"]:
+        history.unlink(missing_ok=True)
+    else:
+        write_history(history, state["history"], only_if_other=True)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest_or_nothing(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return _digest(path)
+    return ""
+
+
+def _text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -361,7 +361,7 @@ def _batches(flags: dict, settings: dict, train: DataSet):
     from training.batches import Batches, check_images
     from training.sampling import image_weights
 
-    check_images(train, flags["orientation"])
+    check_images(train, flags["orientation"], max_bad_images=flags["max_bad_images"])
     verified = "verified" in flags["label_rules"] and train.has_image_labels
     rules = [rule for rule in flags["label_rules"] if rule != "verified" or verified]
     print(f"label rules: {', '.join(rules)}")
@@ -384,6 +384,7 @@ def _batches(flags: dict, settings: dict, train: DataSet):
         ),
         cache_bytes=int(cache_gb * 2**30),
         **{name: flags[name] for name in ("seed", "max_gt_boxes", "mosaic", "mixup", "crop", "resize", "orientation")},
+        max_bad_images=flags["max_bad_images"],
     )
 
 
@@ -413,7 +414,7 @@ def _validation(flags: dict, settings: dict):
         print("validation: a01 lists no image of this level: nothing is measured, the last epoch counts")
         return None
     print(f"validation: {len(data)} images, {len(data.objects.labels)} boxes{left_out}")
-    return make_validation(data, settings, orientation=flags["orientation"])
+    return make_validation(data, settings, orientation=flags["orientation"], max_bad_images=flags["max_bad_images"])
 
 
 if __name__ == "__main__":

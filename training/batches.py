@@ -1,13 +1,14 @@
 """Batches as a pure function: `batch(step)` depends on the seed and the step alone, whoever asks and in which order.
 
 So threads do not change results, the images of any batch are known afterwards, and a resumed training goes on with the
-batches that it would have seen.
+batches that it would have seen. An image that cannot be read is replaced by another one, which depends on seed and
+step, too.
 """
 
 import contextlib
 import dataclasses
 import functools
-import itertools
+import threading
 from collections.abc import Iterator
 
 import cv2
@@ -24,7 +25,12 @@ from training.samples import Sample
 from training.sampling import epoch_order
 
 AHEAD = 128  # the other pictures of a mosaic are among the next so many: they are decoded once for both uses
+TRIED_FIRST = 8  # images, one of which must be readable before anything begins
 MAX_REGIONS = 128  # per picture; those beyond are left out, counted and said
+
+
+class BadImages(InputError):
+    """More images than allowed cannot be read; the training so far is sound."""
 
 
 class Batches:
@@ -49,6 +55,7 @@ class Batches:
         num_classes: of the network; only `verified` needs it.
         verified: whether the targets say which classes are verified where.
         regions: whether the targets have the ignored regions.
+        max_bad_images: so many images that cannot be read are replaced by others, each said once; 0 = none.
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class Batches:
         num_classes: int = 0,
         verified: bool = False,
         regions: bool = True,
+        max_bad_images: int = 0,
     ):
         if verified and num_classes < 1:
             raise ValueError("the verified rule needs num_classes")
@@ -87,6 +95,9 @@ class Batches:
         self.num_classes = num_classes
         self.verified = verified
         self.regions = regions
+        self.max_bad_images = max_bad_images
+        self._bad: dict[int, InputError] = {}
+        self._bad_lock = threading.Lock()
         # boxes and regions by step: a batch that is made twice, or never used, must not count
         self._left_out: dict[int, tuple[int, int]] = {}
         self.pictures = Pictures(data.paths, image_size=image_size, orientation=orientation, cache_bytes=cache_bytes)
@@ -105,6 +116,9 @@ class Batches:
             `region_labels` likewise; all padded with 0 (boxes) and -1 (labels). With the `verified` rule `parts`
             float32 `(batch, 4, 4)` xyxy normalised, the tiles of mosaics, and `verified` uint8 `(batch, 4, classes)`,
             1 where the background of the part is known not to be the class; both padded with 0.
+
+        Raises:
+            BadImages: more images than `max_bad_images` cannot be read.
         """
         side = image_size or self.image_size
         samples = [self._sample(step, position, side) for position in range(self.batch_size)]
@@ -127,10 +141,22 @@ class Batches:
         return np.stack([sample.image for sample in samples]), targets
 
     def ids(self, step: int) -> list[str]:
-        """The ids of the images in the batch of a step, tiles of mosaics and blended ones included."""
-        draws = [self._draw(step, position) for position in range(self.batch_size)]
-        images = [tiles + mixed for tiles, mixed, _ in draws]
-        return [self.data.image_ids[image] for image in itertools.chain.from_iterable(images)]
+        """The ids of the images in the batch of a step, tiles of mosaics and blended ones included.
+
+        What stands in for a bad image is named, as far as this object has read it.
+        """
+        images = []
+        for position in range(self.batch_size):
+            tiles, mixed, _ = self._draw(step, position)
+            for slot, image in enumerate(tiles + mixed):
+                stand_ins = self._stand_ins(image, step, position, slot)
+                images.append(next(other for other in stand_ins if other not in self._bad))
+        return [self.data.image_ids[image] for image in images]
+
+    @property
+    def bad_images(self) -> list[str]:
+        """The ids of the images that could not be read so far, in this order."""
+        return [self.data.image_ids[image] for image in self._bad]
 
     def boxes_left_out(self, steps: range) -> int:
         """How many boxes beyond `max_gt_boxes` the batches of these steps had, as far as this object made them."""
@@ -141,7 +167,11 @@ class Batches:
         return sum(self._left_out.get(step, (0, 0))[1] for step in steps)
 
     def print_left_out(self, steps: range) -> None:
-        """Says what did not fit into the batches of these steps."""
+        """Says what did not fit into the batches of these steps, and how many images were replaced."""
+        if self._bad:
+            print(
+                f"{len(self._bad)} images could not be read and were replaced by others: {', '.join(self.bad_images)}"
+            )
         if count := self.boxes_left_out(steps):
             print(f"{count} boxes beyond --max_gt_boxes {self.max_gt_boxes} of a picture were left out")
         if count := self.regions_left_out(steps):
@@ -168,14 +198,53 @@ class Batches:
 
     def _sample(self, step: int, position: int, side: int) -> Sample:
         images, mixed, rng = self._draw(step, position)
+        samples = [self._readable(image, step, position, slot) for slot, image in enumerate(images + mixed)]
         return augment(
-            [self._untouched(image) for image in images],
+            samples[: len(images)],
             side,
             rng,
-            mixed=self._untouched(mixed[0]) if mixed else None,
+            mixed=samples[-1] if mixed else None,
             crop=self.crop,
             keep_aspect=self.resize == "letterbox" and step >= self.close_at,
         )
+
+    def _readable(self, image: int, step: int, position: int, slot: int) -> Sample:
+        """An image as it is, or what stands in for it."""
+        for other in self._stand_ins(image, step, position, slot):
+            if other not in self._bad:
+                try:
+                    return self._untouched(other)
+                except InputError as error:
+                    self._note_bad(other, error)
+        raise AssertionError("there is no end of them")
+
+    def _stand_ins(self, image: int, step: int, position: int, slot: int) -> Iterator[int]:
+        """An image, and without end those that may stand in for it, drawn as often as others are."""
+        yield image
+        rng, images = np.random.default_rng([self.seed, step, position, slot]), len(self.data)
+        epoch = step * self.batch_size // images
+        while True:
+            yield self._image(epoch * images + int(rng.integers(images)))
+
+    def _note_bad(self, image: int, error: InputError) -> None:
+        """Counts an image that cannot be read, and says so once.
+
+        Raises:
+            BadImages: there are more than `max_bad_images`, or no others.
+        """
+        with self._bad_lock:
+            if image in self._bad:  # another thread was faster
+                return
+            self._bad[image] = error
+            count, limit = len(self._bad), self.max_bad_images
+        if limit == 0:
+            raise BadImages(str(error))
+        if count > limit or count == len(self.data):
+            raise BadImages(
+                f"{count} of {len(self.data)} training images cannot be read, and --max_bad_images is {limit}; the "
+                f"newest: {error}"
+            )
+        print(f"{error}; another image stands in for it ({count} of at most {limit})", flush=True)
 
     def _untouched(self, image: int) -> Sample:
         """An image of the data set as it is."""
@@ -244,12 +313,24 @@ class BatchSequence(keras.utils.PyDataset):
             raise
 
 
-def check_images(data: DataSet, orientation: str) -> None:
-    """Reads the first image, so that a wrong folder fails before the network is built.
+def check_images(data: DataSet, orientation: str, *, max_bad_images: int = 0) -> None:
+    """Reads an image, so that a wrong folder fails before the network is built.
+
+    Args:
+        data: the images.
+        orientation: see `oid.images.read_image`.
+        max_bad_images: of so many the next one is tried.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: there is none, or none of these can be read; the error of the first.
     """
     if not len(data):
         raise InputError("a01 found no training image of this level: check its boxes, or choose another --level")
-    read_image(data.paths[0], orientation=orientation)
+    errors = []
+    for path in data.paths[: min(max_bad_images, TRIED_FIRST - 1) + 1]:
+        try:
+            read_image(path, orientation=orientation)
+            return
+        except InputError as error:
+            errors.append(error)
+    raise errors[0]

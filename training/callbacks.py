@@ -174,6 +174,11 @@ class Saver(keras.callbacks.Callback):
         self.cost = self._saved_at - begin
         self._note_good()
 
+    def save_if_needed(self) -> None:
+        """Writes a checkpoint where something was learned since the last one."""
+        if self.unsaved:
+            self.save()
+
     def _note_good(self) -> None:
         self.guard.last_good = f"the last good checkpoint, {self.run / NEWEST} of step {self.state['step']}"
 

@@ -14,7 +14,7 @@ from keras import ops
 from models import backbones
 from models.detector import Detector, runs_on_cpu
 from training import plan
-from training.batches import Batches, BatchSequence
+from training.batches import BadImages, Batches, BatchSequence
 from training.callbacks import EpochEnd, FiniteLossGuard, Progress, Saver, set_means
 from training.schedule import Schedule, make_optimizer
 from training.stopping import Stop, Stopped
@@ -221,8 +221,10 @@ def run(
             end.finish_epoch(lambda done: _keep_to(deadline, trainer, end, done))
         end.measure_last()
     except Stopped:
-        if end.saver.unsaved:
-            end.saver.save()
+        end.saver.save_if_needed()
+    except BadImages:
+        end.saver.save_if_needed()
+        raise
     finally:
         stop.waits = False
     return ""

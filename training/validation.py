@@ -1,12 +1,14 @@
 """The Open Images metric on a level's own classes, while the network trains."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from models.detector import Detector
 from models.letterbox import letterbox_to_square, warp_to_square
+from oid.files import InputError
 from oid.images import read_image
 from oid.metric import Detections, GroundTruth, evaluate
 from training.data_set import DataSet
@@ -43,10 +45,12 @@ def make_validation(
     orientation: str,
     score_threshold: float = 0.01,
     cache_bytes: int = 2**30,
+    max_bad_images: int = 0,
 ) -> Callable[[Detector], float]:
     """Returns a function from a detector to its mAP at IoU 0.5 on `data`.
 
-    Pictures are kept in memory up to `cache_bytes`; the others are read each time.
+    Pictures are kept in memory up to `cache_bytes`; the others are read each time. Those that cannot be read are said
+    once and not measured; more of them than `max_bad_images` raise an InputError.
     """
     truth = ground_truth(data)
     image_of = {image_id: index for index, image_id in enumerate(truth.image_ids)}
@@ -55,11 +59,20 @@ def make_validation(
     to_square = letterbox_to_square if settings["preprocessing"]["resize"] == "letterbox" else warp_to_square
     room = cache_bytes // (side * side * 3)
     cache: dict[int, tuple[np.ndarray, tuple[int, int]]] = {}
+    bad: set[int] = set()
 
     def square(index: int) -> tuple[np.ndarray, tuple[int, int]]:
         if index in cache:
             return cache[index]
-        picture = read_image(data.paths[index], orientation=orientation, minimum_side=side)
+        try:
+            picture = read_image(data.paths[index], orientation=orientation, minimum_side=side)
+        except InputError as error:
+            if index not in bad:
+                bad.add(index)
+                if len(bad) > max_bad_images:
+                    raise
+                print(f"{error}; it is not measured ({len(bad)} of at most {max_bad_images})", flush=True)
+            return np.zeros((side, side, 3), "uint8"), (side, side)
         found = to_square(picture, side), picture.shape[:2]
         if index < room:
             cache[index] = found
@@ -76,13 +89,24 @@ def make_validation(
                 for row, (picture, size) in enumerate(pool.map(square, indices)):
                     batch[row], sizes[row] = picture, size
                 found += detector.detect(batch, sizes=sizes, score_threshold=score_threshold)[: len(indices)]
+        no_boxes = np.zeros((0, 4)), np.zeros(0), np.zeros(0, "int64")
+        found = [no_boxes if index in bad else boxes for index, boxes in enumerate(found)]
         detections = Detections(
             image=np.repeat(image, [len(boxes) for boxes, _, _ in found]).astype("int64"),
             class_index=np.concatenate([labels for _, _, labels in found]).astype("int64"),
             scores=np.concatenate([scores for _, scores, _ in found]).astype("float64"),
             boxes=np.concatenate([boxes for boxes, _, _ in found]).astype("float64").reshape(-1, 4),
         )
-        score = evaluate(truth, detections, num_classes=len(settings["classes"])).mean_average_precision
+        readable = _without(truth, image[sorted(bad)]) if bad else truth
+        score = evaluate(readable, detections, num_classes=len(settings["classes"])).mean_average_precision
         return 0.0 if np.isnan(score) else float(score)
 
     return validate
+
+
+def _without(truth: GroundTruth, images: Collection[int]) -> GroundTruth:
+    """The ground truth as if these images had neither boxes nor labels: without detections they count nowhere."""
+    boxes, labels = ~np.isin(truth.box_image, images), ~np.isin(truth.label_image, images)
+    kept = {name: getattr(truth, name)[boxes] for name in ("box_image", "box_class", "boxes", "box_group_of")}
+    kept |= {name: getattr(truth, name)[labels] for name in ("label_image", "label_class")}
+    return dataclasses.replace(truth, **kept)

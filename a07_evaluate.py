@@ -1,31 +1,40 @@
 """Measures predictions with the metric of the Open Images Challenge: mAP@0.5 with verified labels and group-of boxes.
 
 Reads   a prediction CSV (a04, a05, a06 or another tool's): `ImageId,PredictionString`, or rows
-        `ImageID,LabelName,Score,XMin,XMax,YMin,YMax`, also .gz; and the ground truth of DATASET/annotations: boxes,
-        image-level labels, class hierarchy, class descriptions
-Writes  X.metrics.json beside the predictions X.csv: mAP, AP and number of ground truth per class
-Takes   about 2 s for 2,000 images with 500,000 boxes; the first run compiles the metric, 3 s more
+        `ImageID,LabelName,Score,XMin,XMax,YMin,YMax`, also .gz; the ground truth of DATASET/annotations: boxes,
+        image-level labels, class hierarchy, class descriptions; with --coco a02's sizes
+Writes  beside the predictions X.csv: X.metrics.json (mAP, AP and number of ground truth per class), X.classes.csv (what
+        each class costs the mean); with --curve X.curve.<class>.csv and .png, with --errors X.confusions.csv
+Takes   a few seconds for a million boxes; the first run compiles the metric, half a minute more
 
 The ground truth is expanded here (boxes are copied to the ancestors of their class), predictions are not: see a05.
-`oid/metric.py` has the protocol step by step, `oid/ground_truth.py` the rules of the expansion.
+`oid/metric.py` has the protocol step by step, `oid/ground_truth.py` the rules of the expansion, `oid/coco_metric.py`
+and `oid/error_kinds.py` those of --coco and --errors.
 
     python a07_evaluate.py --predictions resnet50_level_1.expanded.csv
+    python a07_evaluate.py --coco --errors --curve Apple
     python a07_evaluate.py --predictions tiny.csv --boxes boxes.csv --image_labels labels.csv --hierarchy none
 """
 
+from __future__ import annotations  # what annotations name is imported where it is used: --help need not wait for it
+
 import json
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 import a00_utils_and_constants as a00
 from oid import layout
-from oid.annotations import read_class_descriptions
 from oid.files import InputError, output_file, replacing, require_file
-from oid.ground_truth import GroundTruthReport, read_ground_truth
-from oid.hierarchy import Hierarchy, read_hierarchy
-from oid.metric import Detections, GroundTruth, Metrics, evaluate
-from oid.predictions import Predictions, read_predictions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from oid.coco_metric import CocoMatcher
+    from oid.error_kinds import ErrorKinds
+    from oid.evaluation import Selection
+    from oid.ground_truth import GroundTruthReport
+    from oid.hierarchy import Hierarchy
+    from oid.metric import GroundTruth, Matcher, Metrics
 
 RULES = {  # what each key of `Metrics.dropped` is called on the screen
     "unverified_class": "of a class that is not verified in the image",
@@ -47,6 +56,11 @@ def main(
     class_descriptions: str | None = None,
     group_of_weight: float = a00.GROUP_OF_WEIGHT,
     iou: float = 0.5,
+    coco: bool = False,
+    image_params: str | None = None,
+    errors: bool = False,
+    curve: tuple[str, ...] | None = None,
+    classes_shown: int = 10,
     metrics: str | None = None,
 ) -> None:
     """Measures one prediction file and prints the mAP in the last line.
@@ -66,28 +80,61 @@ def main(
         group_of_weight: what a group-of box counts, 0 to 1: 1 in the challenges of 2018 and 2019, 0 = neither found
             nor missed.
         iou: smallest overlap (intersection over union) of a match, above 0, at most 1.
+        coco: also COCO's twelve numbers, as pycocotools has them: every class counts in every image, a group-of box is
+            a crowd, small and large are pixels of a02's sizes.
+        image_params: a02's table for --coco; by default that of the split.
+        errors: also what each kind of error costs, as TIDE defines them, and which classes are confused.
+        curve: labels or names of classes whose curve of precision and recall is written.
+        classes_shown: how many classes the printed tables have; 0 = none. The file has all.
         metrics: JSON file to write; by default X.metrics.json beside the predictions X.csv.
     """
     check_range("group_of_weight", group_of_weight, 0 <= group_of_weight <= 1, "0 to 1")
     check_range("iou", iou, 0 < iou <= 1, "above 0 to 1")
+    check_range("classes_shown", classes_shown, classes_shown >= 0, "0 up")
     source = require_file(predictions or layout.submission(output_path, split), "run a04 to a06, or give --predictions")
     target = output_file(metrics or layout.metrics_file(source), "--metrics")
-    found = read_predictions(source, allow_swapped_corners=True)
 
-    truth, report = read_ground_truth(
-        *find_ground_truth(dataset_path, split, boxes, image_labels, hierarchy, class_descriptions)
-    )
+    from oid.coco_metric import CocoMatcher
+    from oid.error_kinds import ErrorKinds
+    from oid.evaluation import Selection, measure
+    from oid.ground_truth import read_ground_truth, read_sizes
+    from oid.metric import Matcher
+    from oid.predictions import PredictionFile
+
+    *files, names = find_ground_truth(dataset_path, split, boxes, image_labels, hierarchy, class_descriptions)
+    truth, report = read_ground_truth(*files, list(names) if names else None)
+    names = names or {label: label for label in report.labels}
     print_ground_truth(truth, report)
 
-    detections, dropped = select_detections(found, truth, report.labels)
-    result = evaluate(
-        truth, detections, num_classes=len(report.labels), group_of_weight=group_of_weight, iou_threshold=iou
-    )
-    print_predictions(found, dropped | {RULES[rule]: count for rule, count in result.dropped.items()})
-    print_missing_classes(detections, result, report.labels)
+    size = len(names)
+    matcher = Matcher(truth, num_classes=size, group_of_weight=group_of_weight, iou_threshold=iou)
+    curves = find_curves(curve or (), names, matcher)
+    kinds = ErrorKinds(matcher) if errors else None
+    sizes_file = image_params or layout.image_params(output_path, split)
+    coco_matcher = CocoMatcher(truth, read_sizes(sizes_file, truth.image_ids), num_classes=size) if coco else None
+    selection = Selection(truth, names)
+    file = PredictionFile(source, allow_swapped_corners=True)
+    measure(file, selection, matcher, kinds=kinds, coco=coco_matcher)
 
-    write_metrics(target, result, report.labels, group_of_weight, iou, len(truth.image_ids))
+    result = matcher.metrics()
+    print_predictions(selection, len(file.image_ids), result)
+    print_missing_classes(selection, result, report.labels)
+    content = metrics_content(result, report.labels, matcher, iou)
+    content |= report_details(target, result, names, selection, coco_matcher, kinds, classes_shown)
+    write_curves(target, matcher, curves, names, result)
+    write_metrics(target, content)
     print(f"mAP@{iou:g} = {result.mean_average_precision:.6f}")
+
+
+def find_curves(wanted: Sequence[str], names: Mapping[str, str], matcher: Matcher) -> list[int]:
+    """The class indices of labels or names, none of them without ground truth."""
+    from oid.metric_report import find_class
+
+    found = [find_class(word, names) for word in wanted]
+    for word, index in zip(wanted, found, strict=True):
+        if matcher.num_gt[index] == 0:
+            raise InputError(f"--curve {word!r} has no ground-truth box that counts, so no recall: take another class")
+    return found
 
 
 def check_range(name: str, value: float, is_fine: bool, allowed: str) -> None:
@@ -103,12 +150,15 @@ def find_ground_truth(
     image_labels: str | None,
     hierarchy: str | None,
     class_descriptions: str | None,
-) -> tuple[Path, Path | None, Hierarchy | None, list[str] | None]:
-    """What `read_ground_truth` takes: box file, image-label file, hierarchy, class list; prints the choice of files.
+) -> tuple[Path, Path | None, Hierarchy | None, dict[str, str] | None]:
+    """Box file, image-label file, hierarchy, {label: name} of the class list; prints the choice of files.
 
     Image-level labels belong to a split: those of the data set are not mixed with boxes from elsewhere. Hierarchy and
     class descriptions belong to the whole data set.
     """
+    from oid.annotations import read_class_descriptions
+    from oid.hierarchy import read_hierarchy
+
     default_boxes = layout.box_annotations(dataset_path, split)
     own_boxes = boxes is None or Path(boxes).resolve() == default_boxes.resolve()
     if own_boxes and split == "test" and not default_boxes.is_file():
@@ -132,7 +182,7 @@ def find_ground_truth(
         boxes_path,
         labels_path,
         read_hierarchy(hierarchy_path) if hierarchy_path else None,
-        list(read_class_descriptions(classes_path)) if classes_path else None,
+        read_class_descriptions(classes_path) if classes_path else None,
     )
 
 
@@ -144,22 +194,6 @@ def choose_file(flag: str, given: str | None, default: Path | None, without: str
         path = default if given is None and default is not None and default.is_file() else None
     print(f"{flag}: {path if path else f'none, so {without}'}")
     return path
-
-
-def select_detections(
-    found: Predictions, truth: GroundTruth, labels: tuple[str, ...]
-) -> tuple[Detections, dict[str, int]]:
-    """The boxes on evaluated images and of evaluated classes, and how many each of the two rules dropped."""
-    images = {image_id: index for index, image_id in enumerate(truth.image_ids)}
-    classes = {label: index for index, label in enumerate(labels)}
-    image = np.array([images.get(image_id, -1) for image_id in found.image_ids], dtype=np.int64)[found.image_index]
-    class_index = np.array([classes.get(label, -1) for label in found.labels], dtype=np.int64)[found.label_index]
-    kept = (image >= 0) & (class_index >= 0)
-    dropped = {
-        "on images without a row in the ground truth": int(np.count_nonzero(image < 0)),
-        "of a class that is not in the class list": int(np.count_nonzero((image >= 0) & (class_index < 0))),
-    }
-    return Detections(image[kept], class_index[kept], found.scores[kept], found.boxes[kept]), dropped
 
 
 def print_ground_truth(truth: GroundTruth, report: GroundTruthReport) -> None:
@@ -176,49 +210,92 @@ def print_ground_truth(truth: GroundTruth, report: GroundTruthReport) -> None:
             )
 
 
-def print_predictions(found: Predictions, dropped: dict[str, int]) -> None:
+def print_predictions(selection: Selection, images: int, result: Metrics) -> None:
     """Prints how many boxes were predicted and what each rule dropped."""
-    print(f"{len(found.boxes)} predicted boxes on {len(found.image_ids)} images")
+    dropped = selection.dropped | {RULES[rule]: count for rule, count in result.dropped.items()}
+    print(f"{selection.boxes} predicted boxes on {images} images")
     for rule, count in dropped.items():
         print(f"  dropped {count} {rule}")
-    remaining = len(found.boxes) - sum(dropped.values())
+    remaining = selection.boxes - sum(dropped.values())
     print(f"  {remaining} remain")
-    if len(found.boxes) and not remaining:
+    if selection.boxes and not remaining:
         print("not one predicted box remains: do the predictions and the ground truth belong to the same images?")
 
 
-def print_missing_classes(detections: Detections, result: Metrics, labels: tuple[str, ...]) -> None:
+def print_missing_classes(selection: Selection, result: Metrics, labels: tuple[str, ...]) -> None:
     """Prints how many classes have AP 0 because nothing was predicted: often a forgotten a05."""
-    missing = np.flatnonzero(result.num_gt)
-    missing = missing[~np.isin(missing, detections.class_index)]
-    if len(missing):
+    missing = [index for index, count in enumerate(result.num_gt) if count and not selection.per_class[index]]
+    if missing:
         first = labels[missing[0]]
         print(f"{len(missing)} classes have ground truth but no predicted box, for example {first}: did a05 run?")
 
 
-def write_metrics(
-    path: Path, result: Metrics, labels: tuple[str, ...], group_of_weight: float, iou: float, images: int
-) -> None:
-    """Writes the result as JSON, null where AP is not defined, and says so."""
-    content = {
+def metrics_content(result: Metrics, labels: Sequence[str], matcher: Matcher, iou: float) -> dict:
+    """What X.metrics.json has in any case, null where AP is not defined; prints for how many classes."""
+    from oid.metric_report import number_or_none
+
+    average_precision = [number_or_none(ap) for ap in result.average_precision]
+    undefined = average_precision.count(None)
+    print(f"AP of {len(labels) - undefined} classes; the other {undefined} have no ground-truth box that counts")
+    return {
         "mAP": number_or_none(result.mean_average_precision),
-        "AP": {label: number_or_none(ap) for label, ap in zip(labels, result.average_precision, strict=True)},
-        "num_gt": {label: float(count) for label, count in zip(labels, result.num_gt, strict=True)},
-        "group_of_weight": group_of_weight,
+        "AP": dict(zip(labels, average_precision, strict=True)),
+        "num_gt": dict(zip(labels, result.num_gt.tolist(), strict=True)),
+        "group_of_weight": matcher.group_of_weight,
         "iou": iou,
-        "images": images,
+        "images": matcher.num_images,
     }
+
+
+def report_details(
+    target: Path,
+    result: Metrics,
+    names: Mapping[str, str],
+    selection: Selection,
+    coco: CocoMatcher | None,
+    kinds: ErrorKinds | None,
+    shown: int,
+) -> dict:
+    """Prints and writes the table of classes and, where asked for, COCO's numbers and the kinds of error.
+
+    Returns:
+        What X.metrics.json has of the last two.
+    """
+    from oid import metric_report as tables
+
+    rows = tables.class_table(result, names, selection.per_class)
+    tables.print_class_table(rows, shown)
+    tables.write_table(tables.beside(target, ".classes.csv"), tables.CLASS_COLUMNS, rows)
+    content = {}
+    if coco:
+        numbers = coco.metrics().numbers
+        tables.print_coco(numbers, result.dropped["unverified_class"])
+        content["coco"] = {name: tables.number_or_none(number) for name, number in numbers.items()}
+    if kinds:
+        report = kinds.report()
+        tables.print_errors(report, names, shown)
+        tables.write_confusions(target, report, names)
+        content["errors"] = tables.errors_as_json(report)
+    return content
+
+
+def write_curves(
+    target: Path, matcher: Matcher, curves: Sequence[int], names: Mapping[str, str], result: Metrics
+) -> None:
+    """Writes a table and a picture for each class of `curves`."""
+    from oid.curve_picture import write_curve
+
+    labels = list(names)
+    for index in curves:
+        label, ap = labels[index], result.average_precision[index]
+        write_curve(target, label, names[label], matcher.curve(index), ap)
+
+
+def write_metrics(path: Path, content: dict) -> None:
+    """Writes X.metrics.json."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    defined = np.count_nonzero(~np.isnan(result.average_precision))
-    print(
-        f"wrote {path}: AP of {defined} classes; the other {len(labels) - defined} have no ground-truth box that counts"
-    )
-
-
-def number_or_none(value: float) -> float | None:
-    """None for nan, which JSON does not have."""
-    return None if np.isnan(value) else float(value)
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ class ErrorReport:
     """What `ErrorKinds.report` finds.
 
     Attributes:
+        iou_threshold: t_f.
         counts: {kind: number of detections, or of missed boxes}.
         costs: {kind: dAP}.
         false_positives: what mAP gains without any false positive.
@@ -60,6 +61,7 @@ class ErrorReport:
         confusions: errors of classification, the highest sum of scores first.
     """
 
+    iou_threshold: float
     counts: dict[str, int]
     costs: dict[str, float]
     false_positives: float
@@ -125,6 +127,7 @@ class ErrorKinds:
         costs = [gain(kinds == kind, missed if kind == MISSED else nothing) for kind in range(len(KINDS))]
         fixing[:] = False  # from here on whatever is wrong goes
         return ErrorReport(
+            iou_threshold=matcher.iou_threshold,
             counts=dict(zip(KINDS, counts.tolist(), strict=True)),
             costs=dict(zip(KINDS, costs, strict=True)),
             false_positives=gain(kinds != NO_ERROR, nothing),

@@ -21,6 +21,7 @@ from oid.metric import GroundTruth
 COORDINATES = ("XMin", "YMin", "XMax", "YMax")
 BOX_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")
 LABEL_COLUMNS = ("ImageID", "LabelName", "Confidence")
+SIZE_COLUMNS = ("id", "width", "height")
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,35 @@ def read_ground_truth(
         dropped_image_labels=dropped_labels,
     )
     return GroundTruth(tuple(image_ids), box_image, box_class, boxes, group_of, label_image, label_class), report
+
+
+def read_sizes(path: str | os.PathLike, image_ids: Sequence[str]) -> np.ndarray:
+    """Reads width and height in pixels from a02's table.
+
+    Args:
+        path: CSV with at least `id,width,height`.
+        image_ids: the images whose sizes are wanted.
+
+    Returns:
+        `(len(image_ids), 2)` float64.
+
+    Raises:
+        InputError: no such file or column, an image without a row, or a size that is not a positive whole number.
+    """
+    remedy = "run a02_find_image_parameters.py on these images, or name its table by --image_params"
+    path = require_file(path, remedy)
+    with csv_errors(path):
+        table = scan_rows(path, SIZE_COLUMNS).unique("id", keep="first").collect()
+    wanted = pl.DataFrame({"id": list(image_ids)}, schema={"id": pl.String})
+    found = wanted.join(table, on="id", how="left", maintain_order="left")
+    without = found.filter(pl.col("line").is_null())["id"]
+    if len(without):
+        many = f"{len(without)} of the {len(image_ids)} evaluated images"
+        raise InputError(f"{path} has no size of {many}, for example {without[0]!r}: {remedy}")
+    sizes = found.select("id", "line", *(pl.col(name).cast(pl.UInt32, strict=False) for name in SIZE_COLUMNS[1:]))
+    for image_id, line, *_ in sizes.filter(~((pl.col("width") > 0) & (pl.col("height") > 0)).fill_null(False)).rows():
+        raise InputError(f"{path}, line {line}: width or height of {image_id!r} is not a positive number: {remedy}")
+    return sizes.select(SIZE_COLUMNS[1:]).to_numpy().astype(np.float64)
 
 
 class _LabelledRows:

@@ -16,6 +16,7 @@ import numba
 import numpy as np
 
 from oid.metric import Entries, GroundTruth
+from oid.ordering import ascending, grouped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +94,13 @@ def curves(
     num_strata = int(stratum.max(initial=0)) + 1
     groups = num_classes * num_strata
     group = entries.class_index * num_strata + stratum[entries.image]
-    order = np.lexsort((-np.arange(len(group)), -entries.scores, group))  # of equal scores the later one, as the metric
+    order = ascending(entries.scores)[::-1]  # of equal scores the later one first, as in the metric
+    by_group, starts = grouped(group[order], groups)
+    order = order[by_group]
     return Curves(
         num_classes=num_classes,
         num_strata=num_strata,
-        starts=np.searchsorted(group[order], np.arange(groups + 1)),
+        starts=starts,
         image=entries.image[order],
         labels=entries.labels[order],
         box_group=truth.box_class * num_strata + stratum[truth.box_image],

@@ -326,7 +326,7 @@ def main(
         sizes: sides of the square input in pixels
         batches: images at a time
         repeats: rounds that count
-        train: whether training steps are measured, too
+        train: whether training steps are measured, too, for two images and more
         small: a quick look: 320 pixels, one image, two rounds, no training
     """
     if small:
@@ -358,7 +358,7 @@ def main(
             print_rows(
                 interleaved(tasks, repeats), batch, {"float32": batch * convolution_operations(size) / rates["float32"]}
             )
-            if train:
+            if train and batch > 1:  # PyTorch's batch norm refuses one picture where a map is one cell
                 measure_training(official, size, batch, repeats, rates)
     if not runs_on_cpu():
         measure_accelerator(repeats, rates)

@@ -16,6 +16,13 @@ from oid.predictions import PredictionFile, Predictions
 from oid.resampling import Curves, curves
 from oid.tuned_settings import METHOD, FusionSettings
 
+RULES = (  # what is left out, as it is printed
+    "on images without ground truth",
+    "of classes that are not evaluated",
+    "of classes that are not verified in their image",
+)
+SAME_SPLIT = "do --predictions and --boxes belong to the same split?"
+
 
 @dataclasses.dataclass(frozen=True)
 class ValidationBoxes:
@@ -29,12 +36,16 @@ class ValidationBoxes:
         scores: per model `(N_i,)` float64.
         class_index: per model `(N_i,)` int64.
         offsets: per model `(images + 1,)` int64, image k has its boxes from offsets[k] to offsets[k + 1].
+        dropped: per model {rule: number of boxes that it left out}.
+        missing: per model the number of evaluated images that it does not have: no boxes there.
     """
 
     boxes: list[np.ndarray]
     scores: list[np.ndarray]
     class_index: list[np.ndarray]
     offsets: list[np.ndarray]
+    dropped: list[dict[str, int]]
+    missing: list[int]
 
 
 def gather(
@@ -48,32 +59,39 @@ def gather(
         labels: its class list.
 
     Raises:
-        InputError: no model has a box of a verified class on an image of the ground truth.
+        InputError: a model has no image of the ground truth, or none has a box of a verified class there.
     """
     images = {image_id: index for index, image_id in enumerate(truth.image_ids)}
     classes = {label: index for index, label in enumerate(labels)}
     verified = np.zeros((len(images), len(classes)), dtype=bool)
     verified[truth.box_image, truth.box_class] = True
     verified[truth.label_image, truth.label_class] = True
-    data = ValidationBoxes([], [], [], [])
-    for model in models:
+    data = ValidationBoxes(*([] for _ in dataclasses.fields(ValidationBoxes)))
+    for number, model in enumerate(models, start=1):
+        missing = len(images) - sum(name in images for name in model.image_ids)
+        if missing == len(images):
+            raise InputError(f"prediction file {number} has no image of the ground truth: {SAME_SPLIT}")
+        dropped = dict.fromkeys(RULES, 0)
         blocks = [(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))]
         for block in [model] if isinstance(model, Predictions) else model.blocks():
             image = np.array([images.get(name, -1) for name in block.image_ids], dtype=np.int64)[block.image_index]
             label = np.array([classes.get(name, -1) for name in block.labels], dtype=np.int64)[block.label_index]
-            kept = np.flatnonzero((image >= 0) & (label >= 0))
-            kept = kept[verified[image[kept], label[kept]]]
+            listed = np.flatnonzero((image >= 0) & (label >= 0))
+            kept = listed[verified[image[listed], label[listed]]]
+            on_image = np.count_nonzero(image >= 0)
+            rows = (len(image) - on_image, on_image - len(listed), len(listed) - len(kept))
+            for rule, count in zip(RULES, rows, strict=True):
+                dropped[rule] += int(count)
             blocks.append((image[kept], block.boxes[kept], block.scores[kept], label[kept]))
         image, *columns = (np.concatenate(column) for column in zip(*blocks, strict=True))
         order = np.argsort(image, kind="stable")
         for column, place in zip(columns, (data.boxes, data.scores, data.class_index), strict=True):
             place.append(column[order])
         data.offsets.append(np.searchsorted(image[order], np.arange(len(images) + 1)))
+        data.dropped.append(dropped)
+        data.missing.append(missing)
     if not sum(len(scores) for scores in data.scores):
-        raise InputError(
-            "no prediction file has a box of a verified class on an image of the ground truth: "
-            "do --predictions and --boxes belong to the same split?"
-        )
+        raise InputError(f"no prediction file has a box of a class that is verified in its image: {SAME_SPLIT}")
     return data
 
 

@@ -108,6 +108,9 @@ class Tuning:
         free: the best of all, against the base.
         by_weights: gain out of fold of `free` over what would be kept with equal weights.
         by_weights_interval: its 95 % interval.
+        boxes: per model the number of boxes that take part.
+        dropped: per model {rule: number of boxes that it left out}.
+        missing: per model the number of images that it does not have.
         num_images, trials, seed, iou_threshold, group_of_weight: as used.
     """
 
@@ -120,6 +123,9 @@ class Tuning:
     free: Gain
     by_weights: float
     by_weights_interval: tuple[float, float]
+    boxes: tuple[int, ...]
+    dropped: tuple[dict[str, int], ...]
+    missing: tuple[int, ...]
     num_images: int
     trials: int
     seed: int
@@ -187,7 +193,8 @@ def tune(
         `Tuning`.
 
     Raises:
-        InputError: too few images for the folds, or nothing to find in them, or no model has a box that counts.
+        InputError: too few images for the folds, or nothing to find in them, a model without any of them, or no model
+            has a box that counts.
         ValueError: unequal weights in `base`, another number of models, or less than one trial.
     """
     if not has_equal_weights(base) or trials < 1:
@@ -230,6 +237,9 @@ def tune(
         free=free,
         by_weights=by_weights,
         by_weights_interval=by_weights_interval,
+        boxes=tuple(len(boxes) for boxes in data.boxes),
+        dropped=tuple(data.dropped),
+        missing=tuple(data.missing),
         num_images=len(fold),
         trials=trials,
         seed=seed,
@@ -239,6 +249,13 @@ def tune(
 
 def print_tuning(tuning: Tuning, names: Sequence[str]) -> None:
     """Prints what was measured; the last lines say what is expected and what is kept."""
+    for name, boxes, dropped, missing in zip(names, tuning.boxes, tuning.dropped, tuning.missing, strict=True):
+        print(f"{name}: {boxes} boxes take part")
+        if missing:
+            print(f"  {missing} images are missing: no boxes there")
+        for rule, count in dropped.items():
+            if count:
+                print(f"  dropped {count} {rule}")
     print(f"{tuning.num_images} images in {len(tuning.free.folds)} folds, {tuning.trials} trials")
     print(f"base, mAP {tuning.base_map:.4f}: {describe(tuning.base)}")
     for title, gain in (("best with equal weights", tuning.equal), ("best with free weights", tuning.free)):

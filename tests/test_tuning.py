@@ -247,30 +247,47 @@ def test_the_same_input_gives_the_same_result(noisy, tmp_path):
     assert other.base_map == pytest.approx(one.base_map, abs=1e-3)  # files have 6 decimals
 
 
+def with_more(model: Predictions) -> Predictions:
+    """The same in another order of images and labels, with 2 boxes on another image and 3 of another class."""
+    ids, labels = ["elsewhere", *model.image_ids[::-1]], ["/m/other", *LABELS]
+    image = np.concatenate([len(model.image_ids) - model.image_index, [0, 0, 1, 1, 2]])
+    label = np.concatenate([model.label_index + 1, [1, 2, 0, 0, 0]])
+    scores = np.concatenate([model.scores, np.full(5, 0.99)])
+    boxes = np.concatenate([model.boxes, np.tile([0.1, 0.1, 0.9, 0.9], (5, 1))])
+    order = np.argsort(image, kind="stable")
+    return Predictions(ids, labels, image[order], label[order], scores[order], boxes[order])
+
+
 @pytest.mark.parametrize("conf_type", CONF_TYPES)
 def test_boxes_that_cannot_count_are_left_out_before_fusion(conf_type):
-    """Images and classes that are not evaluated, and classes that are not verified, change nothing."""
+    """Images and classes that are not evaluated, and classes that are not verified, change nothing, and are counted."""
     truth = pictures(20)
-    models = [detector(truth, seed, false=20) for seed in (1, 2)]
     some = truth.label_image % 3 != truth.label_class
     truth = dataclasses.replace(truth, label_image=truth.label_image[some], label_class=truth.label_class[some])
+    models = [detector(truth, seed, false=20) for seed in (1, 2)]
     settings = FusionSettings((1.0, 0.4), 0.4, 0.2, conf_type)
-    labels, ids = [*LABELS, "/m/other"], [*truth.image_ids, "elsewhere"]
-    shuffled = [
-        Predictions(ids[::-1], labels[::-1], 20 - model.image_index[::-1], 3 - model.label_index, *rest)
-        for model, rest in ((model, (model.scores, model.boxes)) for model in models)
-    ]
-    for model, like in zip(shuffled, models, strict=True):  # the last label and image in turn, in another order
-        rows = np.lexsort((np.arange(len(like.scores)), 20 - like.image_index))
-        columns = 20 - like.image_index[rows], 3 - like.label_index[rows], like.scores[rows], like.boxes[rows]
-        for name, column in zip(("image_index", "label_index", "scores", "boxes"), columns, strict=True):
-            object.__setattr__(model, name, column)
-    data = gather(shuffled, truth, LABELS)
-    assert sum(map(len, data.scores)) < sum(len(model.scores) for model in models)
-    fused = MeasuredFusion(data, truth, num_classes=CLASSES).fused(settings)
-    found = evaluate(truth, fused, num_classes=CLASSES)
+    data = gather(map(with_more, models), truth, LABELS)
+    found = evaluate(truth, MeasuredFusion(data, truth, num_classes=CLASSES).fused(settings), num_classes=CLASSES)
     assert found.mean_average_precision == pytest.approx(mean_average_precision(truth, models, settings), abs=1e-12)
     assert found.dropped["unverified_class"] == 0
+    for model, scores, dropped in zip(models, data.scores, data.dropped, strict=True):
+        assert list(dropped.values())[:2] == [2, 3]
+        assert list(dropped.values())[2] == len(model.scores) - len(scores) > 0
+
+
+def test_what_is_dropped_and_missing_is_printed(capsys):
+    truth = pictures(10)
+    models = [with_more(detector(truth, 1)), detector(truth, 2)]
+    first = models[1].image_index > 0
+    columns = (getattr(models[1], name)[first] for name in ("label_index", "scores", "boxes"))
+    models[1] = Predictions(models[1].image_ids[1:], LABELS, models[1].image_index[first] - 1, *columns)
+    said = printed(tune(models, truth, LABELS, base=base(2), trials=2, folds=2), capsys)
+    one, two = said.split("model 1:")
+    assert "dropped 2 on images without ground truth" in one
+    assert "dropped 3 of classes that are not evaluated" in one
+    assert "missing" not in one
+    assert "1 images are missing: no boxes there" in two
+    assert "dropped" not in two
 
 
 @pytest.mark.parametrize(("images", "folds"), [(10, 5), (11, 3), (7, 7), (50, 2)])
@@ -294,8 +311,10 @@ def test_input_that_cannot_be_tuned_is_refused():
     truth = pictures(10)
     model = detector(truth, 1)
     elsewhere = dataclasses.replace(model, image_ids=[f"x{name}" for name in model.image_ids])
-    with pytest.raises(InputError, match="no prediction file has a box of a verified class"):
-        tune([elsewhere], truth, LABELS, base=base(1), trials=2)
+    with pytest.raises(InputError, match=r"prediction file 2 has no image of the ground truth: do --predictions"):
+        tune([model, elsewhere], truth, LABELS, base=base(2), trials=2)
+    with pytest.raises(InputError, match="no prediction file has a box of a class that is verified in its image"):
+        tune([model], truth, [f"x{label}" for label in LABELS], base=base(1), trials=2)
     columns = (column[:0] for column in (truth.box_image, truth.box_class, truth.boxes, truth.box_group_of))
     nothing = GroundTruth(truth.image_ids, *columns, truth.label_image, truth.label_class)
     with pytest.raises(InputError, match="no box that counts"):

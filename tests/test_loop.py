@@ -35,7 +35,9 @@ def state_of(folder) -> dict:
 
 
 def tensors(path) -> dict[str, np.ndarray]:
-    """All arrays of an HDF5 file by their path in it."""
+    """All arrays of an HDF5 or NumPy file by their name in it."""
+    if path.suffix == ".npz":
+        return dict(np.load(path, allow_pickle=False))
     found = {}
     with h5py.File(path) as file:
         file.visititems(lambda name, item: found.update({name: item[()]} if isinstance(item, h5py.Dataset) else {}))
@@ -43,7 +45,7 @@ def tensors(path) -> dict[str, np.ndarray]:
 
 
 def assert_same_checkpoint(one, two):
-    for name in ("training.weights.h5", "network.weights.h5"):
+    for name in ("training.npz", "network.weights.h5"):
         a, b = (tensors(folder / "checkpoint" / name) for folder in (one, two))
         assert a.keys() == b.keys()
         for key, value in a.items():
@@ -53,14 +55,14 @@ def assert_same_checkpoint(one, two):
 @contextlib.contextmanager
 def after_each_epoch(do):
     """Calls `do(end, network weights by path)` when the checkpoint of an epoch is written."""
-    usual = callbacks.EpochEnd.on_epoch_end
+    usual = callbacks.EpochEnd.finish_epoch
 
-    def on_epoch_end(self, epoch, logs=None):
-        usual(self, epoch, logs)
-        do(self, {weight.path: np.array(weight) for weight in self.network.weights})
+    def finish_epoch(self, *arguments):
+        usual(self, *arguments)
+        do(self, {weight.path: np.array(weight) for weight in self.trainer.network.weights})
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(callbacks.EpochEnd, "on_epoch_end", on_epoch_end)
+        patch.setattr(callbacks.EpochEnd, "finish_epoch", finish_epoch)
         yield
 
 

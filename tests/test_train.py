@@ -26,7 +26,7 @@ from models.anchors import anchor_settings
 from models.detector import network_from_settings
 from oid import layout
 from oid.files import InputError
-from training import batches, callbacks, trainer
+from training import batches, trainer
 from training.data_set import read_data_set
 from training.fine_tuning import take_over_weights
 from training.sampling import image_weights
@@ -39,7 +39,9 @@ def history(folder) -> list[dict[str, str]]:
 
 
 def tensors(path) -> dict[str, np.ndarray]:
-    """All arrays of an HDF5 file by their path in it."""
+    """All arrays of an HDF5 or NumPy file by their name in it."""
+    if path.suffix == ".npz":
+        return dict(np.load(path, allow_pickle=False))
     found = {}
     with h5py.File(path) as file:
         file.visititems(lambda name, item: found.update({name: item[()]} if isinstance(item, h5py.Dataset) else {}))
@@ -99,7 +101,7 @@ def test_best_weights_and_checkpoint_can_be_loaded(trained):
         found = load_model(run).predict_on_batch(picture)
         assert found["boxes"].shape == (2, 300, 4)
         assert np.all(np.isfinite(found["boxes"]))
-    assert not list(trained.folder.glob("checkpoint.*"))  # nothing half-written
+    assert [path.name for path in trained.folder.glob("checkpoint.*")] == ["checkpoint.previous"]
     assert not list(trained.folder.rglob(".*"))
 
 
@@ -127,6 +129,18 @@ def test_other_settings_are_refused_by_name(trained, change):
     before = json.loads((trained.folder / "settings.json").read_text())["flags"][name]
     assert f"--{name} {before}, now it is {value}" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_settings_that_are_not_those_of_the_checkpoint_are_refused_by_name(trained, tmp_path):
+    shutil.copytree(trained.output / "level_1_files", tmp_path / "level_1_files")
+    folder = tmp_path / "weights" / "trained"
+    shutil.copytree(trained.folder, folder)
+    settings = json.loads((folder / "settings.json").read_text())
+    (folder / "settings.json").write_text(json.dumps(settings | {"channels": 32}))
+    with pytest.raises(
+        InputError, match=r"settings\.json: channels is not that of the checkpoint beside it, 16: restore"
+    ):
+        a03.main(**{**trained.flags, "output_path": str(tmp_path)})
 
 
 def test_other_classes_are_refused(trained, tmp_path):
@@ -170,21 +184,25 @@ def test_a_loss_that_is_not_finite_stops_and_the_run_then_goes_on_exactly(traine
     data = read_data_set(trained.data_set, trained.output, "1", "train")
     order = {"weights": image_weights(data), "close_at": int(0.85 * 6)}
     expected = batches.Batches(data, image_size=96, batch_size=4, mosaic=0.5, **order).ids(4)
-    assert "step 4 is nan" in str(error.value)
+    assert "the loss of step 4 is nan" in str(error.value)
     assert " ".join(expected) in str(error.value)
+    assert f"the last good checkpoint, {folder / 'checkpoint'} of step 3" in str(error.value)
     assert "\n" not in str(error.value)
+    report = json.loads((folder / "bad_batch.json").read_text())
+    assert (report["step"], report["images"]) == (4, expected)
+    assert str(folder / "checkpoint") in report["last_good_checkpoint"]
     assert len(history(folder)) == 1  # the epoch before is safe
-    assert all(np.all(np.isfinite(value)) for value in tensors(folder / "checkpoint/training.weights.h5").values())
+    assert all(np.all(np.isfinite(value)) for value in tensors(folder / "checkpoint/training.npz").values())
 
     capsys.readouterr()
     a03.main(**flags)
     assert "going on after epoch 1 of 2" in capsys.readouterr().out
-    for name in ("training.weights.h5", "network.weights.h5"):  # weights, averages, the optimizer's moments and step
+    for name in ("training.npz", "network.weights.h5"):  # weights, averages, the optimizer's moments and step
         one, two = tensors(trained.folder / "checkpoint" / name), tensors(folder / "checkpoint" / name)
         assert one.keys() == two.keys()
         for key, value in one.items():
             np.testing.assert_allclose(two[key], value, atol=1e-5, err_msg=key)
-    assert len(tensors(folder / "checkpoint/training.weights.h5")) > 2 * len(one)
+    assert len(tensors(folder / "checkpoint/training.npz")) > 2 * len(one)
     for mine, other in zip(history(folder), history(trained.folder), strict=True):
         for column in ("epoch", "loss", "class_loss", "box_loss", "mAP"):
             assert float(mine[column]) == pytest.approx(float(other[column]), abs=1e-5)
@@ -212,34 +230,10 @@ def test_a_run_that_has_learned_nothing_yet_may_change_its_settings(trained, mon
 def test_a_training_that_lost_its_checkpoint_is_not_overwritten(trained, tmp_path):
     shutil.copytree(trained.output / "level_1_files", tmp_path / "level_1_files")
     shutil.copytree(trained.folder, tmp_path / "weights" / "trained")
-    shutil.rmtree(tmp_path / "weights" / "trained" / "checkpoint")
+    for name in ("checkpoint", "checkpoint.previous"):
+        shutil.rmtree(tmp_path / "weights" / "trained" / name)
     with pytest.raises(InputError, match="lacks its checkpoint"):
         a03.main(**{**trained.flags, "output_path": str(tmp_path)})
-
-
-@pytest.mark.parametrize("moment", ["writing", "between the renames", "before removing the old one"])
-def test_a_checkpoint_is_complete_whenever_the_process_is_killed(trained, tmp_path, moment):
-    shutil.copytree(trained.folder / "checkpoint", tmp_path / "checkpoint")
-    if moment == "writing":
-        (tmp_path / "checkpoint.new").mkdir()
-        (tmp_path / "checkpoint.new" / "state.json").write_text("{")
-    elif moment == "between the renames":
-        (tmp_path / "checkpoint").rename(tmp_path / "checkpoint.old")
-    else:
-        shutil.copytree(tmp_path / "checkpoint", tmp_path / "checkpoint.old")
-    state = callbacks.read_state(tmp_path)
-    assert state["epochs"] == 2
-    assert (tmp_path / "checkpoint" / "training.weights.h5").is_file()
-    nothing = callbacks.read_state(tmp_path / "elsewhere")
-    assert nothing.keys() == state.keys()
-    assert (nothing["epochs"], nothing["total"], nothing["history"]) == (0, 0, [])
-
-
-def test_a_damaged_state_is_named(tmp_path):
-    (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint" / "state.json").write_text("{")
-    with pytest.raises(InputError, match=r"state\.json is damaged"):
-        callbacks.read_state(tmp_path)
 
 
 # === Another training: other classes, a missing file, no validation images, few ground-truth boxes ===================
@@ -388,6 +382,7 @@ def test_a_damaged_image_is_one_sentence_even_from_a_data_thread(photographs, tm
     data = read_data_set(data_set, output, "1", "train")
     flags = {
         **TINY,
+        "max_bad_images": 0,
         "backbone": "residual_small",
         "scales": 1,
         "batch_size": 1,

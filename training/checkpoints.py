@@ -4,20 +4,23 @@
     RUN/checkpoint.previous/   the one before it
     RUN/checkpoint.new/        the one that is being written
 
-Each has all that a training goes on with: `training.weights.h5` (weights, their moving average, the optimizer),
+Each has all that a training goes on with: `training.npz` (weights, random seeds, the optimizer and its moving average),
 `network.weights.h5` (the averaged network, for inference), `model.keras` (the best model so far, a hard link where the
-file system has such), and `state.json`: where the training is, the random state, the sums of the epoch's losses, the
-history, the settings, and the SHA-256 of the other files and of itself. It is written last: without it there is none.
+file system has such), and `state.json`: where the training is, the sums of the epoch's losses, the history, the
+settings, and the SHA-256 of the other files and of itself. It is written last: without it there is no checkpoint.
+
+Keras would save a training's weights without the seeds of dropout, and by HDF5, which crashes where the disk is full.
 """
 
 import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
-import warnings
+import zipfile
 from pathlib import Path
 
 import keras
@@ -25,13 +28,16 @@ import numpy as np
 
 from models import detector
 from oid.files import InputError, replacing
+from training import machines
 from training.averages import averaged_weights
 from training.history import write_history
 
-TRAINING_WEIGHTS = "training.weights.h5"
+TRAINING = "training.npz"
 NETWORK_WEIGHTS = detector.CHECKPOINT_WEIGHTS.name
 STATE = "state.json"
 NEWEST, PREVIOUS, UNFINISHED, DAMAGED = "checkpoint", "checkpoint.previous", "checkpoint.new", "checkpoint.damaged"
+PAGES = 8192  # bytes
+BLOCK = 2**20
 NO_FOLDER_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EISDIR}
 
 
@@ -44,10 +50,10 @@ def new_state() -> dict:
 
     Its entries: `step`, the steps done; `epochs` finished of `total`, `steps` per epoch, the `schedule` of the learning
     rate, `average_over` so many steps, `seconds` used in all and `epoch_seconds` in the epoch begun, the `best` mAP and
-    the SHA-256 of its `best_model`, `history`, the `means` (sums and counts of the epoch's losses), the `seeds`.
+    the SHA-256 of its `best_model`, `history`, and the `means` (sums and counts of the epoch's losses).
     """
     begun = {"step": 0, "epochs": 0, "total": 0, "steps": 0, "schedule": {}, "average_over": None, "seconds": 0.0}
-    return begun | {"epoch_seconds": 0.0, "best": -1.0, "best_model": "", "history": [], "means": [], "seeds": []}
+    return begun | {"epoch_seconds": 0.0, "best": -1.0, "best_model": "", "history": [], "means": []}
 
 
 # === Writing =========================================================================================================
@@ -60,14 +66,17 @@ def write_checkpoint(
 
     Args:
         run: folder of the run.
-        trainer: compiled; its weights, optimizer, metrics and random seeds are kept.
+        trainer: compiled; its weights, random seeds, optimizer and metrics are kept.
         network: the network inside.
-        state: see `new_state`; its `means`, `seeds` and `best_model` are filled in.
+        state: see `new_state`; its `means` and `best_model` are filled in.
         best_model: the model for inference, where the averaged weights are the best so far; it becomes RUN/model.keras.
 
     Raises:
         InputError: it cannot be written, for want of space for example; the checkpoints before are untouched.
     """
+    if not machines.is_first():
+        with averaged_weights(trainer):  # several processes change the weights together, and one of them writes
+            return
     new = run / UNFINISHED
     try:
         shutil.rmtree(new, ignore_errors=True)
@@ -77,7 +86,7 @@ def write_checkpoint(
         _rotate(run)
         if best_model is not None:
             _publish(run)
-    except (OSError, RuntimeError) as error:  # HDF5 raises either
+    except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
         before = "the checkpoints before are untouched" if (run / NEWEST).exists() else "there is none before it"
         raise InputError(
@@ -86,18 +95,18 @@ def write_checkpoint(
 
 
 def _write_files(run: Path, new: Path, trainer, network, state: dict, best_model) -> None:
-    trainer.save_weights(new / TRAINING_WEIGHTS)
+    _save_arrays(new / TRAINING, _variables(trainer))
     with averaged_weights(trainer):
-        network.save_weights(new / NETWORK_WEIGHTS)
         if best_model is not None:
             best_model.save(new / detector.MODEL)
+        _reserve(new / "room", _bytes_of(network))
+        network.save_weights(new / NETWORK_WEIGHTS)
     if best_model is not None:
         state["best_model"] = _digest(new / detector.MODEL)
     elif state.get("best_model"):
         _link(run / NEWEST / detector.MODEL, new / detector.MODEL)
     state["means"] = [float(keras.ops.convert_to_numpy(variable)) for variable in trainer.metrics_variables]
-    state["seeds"] = [keras.ops.convert_to_numpy(variable).tolist() for variable in _seeds(trainer)]
-    files = {name: _digest(new / name) for name in (TRAINING_WEIGHTS, NETWORK_WEIGHTS)}
+    files = {name: _digest(new / name) for name in (TRAINING, NETWORK_WEIGHTS)}
     for path in new.iterdir():
         flush(path)
     text = json.dumps({**state, "files": files}, sort_keys=True)
@@ -122,10 +131,37 @@ def _publish(run: Path) -> None:
         _link(run / NEWEST / detector.MODEL, path)
 
 
-def _seeds(trainer: keras.Model) -> list[keras.Variable]:
-    """The states of the random generators of dropout and the like, which Keras does not save with the weights."""
-    saved = {id(variable) for variable in trainer.weights}
-    return [variable for variable in trainer.variables if id(variable) not in saved]
+def _variables(trainer: keras.Model) -> list[keras.Variable]:
+    """All that a step changes but the sums of the losses; in the same order for the same settings."""
+    return [*trainer.variables, *trainer.optimizer.variables]
+
+
+def _save_arrays(path: Path, variables: list[keras.Variable]) -> None:
+    """What `numpy.savez` writes, with one array at a time in memory."""
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        for number, variable in enumerate(variables):
+            with archive.open(f"{number}.npy", "w", force_zip64=True) as file:
+                array = np.asanyarray(keras.ops.convert_to_numpy(variable))
+                np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def _bytes_of(network: keras.Model) -> int:
+    """More than HDF5 needs for the weights of a network: every array and every group has its own page or two."""
+    weights = network.weights
+    return sum(4 * math.prod(weight.shape) for weight in weights) + PAGES * (len(weights) + 1)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Makes a file of so many bytes and removes it: HDF5 ends the process where there is no room for what it writes."""
+    try:
+        with open(path, "wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                for begin in range(0, size, BLOCK):
+                    file.write(bytes(min(BLOCK, size - begin)))
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -150,12 +186,9 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _reason(error: Exception) -> str:
-    """The system's words for what went wrong, which HDF5 wraps in many of its own."""
-    number = getattr(error, "errno", None)
-    if number is None and (found := re.search(r"errno = (\d+)", str(error))):
-        number = int(found[1])
-    return os.strerror(number) if number else " ".join(str(error).split())[:200]
+def _reason(error: OSError) -> str:
+    """The system's words for what went wrong."""
+    return os.strerror(error.errno) if error.errno else " ".join(str(error).split())[:200]
 
 
 # === Reading =========================================================================================================
@@ -213,16 +246,21 @@ def restore(run: Path, trainer: keras.Model, state: dict) -> None:
     Raises:
         InputError: they are those of another network.
     """
-    file = run / NEWEST / TRAINING_WEIGHTS
-    seeds = _seeds(trainer)
-    try:
-        with warnings.catch_warnings(action="error", category=UserWarning):  # Keras goes on without the optimizer
-            trainer.load_weights(file)
-        for variable, value in zip(seeds, state["seeds"], strict=True):
-            variable.assign(np.array(value, variable.dtype))
-    except (ValueError, KeyError, UserWarning) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{file} does not fit the network of its settings ({reason}): choose another --run") from error
+    file, variables = run / NEWEST / TRAINING, _variables(trainer)
+    with np.load(file, allow_pickle=False) as arrays:
+        if len(arrays.files) != len(variables):
+            raise InputError(
+                f"{file} has {len(arrays.files)} arrays, and the network of its settings with its optimizer "
+                f"{len(variables)}: it was written by another version, choose another --run"
+            )
+        for number, variable in enumerate(variables):
+            array = arrays[str(number)]
+            if array.shape != tuple(variable.shape):
+                raise InputError(
+                    f"{file}: array {number} has shape {array.shape}, expected {tuple(variable.shape)} for "
+                    f"{variable.path}: it was written by another version, choose another --run"
+                )
+            variable.assign(array)
 
 
 def _read_state(folder: Path) -> dict:
@@ -252,6 +290,7 @@ def _read_state(folder: Path) -> dict:
 
 def _bring_in_line(run: Path, state: dict) -> None:
     """Makes best model and history those of the newest checkpoint, and removes what a kill left half-written."""
+    shutil.rmtree(run / UNFINISHED, ignore_errors=True)
     for path in run.glob(".*"):
         if re.match(r"\.\d+\.", path.name) and path.is_file():
             path.unlink()

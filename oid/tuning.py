@@ -210,33 +210,11 @@ def tune(
     if np.isnan(base_map):
         raise InputError("the ground truth has no box that counts, so that there is nothing to tune for")
 
-    choices = _search(fusion, base, [*(fold != f for f in range(folds)), everything], trials, seed)
-    chosen = [choice[:-1] for choice in zip(*choices, strict=True)]  # with equal weights and of all, for each fold
-    found = choices[-1]
-    columns = [fusion.by_fold(settings, fold) for settings in ((base,) * folds, *chosen)]
-    draws = _bootstrap(columns, fold, seed)
-    gains = []
-    for number, settings in enumerate(found):
-        difference, interval = _gain(columns, draws, number + 1, 0)
-        in_fold = fusion.maps(settings, [everything])[0] - base_map
-        in_each = tuple(_gain_in(columns[number + 1], columns[0], fold == f) for f in range(folds))
-        gains.append(Gain(settings, in_fold, difference, interval, tuple(chosen[number]), in_each))
-    equal, free = gains
-    simpler = 1 if _is_certain(equal.interval, equal.folds) else 0
-    by_weights, by_weights_interval = _gain(columns, draws, 2, simpler)
-    in_each = [_gain_in(columns[2], columns[simpler], fold == f) for f in range(folds)]
-    counts = _is_certain(by_weights_interval, in_each) and not has_equal_weights(free.settings)
-    verdict = GAIN if counts else EQUAL if simpler else NOISE
+    found = _search(fusion, base, [*(fold != f for f in range(folds)), everything], trials, seed)
     return Tuning(
-        settings={GAIN: free.settings, EQUAL: equal.settings, NOISE: base}[verdict],
-        verdict=verdict,
+        **_compared(fusion, base, base_map, found, fold, seed),
         base=base,
         base_map=base_map,
-        fold_base_map=columns[0].mean_average_precision(),
-        equal=equal,
-        free=free,
-        by_weights=by_weights,
-        by_weights_interval=by_weights_interval,
         boxes=tuple(len(boxes) for boxes in data.boxes),
         dropped=tuple(data.dropped),
         missing=tuple(data.missing),
@@ -335,6 +313,44 @@ def _search(
                 bar.update()
             found.append((_best([pair for pair in trial if has_equal_weights(pair[0])]), _best(trial)))
     return found
+
+
+def _compared(
+    fusion: MeasuredFusion,
+    base: FusionSettings,
+    base_map: float,
+    found: Sequence[tuple[FusionSettings, FusionSettings]],
+    fold: np.ndarray,
+    seed: int,
+) -> dict[str, object]:
+    """The fields of `Tuning` that say what is gained and kept; `found` is from `_search`, one pair for each fold and
+    one for all images."""
+    folds, everything = len(found) - 1, np.ones(len(fold), dtype=bool)
+    choices = list(zip(*found[:-1], strict=True))  # with equal weights and of all, for each fold
+    columns = [fusion.by_fold(settings, fold) for settings in ((base,) * folds, *choices)]
+    draws = _bootstrap(columns, fold, seed)
+
+    def in_each(number: int, other: int) -> tuple[float, ...]:
+        return tuple(_gain_in(columns[number], columns[other], fold == f) for f in range(folds))
+
+    gains = []
+    for number, (settings, choice) in enumerate(zip(found[-1], choices, strict=True), start=1):
+        in_fold = fusion.maps(settings, [everything])[0] - base_map
+        gains.append(Gain(settings, in_fold, *_gain(columns, draws, number, 0), choice, in_each(number, 0)))
+    equal, free = gains
+    simpler = 1 if _is_certain(equal.interval, equal.folds) else 0
+    by_weights, by_weights_interval = _gain(columns, draws, 2, simpler)
+    counts = _is_certain(by_weights_interval, in_each(2, simpler)) and not has_equal_weights(free.settings)
+    verdict = GAIN if counts else EQUAL if simpler else NOISE
+    return {
+        "settings": {GAIN: free.settings, EQUAL: equal.settings, NOISE: base}[verdict],
+        "verdict": verdict,
+        "fold_base_map": columns[0].mean_average_precision(),
+        "equal": equal,
+        "free": free,
+        "by_weights": by_weights,
+        "by_weights_interval": by_weights_interval,
+    }
 
 
 def _best(trial: Sequence[tuple[FusionSettings, float]]) -> FusionSettings:

@@ -9,7 +9,7 @@ Takes   about 30 s for 40,000 images with 100 boxes each
 """
 
 import collections
-from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -17,10 +17,11 @@ from tqdm import tqdm
 import a00_utils_and_constants as a00
 from oid import layout
 from oid.annotations import read_class_descriptions
-from oid.boxes import classwise_nms
 from oid.files import InputError, output_file, require_file
 from oid.hierarchy import Hierarchy, read_hierarchy
-from oid.predictions import Predictions, read_predictions, write_predictions
+from oid.predictions import PredictionFile, Predictions, PredictionWriter
+
+IMAGES_PER_BLOCK = 4096  # read, expanded and written together
 
 
 def main(
@@ -63,86 +64,43 @@ def main(
         raise InputError(f"--expanded {expanded} is the file that is read: give it another name")
     tree = read_hierarchy(hierarchy or layout.annotation_file(dataset_path, layout.HIERARCHY))
     classes = read_class_descriptions(class_descriptions or layout.evaluated_class_descriptions(dataset_path))
-    found = read_predictions(predictions)
-    print(f"read {predictions}: {len(found.image_ids)} images, {len(found.boxes)} boxes, {len(found.labels)} labels")
-
-    expansion = Expansion(found.labels, tree, set(classes))
-    print_left_out(found, expansion, tree)
-    result = Predictions.from_images(
-        found.image_ids, expansion.labels, expand_images(found, expansion, only_new=only_new, nms_iou=nms_iou)
-    )
-    write_predictions(expanded, result)
-    print_gains(result, expansion)
-    print(f"wrote {expanded}: {len(result.image_ids)} images, {len(result.boxes)} boxes")
+    expand_file(predictions, expanded, tree, set(classes), only_new=only_new, nms_iou=nms_iou)
 
 
-class Expansion:
-    """What happens to a box of each label, as arrays.
+def expand_file(
+    source: Path, target: Path, tree: Hierarchy, classes: set[str], *, only_new: bool, nms_iou: float
+) -> None:
+    """Expands a prediction file block by block, and prints what came of it."""
+    from oid.expansion import Expansion  # not above: what is compiled would make --help wait
 
-    labels: (L,) those of the predictions, then the ancestors that are new.
-    is_written: (L,) bool, the class is in the class descriptions.
-    counts, starts, ancestors: label i's ancestors that are written are `ancestors[starts[i]:][:counts[i]]`, nearest
-        first; a class that is reached by two routes is there once.
-    """
-
-    def __init__(self, labels: list[str], tree: Hierarchy, classes: set[str]):
-        index = {label: position for position, label in enumerate(labels)}
-        lists = [
-            [index.setdefault(ancestor, len(index)) for ancestor in tree.ancestors(label) if ancestor in classes]
-            if label in tree
-            else []
-            for label in labels
-        ]
-        self.labels = list(index)
-        self.is_written = np.array([label in classes for label in self.labels], dtype=bool)
-        self.counts = np.array([len(ancestors) for ancestors in lists], dtype=np.int64)
-        self.starts = np.cumsum(self.counts) - self.counts
-        self.ancestors = np.array([ancestor for ancestors in lists for ancestor in ancestors], dtype=np.int64)
-
-    def added(self, label_index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For the boxes of an image, (N,) labels: (M,) which box is copied, and (M,) to which class."""
-        counts = self.counts[label_index]
-        source = np.repeat(np.arange(len(counts)), counts)
-        within = np.arange(len(source)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return source, self.ancestors[self.starts[label_index][source] + within]
+    file, expansion = PredictionFile(source), Expansion(tree, classes)
+    read, written = collections.Counter(), collections.Counter()
+    bar = tqdm(total=file.num_images, desc="expanding", unit="image", disable=None)
+    with PredictionWriter(target) as writer, bar:
+        for block in file.blocks(IMAGES_PER_BLOCK):
+            result = expansion.expand(block, only_new=only_new, nms_iou=nms_iou)
+            writer.write(result)
+            read.update(count_labels(block))
+            written.update(count_labels(result))
+            bar.update(len(block.image_ids))
+    print(f"read {source}: {file.num_images} images, {read.total()} boxes, {len(file.labels)} labels")
+    print_left_out(read, tree, classes)
+    print_gains({label: written[label] for label in expansion.inner})
+    print(f"wrote {target}: {file.num_images} images, {written.total()} boxes")
 
 
-def expand_images(
-    found: Predictions, expansion: Expansion, *, only_new: bool, nms_iou: float
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yields each image's (n,) label indices, (n,) scores, (n, 4) boxes: the old ones in their order, then the added.
-
-    Added boxes are in the order of the boxes that they come from.
-    """
-    offsets = found.offsets()
-    for image in tqdm(range(len(found.image_ids)), desc="expanding", unit="image", disable=None):
-        boxes_of_image = slice(offsets[image], offsets[image + 1])
-        old = found.label_index[boxes_of_image]
-        source, new = expansion.added(old)
-        old_positions = np.flatnonzero(expansion.is_written[old])
-        positions = np.concatenate([old_positions, source])
-        labels = np.concatenate([old[old_positions], new])
-        scores, boxes = found.scores[boxes_of_image][positions], found.boxes[boxes_of_image][positions]
-
-        keep = np.ones(len(labels), dtype=bool)
-        gained = np.flatnonzero(np.isin(labels, new))
-        keep[gained] = False
-        keep[gained[classwise_nms(boxes[gained], scores[gained], labels[gained], nms_iou)]] = True
-        if only_new:
-            keep[: len(old_positions)] = False
-        yield labels[keep], scores[keep], boxes[keep]
+def count_labels(predictions: Predictions) -> dict[str, int]:
+    """How many boxes each label has, in the order of the vocabulary."""
+    counts = np.bincount(predictions.label_index, minlength=len(predictions.labels))
+    return dict(zip(predictions.labels, counts.tolist(), strict=True))
 
 
-def print_left_out(found: Predictions, expansion: Expansion, tree: Hierarchy) -> None:
+def print_left_out(read: collections.Counter, tree: Hierarchy, classes: set[str]) -> None:
     """Says which labels are not written, and which have no ancestors because the hierarchy lacks them."""
-    count_of = np.bincount(found.label_index, minlength=len(found.labels))
-    dropped, unknown = collections.Counter(), collections.Counter()
-    is_written_of = expansion.is_written[: len(found.labels)]
-    for label, count, is_written in zip(found.labels, count_of.tolist(), is_written_of, strict=True):
-        if not is_written:
-            dropped[label] = count
-        elif label not in tree:
-            unknown[label] = count
+    dropped = collections.Counter({label: count for label, count in read.items() if label not in classes})
+    unknown = collections.Counter(
+        {label: count for label, count in read.items() if label in classes and label not in tree}
+    )
     for counter, reason in (
         (dropped, "dropped, their label is not in the class descriptions (their ancestors are added)"),
         (unknown, "without ancestors, their label is not in the hierarchy"),
@@ -151,10 +109,8 @@ def print_left_out(found: Predictions, expansion: Expansion, tree: Hierarchy) ->
             print(f"{counter.total()} boxes {reason}: {listed(counter)}")
 
 
-def print_gains(result: Predictions, expansion: Expansion) -> None:
+def print_gains(inner: dict[str, int]) -> None:
     """Says how many boxes each ancestor class has now."""
-    counts = np.bincount(result.label_index, minlength=len(result.labels))
-    inner = {result.labels[index]: int(counts[index]) for index in np.unique(expansion.ancestors)}
     if inner:
         print(f"boxes of ancestor classes: {listed(collections.Counter(inner))}")
     else:

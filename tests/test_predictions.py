@@ -8,68 +8,22 @@ import pytest
 from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prediction_cases import (
+    BOX,
+    KAGGLE,
+    ROWS,
+    as_tuples,
+    assert_well_formed,
+    decimal,
+    kaggle_in_python,
+    some_predictions,
+    write,
+)
 
+from oid import prediction_index
 from oid import predictions as module
 from oid.files import InputError
 from oid.predictions import Predictions, prediction_string, read_predictions, write_predictions
-
-KAGGLE = "ImageId,PredictionString\n"
-ROWS = "ImageID,LabelName,Score,XMin,XMax,YMin,YMax\n"
-BOX = "/m/0 0.5 0.1 0.2 0.3 0.4"
-
-printable = st.characters(codec="utf-8", exclude_categories=("C", "Z"))
-image_ids = st.lists(
-    st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), min_size=1, max_size=8).filter(str.strip)
-    | st.sampled_from(["007", "1e5", "NaN", "null", "-0", 'a"b', "a,b", "  padded "]),
-    unique=True,
-    max_size=6,
-)
-labels = st.text(printable, min_size=1, max_size=6).filter(lambda text: text.split() == [text]) | st.just("/m/0k4j")
-coordinate = st.floats(-0.5, 1.5)
-
-
-@st.composite
-def some_predictions(draw):
-    images = []
-    vocabulary = draw(st.lists(labels, unique=True, min_size=1, max_size=4))
-    ids = draw(image_ids)
-    for _ in ids:
-        n = draw(st.integers(0, 3))
-        corners = np.array(draw(st.lists(coordinate, min_size=4 * n, max_size=4 * n))).reshape(n, 2, 2)
-        boxes = np.sort(corners, axis=1).reshape(n, 4)
-        label_index = draw(st.lists(st.integers(0, len(vocabulary) - 1), min_size=n, max_size=n))
-        images.append((label_index, draw(st.lists(st.floats(-1, 2), min_size=n, max_size=n)), boxes))
-    return Predictions.from_images(ids, vocabulary, images)
-
-
-def write(folder, text, name="predictions.csv"):
-    path = folder / name
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
-
-
-def as_tuples(predictions):
-    """[(image, [(label, score, x1, y1, x2, y2), ...]), ...]: what the arrays mean."""
-    offsets = predictions.offsets()
-    return [
-        (
-            image_id,
-            [
-                (predictions.labels[predictions.label_index[i]], float(predictions.scores[i]), *predictions.boxes[i])
-                for i in range(offsets[image], offsets[image + 1])
-            ],
-        )
-        for image, image_id in enumerate(predictions.image_ids)
-    ]
-
-
-def assert_well_formed(predictions):
-    for array in (predictions.image_index, predictions.label_index):
-        assert array.dtype == np.int64
-    assert predictions.scores.dtype == predictions.boxes.dtype == np.float64
-    assert predictions.boxes.shape == (len(predictions.scores), 4)
-    assert np.all(np.diff(predictions.image_index) >= 0)
-
 
 # === There and back ===================================================================================================
 
@@ -196,9 +150,6 @@ def test_a_header_alone_is_no_prediction_at_all(tmp_path, header):
     assert predictions.labels == []
 
 
-decimal = st.from_regex(r"\A[+-]?([0-9]{1,20}\.[0-9]{0,25}|\.[0-9]{1,25}|[0-9]{1,20})([eE][+-]?[0-9]{1,2})?\Z")
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.lists(decimal, min_size=1, max_size=40))
 def test_a_number_is_the_double_nearest_to_its_decimals(tmp_path_factory, numbers):
@@ -210,7 +161,7 @@ def test_a_number_is_the_double_nearest_to_its_decimals(tmp_path_factory, number
     assert read_predictions(write(folder, rows)).scores.tolist() == expected
 
 
-def test_more_than_one_block_of_images_and_long_quoted_fields(tmp_path, monkeypatch):
+def test_more_than_one_part_and_long_quoted_fields(tmp_path, monkeypatch):
     rows = [(f"{i:04}", " ".join([f"l{i % 7} 0.{i + 1} 0 0 1 1"] * (i % 3))) for i in range(50)]
     rows.append(("long", " ".join(["z 0.5 0 0 1 1"] * 12_000)))  # longer than the csv module takes by default
     plain = write(tmp_path, KAGGLE + "".join(f"{image_id},{text}\n" for image_id, text in rows), "plain.csv")
@@ -218,19 +169,12 @@ def test_more_than_one_block_of_images_and_long_quoted_fields(tmp_path, monkeypa
     expected = as_tuples(read_predictions(plain))
     assert [len(boxes) for _, boxes in expected] == [i % 3 for i in range(50)] + [12_000]
     assert as_tuples(read_predictions(quoted)) == expected
-    monkeypatch.setattr(module, "_BLOCK", 7)
-    assert as_tuples(read_predictions(plain)) == expected
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.text('a0.1 ,\n"-e\t\u00a0', max_size=12) | st.sampled_from([BOX, "i", "", "nan"]), max_size=6))
-def test_both_readers_agree_on_anything(tmp_path_factory, parts):
-    """The fast reader either gives what the plain one gives, or leaves the file to it."""
-    for header in (KAGGLE, ROWS):
-        data = (header + ",".join(parts)).rstrip("\n").encode()
-        fast = module._read_columns(data, False)
-        if fast is not None:
-            assert as_tuples(fast) == as_tuples(module._read_rows("file", data, False))
+    monkeypatch.setattr(module, "_KAGGLE_ROWS", 7)
+    monkeypatch.setattr(prediction_index, "_ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(prediction_index, "_BYTES_AT_ONCE", 100)
+    again = read_predictions(plain)
+    assert as_tuples(again) == expected
+    assert again.labels == read_predictions(quoted).labels == ["l1", "l2", "l4", "l5", "l0", "l3", "l6", "z"]
 
 
 # === Mistakes =========================================================================================================
@@ -316,8 +260,8 @@ def test_swapped_corners_can_be_allowed_but_not_another_order(tmp_path):
 def test_the_real_submission_is_read_and_the_malformed_one_is_explained(tmp_path):
     predictions = read_predictions(shared("data", "submissions", "real_670_images.csv"))
     assert (len(predictions.image_ids), len(predictions.boxes), len(predictions.labels)) == (670, 38934, 57)
-    data = shared("data", "submissions", "real_670_images.csv").read_bytes().rstrip()
-    assert as_tuples(predictions) == as_tuples(module._read_rows("real", data, False))
+    text = shared("data", "submissions", "real_670_images.csv").read_bytes().decode()
+    assert as_tuples(predictions) == kaggle_in_python(text)
     with pytest.raises(InputError, match=r"line 3, tokens 13 to 18: XMin 0.9\d* is greater .* order x1 x2 y1 y2"):
         read_predictions(shared("data", "submissions", "malformed_x1x2y1y2.csv"))
 

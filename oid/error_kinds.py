@@ -20,8 +20,8 @@ the first row, which is the annotated class, is what a detection is confused wit
 The cost of a kind, dAP, is what mAP gains when all errors of the kind, and only these, are fixed. Localisation and
 classification: the best of the detections that aim at a box that nothing found becomes its true positive, the others
 go. Missed: the boxes leave the number of ground truth; a class with nothing left to find has AP 0, or leaves the mean
-where it has no detection either. The other kinds: the detections go. What the costs add up to is not 1 - mAP: fixing
-two kinds may gain more, or less, than the sum.
+where it has no detection either, and where all classes do, mAP is 1. The other kinds: the detections go. The costs do
+not add up to 1 - mAP: fixing two kinds may gain more, or less, than the sum.
 """
 
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class ErrorReport:
     def shares(self) -> dict[str, float]:
         """{kind: its part of all costs}; 0 where there is no cost."""
         total = sum(self.costs.values())
-        return {kind: cost / total if total else 0.0 for kind, cost in self.costs.items()}
+        return {kind: cost / total if total > 0 else 0.0 for kind, cost in self.costs.items()}
 
 
 class ErrorKinds:
@@ -120,7 +120,8 @@ class ErrorKinds:
             less = np.bincount(matcher.targets.class_index, weights=weight * gone, minlength=matcher.num_classes)
             found = average_precisions(new_class, new_labels, np.maximum(matcher.num_gt - less, 0))
             found[np.isnan(found) & (matcher.num_gt > 0) & (entries > 0)] = 0.0
-            return mean_of_defined(found) - now
+            mean = mean_of_defined(found)
+            return (1.0 if np.isnan(mean) else mean) - now
 
         now = mean_of_defined(average_precisions(class_index, labels, matcher.num_gt))
         nothing = np.zeros(len(matcher.found), dtype=bool)

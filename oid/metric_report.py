@@ -103,9 +103,8 @@ def print_coco(numbers: Mapping[str, float], unverified: int) -> None:
 
 def print_errors(report: ErrorReport, names: Mapping[str, str], count: int) -> None:
     """Prints what each kind of error costs, and the first `count` confusions."""
-    print(
-        f"kinds of error (TIDE, overlap {report.iou_threshold:g} and {BACKGROUND_OVERLAP:g}); dAP = what mAP gains without them:"
-    )
+    thresholds = f"overlap {report.iou_threshold:g} and {BACKGROUND_OVERLAP:g}"
+    print(f"kinds of error (TIDE, {thresholds}); dAP = what mAP gains without them:")
     print("  kind                 count       dAP    share")
     for kind, share in report.shares.items():
         print(f"  {kind:<15}{report.counts[kind]:11}  {report.costs[kind]:8.6f}  {share:7.1%}")

@@ -104,6 +104,12 @@ def main(
     cache_gb: float | None = None,
     seed: int = 0,
     deterministic: bool = False,
+    # on how many
+    strategy: Literal["auto", "one", "mirrored"] = "auto",
+    devices: int | None = None,
+    coordinator: str | None = None,
+    processes: int = 1,
+    process: int = 0,
 ) -> None:
     """Trains until the last epoch, keeping the weights of the best one.
 
@@ -175,6 +181,11 @@ def main(
         cache_gb: gigabytes of memory for reduced pictures (default: half of what is free); 0 = read them each time
         seed: of weights, order and augmentation
         deterministic: the same bits from the same seed on the same machine; slower
+        strategy: mirrored = several devices share each batch, one = one device does it all, auto = all GPUs share it
+        devices: so many of them (default: all); where there is no GPU the CPU is made so many, to try it
+        coordinator: address:port of process 0, where several machines train together (JAX)
+        processes: how many do, each started with the same flags but process
+        process: the number of this one; process 0 writes the files
     """
     flags, started = dict(locals()), time.monotonic()
     check_flags(flags)
@@ -192,18 +203,29 @@ def main(
 
 def _train(flags: dict, folder: Path, started: float, stop: stopping.Stop) -> None:
     """Trains the run in `folder` from its beginning, or from its last checkpoint, until it is finished or stopped."""
-    budget = plan.parse_duration(flags["time_budget"]) if flags["epochs"] is None else None
     classes = read_classes(flags["output_path"], flags["level"])
+    plan.parse_duration(flags["time_budget"])  # a mistake is said before anything starts
     plan.share_few_cores(flags["channels"], os.cpu_count() or 1)
     import keras  # here and below, because starting the framework takes seconds that --help and a mistake should not
 
-    from training import checkpoints, devices, loop
+    from training import devices, machines
 
+    machines.check_flags(flags)
     keras.utils.set_random_seed(flags["seed"])
     if flags["deterministic"]:
         devices.make_deterministic()
-    state = checkpoints.open_run(folder)
-    settings = saved_settings(folder, flags, classes, state)
+    stop.agree = machines.from_any
+    with machines.together(flags), machines.sharing(flags) as sharing:
+        _train_on(sharing, flags, classes, folder, started, stop)
+
+
+def _train_on(sharing, flags: dict, classes: dict, folder: Path, started: float, stop: stopping.Stop) -> None:
+    """The same on devices that are chosen."""
+    from training import checkpoints, loop, machines, memory
+
+    program = memory.resident_bytes()
+    state = machines.from_first(lambda: checkpoints.open_run(folder))
+    settings = machines.from_first(lambda: saved_settings(folder, flags, classes, state))
     if 0 < state["total"] <= state["epochs"]:
         print(f"{folder} is finished: {state['epochs']} of {state['total']} epochs{_best(state)}")
         return
@@ -211,22 +233,28 @@ def _train(flags: dict, folder: Path, started: float, stop: stopping.Stop) -> No
         check_source(flags)
 
     train = _training_data(flags)
-    settings = settings or _settings(flags, classes, train)
-    network, exported = _networks(flags, settings, begins=not state["step"])
-    trainer = _trainer(flags, settings, network, state, folder)
+    settings = settings or machines.from_first(lambda: _settings(flags, classes, train, sharing.count))
+    sharing.check_batch_size(settings["training"]["batch_size"])
+    with sharing.scope():
+        network, exported = _networks(flags, settings, begins=not state["step"])
+        trainer = _trainer(flags, settings, network, state, folder)
     batches = _batches(flags, settings, train)
+    memory.print_expected(network, flags, settings, images=len(train), devices=sharing.devices, program=program)
     began = started - state["seconds"]
+    budget = plan.parse_duration(flags["time_budget"]) if flags["epochs"] is None else None
     deadline = began + budget if budget else None
     validate = _validation(flags, settings)
     watch = {"batches": batches, "stop": stop, "began": began, "validate": validate, "exported": exported}
     end = loop.epoch_end(folder, trainer, state, flags, settings, **watch)
     if not state["step"]:
         loop.plan_length(flags, settings["training"], trainer, batches, end, deadline)
+        state.update(machines.from_first(lambda: state))
         loop.compile_for(trainer, state, flags, backbone=settings["backbone"])
     state["settings"] = settings
-    with replacing(folder / "settings.json") as path:
-        path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        checkpoints.flush(path)
+    if machines.is_first():
+        with replacing(folder / "settings.json") as path:
+            path.write_text(json.dumps(settings, indent=1), encoding="utf-8")
+            checkpoints.flush(path)
     begin = state["step"]
     why = loop.run(trainer, batches, end, flags, backbone=settings["backbone"], deadline=deadline)
     batches.print_left_out(range(begin, state["step"]))
@@ -258,7 +286,7 @@ def _training_data(flags: dict) -> DataSet:
     return train
 
 
-def _settings(flags: dict, classes: dict[str, str], train: DataSet) -> dict:
+def _settings(flags: dict, classes: dict[str, str], train: DataSet, devices: int) -> dict:
     """All that is needed to rebuild the network, to use it and to train it, and every flag. Prints what it chose."""
     from models.anchors import anchor_settings
     from models.detector import runs_on_cpu
@@ -270,6 +298,7 @@ def _settings(flags: dict, classes: dict[str, str], train: DataSet) -> dict:
         cores=os.cpu_count() or 1,
         free_memory=plan.free_memory(),
         bfloat16=accelerator or plan.processor_has_bfloat16(),
+        devices=devices,
     )
     chosen, reasons = plan.fill_in(flags, facts)
     if flags["anchors"] == "square":

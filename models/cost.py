@@ -31,6 +31,28 @@ def cost_of(network) -> dict[str, tuple[int, int]]:
     return {name: (parameters, operations) for name, (parameters, operations) in parts.items()}
 
 
+def weight_bytes(network) -> tuple[int, int]:
+    """Bytes of all weights, and of those that are learned and not frozen."""
+    return tuple(
+        sum(math.prod(w.shape) * _width(w.dtype) for w in ws) for ws in (network.weights, network.trainable_weights)
+    )
+
+
+def result_bytes(network) -> int:
+    """Bytes of the results of all layers for one image: what a training step keeps, more or less, for the gradient."""
+    return sum(
+        result_bytes(layer)
+        if _is_model(layer)
+        else sum(math.prod(output.shape[1:]) * _width(output.dtype) for output in node.outputs)
+        for layer, node in _calls(network)
+    )
+
+
+def _width(dtype: str) -> int:
+    """Bytes of a number."""
+    return int("".join(filter(str.isdigit, dtype.removeprefix("b"))) or 8) // 8
+
+
 def _is_model(layer) -> bool:
     return hasattr(layer, "layers")
 

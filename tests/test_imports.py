@@ -84,8 +84,8 @@ def test_the_host_side_knows_no_framework_and_no_constants(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "training").glob("*.py")), ids=lambda path: path.name)
 def test_training_knows_keras_but_no_backend(path):
-    """Only adding up over devices is TensorFlow's own where it is the backend: Keras has no word for it."""
-    allowed = {"keras"} | ({"tensorflow", "torch"} if path.name == "devices.py" else set())
+    """Devices, and sums over them, are each backend's own: Keras has no word for some of it."""
+    allowed = FRAMEWORKS if path.name == "devices.py" else {"keras"}
     assert not imported(path) & (FRAMEWORKS - allowed | {"a00_utils_and_constants"})
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from models.letterbox import Resize
 from oid.files import InputError
 from oid.images import Orientation, read_image
+from training import machines
 from training.augmentation import MAX_PARTS, MOSAIC_TILES, Crop, augment
 from training.data_set import DataSet
 from training.pictures import Pictures
@@ -102,13 +103,16 @@ class Batches:
         self._left_out: dict[int, tuple[int, int]] = {}
         self.pictures = Pictures(data.paths, image_size=image_size, orientation=orientation, cache_bytes=cache_bytes)
 
-    def batch(self, step: int, image_size: int | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def batch(
+        self, step: int, image_size: int | None = None, positions: range | None = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The batch of a step: the same whoever asks, in which order, with or without a cache.
 
         Args:
             step: from 0 on.
             image_size: side of the pictures, for multi-scale training; None = the network's. It changes nothing else:
                 the same images are seen in the same way.
+            positions: only these pictures of the batch, where several processes share it; None = all.
 
         Returns:
             uint8 images `(batch, size, size, 3)` in RGB, and the targets: `boxes` float32 `(batch, max_gt_boxes, 4)`
@@ -121,7 +125,7 @@ class Batches:
             BadImages: more images than `max_bad_images` cannot be read.
         """
         side = image_size or self.image_size
-        samples = [self._sample(step, position, side) for position in range(self.batch_size)]
+        samples = [self._sample(step, position, side) for position in positions or range(self.batch_size)]
         targets = {}
         targets["boxes"], targets["labels"] = _padded([(s.boxes, s.labels) for s in samples], self.max_gt_boxes)
         boxes = sum(max(0, len(sample.labels) - self.max_gt_boxes) for sample in samples)
@@ -131,8 +135,8 @@ class Batches:
             targets["regions"], targets["region_labels"] = _padded(found, MAX_REGIONS)
             regions = sum(max(0, len(sample.region_labels) - MAX_REGIONS) for sample in samples)
         if self.verified:
-            targets["parts"] = np.zeros((self.batch_size, MAX_PARTS, 4), "float32")
-            targets["verified"] = np.zeros((self.batch_size, MAX_PARTS, self.num_classes), "uint8")
+            targets["parts"] = np.zeros((len(samples), MAX_PARTS, 4), "float32")
+            targets["verified"] = np.zeros((len(samples), MAX_PARTS, self.num_classes), "uint8")
             for row, sample in enumerate(samples):
                 targets["parts"][row, : len(sample.parts)] = sample.parts
                 targets["verified"][row, : len(sample.parts)] = sample.verified
@@ -297,7 +301,9 @@ class BatchSequence(keras.utils.PyDataset):
 
     def __getitem__(self, index: int):
         try:
-            return self.batches.batch(self.start + index, self.image_size)
+            positions = machines.share_of(self.batches.batch_size)
+            share = {} if positions is None else {"positions": positions}
+            return self.batches.batch(self.start + index, self.image_size, **share)
         except InputError as error:
             self._mistake = error
             raise

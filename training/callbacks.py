@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from models import detector
 from oid.files import InputError, replacing
+from training import machines
 from training.averages import averaged_weights
 from training.batches import Batches
 from training.checkpoints import NEWEST, write_checkpoint
@@ -62,8 +63,9 @@ class FiniteLossGuard(keras.callbacks.Callback):
         """The error that ends the training; writes the same to a file."""
         ids = self.batches.ids(step)
         report = {"step": step, "what": what, "images": ids, "last_good_checkpoint": self.last_good}
-        with replacing(self.run / BAD_BATCH) as path:
-            path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        if machines.is_first():
+            with replacing(self.run / BAD_BATCH) as path:
+                path.write_text(json.dumps(report, indent=1), encoding="utf-8")
         return NonFiniteLoss(
             f"{what}: look at its images {' '.join(ids)} and their boxes ({self.run / BAD_BATCH} lists them), or train "
             f"another --run with a lower --learning_rate; the same command goes on from {self.last_good}"
@@ -147,7 +149,9 @@ class Saver(keras.callbacks.Callback):
         if self.stop.wanted():
             self.model.stop_training = True
             return
-        by_time = 0 < self.every_minutes * 60 <= time.monotonic() - self._saved_at
+        by_time = self.every_minutes > 0 and machines.from_first(
+            lambda: self.every_minutes * 60 <= time.monotonic() - self._saved_at
+        )
         by_steps = 0 < self.every_steps <= state["step"] - self._saved_step
         last = state["step"] == (state["epochs"] + 1) * state["steps"]  # another one comes when it has been measured
         if by_time or (by_steps and not last):
@@ -328,6 +332,7 @@ class EpochEnd(keras.callbacks.Callback):
             if self.exported is not self.trainer.network:
                 self.exported.set_weights(self.trainer.network.get_weights())
             score = self.validate(self.detector) if self.validate else None
+            score = machines.from_first(lambda: score)
         return score, score is None or score > self.state["best"]  # a tie keeps the earlier one
 
     def _seconds_of_a_step(self) -> float | None:

@@ -1,10 +1,19 @@
-"""What a training on several devices must add up: the one place that asks a backend itself."""
+"""The devices that share a batch, of one machine or several: the one place that asks a backend itself.
 
+TensorFlow shares a batch within one machine by its MirroredStrategy: every device has a copy of the weights and runs
+the step on its part of the batch. JAX does it by `keras.distribution`, over all machines: one program sees the whole
+batch.
+"""
+
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 
 import keras
+import numpy as np
 
 
+# === Inside a step ===================================================================================================
 def devices_in_sync() -> int:
     """On how many devices a step runs at once, each seeing its part of the batch only.
 
@@ -22,9 +31,36 @@ def over_all_devices(value):
     """The sum of a number over the devices that share a batch, so that every object of the batch counts alike."""
     if devices_in_sync() == 1:
         return value
+    return _summed(value)
+
+
+def _summed(values):
     import tensorflow as tf
 
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, value)
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+# === What a trainer needs to be on several devices ===================================================================
+def copies_of(trainer: keras.Model) -> int:
+    """How many devices have a copy of a trainer that is run on each: 1 by JAX's distribution."""
+    return trainer.distribute_strategy.num_replicas_in_sync if keras.backend.backend() == "tensorflow" else 1
+
+
+def scope_of(trainer: keras.Model) -> contextlib.AbstractContextManager:
+    """Inside the block new variables are made where a trainer has its own."""
+    return trainer.distribute_strategy.scope() if keras.backend.backend() == "tensorflow" else contextlib.nullcontext()
+
+
+def clip_the_sum(optimizer: keras.optimizers.Optimizer) -> None:
+    """Makes an optimizer clip the gradient of the whole batch; TensorFlow's would clip that of each device's part.
+
+    To be called where several devices run copies of a trainer.
+    """
+    clip, reduce = optimizer._clip_gradients, optimizer._all_reduce_sum_gradients
+    if not (callable(clip) and callable(reduce)):  # other versions of Keras would fail above: nothing is summed twice
+        raise TypeError(f"{optimizer} does not clip and reduce as Keras 3 does")
+    optimizer._clip_gradients = lambda gradients: clip(_summed(list(gradients)))
+    optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
 
 
 def make_deterministic() -> None:
@@ -40,3 +76,112 @@ def make_deterministic() -> None:
         import torch
 
         torch.use_deterministic_algorithms(True)
+
+
+# === Which devices there are =========================================================================================
+def make_virtual(count: int) -> None:
+    """Lets the CPU be so many devices, where there is no accelerator. To be called before a backend starts.
+
+    Raises:
+        RuntimeError: it has started.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if not tf.config.list_physical_devices("GPU"):
+            parts = [tf.config.LogicalDeviceConfiguration()] * count
+            tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], parts)
+    else:
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def accelerator_bytes() -> int | None:
+    """The memory of one accelerator that a training may fill, as JAX says; None where it does not, and on a CPU."""
+    if keras.backend.backend() != "jax":
+        return None
+    import jax
+
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+    return min(limits) if all(limits) else None
+
+
+@contextlib.contextmanager
+def shared_by(devices: list[str]) -> Iterator[Callable[[], contextlib.AbstractContextManager]]:
+    """Inside the block trainings share their batches among devices.
+
+    Args:
+        devices: as `keras.distribution.list_devices` names them.
+
+    Yields:
+        a function; what is made in the context that it gives has its variables on all of the devices.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # TensorFlow's own choice for CPUs takes the sums of two layers for the same one
+        ways = tf.distribute.ReductionToOneDevice() if devices[0].startswith("cpu") else None
+        strategy = tf.distribute.MirroredStrategy([name.upper() for name in devices], cross_device_ops=ways)
+        yield strategy.scope
+    else:
+        distribution = keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
+        with distribution.scope():
+            yield contextlib.nullcontext
+
+
+# === Several processes, which is JAX's alone =========================================================================
+def join(coordinator: str, *, processes: int, process: int, patience: int) -> None:
+    """Makes this process one of several that train together. To be called before JAX starts.
+
+    Args:
+        coordinator: address:port of process 0.
+        processes: how many there are.
+        process: the number of this one.
+        patience: seconds to wait for the others.
+
+    Raises:
+        RuntimeError: they did not come.
+    """
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    jax.config.update("jax_enable_recoverability", True)  # or JAX aborts when a process is gone, without a sentence
+    jax.distributed.initialize(
+        coordinator,
+        processes,
+        process,
+        initialization_timeout=patience,
+        shutdown_timeout_seconds=10,
+    )
+
+
+def leave() -> None:
+    """The opposite of `join`."""
+    import jax
+
+    jax.distributed.shutdown()
+
+
+def process_and_processes() -> tuple[int, int]:
+    """The number of this process and how many there are: (0, 1) unless they joined."""
+    if keras.backend.backend() != "jax":
+        return 0, 1
+    import jax
+
+    return jax.process_index(), jax.process_count()
+
+
+def broadcast(values: np.ndarray) -> np.ndarray:
+    """What process 0 has, in all of them; the shapes must be the same."""
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.broadcast_one_to_all(values))
+
+
+def gather(values: np.ndarray) -> np.ndarray:
+    """What all processes have, one row for each."""
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(values))

@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 from oid.files import replacing
+from training import machines
 
 
 def write_history(path: Path, rows: list[dict], *, only_if_other: bool = False) -> None:
@@ -15,6 +16,8 @@ def write_history(path: Path, rows: list[dict], *, only_if_other: bool = False) 
         rows: at least one.
         only_if_other: leave a file that has these rows as it is.
     """
+    if not machines.is_first():
+        return
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=list(rows[0]))
     writer.writeheader()

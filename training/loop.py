@@ -13,7 +13,7 @@ from keras import ops
 
 from models import backbones
 from models.detector import Detector, runs_on_cpu
-from training import plan
+from training import machines, plan
 from training.batches import BadImages, Batches, BatchSequence
 from training.callbacks import EpochEnd, FiniteLossGuard, Progress, Saver, set_means
 from training.schedule import Schedule, make_optimizer
@@ -86,21 +86,16 @@ def compile_for(trainer: DetectionTrainer, state: dict, flags: dict, *, backbone
     # an optimizer counts from its own first step: then its averages begin with the weights that it finds
     offset = thaws * state["steps"] if epoch >= thaws else 0
     schedule = Schedule(**state["schedule"] | {"offset": offset})
-    optimizer = make_optimizer(
-        schedule,
-        optimizer=flags["optimizer"],
-        weight_decay=flags["weight_decay"],
-        clip_norm=flags["clip_norm"],
-        ema=flags["ema"],
-        accumulate=flags["accumulate"],
-        average_over=state["average_over"],
-    )
+    options = {name: flags[name] for name in ("optimizer", "weight_decay", "clip_norm", "ema", "accumulate")}
     # XLA on the CPU is slower than TensorFlow's own kernels; JAX compiles whatever is said here
     plain = keras.backend.backend() == "tensorflow" and runs_on_cpu()
-    trainer.compile(optimizer=optimizer, jit_compile=False if plain else "auto")
+    with trainer.scope():
+        schedule = Schedule(**state["schedule"] | {"offset": offset})
+        optimizer = make_optimizer(schedule, average_over=state["average_over"], **options)
+        trainer.compile(optimizer=optimizer, jit_compile=False if plain else "auto")
+        optimizer.build(network.trainable_variables)
     trainer.forget_functions()
     trainer.schedule, trainer.compiled_for = schedule, epoch
-    optimizer.build(network.trainable_variables)
 
 
 def measure(trainer: DetectionTrainer, batches: Batches, end: EpochEnd, *, workers: int) -> tuple[float, float, float]:
@@ -162,7 +157,7 @@ def epoch_end(
 ) -> EpochEnd:
     """What guards, saves and measures a training, with a03's flags; the other arguments are those of the callbacks."""
     writer = None
-    if flags["tensorboard"]:
+    if flags["tensorboard"] and machines.is_first():
         from tensorboard.summary import Writer
 
         writer = Writer(str(run / "tensorboard"))
@@ -213,7 +208,7 @@ def run(
         while state["epochs"] < state["total"]:
             if end.out_of_patience:
                 return f"no better mAP in {flags['patience']} measurements"
-            if deadline is not None and state["step"] and time.monotonic() >= deadline:
+            if deadline is not None and state["step"] and machines.from_first(lambda: time.monotonic() >= deadline):
                 _end_here(end)
                 break
             _train_epoch(trainer, batches, end, flags, backbone=backbone)
@@ -277,7 +272,7 @@ def _keep_to(deadline: float | None, trainer: DetectionTrainer, end: EpochEnd, d
     state, planned, epoch = end.state, end.state["total"], end.seconds_per_epoch
     if deadline is None or epoch is None:
         return ""
-    left = deadline - time.monotonic()
+    left, epoch = machines.from_first(lambda: (deadline - time.monotonic(), epoch))
     total = plan.epochs_that_fit(left, epoch, done=done, planned=planned)
     if total == planned:
         return ""

@@ -37,6 +37,7 @@ class Facts:
         cores: of the processor.
         free_memory: bytes.
         bfloat16: whether the processor, or the accelerator, has instructions for it.
+        devices: that share each batch.
     """
 
     images: int
@@ -44,6 +45,7 @@ class Facts:
     cores: int
     free_memory: int
     bfloat16: bool = False
+    devices: int = 1
 
 
 def fill_in(settings: dict, facts: Facts) -> tuple[dict, list[str]]:
@@ -68,7 +70,8 @@ def fill_in(settings: dict, facts: Facts) -> tuple[dict, list[str]]:
         what = ", ".join(f"{name} {chosen[name]}" for name in opened)
         reasons.append(f"{facts.images} images on {machine}: {'the paper' if large else 'a small network'} ({what})")
     if settings["batch_size"] is None:
-        chosen["batch_size"] = 32 if facts.accelerator else 8
+        each = math.ceil((32 if facts.accelerator else 8) / facts.devices)
+        chosen["batch_size"] = each * facts.devices
         reasons.append(f"batches of {chosen['batch_size']} on {machine}")
     if settings["learning_rate"] is None:
         pretrained = settings["backbone_weights"] != "none" or settings["init_from"]

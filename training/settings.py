@@ -11,6 +11,7 @@ from oid.files import InputError
 FREE_TO_CHANGE = {
     *("dataset_path", "output_path", "run", "workers", "cache_gb", "patience", "tensorboard"),
     *("checkpoint_steps", "checkpoint_minutes", "max_hours", "max_bad_images"),
+    *("strategy", "devices", "coordinator", "processes", "process"),
 }
 
 LOWEST = {
@@ -25,6 +26,7 @@ LOWEST = {
         "clip_norm": 0,
     },
     **{"checkpoint_steps": 0, "checkpoint_minutes": 0, "max_bad_images": 0},
+    **{"devices": 1, "processes": 1, "process": 0},
 }
 SHARES = ("mosaic", "mixup", "negatives", "sampling_exponent")
 LABEL_RULES = ("verified", "ancestors", "regions", "depictions")

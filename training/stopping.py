@@ -4,7 +4,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 class Stopped(BaseException):
@@ -25,12 +25,14 @@ class Stop:
         reason: why; empty while there is none.
         waits: whether somebody asks `wanted` from time to time.
         by_keyboard: whether Ctrl-C is the reason.
+        agree: makes the reason that one process has that of all, where several train together.
     """
 
     def __init__(self, *, max_hours: float | None = None, started: float = 0.0):
         self.reason = ""
         self.waits = False
         self.by_keyboard = False
+        self.agree: Callable[[str], str] = lambda reason: reason
         self._max_hours = max_hours
         self._end = None if max_hours is None else started + 3600 * max_hours
 
@@ -38,6 +40,7 @@ class Stop:
         """Whether to stop."""
         if not self.reason and self._end is not None and time.monotonic() >= self._end:
             self.reason = f"--max_hours {self._max_hours:g}"
+        self.reason = self.agree(self.reason)
         return bool(self.reason)
 
     def check(self) -> None:

@@ -7,7 +7,7 @@ from keras import ops
 
 from models.anchors import anchors_per_level, cell_sides, make_anchors
 from models.losses import detection_losses
-from training.devices import devices_in_sync, over_all_devices
+from training.devices import clip_the_sum, copies_of, devices_in_sync, over_all_devices, scope_of
 
 
 class DetectionTrainer(keras.Model):
@@ -43,6 +43,21 @@ class DetectionTrainer(keras.Model):
         self.class_loss_mean = keras.metrics.Mean(name="class_loss")
         self.box_loss_mean = keras.metrics.Mean(name="box_loss")
         self.built = True  # the network has its weights: they can be loaded before the first step
+        if copies_of(self) > 1:  # then each sees its part of the batch only, and batch norm means the whole one
+            for layer in network._flatten_layers():
+                if isinstance(layer, keras.layers.BatchNormalization):
+                    layer.synchronized = True
+
+    def compile(self, optimizer, **options):
+        """As Keras does it; on several devices the optimizer clips the gradient of the whole batch."""
+        if copies_of(self) > 1:
+            clip_the_sum(optimizer)
+            options["jit_compile"] = False  # XLA cannot add up over TensorFlow's devices
+        super().compile(optimizer=optimizer, **options)
+
+    def scope(self):
+        """The context in which an optimizer for this trainer is to be made and built."""
+        return scope_of(self)
 
     def look_at(self, size: int) -> None:
         """From now on batches have this size, one of `sizes`; what was compiled for another is kept."""

@@ -247,7 +247,7 @@ def restore(run: Path, trainer: keras.Model, state: dict) -> None:
         InputError: they are those of another network.
     """
     file, variables = run / NEWEST / TRAINING, _variables(trainer)
-    with np.load(file, allow_pickle=False) as arrays:
+    with machines.copy_of_first(file) as copy, np.load(copy, allow_pickle=False) as arrays:
         if len(arrays.files) != len(variables):
             raise InputError(
                 f"{file} has {len(arrays.files)} arrays, and the network of its settings with its optimizer "

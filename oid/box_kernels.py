@@ -7,7 +7,6 @@ functions it calls. All boxes are (N, 4) float64, xyxy, contiguous; indices and 
 import numba
 import numpy as np
 
-WBF, NMS, SOFT_NMS_LINEAR, SOFT_NMS_GAUSSIAN, NMW = range(5)  # positions in oid.fusion.METHODS
 AVG, MAX, BOX_AND_MODEL_AVG, ABSENT_MODEL_AWARE_AVG = range(4)  # positions in oid.fusion.CONF_TYPES
 LINEAR, GAUSSIAN, HARD = range(3)  # positions in oid.boxes.SOFT_NMS_METHODS
 NEARLY_1 = 1.0 - 1e-12
@@ -107,61 +106,53 @@ def _take_best(rest, left, scores):
     return chosen
 
 
-# === Fusion ===========================================================================================================
+# === Fusion: `prepare`, then `wbf`, `nmw`, `nms` or `soft_nms`, then `collect` ========================================
+#
+# A run is the boxes of one class in one image. The functions in between see runs, whatever images they are of. They are
+# compiled apart, because one is used of four.
 
 
 @numba.njit(cache=True, nogil=True)
-def fuse_images(
-    method, boxes, scores, labels, num_labels, starts, stops, weights, divisor, skip_box_threshold,
-    iou_threshold, conf_type, allows_overflow, sigma, score_threshold, limit,
-):  # fmt: skip
-    """Fuses image after image; see `oid.fusion`.
+def prepare(boxes, scores, labels, num_labels, starts, stops, weights, divisor, skip_box_threshold):
+    """Takes the boxes that take part and sorts them into runs.
 
     Args:
         boxes, scores, labels: (N, 4), (N,), (N,) of all models and images; labels from 0 to `num_labels` - 1.
         starts, stops: (models, images): the boxes of a model in an image are `boxes[start:stop]`.
         weights, divisor: scores are multiplied by the model's weight, then divided by `divisor`.
-        limit: boxes per image, at most.
+        skip_box_threshold: boxes with a lower score, before that, are left out.
 
     Returns:
-        (K, 4) boxes, (K,) scores, (K,) labels, and (images + 1,) offsets of the images in them.
+        clean: (K, 4) boxes with their corners in order and clipped, image after image, model after model.
+        raised: (K,) scores.
+        label_of, model_of: (K,).
+        image_stops: (images,) where the boxes of an image end.
+        order: (K,) the indices of the boxes, run after run; in a run in descending score, equal ones ascending.
+        runs: (runs + 1,) where each run begins in `order`, and where the last one ends.
     """
-    num_images = starts.shape[1]
-    sizes = (stops - starts).sum(axis=0)
-    most = sizes.max() if num_images else 0
-    total = np.minimum(sizes, limit).sum()
-    out_boxes, out_scores, out_labels = np.empty((total, 4)), np.empty(total), np.empty(total, np.int64)
-    offsets = np.zeros(num_images + 1, np.int64)
-    clean, raised = np.empty((most, 4)), np.empty(most)
-    label_of, model_of = np.empty(most, np.int64), np.empty(most, np.int64)
-    number_of = np.full(num_labels, -1, np.int64)
-    for image in range(num_images):
-        n = 0
+    total = 0
+    for model in range(len(starts)):
+        for image in range(starts.shape[1]):
+            total += stops[model, image] - starts[model, image]
+    clean, raised = np.empty((total, 4)), np.empty(total)
+    label_of, model_of = np.empty(total, np.int64), np.empty(total, np.int64)
+    order, runs = np.empty(total, np.int64), np.zeros(total + 1, np.int64)
+    image_stops, number_of = np.empty(starts.shape[1], np.int64), np.full(num_labels, -1, np.int64)
+    n = num_runs = 0
+    for image in range(starts.shape[1]):
+        first = n
         for model in range(len(starts)):
             for i in range(starts[model, image], stops[model, image]):
                 if scores[i] >= skip_box_threshold and _clean(boxes[i], clean[n]):
                     raised[n] = scores[i] * weights[model] / divisor
                     label_of[n], model_of[n] = labels[i], model
                     n += 1
-        ranking = np.arange(n)
+        image_stops[image] = n
+        ranking = np.arange(first, n)
         _sort_by_score(ranking, raised)
-        order, class_starts = _by_class(ranking, label_of, number_of)
-        arguments = clean[:n], raised[:n], order, class_starts, iou_threshold
-        if method == WBF:
-            result = _wbf(*arguments, model_of, weights, conf_type, allows_overflow)
-        elif method == NMW:
-            result = _nmw(*arguments)
-        else:
-            result = _suppressed(*arguments, method, sigma, score_threshold)
-        fused, fused_scores, first = result
-        position = offsets[image]
-        for entry in _ranked(fused_scores, first, n)[:limit]:
-            out_boxes[position], out_scores[position] = fused[entry], fused_scores[entry]
-            out_labels[position] = label_of[first[entry]]
-            position += 1
-        offsets[image + 1] = position
-    count = offsets[num_images]
-    return out_boxes[:count], out_scores[:count], out_labels[:count], offsets
+        num_runs += _by_class(ranking, label_of, number_of, order[first:n], runs[num_runs:], first)
+    runs[num_runs] = n
+    return clean[:n], raised[:n], label_of[:n], model_of[:n], image_stops, order[:n], runs[: num_runs + 1]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -214,69 +205,112 @@ def _sort_by_score(order, scores):
                 target[k] = source[b] if second else source[a]
                 merged[k] = keys[b] if second else keys[a]
                 a, b, k = a + 1 - second, b + second, k + 1
-            left = middle - a
-            target[k : k + left], merged[k : k + left] = source[a:middle], keys[a:middle]
-            target[k + left : stop], merged[k + left : stop] = source[b:stop], keys[b:stop]
+            for rest in range(a, middle):
+                target[k], merged[k] = source[rest], keys[rest]
+                k += 1
+            for rest in range(b, stop):  # then k is b already, or the first half came to its end
+                target[k], merged[k] = source[rest], keys[rest]
+                k += 1
         source, target, keys, merged = target, source, merged, keys
         width *= 2
-    order[:] = source
+    for k in range(n):
+        order[k] = source[k]
 
 
 @numba.njit(cache=True, nogil=True)
-def _by_class(ranking, label_of, number_of):
-    """Sorts indices by class; those of a class stay in their order.
+def _by_class(ranking, label_of, number_of, order, runs, first):
+    """Sorts the indices of an image by class; those of a class stay in their order.
 
     Args:
         ranking: (n,) indices.
-        label_of: (n,) from 0 up.
+        label_of: (K,) from 0 up.
         number_of: (labels,) all -1, and again so afterwards.
+        order: (n,), filled with the indices.
+        runs: (n,) or longer, filled with `first` + where each class begins in them.
+        first: a number.
 
     Returns:
-        (n,) the indices, and (classes + 1,) where each class begins in them, and where the last one ends.
+        the number of classes.
     """
-    starts = np.zeros(len(ranking) + 1, np.int64)
+    sizes = np.zeros(len(ranking), np.int64)
     count = 0
     for i in ranking:
-        if number_of[label_of[i]] < 0:
-            number_of[label_of[i]] = count
+        c = number_of[label_of[i]]
+        if c < 0:
+            c = count
+            number_of[label_of[i]] = c
             count += 1
-        starts[number_of[label_of[i]] + 1] += 1
+        sizes[c] += 1
+    position = 0
     for c in range(count):
-        starts[c + 1] += starts[c]
-    order, position = np.empty(len(ranking), np.int64), starts[:count].copy()
+        runs[c] = first + position
+        position += sizes[c]
+        sizes[c] = position - sizes[c]  # from here on where the next one goes
     for i in ranking:
         c = number_of[label_of[i]]
-        order[position[c]] = i
-        position[c] += 1
+        order[sizes[c]] = i
+        sizes[c] += 1
     for i in ranking:
         number_of[label_of[i]] = -1
-    return order, starts[: count + 1]
+    return count
 
 
 @numba.njit(cache=True, nogil=True)
-def _ranked(fused_scores, first, num_boxes):
-    """The entries in descending score; equal ones in ascending order of `first`, which are below `num_boxes`."""
-    entry_of = np.full(num_boxes, -1, np.int64)
-    for entry in range(len(first)):
+def collect(fused, fused_scores, first, image_stops, label_of, limit):
+    """Puts the fused boxes of each image in descending score; equal ones in the order of the box that founded them.
+
+    Args:
+        fused, fused_scores: (K, 4), (K,), in any order.
+        first: (K,) the index of the box that founded each.
+        image_stops, label_of: as of `prepare`.
+        limit: boxes per image, at most.
+
+    Returns:
+        (M, 4) boxes, (M,) scores, (M,) labels, and (images + 1,) offsets of the images in them.
+    """
+    num_images, count = len(image_stops), len(first)
+    boxes, scores, labels = np.empty((count, 4)), np.empty(count), np.empty(count, np.int64)
+    offsets = np.zeros(num_images + 1, np.int64)
+    entry_of = np.full(len(label_of), -1, np.int64)
+    for entry in range(count):
         entry_of[first[entry]] = entry
-    ranking = entry_of[entry_of >= 0]
-    _sort_by_score(ranking, fused_scores)
-    return ranking
+    start = position = 0
+    for image in range(num_images):
+        ranking = np.empty(image_stops[image] - start, np.int64)
+        n = 0
+        for i in range(start, image_stops[image]):
+            if entry_of[i] >= 0:
+                ranking[n] = entry_of[i]
+                n += 1
+        start = image_stops[image]
+        ranking = ranking[:n]
+        _sort_by_score(ranking, fused_scores)
+        for k in range(min(n, limit)):
+            entry = ranking[k]
+            for side in range(4):
+                boxes[position, side] = fused[entry, side]
+            scores[position], labels[position] = fused_scores[entry], label_of[first[entry]]
+            position += 1
+        offsets[image + 1] = position
+    return boxes[:position], scores[:position], labels[:position], offsets
 
 
 @numba.njit(cache=True, nogil=True)
-def _suppressed(boxes, scores, order, class_starts, iou_threshold, method, sigma, score_threshold):
-    """The boxes that one of the kinds of non-maximum suppression leaves, their scores, and their indices."""
-    if method == NMS:
-        class_of = np.empty(len(order), np.int64)
-        for c in range(len(class_starts) - 1):
-            class_of[order[class_starts[c] : class_starts[c + 1]]] = c
-        kept = classwise_nms(boxes, order, class_of, len(class_starts) - 1, iou_threshold, len(order))
-    else:
-        kind = LINEAR if method == SOFT_NMS_LINEAR else GAUSSIAN
-        numbers = iou_threshold, sigma, score_threshold
-        kept = classwise_soft_nms(boxes, scores, order, class_starts, kind, *numbers, len(order))
-        kept = kept[scores[kept] > score_threshold]
+def nms(boxes, scores, order, runs, iou_threshold):
+    """Non-maximum suppression of every run; the result is that of `wbf`."""
+    class_of = np.empty(len(order), np.int64)
+    for run in range(len(runs) - 1):
+        for k in range(runs[run], runs[run + 1]):
+            class_of[order[k]] = run
+    kept = classwise_nms(boxes, order, class_of, len(runs) - 1, iou_threshold, len(order))
+    return boxes[kept], scores[kept], kept
+
+
+@numba.njit(cache=True, nogil=True)
+def soft_nms(boxes, scores, order, runs, iou_threshold, kind, sigma, score_threshold):
+    """Soft non-maximum suppression of every run, which lowers `scores` in place; the result is that of `wbf`."""
+    kept = classwise_soft_nms(boxes, scores, order, runs, kind, iou_threshold, sigma, score_threshold, len(order))
+    kept = kept[scores[kept] > score_threshold]
     return boxes[kept], scores[kept], kept
 
 
@@ -302,10 +336,8 @@ def _area(box):
 
 
 @numba.njit(cache=True, nogil=True)
-def _wbf(
-    boxes, scores, order, class_starts, iou_threshold, model_of, weights, conf_type, allows_overflow,
-):  # fmt: skip
-    """Weighted boxes fusion: (K, 4), (K,), and (K,) the index of the box that founded each fused one.
+def wbf(boxes, scores, order, runs, iou_threshold, model_of, weights, conf_type, allows_overflow):
+    """Weighted boxes fusion of every run: (K, 4), (K,), and (K,) the index of the box that founded each fused one.
 
     The float32 sums are part of the definition: each step rounds, as in the package.
     """
@@ -315,9 +347,9 @@ def _wbf(
     confidences, sums = np.zeros(n), np.zeros((n, 4), np.float32)
     has_model = np.zeros((n, len(weights)), np.bool_)
     count = 0
-    for run in range(len(class_starts) - 1):
+    for run in range(len(runs) - 1):
         first_of_class = count
-        for i in order[class_starts[run] : class_starts[run + 1]]:
+        for i in order[runs[run] : runs[run + 1]]:
             area = _area(boxes[i])
             c = _best_match(boxes[i], area, fused, areas, first_of_class, count, iou_threshold)
             if c < 0:
@@ -336,7 +368,9 @@ def _wbf(
                     fused[c, k] = np.float64(np.float32(np.float64(sums[c, k]) / confidences[c]))
                 areas[c] = _area(fused[c])
     fused_scores = np.empty(count)
-    total, highest = pairwise_sum(weights), weights.max()
+    total, highest = pairwise_sum(weights), 0.0
+    for weight in weights:
+        highest = max(highest, weight)
     for c in range(count):
         score, weight = scores[founder[c]], weight_sums[c]
         if members[c] > 1:
@@ -349,11 +383,22 @@ def _wbf(
             fused_scores[c] = score / highest
         elif conf_type == BOX_AND_MODEL_AVG:
             score = score * members[c] / weight if weight > 0.0 else 0.0
-            fused_scores[c] = score * pairwise_sum(weights[has_model[c]]) / total
+            fused_scores[c] = score * _sum_where(weights, has_model[c], True) / total
         else:
-            weight += pairwise_sum(weights[~has_model[c]])
+            weight += _sum_where(weights, has_model[c], False)
             fused_scores[c] = score * members[c] / weight if weight > 0.0 else 0.0
     return fused[:count], fused_scores, founder[:count]
+
+
+@numba.njit(cache=True, nogil=True)
+def _sum_where(weights, flags, wanted):
+    """The sum of the weights whose flag is the one wanted."""
+    chosen, n = np.empty(len(weights)), 0
+    for model in range(len(weights)):
+        if flags[model] == wanted:
+            chosen[n] = weights[model]
+            n += 1
+    return pairwise_sum(chosen[:n])
 
 
 @numba.njit(cache=True, nogil=True)
@@ -373,15 +418,15 @@ def pairwise_sum(numbers):
 
 
 @numba.njit(cache=True, nogil=True)
-def _nmw(boxes, scores, order, class_starts, iou_threshold):
-    """Non-maximum weighted: as `_wbf`; the founder's box is what later ones are compared with."""
+def nmw(boxes, scores, order, runs, iou_threshold):
+    """Non-maximum weighted of every run: as `wbf`; the founder's box is what later ones are compared with."""
     n = len(order)
     founders, areas, founder = np.empty((n, 4)), np.empty(n), np.empty(n, np.int64)
     members, confidences, sums = np.zeros(n, np.int64), np.zeros(n), np.zeros((n, 4))
     count = 0
-    for run in range(len(class_starts) - 1):
+    for run in range(len(runs) - 1):
         first_of_class = count
-        for i in order[class_starts[run] : class_starts[run + 1]]:
+        for i in order[runs[run] : runs[run + 1]]:
             area = _area(boxes[i])
             c = _best_match(boxes[i], area, founders, areas, first_of_class, count, iou_threshold)
             if c < 0:

@@ -80,12 +80,25 @@ def fuse_images(
     labels, num_labels, names = _from_zero(labels)
     offsets = _checked_offsets(offsets_list, np.diff(bases))
     starts, stops = offsets[:, :-1] + bases[:-1, None], offsets[:, 1:] + bases[:-1, None]
-    numbers = (factors, divisor, float(skip_box_threshold), float(iou_threshold), CONF_TYPES.index(conf_type))
-    numbers += (bool(allows_overflow), float(sigma), float(score_threshold), len(boxes) if limit is None else limit)
+    iou_threshold, sigma, score_threshold = float(iou_threshold), float(sigma), float(score_threshold)
 
     def part(images: slice) -> tuple[np.ndarray, ...]:
         places = np.ascontiguousarray(starts[:, images]), np.ascontiguousarray(stops[:, images])
-        return box_kernels.fuse_images(METHODS.index(method), boxes, scores, labels, num_labels, *places, *numbers)
+        factors_and_skip = factors, divisor, float(skip_box_threshold)
+        prepared = box_kernels.prepare(boxes, scores, labels, num_labels, *places, *factors_and_skip)
+        clean, raised, label_of, model_of, image_stops, order, runs = prepared
+        arguments = clean, raised, order, runs, iou_threshold
+        if method == "wbf":
+            confidence = CONF_TYPES.index(conf_type), bool(allows_overflow)
+            fused = box_kernels.wbf(*arguments, model_of, factors, *confidence)
+        elif method == "nmw":
+            fused = box_kernels.nmw(*arguments)
+        elif method == "nms":
+            fused = box_kernels.nms(*arguments)
+        else:
+            kind = box_kernels.LINEAR if method == "soft_nms_linear" else box_kernels.GAUSSIAN
+            fused = box_kernels.soft_nms(*arguments, kind, sigma, score_threshold)
+        return box_kernels.collect(*fused, image_stops, label_of, len(clean) if limit is None else limit)
 
     fused = _shared_out(part, starts.shape[1], threads)
     return fused if names is None else (*fused[:2], names[fused[2]], fused[3])

@@ -196,7 +196,7 @@ def main(
         try:
             _train(flags, folder, started, stop)
         except stopping.Stopped:
-            print(f"{folder}: stopped by {stop.reason} before a step was made: run the same command to go on")
+            print(f"{folder}: stopped by {stop.reason} before the first step: run the same command to go on")
     if stop.by_keyboard:
         raise KeyboardInterrupt
 

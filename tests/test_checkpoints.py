@@ -126,7 +126,7 @@ def test_writing_changes_nothing_in_the_trainer(trainer, tmp_path):
 
 
 def test_a_checkpoint_of_another_network_or_optimizer_is_refused(run):
-    with pytest.raises(InputError, match=r"training\.npz: array 0 has shape \(4, 8\), expected \(4, 9\) for dense"):
+    with pytest.raises(InputError, match=r"training\.npz: array 0 has shape \(4, 8\), expected \(4, 9\) for "):
         checkpoints.restore(run, small_trainer(units=9), open_run(run))
     other = small_trainer()
     other.compile(optimizer="sgd", loss="mse")

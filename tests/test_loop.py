@@ -21,7 +21,7 @@ from small_photographs import TINY
 import a03_train_m2det as a03
 from models import load_model
 from oid.files import InputError
-from training import batches, callbacks, loop, plan
+from training import batches, callbacks, checkpoints, loop, plan
 from training.schedule import COSINE_END, Schedule
 
 
@@ -350,12 +350,56 @@ def test_patience_ends_a_training_and_its_next_start_does_not_go_on(trained, tmp
     a03.main(**flags)
     assert [float(row["mAP"]) for row in history(runs / "patient")] == [0.125, 0.5, 0.5, 0.25]
     sentence = f"{runs / 'patient'}: 4 epochs on level 1, best mAP 0.5000; stopped: no better mAP in 2 measurements"
-    assert capsys.readouterr().out.splitlines()[-1] == sentence
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == sentence
+    assert " 0.0 images/s" not in printed
     a03.main(**flags)
     assert capsys.readouterr().out.splitlines()[-1] == sentence
     assert clock.trained == 4
+    speeds = [row["images_per_second"] for row in history(runs / "patient")]
+    assert speeds == ["", "4.0", "4.0", "4.0"]  # the step that builds the graph is no measure, and it is the only one
     a03.main(**flags | {"patience": 3})  # which may change
     assert len(history(runs / "patient")) == 8
+
+
+@pytest.mark.parametrize("step", [8, 10], ids=["between two epochs", "in the middle of one"])
+def test_a_run_that_goes_on_after_its_time_is_over_ends_with_what_it_has(trained, tmp_path, monkeypatch, capsys, step):
+    """Epochs of four steps, of which every third is measured; starting again takes longer than what is left."""
+    flags, runs = output_with_level(trained, tmp_path)
+    flags |= {"run": "late", "epochs": None, "steps_per_epoch": None, "time_budget": "1m", "image_size": 64}
+    flags |= {"scales": 1, "mosaic": 0.0, "checkpoint_steps": 1, "validate_every": 3, "patience": 9}
+    clock, folder, start = Clock(monkeypatch), runs / "late", a03._training_data
+    usual = callbacks.Saver.save
+
+    def save_and_stop(saver, best_model=None):
+        usual(saver, best_model)
+        if saver.state["step"] == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.Saver, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            a03.main(**flags)
+    stopped = checkpoints.find_checkpoint(folder)[1]
+    assert (stopped["step"], stopped["epochs"]) == (step, 2)
+    begun = step > 8
+
+    def slow_start(flags):
+        clock.now += 60
+        return start(flags)
+
+    monkeypatch.setattr(a03, "_training_data", slow_start)
+    capsys.readouterr()
+    a03.main(**flags)
+    printed = capsys.readouterr().out
+    assert f"the time is over: the training ends after step {step} of " in printed
+    rows, state = history(folder), state_of(folder)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"][: 2 + begun]
+    assert [row["mAP"] for row in rows] == ["", "", "0.5"][-2 - begun :]  # what was not measured is, at the end
+    assert (state["step"], state["epochs"], state["total"]) == (step, len(rows), len(rows))
+    assert (state["best"], load_model(folder).settings["image_size"]) == (0.5, 64)
+    a03.main(**flags)
+    assert "is finished: " in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("budget", ["1s", "soon"])

@@ -1,0 +1,82 @@
+"""Proves when a training is to stop: by real signals to this process, and when its hours are over."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from training import stopping
+from training.stopping import Stop, Stopped
+
+
+def test_before_the_first_step_a_signal_stops_at_once():
+    with pytest.raises(Stopped), Stop().on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), Stop().on_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(("number", "reason"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "the keyboard")])
+def test_while_it_trains_a_signal_waits_for_the_step(number, reason):
+    stop = Stop()
+    with stop.on_signals():
+        stop.waits = True
+        assert not stop.wanted()
+        stop.check()
+        os.kill(os.getpid(), number)
+        assert stop.wanted()
+        assert stop.reason == reason
+        assert stop.by_keyboard == (number == signal.SIGINT)
+        with pytest.raises(Stopped):
+            stop.check()
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    stop = Stop()
+    with stop.on_signals():
+        stop.waits = True
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_sigterm_changes_nothing():
+    stop = Stop()
+    with stop.on_signals():
+        stop.waits = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.reason == "SIGTERM"
+
+
+def test_afterwards_signals_do_what_they_did_before():
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    with Stop().on_signals():
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_in_another_thread_it_trains_without_handlers():
+    done = []
+
+    def train():
+        with Stop().on_signals() as stop:
+            done.append(stop.wanted())
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert done == [False]
+
+
+def test_hours_end_a_training(monkeypatch):
+    now = [5000.0]
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    stop = Stop(max_hours=11.5, started=1000.0)
+    now[0] = 1000 + 11.5 * 3600 - 1
+    assert not stop.wanted()
+    now[0] += 1
+    assert stop.wanted()
+    assert stop.reason == "--max_hours 11.5"
+    assert not Stop(started=0.0).wanted()

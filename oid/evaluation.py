@@ -71,14 +71,14 @@ def measure(
     *,
     kinds: ErrorKinds | None = None,
     coco: CocoMatcher | None = None,
-    images_per_block: int = IMAGES_PER_BLOCK,
+    images_per_block: int | None = None,
 ) -> None:
     """Reads all predictions and matches them; what was found is in the arguments then.
 
-    Boxes are in memory for a block at a time, scores and labels for the whole file.
+    Boxes are in memory for a block of images at a time (by default `IMAGES_PER_BLOCK`), scores and labels of all.
     """
     with tqdm(total=len(file.image_ids), unit="image", leave=False, disable=None) as bar:
-        for found in file.blocks(images_per_block):
+        for found in file.blocks(images_per_block or IMAGES_PER_BLOCK):
             detections = selection.take(found)
             block = matcher.add(detections)
             if kinds is not None:

@@ -31,8 +31,7 @@ def written(path: Path, *lines: str) -> Path:
     return path
 
 
-@pytest.fixture
-def data_set(tmp_path) -> dict[str, str]:
+def small_data_set(tmp_path: Path) -> dict[str, str]:
     """A data set in Open Images layout with perfect predictions but for image 2; the flags that name its folders."""
     root, output = tmp_path / "data", tmp_path / "output"
     written(layout.box_annotations(root, "validation"), BOX_HEADER, *BOXES)
@@ -41,6 +40,11 @@ def data_set(tmp_path) -> dict[str, str]:
     written(layout.annotation_file(root, layout.CLASS_DESCRIPTIONS), CLASSES.strip())
     written(layout.submission(output, "validation"), ROW_HEADER, *PERFECT)
     return {"dataset_path": str(root), "output_path": str(output), "split": "validation"}
+
+
+@pytest.fixture
+def data_set(tmp_path) -> dict[str, str]:
+    return small_data_set(tmp_path)
 
 
 def flags(arguments: dict[str, object]) -> list[str]:
@@ -223,6 +227,9 @@ def test_edge_cases_from_files(name: str, weight: int, tmp_path):
         ({"class_descriptions": "nowhere.csv"}, "nowhere.csv does not exist.*--class_descriptions none"),
         ({"metrics": "."}, "is a folder: give --metrics the name of a file"),
         ({"split": "train"}, "train.*does not exist"),
+        ({"classes_shown": -1}, "--classes_shown is -1"),
+        ({"curve": ("Appel",)}, "--curve 'Appel' is no class: did you mean 'Apple'"),
+        ({"curve": ("X",)}, "--curve 'X' is no class"),
         ({"split": "test", "predictions": "PERFECT"}, "the test split has no ground truth"),
     ],
 )

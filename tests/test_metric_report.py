@@ -1,4 +1,4 @@
-"""Proves what a07 says besides mAP: the table of classes, how a class is named, the curve of a class and its picture."""
+"""Proves what a07 says besides mAP: the table of classes, how a class is named, a class's curve and its picture."""
 
 import csv
 from pathlib import Path
@@ -18,7 +18,7 @@ PREDICTED = np.array([10, 20, 30, 0])
 
 
 def test_class_table_has_what_costs_most_first():
-    """Equal costs: more boxes first. Costs and mAP add up to 1; a class without ground truth has neither AP nor cost."""
+    """Equal costs: more boxes first. Costs and mAP add up to 1; a class without ground truth has neither."""
     rows = class_table(RESULT, NAMES, PREDICTED)
     assert [row[0] for row in rows] == ["/m/4", "/m/3", "/m/1", "/m/2"]
     assert rows[0] == ("/m/4", "apple", 0.25, 5.0, 0, pytest.approx(0.25))

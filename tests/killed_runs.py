@@ -88,12 +88,7 @@ def start(task: dict) -> int:
     reading, writing = os.pipe()
     process = os.fork()
     if not process:
-        code = 70
-        try:
-            code = train(task, writing)
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
+        sys.exit(train(task, writing))  # as a script ends, with whatever threads there are
     os.close(writing)
     if "seconds" in task.get("when", {}) and os.read(reading, 1):
         time.sleep(task["when"]["seconds"])

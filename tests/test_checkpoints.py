@@ -137,6 +137,16 @@ def test_a_checkpoint_of_another_network_or_optimizer_is_refused(run):
         checkpoints.restore(run, other, open_run(run))
 
 
+def test_other_training_images_than_before_are_said(capsys):
+    state = new_state()
+    checkpoints.note_images(state, ["a", "b"])
+    state["step"] = 5
+    checkpoints.note_images(state, ["a", "b"])
+    assert capsys.readouterr().out == ""
+    checkpoints.note_images(state, ["a", "c"])
+    assert capsys.readouterr().out.startswith("the training images are not those of the checkpoint")
+
+
 # === Whenever it is killed ===========================================================================================
 CHANGES = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}
 _watch = {"do": None}

@@ -263,6 +263,16 @@ def restore(run: Path, trainer: keras.Model, state: dict) -> None:
             variable.assign(array)
 
 
+def note_images(state: dict, image_ids: list[str]) -> None:
+    """Says so where a run goes on with other training images than before: their order is another one then."""
+    digest = _text_digest("\n".join(image_ids))
+    if state["step"] and state.get("images", digest) != digest:
+        print(
+            "the training images are not those of the checkpoint: from here on they come in another order", flush=True
+        )
+    state["images"] = digest
+
+
 def _read_state(folder: Path) -> dict:
     """The state of a checkpoint whose files are what was written.
 

@@ -16,6 +16,7 @@ from models.detector import Detector, runs_on_cpu
 from training import machines, plan
 from training.batches import BadImages, Batches, BatchSequence
 from training.callbacks import EpochEnd, FiniteLossGuard, Progress, Saver, set_means
+from training.checkpoints import note_images
 from training.schedule import Schedule, make_optimizer
 from training.stopping import Stop, Stopped
 from training.trainer import DetectionTrainer
@@ -201,6 +202,7 @@ def run(
         reason: then a checkpoint is written, and the training goes on from there.
     """
     state, stop = end.state, end.saver.stop
+    note_images(state, batches.data.image_ids)
     stop.waits = True  # from here on there is something to lose
     try:
         if state["step"] > state["epochs"] * state["steps"]:

@@ -242,8 +242,8 @@ def print_tuning(tuning: Tuning, names: Sequence[str]) -> None:
         folds = " ".join("none" if np.isnan(value) else f"{value:+.4f}" for value in gain.folds)
         print(f"  gain out of fold {spread(gain.out_of_fold, gain.interval)}")
         print(f"  in each fold {folds}, standard deviation {gain.deviation:.4f}")
-    noise = "" if tuning.verdict == GAIN else ": inside the noise"
-    print(f"gain out of fold by the weights {spread(tuning.by_weights, tuning.by_weights_interval)}{noise}")
+    what = "kept" if tuning.verdict == GAIN else "a loss" if tuning.by_weights_interval[1] < 0.0 else "inside the noise"
+    print(f"gain out of fold by the weights {spread(tuning.by_weights, tuning.by_weights_interval)}: {what}")
     if tuning.kept is None:
         print("inside the noise: equal weights and the default settings are kept")
     else:
@@ -365,7 +365,7 @@ def _bootstrap(columns: Sequence[Curves], fold: np.ndarray, seed: int) -> np.nda
     members = [np.flatnonzero(fold == f) for f in range(fold.max() + 1)]
     maps = np.empty((DRAWS, len(columns)))
     for draw in maps:
-        images = np.concatenate([rng.choice(member, len(member)) for member in members])
+        images = np.concatenate([member[rng.integers(len(member), size=len(member))] for member in members])
         times = np.bincount(images, minlength=len(fold))
         draw[:] = [matched.mean_average_precision(times) for matched in columns]
     return maps

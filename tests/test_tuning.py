@@ -172,6 +172,9 @@ def test_a_gain_in_fold_inside_the_noise_is_not_kept(tmp_path, capsys):
     assert "inside the noise: equal weights and the default settings are kept" in said
     assert "expected gain" not in said
     assert f"gain in fold {tuning.free.in_fold:+.4f}: not to be expected" in said
+    assert "95% interval -0.0300 to -0.0100: a loss" in printed(
+        dataclasses.replace(tuning, by_weights_interval=(-0.03, -0.01)), capsys
+    )
     write_tuned_settings(tmp_path / "x.json", ["a", "b", "c"], tuning.settings, tuning.verdict, tuning.measured())
     assert read_tuned_settings(tmp_path / "x.json", ["a", "b", "c"]) == good
 

@@ -6,8 +6,7 @@
 Makes validation images and as many new ones with three detectors of different quality: 100 boxes of each on every
 image, all of classes that are verified there, which is the dearest case. Prints what a06 prints, its seconds from
 start to end and of processor time, the same of a first small run (which compiles, or loads what was compiled before),
-the gain of the settings on the new images, and what the fusions alone would take with the package ensemble-boxes in one
-process.
+the gain of the settings on the new images, and what the fusions alone would take with the package ensemble-boxes.
 """
 
 import argparse
@@ -56,7 +55,7 @@ def main() -> None:
         settings, took = tune(case, options.trials)
         print(f"a06 --tune, 3 x {options.images} images, {options.trials} trials: {took}")
         package = package_seconds(images=min(options.images, 100), labels=labels) * options.images * options.trials
-        print(f"the same fusions by ensemble-boxes, one process, from 100 images: {package:.0f} s")
+        print(f"only the fusions, by ensemble-boxes, reckoned from 100 images: {package:.0f} s of processor time")
         tuned = read_tuned_settings(settings, list(DETECTORS))
         base = FusionSettings((1.0,) * len(DETECTORS), 0.55)
         truth, models = make(options.images, labels, seed=1)
@@ -139,7 +138,7 @@ def detect(
 
 
 def package_seconds(images: int, labels: list[str]) -> float:
-    """Seconds per image of weighted boxes fusion by the package."""
+    """Processor seconds per image of weighted boxes fusion by the package."""
     _, models = make(images, labels, seed=3)
     inputs = []
     for image in range(images):
@@ -147,10 +146,10 @@ def package_seconds(images: int, labels: list[str]) -> float:
         inputs.append(
             [[getattr(m, name)[rows].tolist() for m in models] for name in ("boxes", "scores", "label_index")]
         )
-    start = time.perf_counter()
+    start = time.process_time()
     for one in inputs:
         ensemble_boxes.weighted_boxes_fusion(*one)
-    return (time.perf_counter() - start) / images
+    return (time.process_time() - start) / images
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from a07_evaluate import select_detections
 from benchmarks.bootstrap import Curves, curves, resampled
 from oid import layout
+from oid.evaluation import select_detections
 from oid.annotations import read_class_descriptions
 from oid.files import InputError
 from oid.ground_truth import read_ground_truth

@@ -50,7 +50,7 @@ def main() -> None:
     labels = [f"/m/{number:03d}" for number in range(options.classes)]
     with tempfile.TemporaryDirectory() as folder:
         tiny = prepare(Path(folder) / "tiny", 10, labels, seed=2)
-        print(f"first run, 10 images, 6 trials: {tune(tiny, 6, quiet=True)[1]}")
+        print(f"first run, 10 images, 6 trials: {tune(tiny, 6, quiet=True)[1]}", flush=True)
         case = prepare(Path(folder) / "validation", options.images, labels, seed=0)
         settings, took = tune(case, options.trials)
         print(f"a06 --tune, 3 x {options.images} images, {options.trials} trials: {took}")

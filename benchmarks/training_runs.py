@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.bootstrap import Curves, curves, resampled
 from oid import layout
-from oid.evaluation import select_detections
 from oid.annotations import read_class_descriptions
+from oid.evaluation import select_detections
 from oid.files import InputError
 from oid.ground_truth import read_ground_truth
 from oid.hierarchy import read_hierarchy

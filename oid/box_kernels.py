@@ -143,6 +143,8 @@ def prepare(boxes, scores, labels, num_labels, starts, stops, weights, divisor, 
         first = n
         for model in range(len(starts)):
             for i in range(starts[model, image], stops[model, image]):
+                if not np.isfinite(scores[i] + (boxes[i, 0] + boxes[i, 1] + boxes[i, 2] + boxes[i, 3])):
+                    _check_finite(boxes[i], scores[i])
                 if scores[i] >= skip_box_threshold and _clean(boxes[i], clean[n]):
                     raised[n] = scores[i] * weights[model] / divisor
                     label_of[n], model_of[n] = labels[i], model
@@ -153,6 +155,13 @@ def prepare(boxes, scores, labels, num_labels, starts, stops, weights, divisor, 
         num_runs += _by_class(ranking, label_of, number_of, order[first:n], runs[num_runs:], first)
     runs[num_runs] = n
     return clean[:n], raised[:n], label_of[:n], model_of[:n], image_stops, order[:n], runs[: num_runs + 1]
+
+
+@numba.njit(cache=True, nogil=True)
+def _check_finite(box, score):
+    """For a sum that is not finite, which may be an overflow of numbers that are."""
+    if not (np.isfinite(score) and np.isfinite(box).all()):
+        raise ValueError("a score or a coordinate is not finite")
 
 
 @numba.njit(cache=True, nogil=True)
@@ -221,16 +230,8 @@ def _sort_by_score(order, scores):
 def _by_class(ranking, label_of, number_of, order, runs, first):
     """Sorts the indices of an image by class; those of a class stay in their order.
 
-    Args:
-        ranking: (n,) indices.
-        label_of: (K,) from 0 up.
-        number_of: (labels,) all -1, and again so afterwards.
-        order: (n,), filled with the indices.
-        runs: (n,) or longer, filled with `first` + where each class begins in them.
-        first: a number.
-
-    Returns:
-        the number of classes.
+    `order` (n,) is filled with the indices, `runs` with `first` + where each class begins in them; `number_of`
+    (labels,) is all -1, and again so afterwards. Returns the number of classes.
     """
     sizes = np.zeros(len(ranking), np.int64)
     count = 0

@@ -70,38 +70,13 @@ def fuse_images(
     Raises:
         ValueError: as the functions below, or the offsets are not those of the boxes.
     """
-    from oid import box_kernels  # here, because numba takes a quarter of a second to import, which --help need not wait
-
-    num_models = len(boxes_list)
-    options = {"conf_type": conf_type, "sigma": sigma, "limit": limit, "threads": threads}
-    _check_options(method, iou_threshold, skip_box_threshold, **options)
-    factors, divisor = _factors(method, weights, num_models)
     boxes, scores, labels, bases = _concatenated(boxes_list, scores_list, labels_list)
-    labels, num_labels, names = _from_zero(labels)
     offsets = _checked_offsets(offsets_list, np.diff(bases))
     starts, stops = offsets[:, :-1] + bases[:-1, None], offsets[:, 1:] + bases[:-1, None]
-    iou_threshold, sigma, score_threshold = float(iou_threshold), float(sigma), float(score_threshold)
-
-    def part(images: slice) -> tuple[np.ndarray, ...]:
-        places = np.ascontiguousarray(starts[:, images]), np.ascontiguousarray(stops[:, images])
-        factors_and_skip = factors, divisor, float(skip_box_threshold)
-        prepared = box_kernels.prepare(boxes, scores, labels, num_labels, *places, *factors_and_skip)
-        clean, raised, label_of, model_of, image_stops, order, runs = prepared
-        arguments = clean, raised, order, runs, iou_threshold
-        if method == "wbf":
-            confidence = CONF_TYPES.index(conf_type), bool(allows_overflow)
-            fused = box_kernels.wbf(*arguments, model_of, factors, *confidence)
-        elif method == "nmw":
-            fused = box_kernels.nmw(*arguments)
-        elif method == "nms":
-            fused = box_kernels.nms(*arguments)
-        else:
-            kind = box_kernels.LINEAR if method == "soft_nms_linear" else box_kernels.GAUSSIAN
-            fused = box_kernels.soft_nms(*arguments, kind, sigma, score_threshold)
-        return box_kernels.collect(*fused, image_stops, label_of, len(clean) if limit is None else limit)
-
-    fused = _shared_out(part, starts.shape[1], threads)
-    return fused if names is None else (*fused[:2], names[fused[2]], fused[3])
+    options = {"weights": weights, "iou_threshold": iou_threshold, "skip_box_threshold": skip_box_threshold}
+    options |= {"conf_type": conf_type, "allows_overflow": allows_overflow, "sigma": sigma}
+    options |= {"score_threshold": score_threshold, "limit": limit, "threads": threads}
+    return _fused(method, boxes, scores, labels, starts, stops, **options)
 
 
 def fuse(
@@ -128,10 +103,9 @@ def fuse(
         ValueError: lengths differ, a number is not finite, a weight is negative, all are 0, or an option is out of its
             range.
     """
-    offsets_list = [np.array([0, len(boxes)]) for boxes in boxes_list]
-    if not boxes_list:
-        offsets_list = np.zeros((0, 2), np.int64)
-    return fuse_images(method, boxes_list, scores_list, labels_list, offsets_list, **options)[:3]
+    boxes, scores, labels, bases = _concatenated(boxes_list, scores_list, labels_list)
+    starts, stops = bases[:-1].reshape(-1, 1), bases[1:].reshape(-1, 1)
+    return _fused(method, boxes, scores, labels, starts, stops, **options)[:3]
 
 
 def weighted_boxes_fusion(
@@ -286,6 +260,56 @@ def count_unusual(boxes: np.ndarray, scores: np.ndarray, skip_box_threshold: flo
     return box_kernels.count_unusual(boxes, scores, float(skip_box_threshold))
 
 
+def _fused(
+    method: str,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    *,
+    weights: Sequence[float] | None = None,
+    iou_threshold: float = 0.55,
+    skip_box_threshold: float = 0.0,
+    conf_type: str = "avg",
+    allows_overflow: bool = False,
+    sigma: float = 0.5,
+    score_threshold: float = 0.001,
+    limit: int | None = None,
+    threads: int = 1,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """`fuse_images` with the boxes of all models in one array, those of a model in an image from a start to a stop,
+    (models, images) both."""
+    from oid import box_kernels  # here, because numba takes a quarter of a second to import, which --help need not wait
+
+    options = {"conf_type": conf_type, "sigma": sigma, "limit": limit, "threads": threads}
+    _check_options(method, iou_threshold, skip_box_threshold, **options)
+    factors, divisor = _factors(method, weights, len(starts))
+    labels, num_labels, names = _from_zero(labels)
+    scaling = factors, divisor, float(skip_box_threshold)
+    iou_threshold, sigma, score_threshold = float(iou_threshold), float(sigma), float(score_threshold)
+
+    def part(images: slice) -> tuple[np.ndarray, ...]:
+        places = np.ascontiguousarray(starts[:, images]), np.ascontiguousarray(stops[:, images])
+        prepared = box_kernels.prepare(boxes, scores, labels, num_labels, *places, *scaling)
+        clean, raised, label_of, model_of, image_stops, order, runs = prepared
+        arguments = clean, raised, order, runs, iou_threshold
+        if method == "wbf":
+            confidence = CONF_TYPES.index(conf_type), bool(allows_overflow)
+            fused = box_kernels.wbf(*arguments, model_of, factors, *confidence)
+        elif method == "nmw":
+            fused = box_kernels.nmw(*arguments)
+        elif method == "nms":
+            fused = box_kernels.nms(*arguments)
+        else:
+            kind = box_kernels.LINEAR if method == "soft_nms_linear" else box_kernels.GAUSSIAN
+            fused = box_kernels.soft_nms(*arguments, kind, sigma, score_threshold)
+        return box_kernels.collect(*fused, image_stops, label_of, len(clean) if limit is None else limit)
+
+    fused = _shared_out(part, starts.shape[1], threads)
+    return fused if names is None else (*fused[:2], names[fused[2]], fused[3])
+
+
 def _check_options(
     method: str,
     iou_threshold: float,
@@ -312,7 +336,9 @@ def _check_options(
 
 def _factors(method: str, weights: Sequence[float] | None, num_models: int) -> tuple[np.ndarray, float]:
     """(num_models,) what the scores are multiplied by, and the number by which they are then divided."""
-    factors = np.ones(num_models) if weights is None else np.asarray(weights, dtype=np.float64)
+    if weights is None:
+        return np.ones(num_models), 1.0
+    factors = np.asarray(weights, dtype=np.float64)
     if factors.shape != (num_models,):
         raise ValueError(f"{factors.size} weights for {num_models} models")
     if not np.all(np.isfinite(factors)) or np.any(factors < 0.0):
@@ -321,7 +347,7 @@ def _factors(method: str, weights: Sequence[float] | None, num_models: int) -> t
         raise ValueError("all weights are 0")
     if method == "nmw" and num_models:
         return factors / factors.max(), 1.0
-    if method == "wbf" or weights is None:
+    if method == "wbf":
         return factors, 1.0
     return factors, float(factors.sum())
 
@@ -340,17 +366,18 @@ def _concatenated(
     boxes = np.concatenate([boxes_list[model] for model in filled], dtype=np.float64)
     scores = np.concatenate([scores_list[model] for model in filled], dtype=np.float64)
     labels = np.concatenate([labels_list[model] for model in filled]).astype(np.int64, copy=False)
-    if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
-        raise ValueError("a score or a coordinate is not finite")
     return boxes, scores, labels, bases
 
 
 def _from_zero(labels: np.ndarray) -> tuple[np.ndarray, int, np.ndarray | None]:
     """Labels that are small and not negative, how many there can be, and what they are called, None = as they are."""
-    names = None
-    if len(labels) and (labels.min() < 0 or labels.max() >= LARGE_LABEL):
-        names, labels = np.unique(labels, return_inverse=True)
-    return labels, int(labels.max(initial=-1)) + 1, names
+    if not len(labels):
+        return labels, 0, None
+    highest = int(labels.view(np.uint64).max())  # a negative one is above all others
+    if highest < LARGE_LABEL:
+        return labels, highest + 1, None
+    names, labels = np.unique(labels, return_inverse=True)
+    return labels, len(names), names
 
 
 def _shared_out(

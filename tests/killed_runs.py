@@ -13,8 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-import keras
-import tensorflow  # noqa: F401 - nothing may run in it before the fork, nor may Polars be imported
+import keras  # and with it TensorFlow: nothing may run in it before the fork, nor may Polars be imported
 
 ROOT = Path(__file__).resolve().parent.parent
 OPERATIONS = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_on_backend
 
 from training.checkpoints import find_checkpoint
 
@@ -74,8 +75,6 @@ class Trainings:
 
 @pytest.fixture(scope="module")
 def trainings(photographs, tmp_path_factory):
-    import shutil
-
     data_set, output = photographs
     mine = tmp_path_factory.mktemp("kills")
     shutil.copytree(output / "level_1_files", mine / "level_1_files")
@@ -165,3 +164,46 @@ def test_random_kills(trainings, whole):
         assert_same(trainings.folder(name), whole)
         run += 1
     print(f"{kills} kills in {run} runs")
+
+
+STOPPED = """
+import json, os, signal, sys
+import keras, numpy as np
+import a03_train_m2det as a03
+from killed_runs import add_tiny_backbone
+from training import callbacks
+
+add_tiny_backbone()
+usual = callbacks.FiniteLossGuard.on_train_batch_end
+def stop_after_five(self, batch, logs=None):
+    if self.state["step"] == 4 and self.run.name == "stopped" and not self.state["epochs"]:
+        os.kill(os.getpid(), signal.SIGTERM)
+    usual(self, batch, logs)
+callbacks.FiniteLossGuard.on_train_batch_end = stop_after_five
+flags = json.loads({flags!r})
+printed = []
+for run in ("whole", "stopped", "stopped"):
+    a03.main(run=run, **flags)
+one, two = (np.load(flags["output_path"] + "/weights/" + run + "/checkpoint/training.npz") for run in ("whole", "stopped"))
+assert one.files == two.files
+print(json.dumps([len(one.files), max(float(np.abs(one[name] * 1.0 - two[name]).max()) for name in one.files)]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_on_every_backend_a_stopped_run_goes_on_in_the_middle_of_an_epoch(photographs, tmp_path, backend):
+    data_set, output = photographs
+    shutil.copytree(output / "level_1_files", tmp_path / "level_1_files")
+    flags = {"dataset_path": str(data_set), "output_path": str(tmp_path), "backbone": "tiny", "precision": "float32"}
+    flags |= {"image_size": 64, "tums": 1, "scales": 1, "channels": 16, "batch_size": 2, "epochs": 2}
+    flags |= {"steps_per_epoch": 6, "accumulate": 2, "checkpoint_steps": 3, "deterministic": True}
+    arrays, difference = json.loads(run_on_backend(backend, STOPPED.format(flags=json.dumps(flags))))
+    assert arrays > 50
+    assert difference <= 1e-6
+    rows = []
+    for run in ("whole", "stopped"):
+        with open(tmp_path / "weights" / run / "history.csv", newline="") as file:
+            rows.append([(row["epoch"], row["mAP"], float(row["loss"])) for row in csv.DictReader(file)])
+    assert [row[:2] for row in rows[0]] == [row[:2] for row in rows[1]]
+    np.testing.assert_allclose([row[2] for row in rows[0]], [row[2] for row in rows[1]], atol=2e-6)

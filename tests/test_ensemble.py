@@ -7,9 +7,12 @@ import pytest
 from conftest import run_script
 
 import a06_ensemble as a06
+from benchmarks import ensemble_table
 from oid import layout
+from oid.evaluation import select_detections
 from oid.files import InputError
 from oid.fusion import METHODS, clean_boxes, count_unusual, fuse
+from oid.metric import evaluate
 from oid.predictions import Predictions, read_predictions, write_predictions
 
 A, B = "0.100000 0.100000 0.300000 0.300000", "0.600000 0.600000 0.900000 0.900000"
@@ -239,6 +242,44 @@ def test_tuning_without_ground_truth_says_so(tmp_path):
         a06.main(dataset_path=str(tmp_path), **options)
     with pytest.raises(InputError, match="image_labels none"):
         a06.main(boxes=path, image_labels=str(tmp_path / "none.csv"), **options)
+
+
+# === The table of an ensemble =========================================================================================
+
+
+def table_rows(text):
+    """{first cell: other cells} of the Markdown table in what was printed."""
+    lines = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| |")]
+    return {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[1:] for line in lines}
+
+
+def test_the_table_has_a_row_for_each_model_and_method_measured_as_the_metric_does(tmp_path, capsys):
+    paths, data = tuning_case(tmp_path), str(tmp_path / "data")
+    options = {"dataset_path": data, "split": "validation", "predictions": paths, "folds": 2, "draws": 20}
+    ensemble_table.main(trials=0, **options)
+    rows = table_rows(capsys.readouterr().out)
+    assert list(rows) == ["good", "bad", *ensemble_table.FUSIONS]
+    assert rows["good"][0] == "1.0000"
+    assert rows["bad"][0] == "0.0000"
+    assert float(rows["bad"][3]) == -1.0  # the gain over the best model
+    truth, report = a06.read_truth(data, "validation", None, None)
+    for name, (method, _) in ensemble_table.FUSIONS.items():
+        a06.main(predictions=paths, ensemble=str(tmp_path / "out.csv"), method=method)
+        detections, _ = select_detections(read_predictions(tmp_path / "out.csv"), truth, report.labels)
+        expected = evaluate(truth, detections, num_classes=len(report.labels)).mean_average_precision
+        assert float(rows[name][0]) == pytest.approx(expected, abs=1e-3), name
+
+
+def test_the_tuned_rows_of_the_table_have_only_the_mean_of_the_folds(tmp_path, capsys):
+    paths, data = tuning_case(tmp_path), str(tmp_path / "data")
+    options = {"dataset_path": data, "split": "validation", "predictions": paths, "folds": 2, "draws": 20}
+    ensemble_table.main(trials=30, **options)
+    rows = table_rows(capsys.readouterr().out)
+    tuned = rows["WBF tuned, out of fold"]
+    assert tuned[:2] == ["", ""]
+    assert float(tuned[2]) > float(rows["WBF"][2])
+    with pytest.raises(InputError, match="1 prediction files: name two or more"):
+        ensemble_table.main(**(options | {"predictions": paths[:1]}))
 
 
 # === As a user calls it ===============================================================================================

@@ -184,7 +184,8 @@ flags = json.loads({flags!r})
 printed = []
 for run in ("whole", "stopped", "stopped"):
     a03.main(run=run, **flags)
-one, two = (np.load(flags["output_path"] + "/weights/" + run + "/checkpoint/training.npz") for run in ("whole", "stopped"))
+folder = flags["output_path"] + "/weights/"
+one, two = (np.load(folder + run + "/checkpoint/training.npz") for run in ("whole", "stopped"))
 assert one.files == two.files
 print(json.dumps([len(one.files), max(float(np.abs(one[name] * 1.0 - two[name]).max()) for name in one.files)]))
 """

@@ -1,14 +1,16 @@
 """The same training on one device and on two: a program for a process of its own, and what it trains.
 
-    python two_devices.py <frozen|synchronised> <sgd|adamw>
+    python two_devices.py <frozen|synchronised> <sgd|adamw> <folder for checkpoints>
 
-prints, as JSON, the losses of each step on one device, the same on two, and the largest difference of the weights in
-the end, where each is divided by the largest weight.
+prints, as JSON, the losses of each step on one device, the same on two, how far the weights are apart in the end
+(relative to each array's largest, or 1), and the losses of three more steps after each took over the other's
+checkpoint.
 """
 
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -17,7 +19,7 @@ from tiny_network import pictures, targets, tiny_settings
 from models import backbones
 from models.blocks import conv_bn_relu
 from models.detector import network_from_settings
-from training import machines
+from training import checkpoints, machines
 from training.schedule import Schedule, make_optimizer
 from training.trainer import DetectionTrainer
 
@@ -112,16 +114,34 @@ def weights_of(trainer: DetectionTrainer) -> list[np.ndarray]:
     return [np.array(keras.ops.convert_to_numpy(weight)) for weight in trainer.network.weights]
 
 
-def main(batch_norm: str, optimizer: str) -> None:
-    found, flags = [], FLAGS | {"devices": 2}
-    for used in (FLAGS, flags):
-        with machines.together(flags), machines.sharing(used) as sharing:
-            trainer = make_trainer(sharing.scope, frozen=batch_norm == "frozen", optimizer=optimizer)
-            found.append((train(trainer).tolist(), weights_of(trainer)))
-    (one, weights_of_one), (two, weights_of_two) = found
+def main(batch_norm: str, optimizer: str, folder: str) -> None:
+    kind, flags = {"frozen": batch_norm == "frozen", "optimizer": optimizer}, FLAGS | {"devices": 2}
+    from_two, from_one = Path(folder) / "from_two", Path(folder) / "from_one"
+    found = {}
+    with machines.together(flags):
+        with machines.sharing(FLAGS) as sharing:
+            one = make_trainer(sharing.scope, **kind)
+            found["one"], weights_of_one = train(one), weights_of(one)
+        with machines.sharing(flags) as sharing:
+            two = make_trainer(sharing.scope, **kind)
+            found["two"], weights_of_two = train(two), weights_of(two)
+            checkpoints.write_checkpoint(from_two, two, two.network, state := checkpoints.new_state())
+            found["two, on"] = train(two, steps=3, start=STEPS)
+        checkpoints.restore(from_two, one, state)
+        found["one, after two"] = train(one, steps=3, start=STEPS)
+        checkpoints.write_checkpoint(from_one, one, one.network, state)
+        found["one, on"] = train(one, steps=3, start=STEPS + 3)
+        with machines.sharing(flags):
+            checkpoints.restore(from_one, two, state)
+            found["two, after one"] = train(two, steps=3, start=STEPS + 3)
     pairs = zip(weights_of_one, weights_of_two, strict=True)
     apart = max(np.abs(a - b).max() / max(1.0, np.abs(a).max()) for a, b in pairs)
-    print(json.dumps({"one": one, "two": two, "weights apart": float(apart)}))
+    copies = len(two.network.weights[0].value.values) if keras.backend.backend() == "tensorflow" else sharing.count
+    print(
+        json.dumps(
+            {name: losses.tolist() for name, losses in found.items()} | {"apart": float(apart), "copies": copies}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def make_virtual(count: int) -> None:
         if not tf.config.list_physical_devices("GPU"):
             parts = [tf.config.LogicalDeviceConfiguration()] * count
             tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], parts)
-    else:
+    elif "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):  # the user's own words
         import jax
 
         jax.config.update("jax_num_cpu_devices", count)

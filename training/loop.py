@@ -220,7 +220,8 @@ def run(
     except Stopped:
         end.saver.save_if_needed()
     except BadImages:
-        end.saver.save_if_needed()
+        if not machines.several():  # they are those of this process alone, and all must save together
+            end.saver.save_if_needed()
         raise
     finally:
         stop.waits = False

@@ -57,7 +57,8 @@ def check_flags(flags: dict) -> None:
         raise InputError("--strategy one is one device: leave out --processes and --devices, or take mirrored")
     if backend == "torch" and (flags["strategy"] == "mirrored" or (flags["devices"] or 1) > 1):
         raise InputError("--strategy mirrored needs TensorFlow or JAX: set KERAS_BACKEND=tensorflow or jax")
-    if backend == "tensorflow" and flags["accumulate"] > 1 and flags["strategy"] == "mirrored":
+    mirrored = flags["strategy"] == "mirrored" or (flags["devices"] or 1) > 1
+    if backend == "tensorflow" and flags["accumulate"] > 1 and mirrored:
         raise InputError(
             f"--accumulate {flags['accumulate']} does not work with --strategy mirrored on TensorFlow: leave it out, "
             "or set KERAS_BACKEND=jax"
@@ -213,6 +214,8 @@ def choose(flags: dict, found: list[str]) -> tuple[list[str], str]:
     if flags["strategy"] == "auto" and (kind == "cpu" and wanted is None):
         return [], ""
     used = found[:wanted]
+    if keras.backend.backend() == "tensorflow" and flags["accumulate"] > 1 and len(used) > 1:
+        return [], f"devices: one ({kind}) of {len(found)}, because TensorFlow cannot --accumulate on several"
     if flags["strategy"] == "one" or len(used) < 2:
         idle = f"; --strategy mirrored would use all {len(found)}" if len(found) > 1 and kind != "cpu" else ""
         mirrored = "; --strategy mirrored changes nothing with one" if flags["strategy"] == "mirrored" else ""
@@ -224,6 +227,11 @@ def choose(flags: dict, found: list[str]) -> tuple[list[str], str]:
 def is_first() -> bool:
     """Whether this process writes the files."""
     return devices.process_and_processes()[0] == 0
+
+
+def several() -> bool:
+    """Whether there are several processes."""
+    return devices.process_and_processes()[1] > 1
 
 
 def share_of(batch_size: int) -> range | None:

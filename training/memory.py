@@ -18,10 +18,10 @@ from training.devices import accelerator_bytes
 from training.pictures import KEPT_SIDE
 
 GIB = 2**30
-ACTIVATIONS = 1.3  # times the results of all layers: what a step on the CPU needs beyond weights and losses
+ACTIVATIONS = 1.2  # times the results of all layers: what a step on the CPU needs beyond weights and losses
 OF_CLASSES = 12  # tensors of batch x anchors x classes that the losses keep at a time
 OF_PAIRS = 8  # tensors of boxes x anchors that the assignment keeps at a time
-GRAPH = 3_000_000  # bytes that the graph of a step takes for each layer
+GRAPH = 1_500_000  # bytes that the graph of a step takes for each layer
 CONTEXT = 2**29  # bytes that an accelerator's own software takes
 WAITING = 10  # batches between the threads that prepare them and the step
 MOMENTS = {"adamw": 2, "sgd": 1}

@@ -73,7 +73,7 @@ def main(
     sampling: Literal["images", "classes", "repeat_factor"] = a00.SAMPLING,
     sampling_exponent: float = a00.SAMPLING_EXPONENT,
     negatives: float | None = None,
-    resize: Literal["warp", "letterbox"] = "warp",
+    resize: Literal["warp", "letterbox"] = "letterbox",
     crop: Literal["zoom", "ssd"] = "zoom",
     mosaic: float = 0.5,
     mixup: float = 0.0,
@@ -152,7 +152,7 @@ def main(
             classes more often
         sampling_exponent: classes: 0 = every class alike, 1 = as frequent as it is; repeat_factor: of the factor (0.5)
         negatives: share of pictures without any object of the level (default: as they come)
-        resize: how pictures become square: warp, or letterbox = on grey, keeping their aspect ratio
+        resize: how pictures become square: letterbox = on grey, keeping their aspect ratio, or warp (as published)
         crop: zoom = scaled, shifted and cropped at random, ssd = crops that keep an overlap, and expansion
         mosaic: share of the training pictures that are made of four, until the last 15 % of the steps; 0 = off
         mixup: share of the training pictures that are blended with another, as long; 0 = off

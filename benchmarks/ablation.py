@@ -36,7 +36,7 @@ VARIANTS: dict[str, dict[str, object]] = {  # name -> what differs from a03's de
     "no mosaic": {"mosaic": 0.0},
     "mixup": {"mixup": 0.15},
     "ssd crops": {"crop": "ssd"},
-    "letterbox": {"resize": "letterbox"},
+    "warp": {"resize": "warp"},
     "sampling classes": {"sampling": "classes", "sampling_exponent": 0.5},
     "sampling repeat_factor": {"sampling": "repeat_factor"},
     "sgd, steps": {"optimizer": "sgd", "schedule": "steps", "learning_rate": 2e-2, "weight_decay": 5e-4},

@@ -116,6 +116,7 @@ class Detector:
         *,
         sizes: Sequence[tuple[int, int]] | None = None,
         score_threshold: float = 0.01,
+        mirror: bool = False,
         **options,
     ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Detects on pictures that `prepare` made.
@@ -125,6 +126,8 @@ class Detector:
             sizes: height and width of each picture before `prepare`; needed where it letterboxes, where a warp says the
                 same without them.
             score_threshold: boxes with a lower score are left out.
+            mirror: look at the mirrored pictures, too, which takes twice as long; the suppression, and the voting
+                after it, sees what was found in both.
             **options: of `models.decoding.suppress`: nms, nms_iou, nms_sigma, vote_iou, max_boxes.
 
         Returns:
@@ -134,7 +137,11 @@ class Detector:
         Raises:
             ValueError: the network sees letterboxed pictures, and `sizes` does not have one for each.
         """
-        decoded = self._decoded(np.asarray(squares), score_threshold)
+        squares = np.asarray(squares)
+        decoded = self._decoded(squares, score_threshold)
+        if mirror:
+            mirrored = self._decoded(np.ascontiguousarray(squares[:, :, ::-1]), score_threshold)
+            decoded = [_with_mirrored(*pair) for pair in zip(decoded, mirrored, strict=True)]
         if self._letterboxes:
             if sizes is None or len(sizes) != len(squares):
                 raise ValueError(f"{len(squares)} letterboxed pictures need as many sizes, got {sizes}")
@@ -190,6 +197,13 @@ class Detector:
                 scores[index, : len(b)] = s
                 labels[index, : len(b)] = c
         return {"boxes": boxes, "scores": scores, "labels": labels}
+
+
+def _with_mirrored(found: tuple, mirrored: tuple) -> tuple:
+    """Boxes, scores and labels of a picture, and those of its mirror image moved to where they belong."""
+    boxes = np.asarray(mirrored[0])
+    boxes = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
+    return tuple(np.concatenate(pair) for pair in zip(found, (boxes, *mirrored[1:]), strict=True))
 
 
 def read_settings(run: str | Path) -> dict:

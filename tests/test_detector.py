@@ -13,6 +13,7 @@ from tiny_network import CLASSES, pictures, targets, tiny_settings, write_settin
 
 from models import load_model
 from models.detector import Detector, inference_model, network_from_settings, read_settings
+from oid.boxes import iou_matrix
 from oid.files import InputError
 from training.averages import averaged_weights
 from training.checkpoints import write_checkpoint
@@ -138,6 +139,18 @@ def test_the_faster_copy_finds_the_same(complete_run, precision, tolerance):
     for found, expected in zip(fast.detect(pictures(2), **options), plain.detect(pictures(2), **options), strict=True):
         assert abs(len(found[0]) - len(expected[0])) <= tolerance * len(expected[0])
         np.testing.assert_allclose(np.sort(found[1])[-20:], np.sort(expected[1])[-20:], rtol=tolerance)
+
+
+def test_with_the_mirror_a_mirrored_picture_gives_mirrored_boxes(complete_run):
+    detector = load_model(complete_run)
+    squares = pictures(2)
+    options = {"score_threshold": 0.001, "max_boxes": 40, "mirror": True}
+    mirrored = detector.detect(np.ascontiguousarray(squares[:, :, ::-1]), **options)
+    for found, other in zip(detector.detect(squares, **options), mirrored, strict=True):
+        assert len(found[0]) == 40
+        np.testing.assert_allclose(np.sort(found[1]), np.sort(other[1]), atol=1e-5)
+        back = np.stack([1 - other[0][:, 2], other[0][:, 1], 1 - other[0][:, 0], other[0][:, 3]], axis=1)
+        assert (iou_matrix(found[0], back).max(axis=1) > 0.999).mean() > 0.9  # equal scores may be cut off differently
 
 
 def test_limits_and_suppression():

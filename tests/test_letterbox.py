@@ -133,6 +133,21 @@ def test_the_detector_finds_what_was_drawn(resize, height, width, seed):
     assert found["labels"][0, 1] == (-1 if on_grey and max(on_grey) >= 0.05 * SIDE else 0)
 
 
+@pytest.mark.parametrize("resize", ["warp", "letterbox"])
+def test_the_mirrored_picture_has_its_boxes_at_the_same_place(resize):
+    """What is seen in the mirror alone comes back to where it is; what both see is one box."""
+    image, expected = drawn(150, 90, (0.1, 0.25, 0.45, 0.55))
+    detector = Detector(FindsBright(), settings_with(resize))
+    square = detector.prepare(image)[None]
+    plain, both = (detector.detect(square, sizes=[(150, 90)], mirror=mirror)[0] for mirror in (False, True))
+    np.testing.assert_allclose(both[0][0] * (90, 150, 90, 150), expected, atol=1.01 * 150 / SIDE)
+    np.testing.assert_allclose(both[0][0], plain[0][0], atol=1 / SIDE)
+    corners = {"warp": 2, "letterbox": 0}[
+        resize
+    ]  # of the square: the second is the mirror's; beside the picture, if grey
+    assert (len(plain[0]), len(both[0])) == (1 + min(corners, 1), 1 + corners)
+
+
 def test_letterboxed_pictures_need_their_sizes():
     detector = Detector(FindsBright(), settings_with("letterbox"))
     square = detector.prepare(np.zeros((20, 50, 3), "uint8"))[None]

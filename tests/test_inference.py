@@ -86,7 +86,7 @@ def test_the_file_is_what_the_detector_finds(run, tmp_path):
         (path,) = run.images.glob(f"{image_id}.*")
         picture = read_image(path, orientation="stored")
         height, width = picture.shape[:2]
-        expected = detector.predict_on_batch([picture])
+        expected = detector.predict_on_batch([picture], mirror=True)
         mine = predictions.image_index == index
         many = int(mine.sum())
         assert many == (expected["labels"] >= 0).sum()
@@ -96,10 +96,11 @@ def test_the_file_is_what_the_detector_finds(run, tmp_path):
 
 
 def test_limits(run, tmp_path):
-    loose = rows(predict(run, tmp_path / "loose.csv", score_threshold=0.0, nms_iou=1.0))
+    loose = rows(predict(run, tmp_path / "loose.csv", score_threshold=0.0, nms_iou=1.0, vote_iou=1))
     scores = sorted(float(box[1]) for boxes in loose.values() for box in boxes)
     threshold = scores[len(scores) // 2]
-    strict = rows(predict(run, tmp_path / "strict.csv", score_threshold=threshold, nms_iou=1.0, max_boxes=4))
+    options = {"nms_iou": 1.0, "vote_iou": 1, "max_boxes": 4}
+    strict = rows(predict(run, tmp_path / "strict.csv", score_threshold=threshold, **options))
     assert max(map(len, loose.values())) == 300  # the default limit
     assert max(map(len, strict.values())) == 4
     for image_id in run.ids:

@@ -6,6 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 KERAS_RETINANET_LOG := $(VENV)/keras-retinanet.log
 DEMO_FLAGS ?=
 TEST_PROCESSES ?= 2
+BENCHMARKS ?= prediction_files expansion fusion metric tuning decoding input_pipeline
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -57,15 +58,12 @@ test-all: $(VENV)/installed  ## the tests, with the slow ones
 	@$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile -m ""
 
 bench: $(VENV)/installed  ## the benchmarks, one after the other
-	@set -e; for script in benchmarks/bench_*.py; do \
-		[ -e "$$script" ] || { echo "benchmarks/ has no bench_*.py"; break; }; \
-		echo "$$ python $$script"; PYTHONPATH=. $(BIN)/python "$$script"; \
+	@set -e; for name in $(BENCHMARKS); do \
+		echo "$$ python benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; \
 	done
 
-results: $(VENV)/installed  ## the table of the README: the demonstration for three seeds, about 25 minutes
-	@set -e; for seed in 0 1 2; do \
-		$(BIN)/python -m demo.run_demo --demo_path demo_data/seed_$$seed --seed $$seed; \
-	done; for seed in 0 1 2; do echo "seed $$seed"; cat demo_data/seed_$$seed/results.csv; done
+results: $(VENV)/installed  ## the README's tables; VOC=folder and OID=folder add those of data sets
+	@$(BIN)/python benchmarks/results.py --demo $(if $(VOC),--voc $(VOC)) $(if $(OID),--oid $(OID))
 
 lint: $(VENV)/installed  ## check style and format
 	@$(BIN)/ruff check

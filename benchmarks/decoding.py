@@ -1,8 +1,8 @@
 """Times decoding and non-maximum suppression per image on one core, in the network's graph and on the host.
 
-    python benchmarks/bench_decoding.py
-    python benchmarks/bench_decoding.py --num_classes 500 --score_activation softmax --repeats 20
-    KERAS_BACKEND=jax python benchmarks/bench_decoding.py
+    python benchmarks/decoding.py
+    python benchmarks/decoding.py --num_classes 500 --score_activation softmax --repeats 20
+    KERAS_BACKEND=jax python benchmarks/decoding.py
 
 Three ways from raw outputs to at most 300 boxes, by turns in one process:
 

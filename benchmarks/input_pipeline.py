@@ -1,7 +1,7 @@
 """Times the input of the training, from JPEG files to batches, against keras-retinanet's generator in the same process.
 
-    python benchmarks/bench_input.py
-    python benchmarks/bench_input.py --images 8 --rounds 1
+    python benchmarks/input_pipeline.py
+    python benchmarks/input_pipeline.py --images 8 --rounds 1
 
 Pictures of 1024 x 768 pixels and about 250 KB, as large as those of Open Images: photographs of ../shared where it lies
 beside the project, enlarged and with grain, else generated ones. Each has 8 boxes and 10 verified classes. Both sides

@@ -332,18 +332,16 @@ def ordered_targets(truth: GroundTruth, num_classes: int) -> Targets:
     label_image, label_class = _indices(
         truth.label_image, truth.label_class, num_images, num_classes, len(truth.label_class)
     )
-    keys = image * num_classes + class_index
-    row = np.argsort(keys, kind="stable")
-    verified = np.unique(np.concatenate([keys, label_image * num_classes + label_class]))
-    verified_image, verified_class = np.divmod(verified, num_classes)
+    row = np.argsort(image * num_classes + class_index, kind="stable")
+    label, label_first = grouped(label_image, num_images)
     return Targets(
         first=np.searchsorted(image[row], np.arange(num_images + 1)),
         class_index=class_index[row],
         boxes=boxes[row],
         group_of=group_of[row],
         row=row,
-        verified_first=np.searchsorted(verified_image, np.arange(num_images + 1)),
-        verified_class=verified_class,
+        label_first=label_first,
+        label_class=label_class[label],
     )
 
 

@@ -15,7 +15,7 @@ class Targets(NamedTuple):
     first: `(I + 1,)` int64.
     class_index, boxes, group_of: `(G,)` int64, `(G, 4)` float64 xyxy, `(G,)` bool.
     row: `(G,)` int64, the place of each box in the unordered ground truth.
-    verified_first, verified_class: `(I + 1,)` and `(V,)` int64, the classes that count in an image, each once.
+    label_first, label_class: `(I + 1,)` and `(V,)` int64, the classes of the image-level labels, image after image.
     """
 
     first: np.ndarray
@@ -23,8 +23,8 @@ class Targets(NamedTuple):
     boxes: np.ndarray
     group_of: np.ndarray
     row: np.ndarray
-    verified_first: np.ndarray
-    verified_class: np.ndarray
+    label_first: np.ndarray
+    label_class: np.ndarray
 
 
 @numba.njit(cache=True, nogil=True)
@@ -91,11 +91,14 @@ def match_images(
 @numba.njit(cache=True, nogil=True)
 def _mark_classes(b, image, targets, verified_in, ranges):
     """Notes which classes count in an image, and where their targets are."""
-    for v in range(targets.verified_first[image], targets.verified_first[image + 1]):
-        verified_in[targets.verified_class[v]] = b
-        ranges[targets.verified_class[v]] = 0
+    for v in range(targets.label_first[image], targets.label_first[image + 1]):
+        verified_in[targets.label_class[v]] = b
+        ranges[targets.label_class[v]] = 0
     for j in range(targets.first[image], targets.first[image + 1]):
         own = targets.class_index[j]
+        if verified_in[own] != b:
+            verified_in[own] = b
+            ranges[own] = 0
         if ranges[own, 1] == 0:
             ranges[own, 0] = j
         ranges[own, 1] = j + 1

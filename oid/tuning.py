@@ -31,11 +31,13 @@ box of three models has a third of its score with "avg", all of it with "max"), 
 all images. Base and chosen settings are measured in this way, so that their difference means something; the level is a
 little above the mAP of all images ranked together. The gain in fold is the ordinary one, which a07 would show.
 
-Intervals are 95 % percentile intervals of a paired bootstrap: images are drawn with replacement within their fold, and
-all settings are measured on the same draw. A gain is inside the noise when its interval reaches down to 0, or when no
-more than half of the folds gain: the draws cannot know how much the choice varies, the folds show it. First the best
-with equal weights must gain over the base, then the best of all over what is kept until then; what does not, is not
-kept.
+Intervals of 95 % are the gain plus and minus 1.96 standard deviations in a paired bootstrap: images are drawn with
+replacement within their fold, and all settings are measured on the same draw. (Not the percentiles of the draws: images
+that repeat shift AP as a whole, so that their middle lies beside the gain.)
+
+A gain is inside the noise when its interval reaches down to 0, or when no more than half of the folds gain: the draws
+cannot know how much the choice varies, the folds show it. First the best with equal weights must gain over the base,
+then the best of all over what is kept until then; what does not, is not kept.
 """
 
 import dataclasses
@@ -373,8 +375,9 @@ def _bootstrap(columns: Sequence[Curves], fold: np.ndarray, seed: int) -> np.nda
 
 def _gain(columns: Sequence[Curves], draws: np.ndarray, number: int, other: int) -> tuple[float, tuple[float, float]]:
     """Gain of one of the columns over another, and its 95 % interval."""
-    low, high = np.nanpercentile(draws[:, number] - draws[:, other], [2.5, 97.5])
-    return _gain_in(columns[number], columns[other], None), (float(low), float(high))
+    gain = _gain_in(columns[number], columns[other], None)
+    reach = 1.96 * float(np.nanstd(draws[:, number] - draws[:, other], ddof=1))
+    return gain, (gain - reach, gain + reach)
 
 
 def _is_certain(interval: tuple[float, float], in_each: Sequence[float]) -> bool:

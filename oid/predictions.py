@@ -119,8 +119,8 @@ class PredictionFile:
     """A prediction file of either form that is read in blocks of images.
 
     Opening it finds the images, reading finds their boxes. Of the file itself some megabytes are in memory at a time (a
-    packed one is unpacked to a temporary file). Beside the list of images there are 8 bytes per row; while a file with
-    a row per box is opened, 20, and 40 when the rows of its images are not together.
+    packed one is unpacked to a temporary file). Beside the list of images there are 32 bytes per row of the Kaggle form
+    and 8 of the other; while the latter is opened, 24, and 48 when the rows of its images are not together.
 
     Attributes:
         image_ids: every image of the file in its order, also those without boxes.

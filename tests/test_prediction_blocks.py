@@ -152,6 +152,20 @@ def test_rows_may_be_scattered(tmp_path):
     assert {image_id: sorted(boxes) for image_id, boxes in as_tuples(rows)} == boxes_of
 
 
+def test_thousands_of_labels_and_images(tmp_path):
+    """More than the tables of either have room for at first; labels of one length, and long ones."""
+    rng = np.random.default_rng(1)
+    names = [f"/m/{k:04x}" for k in range(1500)] + [f"é{k}" * (k % 40 + 1) for k in range(1500)]
+    boxes = [(f"image {k // 2}", names[label], k / 8) for k, label in enumerate(rng.permutation(3000))] * 2
+    rows = write(tmp_path, ROWS + "".join(f"{image_id},{name},{score},0,1,0,1\n" for image_id, name, score in boxes))
+    found = read_predictions(rows)
+    assert as_tuples(found) == rows_in_python(rows.read_text(encoding="utf-8"))
+    assert found.labels == list(dict.fromkeys(name for _, name, _ in boxes))
+    write_predictions(tmp_path / "kaggle.csv", found)
+    text = (tmp_path / "kaggle.csv").read_text(encoding="utf-8")
+    assert as_tuples(read_predictions(tmp_path / "kaggle.csv")) == kaggle_in_python(text) == as_tuples(found)
+
+
 def test_mistakes_in_images_are_found_on_opening_and_others_on_reading(tmp_path):
     with pytest.raises(InputError, match=r"line 4.*second row"):
         PredictionFile(write(tmp_path, f"{KAGGLE}a,\nb,\na,\n"))

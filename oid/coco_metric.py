@@ -21,7 +21,7 @@ import numpy as np
 from oid.metric import Block, Detections, GroundTruth, by_image, mean_of_defined, ordered_targets
 from oid.ordering import ascending, grouped
 
-IOUS = np.linspace(0.5, 0.95, 10)  # as pycocotools makes them: .6 and .7 are not the nearest floats
+IOUS = np.linspace(0.5, 0.95, 10)  # as pycocotools makes them: .9 is not the nearest float
 RECALLS = np.linspace(0.0, 1.0, 101)
 AREAS = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])  # all, small, medium, large; pixels, inclusive
 MAX_DETECTIONS = np.array([1, 10, 100])  # per image and class

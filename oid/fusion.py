@@ -29,6 +29,7 @@ METHODS = ("wbf", "nms", "soft_nms_linear", "soft_nms_gaussian", "nmw")
 CONF_TYPES = ("avg", "max", "box_and_model_avg", "absent_model_aware_avg")
 
 LARGE_LABEL = 100_000  # from here on labels are renumbered, or a table of them would be large
+BOXES_PER_PART = 4096  # of all models, about; what is computed of so many stays in the processor's cache
 Fused = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -306,7 +307,8 @@ def _fused(
             fused = box_kernels.soft_nms(*arguments, kind, sigma, score_threshold)
         return box_kernels.collect(*fused, image_stops, label_of, len(clean) if limit is None else limit)
 
-    fused = _shared_out(part, starts.shape[1], threads)
+    num_parts = max(len(boxes) // BOXES_PER_PART + 1, 4 * threads if threads > 1 else 1)
+    fused = _shared_out(part, starts.shape[1], num_parts, threads)
     return fused if names is None else (*fused[:2], names[fused[2]], fused[3])
 
 
@@ -381,14 +383,20 @@ def _from_zero(labels: np.ndarray) -> tuple[np.ndarray, int, np.ndarray | None]:
 
 
 def _shared_out(
-    part: Callable[[slice], tuple[np.ndarray, ...]], num_images: int, threads: int
+    part: Callable[[slice], tuple[np.ndarray, ...]], num_images: int, num_parts: int, threads: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Calls `part` with slices of the images in several threads, and joins the boxes, scores, labels and offsets."""
-    if threads == 1 or num_images < 2:
+    num_parts = min(num_parts, num_images)
+    if num_parts < 2:
         return part(slice(None))
-    cuts = np.linspace(0, num_images, min(4 * threads, num_images) + 1).astype(int)
-    with ThreadPoolExecutor(threads) as pool:
-        *columns, parts = zip(*pool.map(part, map(slice, cuts[:-1], cuts[1:])), strict=True)
+    cuts = np.linspace(0, num_images, num_parts + 1).astype(int)
+    slices = map(slice, cuts[:-1], cuts[1:])
+    if threads == 1:
+        found = list(map(part, slices))
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(part, slices))
+    *columns, parts = zip(*found, strict=True)
     counts = np.concatenate([np.diff(offsets) for offsets in parts])
     return *map(np.concatenate, columns), np.concatenate([[0], np.cumsum(counts)])
 

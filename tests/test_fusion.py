@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ensemble_boxes.ensemble_boxes_nms import cpu_soft_nms_float
 
+from oid import fusion
 from oid.box_kernels import pairwise_sum
 from oid.boxes import iou_matrix
 from oid.fusion import (
@@ -256,12 +257,13 @@ def block_of(images):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("limit", [None, 0, 7])
-def test_many_images_are_fused_as_each_alone_in_any_number_of_threads(method, limit):
+def test_many_images_are_fused_as_each_alone_in_any_number_of_threads_and_parts(monkeypatch, method, limit):
     rng = np.random.default_rng(0)
     images = [random_models(rng, num_models=3) for _ in range(57)]
     options = {"weights": [1.0, 3.0, 2.0], "iou_threshold": 0.4, "conf_type": "box_and_model_avg", "limit": limit}
     alone = [fuse(method, *image, **options) for image in images]
-    for threads in (1, 2, 5, 100):
+    for threads, boxes_per_part in ((1, 4096), (1, 100), (2, 4096), (5, 300), (100, 1)):
+        monkeypatch.setattr(fusion, "BOXES_PER_PART", boxes_per_part)
         *parts, offsets = fuse_images(method, *block_of(images), threads=threads, **options)
         assert offsets.tolist() == np.cumsum([0, *(len(scores) for _, scores, _ in alone)]).tolist()
         for part, expected in zip(parts, zip(*alone, strict=True), strict=True):

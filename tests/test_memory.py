@@ -57,7 +57,7 @@ def test_half_precision_takes_half():
 
 def test_what_grows_with_the_batch(network):
     four, eight = expected(network), expected(network, batch_size=8)
-    assert eight["activations"] == 2 * four["activations"]
+    assert eight["activations"] == pytest.approx(2 * four["activations"], abs=2)
     assert four["assignment"] < eight["assignment"] <= 2 * four["assignment"]
     assert eight["pictures"] == 2 * four["pictures"]
     assert all(eight[name] == four[name] for name in ("weights", "optimizer", "graph"))
@@ -75,17 +75,17 @@ def test_what_the_optimizer_keeps(network):
 
 
 def test_a_larger_size_among_several_counts(network):
-    assert expected(network, multi_scale=(128,))["activations"] == 4 * expected(network)["activations"]
+    larger = expected(network, multi_scale=(128,))
+    assert larger["activations"] == pytest.approx(4 * expected(network)["activations"], abs=4)
     assert expected(network, multi_scale=(32,)) == expected(network)
 
 
 def test_pictures_up_to_the_cache(network):
-    side, gib = 64, 2**30
+    """A picture of the data, four by three, is kept at 1.6 times the network's side."""
     waiting = expected(network)["pictures"]
-    assert expected(network, images=100, cache_gb=9.0)["pictures"] - waiting == int(
-        100 * 0.75 * 3 * (1.6 * side) ** 2
-    ) + pytest.approx(0, abs=1)
-    assert expected(network, images=10**9, cache_gb=1.0)["pictures"] - waiting == gib
+    kept = expected(network, images=100, cache_gb=9.0)["pictures"] - waiting
+    assert kept == pytest.approx(100 * 0.75 * 3 * (1.6 * 64) ** 2, abs=2)
+    assert expected(network, images=10**9, cache_gb=1.0)["pictures"] - waiting == 2**30
 
 
 # === What is said ====================================================================================================

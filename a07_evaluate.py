@@ -268,9 +268,10 @@ def report_details(
     tables.write_table(tables.beside(target, ".classes.csv"), tables.CLASS_COLUMNS, rows)
     content = {}
     if coco:
-        numbers = coco.metrics().numbers
+        numbers, per_class = coco.metrics()
         tables.print_coco(numbers, result.dropped["unverified_class"])
         content["coco"] = {name: tables.number_or_none(number) for name, number in numbers.items()}
+        content["coco_AP"] = dict(zip(names, map(tables.number_or_none, per_class), strict=True))
     if kinds:
         report = kinds.report()
         tables.print_errors(report, names, shown)

@@ -72,6 +72,7 @@ def test_in_coco_every_class_counts_in_every_image(data_set, tmp_path, capsys):
     result = result_of(tmp_path / "p.metrics.json")
     assert result["AP"]["B"] == 1
     assert result["coco"]["AP"] == pytest.approx((1 + 1 / 2 + 1) / 3)
+    assert result["coco_AP"] == pytest.approx({"A": 1, "B": 1 / 2, "P": 1})
     assert result["coco"]["AP_medium"] == pytest.approx(1)  # of 26 x 26 pixels, so no medium box is wrong
 
 

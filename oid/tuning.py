@@ -340,9 +340,9 @@ def _compared(
         in_fold = fusion.maps(settings, [everything])[0] - base_map
         gains.append(Gain(settings, in_fold, *_gain(columns, draws, number, 0), choice, in_each(number, 0)))
     equal, free = gains
-    simpler = 1 if _is_certain(equal.interval, equal.folds) else 0
+    simpler = 1 if is_certain(equal.interval, equal.folds) else 0
     by_weights, by_weights_interval = _gain(columns, draws, 2, simpler)
-    counts = _is_certain(by_weights_interval, in_each(2, simpler)) and not has_equal_weights(free.settings)
+    counts = is_certain(by_weights_interval, in_each(2, simpler)) and not has_equal_weights(free.settings)
     verdict = GAIN if counts else EQUAL if simpler else NOISE
     return {
         "settings": {GAIN: free.settings, EQUAL: equal.settings, NOISE: base}[verdict],
@@ -380,7 +380,7 @@ def _gain(columns: Sequence[Curves], draws: np.ndarray, number: int, other: int)
     return gain, (gain - reach, gain + reach)
 
 
-def _is_certain(interval: tuple[float, float], in_each: Sequence[float]) -> bool:
+def is_certain(interval: tuple[float, float], in_each: Sequence[float]) -> bool:
     """Whether a gain is above the noise: its interval lies above 0, and more than half of the folds gain."""
     known = [gain for gain in in_each if not np.isnan(gain)]
     return interval[0] > SAME and 2 * sum(gain > SAME for gain in known) > len(known)

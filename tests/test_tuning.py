@@ -13,7 +13,7 @@ from oid.measured_fusion import MeasuredFusion, gather
 from oid.metric import Detections, GroundTruth, evaluate
 from oid.predictions import PredictionFile, Predictions, write_predictions
 from oid.tuned_settings import FusionSettings, read_tuned_settings, write_tuned_settings
-from oid.tuning import Tuning, divide, print_tuning, tune
+from oid.tuning import Tuning, divide, is_certain, print_tuning, tune
 
 CLASSES = 3
 LABELS = [f"/m/{c}" for c in range(CLASSES)]
@@ -192,6 +192,24 @@ def test_equal_models_get_better_settings_but_no_weights(capsys):
     said = printed(tuning, capsys)
     assert "by the weights" in said
     assert "equal weights are kept" in said
+
+
+@pytest.mark.parametrize(
+    ("interval", "folds", "certain"),
+    [
+        ((0.01, 0.03), (0.02, 0.02, 0.02), True),
+        ((0.01, 0.03), (0.02, 0.02, -0.01), True),
+        ((0.0, 0.03), (0.02, 0.02, 0.02), False),
+        ((-0.01, 0.03), (0.02, 0.02, 0.02), False),
+        ((1e-17, 1e-16), (1e-16, 1e-16, 1e-16), False),
+        ((0.01, 0.03), (0.06, 0.0, 0.0), False),
+        ((0.01, 0.03), (0.04, 0.04, 0.0, 0.0), False),
+        ((0.01, 0.03), (0.04, 0.04, 0.0, np.nan), True),
+    ],
+)
+def test_a_gain_needs_its_interval_and_most_folds(interval, folds, certain):
+    """One fold alone, rounding, or an interval that reaches down to 0 is noise."""
+    assert is_certain(interval, folds) is certain
 
 
 def test_the_gain_in_fold_is_never_the_expected_one(noisy, capsys):

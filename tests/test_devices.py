@@ -5,9 +5,11 @@ backend's devices are fixed when it starts. The batch is half empty: N_pos must 
 are clipped, and weights decay.
 """
 
+import csv
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -61,3 +63,44 @@ def test_two_devices_give_the_losses_of_one(found):
 def test_a_checkpoint_goes_on_with_another_number_of_devices(found):
     np.testing.assert_allclose(found["one, after two"], found["two, on"], rtol=1e-4)
     np.testing.assert_allclose(found["two, after one"], found["one, on"], rtol=1e-4)
+
+
+# === a03 =============================================================================================================
+def train(photographs, output, run: str, *arguments: object) -> str:
+    """What a tiny training prints; `STOPPED` ends it in its second epoch."""
+    flags = {"dataset_path": photographs[0], "output_path": output, "run": run, "backbone": "tiny", "image_size": 96}
+    flags |= {"tums": 1, "scales": 1, "channels": 16, "batch_size": 4, "epochs": 2, "steps_per_epoch": 3}
+    flags |= {"precision": "float32", "optimizer": "sgd", "learning_rate": 0.01}
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "tiny_training.py"), *map(str, arguments), *words],
+        env=os.environ | {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+STOPPED = ("--stop_after", 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)], ids=["from two to one", "from one to two"])
+def test_a_run_goes_on_with_another_number_of_devices(photographs, tmp_path, before, after):
+    shutil.copytree(photographs[1] / "level_1_files", tmp_path / "level_1_files")
+    train(photographs, tmp_path, "whole", "--devices", 1)
+    assert "stopped by SIGTERM after step 4 of 6" in train(
+        photographs, tmp_path, "stopped", *STOPPED, "--devices", before
+    )
+    assert "going on after epoch 1 of 2 and 1 of 3 steps" in train(photographs, tmp_path, "stopped", "--devices", after)
+    rows = []
+    for run in ("stopped", "whole"):
+        with open(tmp_path / "weights" / run / "history.csv", newline="") as file:
+            rows.append(list(csv.DictReader(file)))
+    for mine, other in zip(*rows, strict=True):
+        for column in ("epoch", "loss", "class_loss", "box_loss", "learning_rate"):
+            assert float(mine[column]) == pytest.approx(float(other[column]), rel=1e-4)

@@ -100,9 +100,11 @@ class DetectionTrainer(keras.Model):
         normaliser = ops.maximum(over_all_devices(normaliser), 1.0)
         class_loss, box_loss = class_sum / normaliser, box_sum / normaliser
         devices = devices_in_sync()
-        # each device has its part of the sum, and Keras takes the mean of what they say
-        self.class_loss_mean.update_state(class_loss * devices)
-        self.box_loss_mean.update_state(box_loss * devices)
+        # each device has its part of the sum, and Keras takes the mean of what they say; counted in images, as Keras
+        # counts the loss, so that sums which a checkpoint has mean the same on another number of devices
+        images = ops.shape(y["labels"])[0]
+        self.class_loss_mean.update_state(class_loss * devices, sample_weight=images)
+        self.box_loss_mean.update_state(box_loss * devices, sample_weight=images)
         total = class_loss + box_loss
         if self.losses:  # the regularisers of the backbone, where it has any; every device has all of them
             total = total + ops.sum(ops.stack(self.losses)) / devices

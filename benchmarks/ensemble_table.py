@@ -5,8 +5,9 @@
 
 Each row has two mAPs at IoU 0.5. The first is the metric of a07 on all images. The second is the mean of the folds,
 each ranked by itself (see `oid/tuning.py` for why); it is the only one that settings have which were searched out of
-fold, since each fold has its own. Gains are differences of the second to that of the best single model. Intervals are
-95 % of a paired bootstrap: images are drawn with replacement within their fold, the same ones for all rows.
+fold, since each fold has its own. Gains are differences of the second to that of the best single model. Intervals of
+95 % are plus and minus 1.96 standard deviations in a paired bootstrap, as those of a06 --tune: images are drawn with
+replacement within their fold, the same ones for all rows.
 
 Which model is the best, and which methods are worth a row, is seen on the same images; only the tuned rows pay for
 their choice.
@@ -30,7 +31,7 @@ from oid.metric import Detections, GroundTruth, score
 from oid.predictions import PredictionFile
 from oid.resampling import Curves, curves
 from oid.tuned_settings import FusionSettings, model_names
-from oid.tuning import describe, divide, tune
+from oid.tuning import describe, divide, spread, tune
 
 Row = tuple[str, Curves | None, Curves]  # name, all images (None: not defined), folds
 FUSIONS = {  # row, method, flag with its IoU
@@ -133,7 +134,7 @@ def tuned_rows(
     fusion = MeasuredFusion(data, truth, num_classes=len(labels), **options)
     rows = []
     for name, gain in (("WBF tuned, equal weights", tuning.equal), ("WBF tuned", tuning.free)):
-        print(f"{name}: {describe(gain.settings)}")
+        print(f"{name}: {describe(gain.settings)}; over WBF, out of fold: {spread(gain.out_of_fold, gain.interval)}")
         rows.append((f"{name}, out of fold", None, fusion.by_fold(gain.fold_settings, fold)))
     print(f"a06 --tune keeps: {describe(tuning.settings)} ({tuning.verdict})")
     return rows
@@ -145,7 +146,7 @@ def print_table(rows: Sequence[Row], names: Sequence[str], fold: np.ndarray, dra
     values = maps(rows, once)  # [rows,2]
     models = [number for number, (name, *_) in enumerate(rows) if name in names]
     best = max(models, key=lambda number: values[number, 0])
-    rng = np.random.default_rng([seed, len(fold)])
+    rng = np.random.default_rng([seed, 2])  # as a06 --tune draws
     members = [np.flatnonzero(fold == number) for number in range(fold.max() + 1)]
     drawn = np.empty((draws, len(rows), 2))
     for draw in drawn:
@@ -156,13 +157,13 @@ def print_table(rows: Sequence[Row], names: Sequence[str], fold: np.ndarray, dra
     print("|---|---|---|---|---|---|")
     for number, (name, *_) in enumerate(rows):
         whole, by_fold = values[number]
-        cells = ["", ""] if np.isnan(whole) else [f"{whole:.4f}", _interval(drawn[:, number, 0], "{:.3f}")]
+        cells = ["", ""] if np.isnan(whole) else [f"{whole:.4f}", _interval(whole, drawn[:, number, 0], "{:.3f}")]
         cells += [f"{by_fold:.4f}"]
         if number == best:
             cells += ["", ""]
         else:
-            gains = drawn[:, number, 1] - drawn[:, best, 1]
-            cells += [f"{by_fold - values[best, 1]:+.4f}", _interval(gains, "{:+.3f}")]
+            gain = by_fold - values[best, 1]
+            cells += [f"{gain:+.4f}", _interval(gain, drawn[:, number, 1] - drawn[:, best, 1], "{:+.3f}")]
         print(f"| {name} | {' | '.join(cells)} |")
 
 
@@ -172,9 +173,10 @@ def maps(rows: Sequence[Row], times: np.ndarray) -> np.ndarray:
     return np.array([[np.nan if one is None else one.mean_average_precision(times) for one in pair] for pair in pairs])
 
 
-def _interval(values: np.ndarray, form: str) -> str:
-    """The middle 95 % of some numbers."""
-    return " to ".join(form.format(value) for value in np.nanpercentile(values, [2.5, 97.5]))
+def _interval(value: float, draws: np.ndarray, form: str) -> str:
+    """The 95 % around a value."""
+    reach = 1.96 * float(np.nanstd(draws, ddof=1))
+    return f"{form.format(value - reach)} to {form.format(value + reach)}"
 
 
 if __name__ == "__main__":

@@ -322,11 +322,15 @@ def largest_file(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("share", [0, 0.5, 1.01], ids=["no byte", "half of the first file", "the first file"])
-def test_a_write_that_fails_is_one_sentence_and_the_old_checkpoint_stays(run, trainer, share):
+@pytest.mark.parametrize(
+    ("share", "best"),
+    [(0, True), (0.5, True), (1.01, True), (1.01, False)],
+    ids=["no byte", "half of the training", "not the best model", "not the network, by HDF5"],
+)
+def test_a_write_that_fails_is_one_sentence_and_the_old_checkpoint_stays(run, trainer, share, best):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with largest_file(int(share * (run / NEWEST / "training.npz").stat().st_size)), pytest.raises(InputError) as error:
-        write(run, trainer, 3, best=True)
+        write(run, trainer, 3, best=best)
     sentence = (
         f"{run / UNFINISHED} cannot be written (File too large) and the checkpoints before are untouched: make room"
     )
@@ -354,6 +358,7 @@ try:
     test.write(run, trainer, 2)
 except InputError as error:
     print(error)
+room.close()
 state = test.open_run(run)
 test.assert_in_line(run, state)
 print(state["step"])

@@ -63,7 +63,7 @@ def write(run, trainer, number: int, *, best: bool = False) -> None:
     """The checkpoint after `number` steps, each an epoch, and what the end of an epoch writes besides."""
     _, state, _ = find_checkpoint(run)
     state |= {"step": number, "epochs": number, "total": 9, "steps": 1, "best": 0.1 * number if best else state["best"]}
-    state["history"] = [{"epoch": epoch + 1, "loss": 0.5} for epoch in range(number)]
+    state["history"] = [{"epoch": epoch + 1, "class_loss": 0.5} for epoch in range(number)]
     write_checkpoint(run, trainer, trainer, state, best_model=trainer if best else None)
     write_history(run / "history.csv", state["history"])
 
@@ -92,8 +92,8 @@ def run(tmp_path, written):
 def assert_in_line(run, state: dict) -> None:
     """What lies in the run's folder is what its checkpoint says."""
     assert checkpoints._digest_or_nothing(run / "model.keras") == state["best_model"]
-    rows = (run / "history.csv").read_text().splitlines()[1:] if (run / "history.csv").exists() else []
-    assert len(rows) == state["epochs"]
+    rows = (run / "history.csv").read_text().splitlines() if (run / "history.csv").exists() else []
+    assert rows == ["epoch,class_loss"] * bool(rows) + [f"{epoch + 1},0.5" for epoch in range(state["epochs"])]
     assert not [path for path in run.rglob("*") if path.name.startswith(".")]
 
 

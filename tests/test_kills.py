@@ -103,7 +103,9 @@ def contents(run: Path) -> dict[str, np.ndarray]:
                     )
                 )
     with open(run / "history.csv", newline="") as file:
-        for row in csv.DictReader(file):
+        rows = csv.DictReader(file)
+        found["columns"] = np.array(rows.fieldnames)
+        for row in rows:
             found |= {f"history {row['epoch']} {k}": np.array(v) for k, v in row.items() if "second" not in k}
     return found
 

@@ -109,9 +109,10 @@ def _write_files(run: Path, new: Path, trainer, network, state: dict, best_model
     files = {name: _digest(new / name) for name in (TRAINING, NETWORK_WEIGHTS)}
     for path in new.iterdir():
         flush(path)
-    text = json.dumps({**state, "files": files}, sort_keys=True)
+    whole = json.loads(json.dumps({**state, "files": files}))  # as it will be read; rows keep the order of columns
+    checksum = _text_digest(json.dumps(whole, sort_keys=True))
     with replacing(new / STATE) as path:
-        path.write_text(json.dumps({**json.loads(text), "checksum": _text_digest(text)}), encoding="utf-8")
+        path.write_text(json.dumps({**whole, "checksum": checksum}), encoding="utf-8")
         flush(path)
 
 

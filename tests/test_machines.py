@@ -205,11 +205,15 @@ def test_two_processes_train_as_one_and_end_together(start, tmp_path, victim):
         training.wait_for("\nloss 9 ")
     pair[victim].process.send_signal(signal.SIGKILL)
     survivor = pair[1 - victim]
-    assert survivor.process.wait(120) == 2
-    sentences = [line for line in survivor.printed().splitlines() if line.startswith("error:")]
-    assert len(sentences) == 1
-    assert "another process of this training is gone" in sentences[0]
-    assert "Traceback" not in survivor.printed()
+    assert survivor.process.wait(120) in (2, -signal.SIGABRT)  # the latter is JAX's, who may be faster
+    assert pair[victim].process.wait(10) == -signal.SIGKILL
+    time.sleep(1)
+    for training in pair:
+        sentences = [line for line in training.printed().splitlines() if line.startswith("error:")]
+        assert len(sentences) == 1, training.printed()
+        assert "of this training is gone" in sentences[0]
+        assert "start the same command on all machines again" in sentences[0]
+        assert "Traceback" not in training.printed()
 
     again = start(2)
     assert [training.process.wait(900) for training in again] == [0, 0], again[0].printed() + again[1].printed()

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +30,14 @@ GRACE = 5.0  # seconds in which a process that is lost may still say so by a sum
 LOST = re.compile(r"gloo|nccl|connection (reset|closed|refused)|socket closed|coordination service|unavailable", re.I)
 PIECE = 2**24  # bytes of a file that are sent together
 MISTAKE = 2  # the exit code
+GO_ON = "start the same command on all machines again, and they go on from the last checkpoint"
+SPEAK = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if not sys.stdin.buffer.read():
+    print(sys.argv[1], file=sys.stderr)
+"""
 
 
 # === Before the training =============================================================================================
@@ -80,15 +89,21 @@ def together(flags: dict) -> Iterator[None]:
     if flags["processes"] == 1:
         yield
         return
-    pulse = _join(flags)
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        if LOST.search(str(error)):
-            _end_alone()
-        raise
+    with _last_words() as words:
+        pulse = _join(flags, words)
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:
+            if LOST.search(str(error)):
+                _end_alone(words)
+            raise
+        _leave(pulse)
+
+
+def _leave(pulse: Pulse) -> None:
+    """The end of a process that has done all its work."""
     if is_first():  # the service runs in this process: the others leave it before it ends
         pulse.leave()
         pulse.wait_for_others(PATIENCE)
@@ -98,11 +113,26 @@ def together(flags: dict) -> Iterator[None]:
         pulse.leave()
 
 
-def _join(flags: dict) -> Pulse:
+@contextlib.contextmanager
+def _last_words() -> Iterator[subprocess.Popen]:
+    """Lets a small program speak for this process where it cannot: when it is killed, or when JAX ends it.
+
+    JAX aborts a process whose connection to process 0 is closed, before Python can say anything.
+    """
+    words = f"error: this process ended, killed or because another one of this training is gone: {GO_ON}"
+    program = [sys.executable, "-E", "-S", "-c", SPEAK, words]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as speaker:
+        try:
+            yield speaker
+        finally:
+            speaker.stdin.write(b"said")
+
+
+def _join(flags: dict, words: subprocess.Popen) -> Pulse:
     """Waits until all processes are there, and watches them from then on."""
     coordinator, processes, process = flags["coordinator"], flags["processes"], flags["process"]
     print(f"process {process} of {processes} waits for the others at {coordinator}", flush=True)
-    pulse = Pulse(_lost_by_pulse)
+    pulse = Pulse(lambda: (time.sleep(GRACE), _end_alone(words)))
     try:
         devices.join(coordinator, processes=processes, process=process, patience=PATIENCE)
         port = from_first(pulse.listen)
@@ -119,20 +149,12 @@ def _join(flags: dict) -> Pulse:
     return pulse
 
 
-def _lost_by_pulse() -> None:
-    time.sleep(GRACE)
-    _end_alone()
-
-
-def _end_alone() -> None:
+def _end_alone(words: subprocess.Popen) -> None:
     """Ends this process: JAX's own end would wait for the others."""
+    os.write(words.stdin.fileno(), b"said")
     sys.stdout.flush()
-    print(
-        "error: another process of this training is gone (its terminal says why), so this one stops: start the same "
-        "command on all machines again, and they go on from the last checkpoint",
-        file=sys.stderr,
-        flush=True,
-    )
+    said = f"error: another process of this training is gone (its terminal says why), so this one stops: {GO_ON}"
+    print(said, file=sys.stderr, flush=True)
     os._exit(MISTAKE)
 
 

@@ -34,6 +34,7 @@ GPUS = [f"gpu:{number}" for number in range(4)]
         ({}, ["cpu:0"], 0, ""),
         ({}, ["cpu:0", "cpu:1"], 0, ""),  # nobody asked for what JAX was told to pretend
         ({}, [], 0, ""),  # PyTorch
+        ({"devices": 1}, [], 0, ""),
         ({}, ["gpu:0"], 0, ""),
         ({}, GPUS, 4, "devices: 4 (gpu) share each batch"),
         ({"devices": 2}, GPUS, 2, "devices: 2 (gpu) share each batch"),

@@ -223,7 +223,7 @@ def choose(flags: dict, found: list[str]) -> tuple[list[str], str]:
     """
     kind = found[0].partition(":")[0] if found else ""
     processes, wanted = flags["processes"], flags["devices"]
-    if wanted is not None and wanted * processes > len(found):
+    if wanted is not None and wanted * processes > max(1, len(found)):
         raise InputError(
             f"--devices is {wanted}, and {len(found)} were found ({' '.join(found) or 'none'}): take at most "
             f"{max(1, len(found) // processes)}"

@@ -279,6 +279,8 @@ def tuned_options(settings: str, paths: Sequence[Path]) -> dict[str, object]:
 
 def tune_settings(paths: Sequence[Path], ensemble: Path, flags: dict, threads: int) -> None:
     """Searches settings, prints what they gain, and saves them."""
+    from oid.ground_truth import read_ground_truth
+    from oid.ground_truth_files import find_ground_truth
     from oid.tuned_settings import FusionSettings, model_names, write_tuned_settings
     from oid.tuning import print_tuning, tune
 
@@ -287,7 +289,9 @@ def tune_settings(paths: Sequence[Path], ensemble: Path, flags: dict, threads: i
     names = model_names(paths)
     for path in paths:
         require_file(path, "name prediction files by --predictions")
-    truth, report = read_truth(flags["dataset_path"], flags["split"], flags["boxes"], flags["image_labels"])
+    names_of_flags = ("dataset_path", "split", "boxes", "image_labels")
+    *files, classes = find_ground_truth(*(flags[name] for name in names_of_flags))
+    truth, report = read_ground_truth(*files, list(classes) if classes else None)
     print(f"ground truth: {len(truth.image_ids)} images, {len(truth.boxes)} boxes of {len(report.labels)} classes")
     tuning = tune(
         (PredictionFile(path) for path in paths),
@@ -303,34 +307,6 @@ def tune_settings(paths: Sequence[Path], ensemble: Path, flags: dict, threads: i
     print_tuning(tuning, names)
     write_tuned_settings(target, names, tuning.settings, tuning.verdict, tuning.measured())
     print(f"wrote {target}: apply it to files of the same names by --settings {target}")
-
-
-def read_truth(dataset_path: str, split: str, boxes: str | None, image_labels: str | None):
-    """The ground truth and its report, from the files that a07 takes by default; prints their names."""
-    from oid.annotations import read_class_descriptions
-    from oid.ground_truth import read_ground_truth
-    from oid.hierarchy import read_hierarchy
-
-    default_boxes = layout.box_annotations(dataset_path, split)
-    boxes_path = require_file(boxes or default_boxes, "give --boxes, or the folder of Open Images with --dataset_path")
-    labels_path = None
-    if image_labels not in (None, "none"):
-        labels_path = require_file(image_labels, "give another file with --image_labels, or --image_labels none")
-    elif image_labels is None and boxes_path.resolve() == default_boxes.resolve():
-        default = layout.image_label_annotations(dataset_path, split)
-        labels_path = default if default.is_file() else None
-    hierarchy = layout.annotation_file(dataset_path, layout.HIERARCHY)
-    classes = layout.evaluated_class_descriptions(dataset_path)
-    for what, path in (("boxes", boxes_path), ("image labels", labels_path)):
-        print(f"{what}: {path or 'none'}")
-    for what, path in (("hierarchy", hierarchy), ("class descriptions", classes)):
-        print(f"{what}: {path if path.is_file() else 'none'}")
-    return read_ground_truth(
-        boxes_path,
-        labels_path,
-        read_hierarchy(hierarchy) if hierarchy.is_file() else None,
-        list(read_class_descriptions(classes)) if classes.is_file() else None,
-    )
 
 
 if __name__ == "__main__":

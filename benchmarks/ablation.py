@@ -18,10 +18,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from a00_utils_and_constants import run_script
-from benchmarks.bootstrap import Curves
 from benchmarks.training_runs import measure, run, score, train_and_predict
 from benchmarks.voc import convert
 from oid.files import InputError
+from oid.resampling import Curves
 
 VARIANTS: dict[str, dict[str, object]] = {  # name -> what differs from a03's defaults
     "base": {},
@@ -104,7 +104,8 @@ def prepare(voc: str | None, data_set: Path, output: Path) -> None:
 def print_table(found: dict[str, list[list[Curves]]], resamples: int) -> None:
     """A row per variant: both means, and the difference to base with its 95 % interval."""
     count = found["base"][0][0].num_images
-    draws = [np.random.default_rng([0, k]).integers(0, count, count) for k in range(resamples)]
+    rng = np.random.default_rng(0)
+    draws = [np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(resamples)]
     base = np.array([score(found["base"], draw) for draw in draws])  # [resamples,2]
     print(f"\n{count} images, {len(found['base'])} seeds, {resamples} resamples; differences to base in mAP points")
     print("| variant | mAP@.5 | difference (95 %) | | mAP@.5:.95 | difference (95 %) | |")

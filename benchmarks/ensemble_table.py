@@ -22,10 +22,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import a00_utils_and_constants as a00
-from a06_ensemble import read_truth
 from oid import layout
 from oid.files import InputError
 from oid.fusion import fuse_images
+from oid.ground_truth import read_ground_truth
+from oid.ground_truth_files import find_ground_truth
 from oid.measured_fusion import MeasuredFusion, ValidationBoxes, gather
 from oid.metric import Detections, GroundTruth, score
 from oid.predictions import PredictionFile
@@ -80,7 +81,8 @@ def main(
     if len(paths) < 2:
         raise InputError(f"{len(paths)} prediction files: name two or more by --predictions")
     names, threads = model_names(paths), os.cpu_count() or 1
-    truth, report = read_truth(dataset_path, split, boxes, image_labels)
+    *files, classes = find_ground_truth(dataset_path, split, boxes, image_labels)
+    truth, report = read_ground_truth(*files, list(classes) if classes else None)
     fold = divide(len(truth.image_ids), folds, seed)
     data = gather((PredictionFile(path) for path in paths), truth, report.labels)
     ious = {"fusion_iou": fusion_iou, "nms_iou": nms_iou}

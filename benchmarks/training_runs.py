@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bootstrap import Curves, curves, resampled
 from oid import layout
 from oid.annotations import read_class_descriptions
 from oid.evaluation import select_detections
 from oid.files import InputError
 from oid.ground_truth import read_ground_truth
 from oid.hierarchy import read_hierarchy
+from oid.metric import score as matched
 from oid.predictions import read_predictions
+from oid.resampling import Curves, curves
 
 ROOT = Path(__file__).resolve().parent.parent
 IOUS = np.linspace(0.5, 0.95, 10)
@@ -76,10 +77,12 @@ def measure(data_set: Path, expanded: Path) -> list[Curves]:
     files = layout.box_annotations(data_set, "validation"), layout.image_label_annotations(data_set, "validation")
     truth, report = read_ground_truth(*files, tree, classes)
     detections, _ = select_detections(read_predictions(expanded), truth, report.labels)
-    return [curves(truth, detections, len(report.labels), iou) for iou in IOUS]
+    size = len(report.labels)
+    found = (matched(truth, detections, num_classes=size, iou_threshold=iou)[0] for iou in IOUS)
+    return [curves(entries, truth, num_classes=size) for entries in found]
 
 
-def score(seeds: list[list[Curves]], images: np.ndarray | None = None) -> tuple[float, float]:
-    """mAP at IoU 0.5, and the mean over all IoUs, averaged over the seeds; `images` draws some of them."""
-    maps = np.array([[resampled(curve, images) for curve in run] for run in seeds])  # [seeds,ious]
+def score(seeds: list[list[Curves]], times: np.ndarray | None = None) -> tuple[float, float]:
+    """mAP at IoU 0.5, and the mean over all IoUs, averaged over the seeds; `times` as `oid.resampling` takes it."""
+    maps = np.array([[curve.mean_average_precision(times) for curve in run] for run in seeds])  # [seeds,ious]
     return float(maps[:, 0].mean()), float(maps.mean())

@@ -12,6 +12,8 @@ from oid import layout
 from oid.evaluation import select_detections
 from oid.files import InputError
 from oid.fusion import METHODS, clean_boxes, count_unusual, fuse
+from oid.ground_truth import read_ground_truth
+from oid.ground_truth_files import find_ground_truth
 from oid.metric import evaluate
 from oid.predictions import Predictions, read_predictions, write_predictions
 
@@ -262,7 +264,8 @@ def test_the_table_has_a_row_for_each_model_and_method_measured_as_the_metric_do
     assert rows["good"][0] == "1.0000"
     assert rows["bad"][0] == "0.0000"
     assert float(rows["bad"][3]) == -1.0  # the gain over the best model
-    truth, report = a06.read_truth(data, "validation", None, None)
+    *files, classes = find_ground_truth(data, "validation", None, None)
+    truth, report = read_ground_truth(*files, list(classes) if classes else None)
     for name, (method, _) in ensemble_table.FUSIONS.items():
         a06.main(predictions=paths, ensemble=str(tmp_path / "out.csv"), method=method)
         detections, _ = select_detections(read_predictions(tmp_path / "out.csv"), truth, report.labels)

@@ -5,8 +5,9 @@
 
 Makes validation images and as many new ones with three detectors of different quality: 100 boxes of each on every
 image, nine tenths of them of classes that are verified there (of real predictions most are not, and take no part: this
-is dearer). Prints what a06 prints, its seconds from start to end and of processor time, the same of a first small run (which compiles, or loads what was compiled before),
-the gain of the settings on the new images, and what the fusions alone would take with the package ensemble-boxes.
+is dearer). Prints what a06 prints, its seconds from start to end and of processor time, the same of a first small run
+(which compiles, or loads what was compiled before), the gain of the settings on the new images, and what the fusions
+alone would take with the package ensemble-boxes.
 """
 
 import argparse

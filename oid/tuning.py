@@ -33,7 +33,8 @@ little above the mAP of all images ranked together. The gain in fold is the ordi
 
 Intervals of 95 % are the gain plus and minus 1.96 standard deviations in a paired bootstrap: images are drawn with
 replacement within their fold, and all settings are measured on the same draw. (Not the percentiles of the draws: images
-that repeat shift AP as a whole, so that their middle lies beside the gain.)
+that repeat shift AP as a whole, so that their middle lies beside the gain.) The draws vary the images, not the choice
+that was made on them, so with few images the gain on new ones lies outside more often than one time in 20.
 
 A gain is inside the noise when its interval reaches down to 0, or when no more than half of the folds gain: the draws
 cannot know how much the choice varies, the folds show it. First the best with equal weights must gain over the base,

@@ -158,8 +158,10 @@ def test_random_kills(trainings, whole):
                 {"seconds": 2 * rng.random()},
             ]
             arguments = ["--max_hours", "1e-9"] if rng.random() < 0.05 else []
-            code, printed = trainings.start(name, *arguments, **(rng.choice(kinds) if kills < KILLS else {}))
+            when = rng.choice(kinds) if kills < KILLS else {}
+            code, printed = trainings.start(name, *arguments, **when)
             kills += code != 0 or "stopped by" in printed
+            print(f"{name} from step {step}: {when} {' '.join(arguments)}, exit code {code}, {kills} kills", flush=True)
             assert code in (0, -signal.SIGKILL, 130), printed
             if code != -signal.SIGKILL and "is finished" not in printed:
                 assert "run the same command to go on" in printed or trainings.finished(name), printed

@@ -36,6 +36,7 @@ def found(request, tmp_path_factory) -> dict:
         pytest.skip(f"{backend} is not installed")
     variables = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
     variables |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    variables |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # to compile takes longer than to train
     program = [sys.executable, str(ROOT / "tests" / "two_devices.py"), batch_norm, optimizer]
     done = subprocess.run(
         [*program, str(tmp_path_factory.mktemp("checkpoints"))],

@@ -79,14 +79,17 @@ def print_expected(
     """
     batch_size, cache_gb = (settings["training"][name] for name in ("batch_size", "cache_gb"))
     cache_gb = cache_gb if flags["cache_gb"] is None else flags["cache_gb"]
+    exported = settings["training"]["precision"] == "bfloat16"  # the same network in float32 is there, too
     here = max(1, len(devices) // flags["processes"])  # devices of this process
     share = max(1, batch_size // flags["processes"])
     if runs_on_cpu():
         parts = expected_bytes(network, flags, batch_size=share, images=images, cache_gb=cache_gb, copies=here)
+        parts["weights"] += exported * weight_bytes(network)[0]
         print(report(parts, program=program, free=plan.free_memory() + resident_bytes(), batch_size=share))
     elif limit := accelerator_bytes() or smallest_gpu_bytes():
         share = max(1, share // here)
         parts = expected_bytes(network, flags, batch_size=share, images=0, cache_gb=0)
+        parts["weights"] += exported * weight_bytes(network)[0]
         print(report(parts, program=CONTEXT, free=limit, batch_size=share))
 
 

@@ -9,6 +9,8 @@ import os
 import shutil
 import subprocess
 
+import keras
+
 from models.cost import result_bytes, weight_bytes
 from models.detector import runs_on_cpu
 from models.pieces import PIECE
@@ -22,6 +24,7 @@ ACTIVATIONS = 1.2  # times the results of all layers: what a step on the CPU nee
 OF_CLASSES = 12  # tensors of batch x anchors x classes that the losses keep at a time
 OF_PAIRS = 8  # tensors of boxes x anchors that the assignment keeps at a time
 GRAPH = 1_500_000  # bytes that the graph of a step takes for each layer
+GRAPH_OF_JAX = 4_500_000  # the same with what compiles it
 CONTEXT = 2**29  # bytes that an accelerator's own software takes
 WAITING = 10  # batches between the threads that prepare them and the step
 MOMENTS = {"adamw": 2, "sgd": 1}
@@ -51,6 +54,7 @@ def expected_bytes(
     weights, learned = weight_bytes(network)
     times = 1 + MOMENTS[flags["optimizer"]] + flags["ema"] + (flags["accumulate"] > 1)  # the first: the gradients
     rows = flags["max_gt_boxes"] + MAX_REGIONS
+    graph = GRAPH_OF_JAX if keras.backend.backend() == "jax" else GRAPH
     together = min(batch_size, max(1, PIECE // int(rows * anchors)))  # images, see models.pieces
     picture = 3 * side * side
     kept = min(cache_gb * GIB, images * 0.75 * (KEPT_SIDE**2) * picture)
@@ -59,7 +63,7 @@ def expected_bytes(
         "optimizer": times * copies * learned,
         "activations": int(ACTIVATIONS * larger * batch_size * result_bytes(network)),
         "assignment": int(4 * anchors * (OF_CLASSES * batch_size * classes + OF_PAIRS * together * rows)),
-        "graph": copies * GRAPH * sum(1 for _ in network._flatten_layers()),
+        "graph": copies * graph * sum(1 for _ in network._flatten_layers()),
         "pictures": int(kept + larger * WAITING * batch_size * picture),
     }
 

@@ -86,7 +86,6 @@ def compile_for(trainer: DetectionTrainer, state: dict, flags: dict, *, backbone
         backbones.freeze(network, batch_norm=True)
     # an optimizer counts from its own first step: then its averages begin with the weights that it finds
     offset = thaws * state["steps"] if epoch >= thaws else 0
-    schedule = Schedule(**state["schedule"] | {"offset": offset})
     options = {name: flags[name] for name in ("optimizer", "weight_decay", "clip_norm", "ema", "accumulate")}
     # XLA on the CPU is slower than TensorFlow's own kernels; JAX compiles whatever is said here
     plain = keras.backend.backend() == "tensorflow" and runs_on_cpu()

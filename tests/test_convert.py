@@ -140,7 +140,8 @@ def test_detects_what_its_raw_outputs_say(run, detector, state):
 
     assert (detector.class_labels, detector.class_names) == (list(CLASSES), list(CLASSES.values()))
     np.testing.assert_array_equal(detector.prepare(picture), square)
-    ((found, found_scores, labels),) = detector.detect(square[None], score_threshold=limit, nms_iou=0.45)
+    options = {"score_threshold": limit, "nms_iou": 0.45, "vote_iou": 1}
+    ((found, found_scores, labels),) = detector.detect(square[None], **options)
     np.testing.assert_allclose(found_scores, [score for score, *_ in expected], rtol=1e-4)
     np.testing.assert_array_equal(labels, [label for _, label, _ in expected])
     np.testing.assert_allclose(found, [box for *_, box in expected], atol=1e-5)

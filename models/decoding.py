@@ -168,7 +168,7 @@ def suppress(
     labels: np.ndarray,
     *,
     nms: Literal["hard", "linear", "gaussian"] = "hard",
-    nms_iou: float = 0.55,
+    nms_iou: float = 0.5,
     nms_sigma: float = 0.5,
     vote_iou: float = 0.6,
     score_threshold: float = 0.0,
@@ -184,8 +184,8 @@ def suppress(
             see `oid.boxes.soft_nms`.
         nms_iou: the overlap from which on this happens; "gaussian" does not use it.
         nms_sigma: the width of "gaussian".
-        vote_iou: after "hard", a box moves to the mean of those that overlap it by so much, see `oid.voting`; 1 = none
-            moves. The others keep what overlaps, as boxes of their own.
+        vote_iou: after "hard", a box moves to the mean of those that overlap it by so much, see `oid.voting`, and goes
+            when it then overlaps a better one; 1 = none moves. The others keep what overlaps, as boxes of their own.
         score_threshold: boxes with a lower score are left out, before and, where scores were lowered, after.
         max_boxes: at most so many.
 
@@ -199,7 +199,11 @@ def suppress(
     boxes, scores, labels = boxes[good], scores[good], labels[good]
     if nms == "hard":
         keep = classwise_nms(boxes, scores, labels, nms_iou, max_boxes)
-        return vote_boxes(boxes, scores, labels, keep, vote_iou), scores[keep], labels[keep]
+        boxes, scores, labels = vote_boxes(boxes, scores, labels, keep, vote_iou), scores[keep], labels[keep]
+        if vote_iou < 1:  # some have moved onto better ones, where they would be further votes in an ensemble
+            keep = classwise_nms(boxes, scores, labels, nms_iou)
+            boxes, scores, labels = boxes[keep], scores[keep], labels[keep]
+        return boxes, scores, labels
     options = {"iou_threshold": nms_iou, "sigma": nms_sigma, "score_threshold": score_threshold}
     keep, scores = classwise_soft_nms(boxes, scores, labels, method=nms, max_boxes=max_boxes, **options)
     return boxes[keep], scores, labels[keep]

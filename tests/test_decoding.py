@@ -316,6 +316,18 @@ def test_suppress_is_the_function_of_its_name(nms):
         np.testing.assert_array_equal(one, other)
 
 
+def test_boxes_that_voting_moves_together_are_one():
+    """Two of three overlap by an IoU of 0.6 and stay, until their voters pull them onto each other."""
+    boxes = np.array([[0.0, 0.0, 0.4, 0.4], [0.1, 0.0, 0.5, 0.4], [0.05, 0.0, 0.45, 0.4]])
+    scores, labels = np.array([0.9, 0.8, 0.7]), np.zeros(3, int)
+    options = {"nms_iou": 0.65, "score_threshold": 0.0}
+    apart = suppress(boxes, scores, labels, vote_iou=1.0, **options)
+    assert apart[1].tolist() == [0.9, 0.8]
+    together = suppress(boxes, scores, labels, vote_iou=0.5, **options)
+    assert together[1].tolist() == [0.9]
+    np.testing.assert_allclose(together[0][0], scores @ boxes / scores.sum())
+
+
 # === Box coding ===
 
 

@@ -144,7 +144,7 @@ def test_the_faster_copy_finds_the_same(complete_run, precision, tolerance):
 def test_with_the_mirror_a_mirrored_picture_gives_mirrored_boxes(complete_run):
     detector = load_model(complete_run)
     squares = pictures(2)
-    options = {"score_threshold": 0.001, "max_boxes": 40, "mirror": True}
+    options = {"score_threshold": 0.001, "max_boxes": 40, "mirror": True, "vote_iou": 1}
     mirrored = detector.detect(np.ascontiguousarray(squares[:, :, ::-1]), **options)
     for found, other in zip(detector.detect(squares, **options), mirrored, strict=True):
         assert len(found[0]) == 40

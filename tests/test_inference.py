@@ -113,7 +113,7 @@ def test_limits(run, tmp_path):
 
 @pytest.mark.parametrize("nms_iou", [0.2, 0.5])
 def test_boxes_of_one_class_overlap_no_more_than_allowed(run, tmp_path, nms_iou):
-    predictions = read_predictions(predict(run, tmp_path / "out.csv", nms_iou=nms_iou, vote_iou=1))
+    predictions = read_predictions(predict(run, tmp_path / "out.csv", nms_iou=nms_iou))
     seen = 0.0
     for index in range(len(run.ids)):
         for label in range(len(predictions.labels)):
@@ -123,9 +123,10 @@ def test_boxes_of_one_class_overlap_no_more_than_allowed(run, tmp_path, nms_iou)
     assert nms_iou / 2 < seen < nms_iou + 1e-3  # six decimals
 
 
-def test_voting_moves_boxes_and_nothing_else(run, tmp_path):
-    still = read_predictions(predict(run, tmp_path / "still.csv", vote_iou=1))
-    moved = read_predictions(predict(run, tmp_path / "moved.csv", vote_iou=0.4))
+def test_voting_moves_boxes_and_changes_no_score(run, tmp_path):
+    """With an IoU of 1 for the suppression nothing that moved onto another goes."""
+    still = read_predictions(predict(run, tmp_path / "still.csv", nms_iou=1.0, vote_iou=1))
+    moved = read_predictions(predict(run, tmp_path / "moved.csv", nms_iou=1.0, vote_iou=0.4))
     np.testing.assert_array_equal(moved.scores, still.scores)
     np.testing.assert_array_equal(moved.label_index, still.label_index)
     assert np.abs(moved.boxes - still.boxes).max() > 0

@@ -33,7 +33,7 @@ RUN = f"{BACKBONE or 'm2det'}_level_{LEVEL}"  # a03's name for what it trains, u
 
 # === Edit here: predictions, ensemble, metric (a04 to a07) ===========================================================
 SCORE_THRESHOLD = 0.01  # a04 drops boxes below; 0.01 measures better than 0.05, and costs time
-NMS_IOU = 0.5  # a04: of two boxes of one class that overlap more, the one with the lower score goes
+NMS_IOU = 0.55  # a04: of two boxes of one class that overlap more, the one with the lower score goes
 VOTE_IOU = 0.6  # a04: a box that stays moves to the mean of those that overlap it so much; 1 = none moves
 MIRROR = True  # a04: look at the mirrored image, too: a little better, in twice the time
 MAX_BOXES = 300  # a04: per image

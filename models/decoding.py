@@ -168,7 +168,7 @@ def suppress(
     labels: np.ndarray,
     *,
     nms: Literal["hard", "linear", "gaussian"] = "hard",
-    nms_iou: float = 0.5,
+    nms_iou: float = 0.55,
     nms_sigma: float = 0.5,
     vote_iou: float = 0.6,
     score_threshold: float = 0.0,

@@ -250,7 +250,7 @@ CONTRACT = {
 }
 DEFAULTS_OF_THE_CONTRACT = [
     ("a04", "score_threshold", 0.01),
-    ("a04", "nms_iou", 0.5),
+    ("a04", "nms_iou", 0.55),
     ("a04", "max_boxes", 300),
     ("a05", "nms_iou", 0.75),
     ("a06", "fusion_iou", 0.55),

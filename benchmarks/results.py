@@ -52,6 +52,10 @@ def main(
     """
     if not (demo or voc or oid):
         raise InputError("give --demo true, --voc or --oid: what to measure")
+    wanted = {"demonstration": demo, "Pascal VOC": voc, "photographs": oid}
+    if readme != "none":
+        for name in (name for name, given in wanted.items() if given):
+            find_table(Path(readme), name)  # before hours of training
     folder = Path(folder).absolute()
     tables = {}
     if demo:
@@ -134,20 +138,24 @@ def inference_seconds(run_folder: Path, images: Path) -> float:
 # === The README ===
 
 
-def replace_table(path: Path, name: str, text: str) -> None:
-    """Writes `text` between the lines that mark the table of that name.
+def find_table(path: Path, name: str) -> tuple[str, str]:
+    """The file's text up to the table of that name, with its first mark, and from its last mark on.
 
     Raises:
-        InputError: the file has no such lines.
+        InputError: the file has no such marks.
     """
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     whole = require_file(path, "name the file with the tables by --readme").read_text(encoding="utf-8")
     if whole.count(begin) != 1 or whole.count(end) != 1 or whole.index(begin) > whole.index(end):
         raise InputError(f"{path} has no place for the table: it needs the lines {begin} and {end}, once each")
-    before, _, rest = whole.partition(begin)
-    _, _, after = rest.partition(end)
+    return whole[: whole.index(begin) + len(begin)], whole[whole.index(end) :]
+
+
+def replace_table(path: Path, name: str, text: str) -> None:
+    """Writes `text` between the lines that mark the table of that name; see `find_table`."""
+    before, after = find_table(path, name)
     with replacing(path) as temporary:
-        temporary.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+        temporary.write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
 
 
 def command() -> str:

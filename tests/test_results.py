@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from benchmarks.results import replace_table
+from benchmarks.results import find_table, replace_table
+from benchmarks.training_runs import ROOT
 from benchmarks.voc import convert
 from oid import layout
 from oid.annotations import read_class_descriptions
@@ -63,3 +64,10 @@ def test_voc_becomes_open_images(tmp_path):
 def test_a_folder_that_is_not_vocs_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match=r"name a folder in Pascal VOC's layout by --voc"):
         convert(tmp_path, tmp_path / "data", {"train": "trainval"})
+
+
+@pytest.mark.parametrize("name", ["demonstration", "photographs", "Pascal VOC"])
+def test_the_readme_has_a_place_for_each_table(name):
+    before, after = find_table(ROOT / "README.md", name)
+    assert before.endswith(f"<!-- {name} -->")
+    assert after.startswith(f"<!-- end of {name} -->")

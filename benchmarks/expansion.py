@@ -25,6 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from a00_utils_and_constants import run_script
+from benchmarks.processes import measured
 from oid.hierarchy import Hierarchy, read_hierarchy
 from oid.predictions import PredictionFile, Predictions, PredictionWriter
 
@@ -67,15 +68,7 @@ def a05(arguments: dict[str, str], environment: dict[str, str]) -> tuple[float, 
     """Seconds, CPU seconds and peak memory in MB of a run that must end well."""
     command = [sys.executable, str(ROOT / "a05_expand_hierarchy.py"), "--nms_iou", str(NMS_IOU)]
     command += [word for flag, value in arguments.items() for word in (f"--{flag}", value)]
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with code {process.returncode}")
-    memory = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-    return seconds, usage.ru_utime + usage.ru_stime, memory
+    return measured(command, environment)
 
 
 def print_first_run(folder: Path, arguments: dict[str, str]) -> None:

@@ -23,6 +23,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from a00_utils_and_constants import run_script
+from benchmarks.processes import measured
 from oid.fusion import METHODS, fuse, fuse_images
 from oid.predictions import Predictions, PredictionWriter
 
@@ -208,19 +209,6 @@ def with_pandas(paths: list[Path], num_images: int, target: Path) -> float:
         rows.append((tables[0]["ImageId"][image], " ".join(texts)))
     pd.DataFrame(rows, columns=["ImageId", "PredictionString"]).to_csv(target, index=False)
     return time.process_time() - start
-
-
-def measured(command: list[str]) -> tuple[float, float, float]:
-    """Seconds, seconds of processor time, and highest memory, MB, of a process that must end well."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with code {process.returncode}")
-    megabytes = usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-    return seconds, usage.ru_utime + usage.ru_stime, megabytes
 
 
 def print_start_up(repeats: int) -> None:

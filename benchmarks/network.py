@@ -132,6 +132,7 @@ def official_network(checkout: str, size: int):
 
 
 def official_forward(*, checkout: str, size: int, batch: int, channels_last: bool = False):
+    """Raw outputs of their network, in PyTorch's own layout or with channels last."""
     import torch
 
     network = official_network(checkout, size).eval()

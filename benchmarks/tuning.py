@@ -10,7 +10,6 @@ is dearer). Prints what a06 prints, its seconds from start to end and of process
 alone would take with the package ensemble-boxes.
 """
 
-import argparse
 import resource
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import ensemble_boxes
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from a00_utils_and_constants import run_script
 from oid.measured_fusion import MeasuredFusion, gather
 from oid.metric import GroundTruth
 from oid.predictions import Predictions, write_predictions
@@ -39,31 +39,33 @@ DETECTORS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="200 images, 60 trials: a quick look")
-    parser.add_argument("--images", type=int, default=5_000)
-    parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--trials", type=int, default=200)
-    options = parser.parse_args()
-    if options.small:
-        options.images, options.classes, options.trials = 200, 10, 60
-    labels = [f"/m/{number:03d}" for number in range(options.classes)]
+def main(*, small: bool = False, images: int = 5_000, classes: int = 100, trials: int = 200) -> None:
+    """Prints what the search costs, and what its settings gain on new images.
+
+    Args:
+        small: a quick look: 200 images, 10 classes, 60 trials
+        images: of the split with ground truth, and of the new one
+        classes: of both
+        trials: of the search
+    """
+    if small:
+        images, classes, trials = 200, 10, 60
+    labels = [f"/m/{number:03d}" for number in range(classes)]
     with tempfile.TemporaryDirectory() as folder:
         tiny = prepare(Path(folder) / "tiny", 10, labels, seed=2)
         print(f"first run, 10 images, 6 trials: {tune(tiny, 6, quiet=True)[1]}", flush=True)
-        case = prepare(Path(folder) / "validation", options.images, labels, seed=0)
-        settings, took = tune(case, options.trials)
-        print(f"a06 --tune, 3 x {options.images} images, {options.trials} trials: {took}")
-        package = package_seconds(images=min(options.images, 100), labels=labels) * options.images * options.trials
+        case = prepare(Path(folder) / "validation", images, labels, seed=0)
+        settings, took = tune(case, trials)
+        print(f"a06 --tune, 3 x {images} images, {trials} trials: {took}")
+        package = package_seconds(images=min(images, 100), labels=labels) * images * trials
         print(f"only the fusions, by ensemble-boxes, reckoned from 100 images: {package:.0f} s of processor time")
         tuned = read_tuned_settings(settings, list(DETECTORS))
         base = FusionSettings((1.0,) * len(DETECTORS), 0.55)
-        truth, models = make(options.images, labels, seed=1)
+        truth, models = make(images, labels, seed=1)
         fusion = MeasuredFusion(gather(models, truth, labels), truth, num_classes=len(labels))
-        everything = np.ones(options.images)
+        everything = np.ones(images)
         before, after = (fusion.maps(one, [everything])[0] for one in (base, tuned))
-        print(f"gain on {options.images} new images {after - before:+.4f}, mAP {before:.4f} to {after:.4f}")
+        print(f"gain on {images} new images {after - before:+.4f}, mAP {before:.4f} to {after:.4f}")
 
 
 def tune(folder: Path, trials: int, *, quiet: bool = False) -> tuple[Path, str]:
@@ -154,4 +156,4 @@ def package_seconds(images: int, labels: list[str]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -28,8 +28,7 @@ import a00_utils_and_constants as a00
 from a00_utils_and_constants import run_script
 from oid.files import output_file, replacing
 from training import plan, stopping
-from training.data_set import DataSet, read_classes, read_data_set
-from training.label_rules import ancestor_matrix
+from training.data_set import read_classes
 from training.settings import check_flags, check_source, saved_settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's alarm where there is no GPU
@@ -221,29 +220,30 @@ def _train(flags: dict, folder: Path, started: float, stop: stopping.Stop) -> No
 
 def _train_on(sharing, flags: dict, classes: dict, folder: Path, started: float, stop: stopping.Stop) -> None:
     """The same on devices that are chosen."""
-    from training import checkpoints, loop, machines, memory
+    from training import checkpoints, label_rules, loop, machines, memory, parts
 
     program = memory.resident_bytes()
     state = machines.from_first(lambda: checkpoints.open_run(folder))
     settings = machines.from_first(lambda: saved_settings(folder, flags, classes, state))
     if 0 < state["total"] <= state["epochs"]:
-        print(f"{folder} is finished: {state['epochs']} of {state['total']} epochs{_best(state)}")
+        print(f"{folder} is finished: {state['epochs']} of {state['total']} epochs{checkpoints.best_so_far(state)}")
         return
     if not state["step"]:
         check_source(flags)
 
-    train = _training_data(flags)
-    settings = settings or machines.from_first(lambda: _settings(flags, classes, train, sharing.count))
+    train = parts.training_data(flags)
+    rules = label_rules.in_force(flags, list(classes), train)
+    settings = settings or machines.from_first(lambda: parts.new_settings(flags, classes, train, sharing.count))
     sharing.check_batch_size(settings["training"]["batch_size"])
     with sharing.scope():
-        network, exported = _networks(flags, settings, begins=not state["step"])
-        trainer = _trainer(flags, settings, network, state, folder)
-    batches = _batches(flags, settings, train)
+        network, exported = parts.networks(flags, settings, begins=not state["step"])
+        trainer = parts.trainer(flags, settings, network, state, folder, rules)
+    batches = parts.batches(flags, settings, train, rules)
     memory.print_expected(network, flags, settings, images=len(train), devices=sharing.devices, program=program)
     began = started - state["seconds"]
     budget = plan.parse_duration(flags["time_budget"]) if flags["epochs"] is None else None
     deadline = began + budget if budget else None
-    validate = _validation(flags, settings)
+    validate = parts.validation(flags, settings)
     watch = {"batches": batches, "stop": stop, "began": began, "validate": validate, "exported": exported}
     end = loop.epoch_end(folder, trainer, state, flags, settings, **watch)
     if not state["step"]:
@@ -258,192 +258,7 @@ def _train_on(sharing, flags: dict, classes: dict, folder: Path, started: float,
     begin = state["step"]
     why = loop.run(trainer, batches, end, flags, backbone=settings["backbone"], deadline=deadline)
     batches.print_left_out(range(begin, state["step"]))
-    print(_how_it_ended(folder, state, flags, why, stop), flush=True)
-
-
-def _how_it_ended(folder: Path, state: dict, flags: dict, why: str, stop: stopping.Stop) -> str:
-    """The last line of a training."""
-    if state["epochs"] < state["total"] and stop.reason:
-        where = f"step {state['step']} of {state['total'] * state['steps']}"
-        return f"{folder}: stopped by {stop.reason} after {where}, saved{_best(state)}: run the same command to go on"
-    ended = f"{state['epochs']} epochs on level {flags['level']}{_best(state)}"
-    return f"{folder}: {ended}{'; stopped: ' + why if why else ''}"
-
-
-def _training_data(flags: dict) -> DataSet:
-    """The training images, and what is known of them."""
-    train = read_data_set(
-        flags["dataset_path"],
-        flags["output_path"],
-        flags["level"],
-        "train",
-        skip_missing=flags["skip_missing"],
-        leave_out_depictions="depictions" in flags["label_rules"],
-    )
-    print(f"train: {len(train)} images, {len(train.objects.labels)} boxes, {len(train.regions.labels)} ignored regions")
-    if train.missing:
-        print(f"train: {train.missing} images have no file, or a damaged one, and are left out")
-    return train
-
-
-def _settings(flags: dict, classes: dict[str, str], train: DataSet, devices: int) -> dict:
-    """All that is needed to rebuild the network, to use it and to train it, and every flag. Prints what it chose."""
-    from models.anchors import anchor_settings
-    from models.detector import runs_on_cpu
-
-    accelerator = not runs_on_cpu()
-    facts = plan.Facts(
-        images=len(train),
-        accelerator=accelerator,
-        cores=os.cpu_count() or 1,
-        free_memory=plan.free_memory(),
-        bfloat16=accelerator or plan.processor_has_bfloat16(),
-        devices=devices,
-    )
-    chosen, reasons = plan.fill_in(flags, facts)
-    if flags["anchors"] == "square":
-        reasons.append("1 anchor per cell, because the assignment finds the size")
-    for reason in reasons:
-        print(f"chosen: {reason}")
-    settings = {
-        "classes": [{"label": label, "name": name} for label, name in classes.items()],
-        "preprocessing": {
-            "resize": flags["resize"],
-            "interpolation": "area",
-            "orientation": flags["orientation"],
-            "pixels": "RGB, 0 to 255",
-            "normalisation": None,  # the backbone's own
-        },
-        "anchors": anchor_settings(chosen["image_size"], chosen["scales"], anchors=flags["anchors"]),
-        "box_coding": "distances",
-        "score_activation": "sigmoid",
-        "head": plan.head_for(flags, chosen, len(classes)) if flags["head"] == "auto" else flags["head"],
-        "sfam": flags["variant"] == "paper" if flags["sfam"] is None else flags["sfam"],
-        **{name: chosen[name] for name in ("backbone", "taps", "level", "image_size")},
-        **{name: chosen[name] for name in ("variant", "tums", "scales", "channels")},
-        "training": {name: chosen[name] for name in ("batch_size", "learning_rate", "precision", "cache_gb")},
-        "flags": flags,
-    }
-    return json.loads(json.dumps(settings))  # as it will be read again: lists for tuples
-
-
-def _networks(flags: dict, settings: dict, *, begins: bool):
-    """The network that trains, and the same in float32 where it trains in less (else None)."""
-    import keras
-
-    from models.cost import print_cost
-    from models.detector import network_from_settings
-
-    backend = keras.backend.backend()
-    devices = [] if backend == "torch" else keras.distribution.list_devices()  # PyTorch's are not known to Keras
-    print(f"backend: {' '.join([backend, *devices])}")
-    exported = None
-    if settings["training"]["precision"] == "bfloat16":
-        exported = network_from_settings(settings)
-        keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        network = network_from_settings(settings, backbone_weights=flags["backbone_weights"] if begins else "none")
-    finally:
-        keras.config.set_dtype_policy("float32")
-    print(f"network: {settings['backbone']}, {len(settings['classes'])} classes, head {settings['head']}")
-    print_cost(network)
-    return network, exported
-
-
-def _trainer(flags: dict, settings: dict, network, state: dict, folder: Path):
-    """The network with its losses and optimizer, as new or as the checkpoint left them."""
-    from models.anchors import anchor_settings
-    from training import checkpoints, fine_tuning
-    from training.loop import compile_for, new_schedule
-    from training.trainer import DetectionTrainer
-
-    labels = [entry["label"] for entry in settings["classes"]]
-    views = {}
-    for size in flags["multi_scale"] or ():
-        from models.resized import at_size
-
-        description = anchor_settings(size, settings["scales"], anchors=flags["anchors"])
-        views[size] = at_size(network, settings, size), description
-    trainer = DetectionTrainer(
-        network,
-        settings["anchors"],
-        views=views,
-        ancestors=ancestor_matrix(flags["dataset_path"], labels) if "ancestors" in flags["label_rules"] else None,
-        **{name: flags[name] for name in ("assignment", "class_loss", "box_loss")},
-    )
-    if not state["step"]:
-        state["schedule"] = new_schedule(flags, settings["training"]["learning_rate"], 1000)  # until it is planned
-    epoch = max(0, state["step"] - 1) // max(1, state["steps"])  # the newest step's, whose optimizer was saved
-    compile_for(trainer, state, flags, backbone=settings["backbone"], epoch=epoch)
-    if state["step"]:
-        checkpoints.restore(folder, trainer, state)
-        inside = state["step"] - state["epochs"] * state["steps"]
-        where = f" and {inside} of {state['steps']} steps" if inside else ""
-        print(f"{folder}: going on after epoch {state['epochs']} of {state['total']}{where}{_best(state)}")
-    elif flags["init_from"]:
-        fine_tuning.initialise(network, settings, flags)
-    return trainer
-
-
-def _batches(flags: dict, settings: dict, train: DataSet):
-    """The batches of the whole training; prints which rules and which cache they follow."""
-    from training.batches import Batches, check_images
-    from training.sampling import image_weights
-
-    check_images(train, flags["orientation"], max_bad_images=flags["max_bad_images"])
-    verified = "verified" in flags["label_rules"] and train.has_image_labels
-    rules = [rule for rule in flags["label_rules"] if rule != "verified" or verified]
-    print(f"label rules: {', '.join(rules)}")
-    if verified != ("verified" in flags["label_rules"]):
-        print("a01 found no image-level labels: a class without a box in an image counts as absent there")
-    cache_gb = settings["training"]["cache_gb"] if flags["cache_gb"] is None else flags["cache_gb"]  # free to change
-    print(f"chosen: {plan.cache_reason(len(train), settings['image_size'], cache_gb)}")
-    return Batches(
-        train,
-        image_size=settings["image_size"],
-        batch_size=settings["training"]["batch_size"],
-        num_classes=len(settings["classes"]),
-        verified=verified,
-        regions="regions" in rules,
-        weights=image_weights(
-            train,
-            sampling=flags["sampling"],
-            exponent=flags["sampling_exponent"],
-            negatives=flags["negatives"],
-        ),
-        cache_bytes=int(cache_gb * 2**30),
-        **{name: flags[name] for name in ("seed", "max_gt_boxes", "mosaic", "mixup", "crop", "resize", "orientation")},
-        max_bad_images=flags["max_bad_images"],
-    )
-
-
-def _best(state: dict) -> str:
-    """The best mAP so far; nothing without validation images."""
-    return f", best mAP {state['best']:.4f}" if state["best"] >= 0 else ""
-
-
-def _validation(flags: dict, settings: dict):
-    """The function from a model to its mAP, or None when there are no validation images."""
-    from training.validation import make_validation
-
-    images = Path(flags["dataset_path"]) / "validation"
-    if not images.is_dir():
-        print(f"{images} does not exist: nothing is measured, the last epoch counts")
-        return None
-    data = read_data_set(
-        flags["dataset_path"],
-        flags["output_path"],
-        flags["level"],
-        "validation",
-        skip_missing=flags["skip_missing"],
-        at_most=flags["validation_images"],
-    )
-    left_out = f", {data.missing} without a sound file are left out" if data.missing else ""
-    if not len(data):
-        print("validation: a01 lists no image of this level: nothing is measured, the last epoch counts")
-        return None
-    print(f"validation: {len(data)} images, {len(data.objects.labels)} boxes{left_out}")
-    return make_validation(data, settings, orientation=flags["orientation"], max_bad_images=flags["max_bad_images"])
+    print(loop.how_it_ended(folder, state, why, stop), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Proves which class counts as above which in a training."""
+"""Proves which class counts as above which in a training, and which label rules are said to be in force."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from small_open_images import TREE, make_data_set
 
 from oid import layout
 from oid.files import InputError
-from training.label_rules import ancestor_matrix
+from training.label_rules import ancestor_matrix, in_force
 
 
 def data_set(folder, tree=TREE):
@@ -56,3 +57,25 @@ def test_a_damaged_hierarchy_is_named(tmp_path):
     layout.annotation_file(tmp_path, layout.HIERARCHY).write_text("{")
     with pytest.raises(InputError, match=layout.HIERARCHY):
         ancestor_matrix(tmp_path, ["apple"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "labels", "image_labels", "said"),
+    [
+        (("verified", "ancestors", "regions"), ["apple", "fruit"], True, "verified, ancestors, regions"),
+        (("verified", "ancestors", "regions"), ["apple", "carrot"], True, "verified, regions"),
+        (("verified", "ancestors"), ["apple", "fruit"], False, "ancestors"),
+        (("ancestors",), ["apple", "carrot"], True, "none"),
+        (("none",), ["apple", "fruit"], True, "none"),
+        (("depictions",), ["apple", "fruit"], True, "depictions"),
+    ],
+)
+def test_the_rules_that_are_said_are_those_in_force(tmp_path, capsys, asked, labels, image_labels, said):
+    flags = {"dataset_path": data_set(tmp_path), "label_rules": asked}
+    rules = in_force(flags, labels, SimpleNamespace(has_image_labels=image_labels))
+    first, *reasons = capsys.readouterr().out.splitlines()
+    assert first == f"label rules: {said}"
+    assert (rules.verified, rules.ancestors is not None, rules.regions) == tuple(
+        rule in said for rule in ("verified", "ancestors", "regions")
+    )
+    assert len(reasons) == len(set(asked) & {"verified", "ancestors"} - set(said.split(", ")))

@@ -21,7 +21,7 @@ from small_photographs import TINY
 import a03_train_m2det as a03
 from models import load_model
 from oid.files import InputError
-from training import batches, callbacks, checkpoints, loop, plan
+from training import batches, callbacks, checkpoints, loop, parts, plan
 from training.schedule import COSINE_END, Schedule
 
 
@@ -267,7 +267,7 @@ class Clock:
         patch.setattr(plan, "SHORTEST", 4)
         for callback in (loop._StepTimes, callbacks.FiniteLossGuard):
             patch.setattr(callback, "on_train_batch_end", self.ticking(callback.on_train_batch_end))
-        patch.setattr("training.validation.make_validation", lambda *arguments, **options: self.validate)
+        patch.setattr("training.parts.make_validation", lambda *arguments, **options: self.validate)
 
     def read(self) -> float:
         return self.now
@@ -368,7 +368,7 @@ def test_a_run_that_goes_on_after_its_time_is_over_ends_with_what_it_has(trained
     flags, runs = output_with_level(trained, tmp_path)
     flags |= {"run": "late", "epochs": None, "steps_per_epoch": None, "time_budget": "1m", "image_size": 64}
     flags |= {"scales": 1, "mosaic": 0.0, "checkpoint_steps": 1, "validate_every": 3, "patience": 9}
-    clock, folder, start = Clock(monkeypatch), runs / "late", a03._training_data
+    clock, folder, start = Clock(monkeypatch), runs / "late", parts.training_data
     usual = callbacks.Saver.save
 
     def save_and_stop(saver, best_model=None):
@@ -388,7 +388,7 @@ def test_a_run_that_goes_on_after_its_time_is_over_ends_with_what_it_has(trained
         clock.now += 60
         return start(flags)
 
-    monkeypatch.setattr(a03, "_training_data", slow_start)
+    monkeypatch.setattr(parts, "training_data", slow_start)
     capsys.readouterr()
     a03.main(**flags)
     printed = capsys.readouterr().out

@@ -233,7 +233,7 @@ def test_a_start_from_a_run_that_does_not_exist_is_refused_before_anything_is_bu
     def build(*arguments, **options):
         raise AssertionError("it was built")
 
-    monkeypatch.setattr("models.detector.network_from_settings", build)
-    monkeypatch.setattr(a03, "read_data_set", build)
+    monkeypatch.setattr("training.parts.network_from_settings", build)
+    monkeypatch.setattr("training.parts.read_data_set", build)
     with pytest.raises(InputError, match=r"--init_from nothing: .* is no run: it has no settings\.json; name another"):
         a03.main(**flags, init_from="nothing")

@@ -56,6 +56,11 @@ def new_state() -> dict:
     return begun | {"epoch_seconds": 0.0, "best": -1.0, "best_model": "", "history": [], "means": []}
 
 
+def best_so_far(state: dict) -> str:
+    """The best mAP so far, to end a sentence with; nothing without validation images."""
+    return f", best mAP {state['best']:.4f}" if state["best"] >= 0 else ""
+
+
 # === Writing =========================================================================================================
 def write_checkpoint(
     run: Path, trainer: keras.Model, network: keras.Model, state: dict, *, best_model: keras.Model | None = None

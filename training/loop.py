@@ -16,7 +16,7 @@ from models.detector import Detector, runs_on_cpu
 from training import machines, plan
 from training.batches import BadImages, Batches, BatchSequence
 from training.callbacks import EpochEnd, FiniteLossGuard, Progress, Saver, set_means
-from training.checkpoints import note_images
+from training.checkpoints import best_so_far, note_images
 from training.schedule import Schedule, make_optimizer
 from training.stopping import Stop, Stopped
 from training.trainer import DetectionTrainer
@@ -225,6 +225,16 @@ def run(
     finally:
         stop.waits = False
     return ""
+
+
+def how_it_ended(folder: Path, state: dict, why: str, stop: Stop) -> str:
+    """The last line of a training; `why` it will not go on is what `run` gave back."""
+    best = best_so_far(state)
+    if state["epochs"] < state["total"] and stop.reason:
+        where = f"step {state['step']} of {state['total'] * state['steps']}"
+        return f"{folder}: stopped by {stop.reason} after {where}, saved{best}: run the same command to go on"
+    level = state["settings"]["flags"]["level"]
+    return f"{folder}: {state['epochs']} epochs on level {level}{best}{'; stopped: ' + why if why else ''}"
 
 
 def _train_epoch(trainer: DetectionTrainer, batches: Batches, end: EpochEnd, flags: dict, *, backbone: str) -> None:

@@ -10,30 +10,88 @@ import io
 import os
 import struct
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from oid.files import InputError, require_folder
+from oid.image_headers import JPEG, BadFile, Header, ends_as_it_should, is_whole, read_header, scan_jpeg
 
 Orientation = Literal["stored", "exif"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 EXIF_ORIENTATION = 0x0112
+SHORT_READ = 4096  # bytes; holds the headers of most files that have no EXIF thumbnail
+TAIL = 12  # bytes at a file's end that say whether it is whole
 
 # the reduced sizes are named for gray and for BGR, but go together with RGB as well, which saves a pass over the pixels
 _REDUCED_FLAGS = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 _REDUCED_FLAGS[8] = cv2.IMREAD_REDUCED_GRAYSCALE_8
-_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that are followed by the size
+
+
+class ImageList(NamedTuple):
+    """The images of a folder; two million take 200 MB.
+
+    Attributes:
+        folder: where they lie.
+        names: their paths below it, ordered by id.
+        passed_over: (path, reason) of the files that are no images by their name or place, in the order of the paths.
+    """
+
+    folder: str
+    names: list[str]
+    passed_over: list[tuple[str, str]]
+
+
+def image_id(name: str) -> str:
+    """The id of an image: its file's name without the last suffix."""
+    return name[name.rfind("/") + 1 : name.rfind(".")]
+
+
+def list_images(folder: str | os.PathLike) -> ImageList:
+    """Lists the images of a folder: flat, or in sub-folders named by the id's first three characters.
+
+    Images have a suffix of `SUFFIXES`, in upper or lower case, and a name in UTF-8, as the tables have. Hidden files
+    and folders with longer names do not count.
+
+    Raises:
+        InputError: there is no such folder, or two files have one id.
+    """
+    folder = os.fspath(require_folder(folder, "give the folder that holds the images"))
+    names: list[str] = []
+    passed_over: list[tuple[str, str]] = []
+
+    def look(place: str, prefix: str) -> None:
+        with os.scandir(place) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith("."):
+                    continue
+                if entry.is_file():
+                    reason = _why_no_image(name, prefix)
+                    if reason:
+                        passed_over.append((entry.path, reason))
+                    else:
+                        names.append(f"{prefix}/{name}" if prefix else name)
+                elif not prefix and len(name) == 3 and entry.is_dir():
+                    look(entry.path, name)
+
+    look(folder, "")
+    names.sort(key=image_id)
+    before = last = ""
+    for name in names:
+        this = image_id(name)
+        if this == last and before:
+            first, second = sorted(os.path.join(folder, path) for path in (before, name))
+            raise InputError(f"{first} and {second} have the same image id {this}: keep one of them")
+        before, last = name, this
+    return ImageList(folder, names, sorted(passed_over))
 
 
 def find_images(folder: str | os.PathLike) -> dict[str, Path]:
-    """Finds the images of a folder: flat, or in sub-folders named by the id's first three characters.
-
-    The id is the file's name without its last suffix (.jpg .jpeg .png .webp .bmp, upper or lower case). Hidden files,
-    other suffixes, and files in a sub-folder that their id does not begin with are passed over.
+    """Finds the images of a folder as `list_images` does.
 
     Returns:
         {id: path}, ordered by id. Empty if there are none.
@@ -41,17 +99,8 @@ def find_images(folder: str | os.PathLike) -> dict[str, Path]:
     Raises:
         InputError: there is no such folder, or two files have one id.
     """
-    folder = require_folder(folder, "give the folder that holds the images")
-    found: dict[str, str] = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _has_image_suffix(entry.name):
-                _add_image(found, entry)
-            elif len(entry.name) == 3 and entry.is_dir():
-                _add_folder(found, entry)
-    return {image_id: Path(found[image_id]) for image_id in sorted(found)}
+    images = list_images(folder)
+    return {image_id(name): Path(images.folder, name) for name in images.names}
 
 
 def read_image(
@@ -84,22 +133,40 @@ def read_image(
     return turn(pixels, _exif_orientation(data)) if orientation == "exif" else pixels
 
 
-def image_parameters(path: str | os.PathLike, orientation: Orientation) -> dict[str, int | str]:
-    """Reads a file once and gives its `width`, `height`, `channel`, `size` in bytes, and `md5`, without decoding it.
+def image_parameters(
+    path: str | os.PathLike, orientation: Orientation, *, md5: bool = True
+) -> tuple[int, int, int, int, str]:
+    """Measures an image without decoding it.
 
-    `channel` counts the stored channels: 1 gray, 2 gray with alpha, 3 colour (or a palette), 4 with alpha or CMYK.
+    Args:
+        path: the file.
+        orientation: width and height as "stored", or turned as "exif" says.
+        md5: whether its MD5 is wanted; without it only the file's beginning and end are read, of most files.
+
+    Returns:
+        Width, height, channels (see `oid.image_headers.Header`), size in bytes, and the MD5 in hexadecimal, "" unless
+        wanted.
 
     Raises:
         InputError: the file is missing, empty, cut short, or no image.
     """
-    data = _read_complete(path)
-    image = _open_header(data, path)
-    width, height = image.size
+    try:
+        if md5:
+            data = _read(path)
+            size = len(data)
+            header = _checked_header(data)
+        else:
+            header, data, size = _read_ends(path)
+            if orientation == "exif" and data[:2] != JPEG and len(data) < size:
+                data = _read(path)  # other formats may have the tag at their end
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except BadFile as error:
+        raise InputError(f"{path} {error}: replace it or remove it") from None
+    width, height, channel = header
     if orientation == "exif" and _exif_orientation(data) >= 5:
         width, height = height, width
-    channel = 3 if image.mode == "P" else len(image.getbands())
-    digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    return {"width": width, "height": height, "channel": channel, "size": len(data), "md5": digest}
+    return width, height, channel, size, hashlib.md5(data, usedforsecurity=False).hexdigest() if md5 else ""
 
 
 def turn(pixels: np.ndarray, exif_orientation: int) -> np.ndarray:
@@ -113,82 +180,70 @@ def turn(pixels: np.ndarray, exif_orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _has_image_suffix(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+def _why_no_image(name: str, prefix: str) -> str:
+    """Why a file does not count as an image; "" where it does."""
+    dot = name.rfind(".")
+    if name[dot:].lower() not in SUFFIXES or dot <= 0:
+        return f"has none of the suffixes {' '.join(SUFFIXES)}: convert it or remove it"
+    if not name.isascii():
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            return "has a name that is not UTF-8: rename it"
+    if not name.startswith(prefix):
+        return f"lies in a folder {prefix} that its name does not begin with: move it"
+    return ""
 
 
-def _add_folder(found: dict[str, str], folder: os.DirEntry) -> None:
-    with os.scandir(folder.path) as entries:
-        for entry in entries:
-            if entry.name.startswith(folder.name) and not entry.name.startswith(".") and _has_image_suffix(entry.name):
-                _add_image(found, entry)
+def _read(path: str | os.PathLike) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.readall()
 
 
-def _add_image(found: dict[str, str], entry: os.DirEntry) -> None:
-    image_id = os.path.splitext(entry.name)[0]
-    if not entry.is_file():
-        return
-    if image_id in found:
-        first, second = sorted((found[image_id], entry.path))
-        raise InputError(f"{first} and {second} have the same image id {image_id}: keep one of them")
-    found[image_id] = entry.path
+def _checked_header(data: bytes) -> Header:
+    """The header of a file of which all bytes are there; a BadFile unless it is whole."""
+    header = read_header(data, len(data))
+    if not is_whole(data, len(data)):
+        raise BadFile("is cut short")
+    return header
+
+
+def _read_ends(path: str | os.PathLike) -> tuple[Header, bytes, int]:
+    """The header, the bytes that it was read from, and the size of a file; all bytes only where they are needed."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(descriptor).st_size
+        data = os.pread(descriptor, SHORT_READ, 0)
+        header = read_header(data, size)
+        if header is None:
+            data = os.pread(descriptor, 32 * SHORT_READ, 0)
+            header = read_header(data, size)
+        if header and ends_as_it_should(data, size, os.pread(descriptor, TAIL, max(0, size - TAIL))):
+            return header, data, size
+    finally:
+        os.close(descriptor)
+    data = _read(path)
+    return _checked_header(data), data, len(data)
 
 
 def _read_complete(path: str | os.PathLike) -> bytes:
     """The file's bytes, checked to be a whole file of a known format as far as that shows without decoding."""
     try:
-        data = Path(path).read_bytes()
+        data = _read(path)
+        _checked_header(data)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    if not data:
-        raise InputError(f"{path} is empty: replace it or remove it")
-    if data[:2] == b"\xff\xd8":
-        # Coded pixels never contain the end mark, but an EXIF thumbnail does: look only behind the start of the pixels.
-        complete = data.rfind(b"\xff\xd9", _scan_jpeg(data)[2]) >= 0
-    elif data[:8] == b"\x89PNG\r\n\x1a\n":
-        complete = data.rfind(b"IEND") >= 0
-    elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        complete = len(data) >= 8 + int.from_bytes(data[4:8], "little")
-    elif data[:2] == b"BM":
-        complete = len(data) >= int.from_bytes(data[2:6], "little")
-    else:
-        raise InputError(f"{path} is no JPEG, PNG, WebP or BMP file: replace it or remove it")
-    if not complete:
-        raise InputError(f"{path} is cut short: replace it or remove it")
+    except BadFile as error:
+        raise InputError(f"{path} {error}: replace it or remove it") from None
     return data
-
-
-def _scan_jpeg(data: bytes) -> tuple[int, int, int]:
-    """Height, width, and where the coded pixels start, from a JPEG's segments; 0 for what is not there."""
-    height = width = 0
-    position = 2
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD8:  # fill byte, or a marker without a length
-            position += 1 if marker == 0xFF else 2
-            continue
-        if marker == 0xDA:
-            return height, width, position
-        if marker in _START_OF_FRAME and position + 9 <= len(data):
-            height, width = struct.unpack(">HH", data[position + 5 : position + 9])
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return height, width, 0
 
 
 def _reduction(data: bytes, shorter: int, longer: int) -> int:
     """By how much a JPEG may be reduced, 1 2 4 or 8, and keep sides of so many pixels; 1 for other formats."""
-    if max(shorter, longer) <= 0 or data[:2] != b"\xff\xd8":
+    if max(shorter, longer) <= 0 or data[:2] != JPEG:
         return 1
-    sides = sorted(_scan_jpeg(data)[:2])
+    sides = sorted(scan_jpeg(data)[:2])
     return next((factor for factor in (8, 4, 2) if sides[0] // factor >= shorter and sides[1] // factor >= longer), 1)
-
-
-def _open_header(data: bytes, path: str | os.PathLike) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "BMP"))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        reason = "has too many pixels" if isinstance(error, Image.DecompressionBombError) else "has a damaged header"
-        raise InputError(f"{path} {reason}: replace it or remove it") from None
 
 
 def _exif_orientation(data: bytes) -> int:

@@ -317,7 +317,10 @@ def test_images_that_a02_found_damaged_are_refused_or_left_out(photographs, tmp_
     shutil.copytree(output / "level_1_files", tmp_path / "level_1_files")
     whole = read_data_set(data_set, tmp_path, "1", "train")
     problems = layout.image_problems(tmp_path, "train")
-    problems.write_text(f"path,reason\n{whole.paths[1]},is cut short\n/elsewhere/other.jpg,is empty\n")
+    notes = whole.paths[2].with_suffix(".txt")  # beside a sound image
+    problems.write_text(
+        f"path,reason\n{whole.paths[1]},is cut short\n/elsewhere/other.jpg,is empty\n{notes},no image\n"
+    )
     with pytest.raises(InputError, match=re.escape(f"lists 1 images of {layout.level_boxes(tmp_path, '1', 'train')}")):
         read_data_set(data_set, tmp_path, "1", "train")
     rest = read_data_set(data_set, tmp_path, "1", "train", skip_missing=True)

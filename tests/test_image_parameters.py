@@ -112,11 +112,11 @@ def test_an_interrupted_run_goes_on_where_it_was(data, monkeypatch, capsys):
     monkeypatch.setattr(a02, "BLOCK", 1)
     real, calls = a02.image_parameters, []
 
-    def interrupted(path, orientation):
+    def interrupted(path, orientation, md5):
         calls.append(path)
-        if path.stem == "long":
+        if Path(path).stem == "long":
             raise KeyboardInterrupt
-        return real(path, orientation)
+        return real(path, orientation, md5=md5)
 
     monkeypatch.setattr(a02, "image_parameters", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -128,6 +128,93 @@ def test_an_interrupted_run_goes_on_where_it_was(data, monkeypatch, capsys):
     assert "2 measured, 4 unchanged" in capsys.readouterr().out  # before long come abc123, cmyk, exif and gray
     assert len(read(data / "out/train_image_params.csv")) == 6
     assert not list((data / "out").glob("*unfinished*"))
+
+
+@pytest.mark.parametrize("second", ["exif", "gray"])
+def test_two_interruptions_one_after_the_other(data, monkeypatch, capsys, second):
+    """The second comes behind the first one's place ("gray"), or before it ("exif"): no row is lost."""
+    monkeypatch.setattr(a02, "BLOCK", 1)
+    monkeypatch.setattr(a02, "AHEAD", 1)
+    real = a02.image_parameters
+
+    def interrupted(name):
+        def function(path, orientation, md5):
+            if Path(path).stem == name:
+                raise KeyboardInterrupt
+            return real(path, orientation, md5=md5)
+
+        return function
+
+    for name in ("long", second):
+        if name == second:
+            save(data / f"data/train/{name}.jpg", size=(50, 20))  # changed in between
+        monkeypatch.setattr(a02, "image_parameters", interrupted(name))
+        with pytest.raises(KeyboardInterrupt):
+            run(data, threads=1, splits=("train",))
+    assert not list((data / "out").glob("*problems*"))
+    monkeypatch.setattr(a02, "image_parameters", real)
+    capsys.readouterr()
+    run(data, splits=("train",))
+    assert "3 measured, 3 unchanged" in capsys.readouterr().out  # abc123, cmyk and one of exif and gray are kept
+    rows = read(data / "out/train_image_params.csv")
+    assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
+    assert len(rows) == 6
+    assert {row["id"]: row["width"] for row in rows}[second] == "50"
+    assert not list((data / "out").glob("*unfinished*"))
+
+
+def test_a_damaged_or_unordered_table_is_measured_again(data):
+    run(data, splits=("train",))
+    table = data / "out/train_image_params.csv"
+    right = table.read_bytes()
+    header, *lines = right.splitlines(keepends=True)
+    for damaged in (
+        header + b"".join(lines[::-1]),
+        header + b"x" * 200_000 + right,
+        b"\xff\x00" + right,
+        b"",
+        right[:-9],
+    ):
+        status = table.stat()
+        table.write_bytes(damaged)
+        os.utime(table, (status.st_atime, status.st_mtime))
+        run(data, splits=("train",))
+        assert table.read_bytes() == right
+
+
+def test_without_md5_and_with_it_again(data, capsys):
+    run(data, splits=("train",), no_md5=True)
+    without = read(data / "out/train_image_params.csv")
+    assert {row["md5"] for row in without} == {""}
+    assert len(read(data / "out/train_image_problems.csv")) == 3
+    capsys.readouterr()
+    run(data, splits=("train",), no_md5=True)
+    assert " 0 measured, 6 unchanged" in capsys.readouterr().out
+    run(data, splits=("train",))
+    assert " 6 measured, 0 unchanged" in capsys.readouterr().out
+    whole = read(data / "out/train_image_params.csv")
+    assert [{**row, "md5": ""} for row in whole] == without
+    assert {len(row["md5"]) for row in whole} == {32}
+    run(data, splits=("train",), no_md5=True)  # what is known stays
+    assert read(data / "out/train_image_params.csv") == whole
+
+
+def test_other_files_are_problems_and_two_of_one_stem_an_error(data):
+    train = data / "data/train"
+    (train / "long.txt").write_text("beside its image")
+    (train / os.fsdecode(b"\xff.jpg")).write_bytes(b"")
+    Image.new("RGB", (8, 8)).save(train / "film.gif")
+    Image.new("RGB", (8, 8)).save(train / "gif.jpg", format="GIF")
+    run(data, splits=("train",))
+    reasons = {Path(row["path"]).name: row["reason"] for row in read(data / "out/train_image_problems.csv")}
+    assert reasons.keys() == {"cut.jpg", "empty.jpg", "text.jpg", "long.txt", "\\udcff.jpg", "film.gif", "gif.jpg"}
+    assert "no JPEG" in reasons["gif.jpg"]
+    assert len(read(data / "out/train_image_params.csv")) == 6
+    before = (data / "out/train_image_params.csv").read_bytes()
+    save(train / "gray.png")
+    with pytest.raises(InputError, match="same image id gray"):
+        run(data, splits=("train",))
+    assert (data / "out/train_image_params.csv").read_bytes() == before
 
 
 def test_threads_do_not_change_the_table(data, monkeypatch):

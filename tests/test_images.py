@@ -1,6 +1,7 @@
 """Images: found with the right id, read as RGB whatever the file holds, turned by one policy, refused when damaged."""
 
 import hashlib
+import os
 
 import cv2
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from oid.files import InputError
-from oid.images import find_images, image_parameters, read_image, turn
+from oid.images import find_images, image_parameters, list_images, read_image, turn
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,9 @@ def test_orientation_equals_pillows(tmp_path, pixels, suffix, tag):
     assert difference(read_image(path, orientation="exif"), turned) <= 8
     assert difference(read_image(path, orientation="stored"), stored) <= 8
     for policy, expected in (("exif", turned), ("stored", stored)):
-        found = image_parameters(path, policy)
-        assert (found["height"], found["width"]) == expected.shape[:2]
+        for md5 in (True, False):
+            width, height, *_ = image_parameters(path, policy, md5=md5)
+            assert (height, width) == expected.shape[:2]
 
 
 def test_turning_back_and_forth(pixels):
@@ -57,17 +59,43 @@ def test_turning_back_and_forth(pixels):
         ("P", ".png", 3),
         ("1", ".png", 1),
         ("RGB", ".webp", 3),
+        ("RGBA", ".webp", 4),
     ],
 )
 def test_every_kind_comes_as_rgb(tmp_path, pixels, mode, suffix, channel):
-    picture = Image.fromarray(pixels)
+    picture = Image.fromarray(pixels).convert("RGBA" if mode in ("RGBA", "LA") else "RGB")
+    if mode in ("RGBA", "LA"):
+        picture.putalpha(Image.fromarray(pixels[..., 0]).point(lambda value: max(value, 1)))
     path = tmp_path / f"image{suffix}"
     (picture.quantize(200) if mode == "P" else picture.convert(mode)).save(path)
     read = read_image(path, orientation="stored")
     assert read.dtype == np.uint8
     assert read.flags.writeable
     assert difference(read, np.asarray(Image.open(path).convert("RGB"))) <= 8
-    assert image_parameters(path, "stored")["channel"] == channel
+    assert image_parameters(path, "stored")[2] == channel
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\x00\x00MM\x00*\x00\x00\x00\x08"}])
+@pytest.mark.parametrize(("mode", "channel"), [("RGB", 3), ("RGBA", 4)])
+def test_each_kind_of_webp(tmp_path, pixels, options, mode, channel):
+    """Lossy, lossless and with further chunks, each with and without alpha: three headers of different make."""
+    picture = Image.fromarray(pixels)
+    if mode == "RGBA":
+        picture.putalpha(Image.fromarray(pixels[..., 0]))
+    path = tmp_path / "a.webp"
+    picture.save(path, **options)
+    for md5 in (True, False):
+        assert image_parameters(path, "stored", md5=md5)[:3] == (81, 61, channel)
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".png"])
+def test_an_animation_is_its_first_picture(tmp_path, pixels, suffix):
+    path = tmp_path / f"a{suffix}"
+    frames = [Image.fromarray(np.roll(pixels, shift, axis=1)) for shift in (0, 20, 40)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert image_parameters(path, "stored")[:3] == (81, 61, 3)
+    read = read_image(path, orientation="stored")
+    assert difference(read, np.asarray(Image.open(path).convert("RGB"))) <= 8
 
 
 def test_sixteen_bits_become_eight(tmp_path, pixels):
@@ -79,8 +107,8 @@ def test_parameters_of_a_known_file(tmp_path, pixels):
     path = tmp_path / "a.jpg"
     Image.fromarray(pixels).save(path)
     data = path.read_bytes()
-    expected = {"width": 81, "height": 61, "channel": 3, "size": len(data), "md5": hashlib.md5(data).hexdigest()}
-    assert image_parameters(path, "stored") == expected
+    assert image_parameters(path, "stored") == (81, 61, 3, len(data), hashlib.md5(data).hexdigest())
+    assert image_parameters(path, "stored", md5=False) == (81, 61, 3, len(data), "")
 
 
 @pytest.mark.parametrize(("side", "shape"), [(0, (240, 400)), (30, (30, 50)), (31, (60, 100)), (121, (240, 400))])
@@ -114,8 +142,9 @@ def test_a_cut_file_is_refused_wherever_it_is_cut(tmp_path, pixels, suffix):
         cut.write_bytes(data[:end])
         with pytest.raises(InputError, match=cut.name):
             read_image(cut, orientation="stored")
-        with pytest.raises(InputError, match=cut.name):
-            image_parameters(cut, "stored")
+        for md5 in (True, False):
+            with pytest.raises(InputError, match=cut.name):
+                image_parameters(cut, "stored", md5=md5)
 
 
 def test_a_thumbnails_end_mark_does_not_hide_a_cut(tmp_path, pixels):
@@ -137,11 +166,50 @@ def test_bytes_after_the_end_do_no_harm(tmp_path, pixels):
     assert read_image(path, orientation="stored").shape == (61, 81, 3)
 
 
+def test_a_header_that_is_longer_than_the_first_read(tmp_path, pixels):
+    """Thumbnails and colour profiles lie in front of the size; decoders skip stray bytes between segments."""
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels).save(path)
+    data = path.read_bytes()
+    for segments in (1, 5):
+        segment = b"\xff\xe2\xff\xff" + bytes(0xFFFD)
+        path.write_bytes(data[:2] + segment * segments + b"stray" + data[2:])
+        assert image_parameters(path, "exif", md5=False)[:2] == (81, 61)
+        assert read_image(path, orientation="stored").shape == (61, 81, 3)
+        path.write_bytes(path.read_bytes()[:-30])
+        for md5 in (True, False):
+            with pytest.raises(InputError, match="cut short"):
+                image_parameters(path, "stored", md5=md5)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp"])
+def test_any_damage_of_the_header_is_a_reason_or_a_size(tmp_path, pixels, suffix):
+    """With and without the MD5 the answer is the same, and nothing but an InputError is raised."""
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(pixels).save(path)
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    answers = []
+    for _ in range(150):
+        damaged = bytearray(data)
+        for place in rng.integers(2, min(700, len(data)), 3):
+            damaged[place] = rng.choice([0, 0xFF, rng.integers(256)])
+        path.write_bytes(damaged)
+        for md5 in (True, False):
+            try:
+                width, height, *_ = image_parameters(path, "stored", md5=md5)
+                assert width > 0
+                assert height > 0
+                answers.append((width, height))
+            except InputError as error:
+                answers.append(str(error))
+    assert answers[::2] == answers[1::2]
+
+
 def test_damaged_exif_is_as_stored(tmp_path, pixels):
     path = tmp_path / "a.jpg"
     Image.fromarray(pixels).save(path, exif=b"Exif\x00\x00garbage that is no TIFF header")
     assert read_image(path, orientation="exif").shape == (61, 81, 3)
-    assert image_parameters(path, "exif")["width"] == 81
+    assert image_parameters(path, "exif")[0] == 81
 
 
 @pytest.mark.parametrize(("content", "reason"), [(b"", "is empty"), (b"<html>404</html>", "no JPEG, PNG, WebP or BMP")])
@@ -158,6 +226,28 @@ def test_missing_file_and_missing_folder(tmp_path):
         read_image(tmp_path / "none.jpg", orientation="stored")
     with pytest.raises(InputError, match="does not exist"):
         find_images(tmp_path / "none")
+
+
+def test_a_kind_of_jpeg_that_nothing_decodes(tmp_path, pixels):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(pixels).save(path)
+    path.write_bytes(path.read_bytes().replace(b"\xff\xc0", b"\xff\xc3"))  # lossless
+    with pytest.raises(InputError, match="of a kind that cannot be decoded"):
+        image_parameters(path, "stored")
+
+
+def test_what_is_no_image_by_its_name_or_place_is_listed(tmp_path):
+    for name in ("a.jpg", "a.txt", "film.gif", "jpg", ".hidden.txt", "abc/xyz.jpg", "abc/abcd.jpg", "longer/text.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / os.fsdecode(b"b\xff.jpg")).write_bytes(b"")
+    images = list_images(tmp_path)
+    assert images.names == ["a.jpg", "abc/abcd.jpg"]
+    reasons = {os.path.relpath(path, tmp_path): reason for path, reason in images.passed_over}
+    assert reasons.keys() == {"a.txt", "film.gif", "jpg", "abc/xyz.jpg", os.fsdecode(b"b\xff.jpg")}
+    assert "suffixes" in reasons["film.gif"]
+    assert "abc" in reasons["abc/xyz.jpg"]
+    assert "UTF-8" in reasons[os.fsdecode(b"b\xff.jpg")]
 
 
 def test_find_images_flat_and_in_prefix_folders(tmp_path):

@@ -188,7 +188,7 @@ def _usable_files(
     files = find_images(Path(dataset_path) / split)
     damaged = _damaged(output_path, split)
     missing = [image_id for image_id in listed if image_id not in files]
-    bad = [image_id for image_id in listed if image_id in files and image_id in damaged]
+    bad = [image_id for image_id in listed if image_id in files and files[image_id].parts[-2:] in damaged]
     if bad and not skip_missing:
         raise InputError(
             f"{layout.image_problems(output_path, split)} lists {len(bad)} images of {box_file}, the first is "
@@ -199,7 +199,8 @@ def _usable_files(
             f"{len(missing)} of {len(listed)} images of {box_file} have no file below {Path(dataset_path) / split}, "
             f"the first is {missing[0]}: download them, or train without them by --skip_missing"
         )
-    usable = {image_id: files[image_id] for image_id in listed if image_id in files and image_id not in damaged}
+    bad_ids = {*bad, *missing}
+    usable = {image_id: files[image_id] for image_id in listed if image_id not in bad_ids}
     if listed and not usable:
         raise InputError(
             f"{box_file} names no image that lies below {Path(dataset_path) / split}: check --dataset_path"
@@ -219,12 +220,15 @@ def _depictions(objects: pl.DataFrame, path: Path) -> pl.DataFrame:
     return objects.filter(pl.col("IsDepiction") == "1").with_columns(Reason=pl.lit(DEPICTION))
 
 
-def _damaged(output_path: str | Path, split: str) -> set[str]:
-    """Ids of the images that a02 could not read; none where a02 has not run, or found nothing wrong."""
+def _damaged(output_path: str | Path, split: str) -> set[tuple[str, ...]]:
+    """Folder and name of the files that a02 could not read; none where a02 has not run, or found nothing wrong.
+
+    Not the ids: a02 lists what is no image at all, too, such as a text file beside its image.
+    """
     path = layout.image_problems(output_path, split)
     if not path.is_file():
         return set()
-    return {Path(file).stem for file in pl.read_csv(path, infer_schema=False)["path"]}
+    return {Path(file).parts[-2:] for file in pl.read_csv(path, infer_schema=False)["path"]}
 
 
 def _read(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:

@@ -8,7 +8,6 @@ Takes:  a few seconds.
     python -m demo.page --dataset_path demo_data/data_set --predictions a.csv b.csv --page page.html --pictures 6
 """
 
-import base64
 import csv
 import html
 import json
@@ -22,21 +21,14 @@ import numpy as np
 from a00_utils_and_constants import DATASET_PATH, ORIENTATION, OUTPUT_PATH, SPLIT, run_script
 from oid import layout
 from oid.annotations import csv_errors, read_class_descriptions, scan_rows
-from oid.files import InputError, output_file, replacing
+from oid.files import InputError, output_file
 from oid.hierarchy import read_hierarchy
 from oid.images import find_images, read_image
+from oid.page import Table, draw_name, draw_outline, picture_html, scaled, table_html, write_page
 from oid.predictions import read_predictions
 
 BOX_COLUMNS = ("ImageID", "LabelName", "XMin", "YMin", "XMax", "YMax", "IsGroupOf")
 LONGER_SIDE = 400  # pixels of a drawn picture
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1500px; padding: 0 1em; color: #222; }
-table { border-collapse: collapse; margin: 1em 0 2em; } caption { text-align: left; font-weight: 600; padding: .3em 0; }
-td, th { padding: .25em .8em; border-bottom: 1px solid #ddd; text-align: right; }
-td:first-child, th:first-child { text-align: left; }
-.row { display: flex; gap: 10px; margin: 0 0 4px; } .row figure { flex: 1; margin: 0; min-width: 0; }
-figcaption { font-size: 13px; color: #555; } img { width: 100%; } h2 { font-size: 14px; margin: 1.2em 0 .2em; }
-"""
 
 
 class DrawnBox(NamedTuple):
@@ -52,14 +44,6 @@ class Panel(NamedTuple):
 
     title: str
     boxes: dict[str, list[DrawnBox]]
-
-
-class Table(NamedTuple):
-    """A table of the page; the first column is text."""
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 def main(
@@ -105,7 +89,7 @@ def main(
     panels += [read_panel(path, shown, names, score, hidden) for path in files]
     metrics = {panel_title(path): read_metrics(path) for path in files}
     tables = [read_table(Path(table))] if table else summary(metrics)
-    write_page(target, shown, panels, [*tables, *class_table(metrics, names)], note(score, hidden), orientation)
+    write_predictions(target, shown, panels, [*tables, *class_table(metrics, names)], note(score, hidden), orientation)
     print(f"{target}: {len(shown)} of {len(images)} images, {len(panels)} pictures each")
 
 
@@ -202,27 +186,14 @@ def draw(pixels: np.ndarray, boxes: Sequence[DrawnBox]) -> np.ndarray:
     Returns:
         (h, w, 3) uint8 RGB, the longer side `LONGER_SIDE` pixels.
     """
-    scale = LONGER_SIDE / max(pixels.shape[:2])
-    width, height = (max(1, round(side * scale)) for side in (pixels.shape[1], pixels.shape[0]))
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    picture = cv2.resize(pixels, (width, height), interpolation=method)
+    picture = scaled(pixels, LONGER_SIDE)
     for name, score, box in boxes:
-        x0, y0, x1, y1 = np.round(np.clip(box, -1, 2) * (width, height, width, height)).astype(int).tolist()
-        colour = _colour(name)
-        cv2.rectangle(picture, (x0, y0), (x1, y1), (255, 255, 255), 4, cv2.LINE_AA)
-        cv2.rectangle(picture, (x0, y0), (x1, y1), colour, 2, cv2.LINE_AA)
-        text = name if score is None else f"{name} {score:.2f}"
-        (text_width, text_height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.45, 1)
-        left = min(max(x0, 0), max(0, width - text_width - 4))
-        top = min(max(y0 - text_height - below - 2, 0), max(0, height - text_height - below - 4))
-        corner = (left + text_width + 4, top + text_height + below + 2)
-        cv2.rectangle(picture, (left, top), corner, colour, cv2.FILLED)
-        place = (left + 2, top + text_height + 2)
-        cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, (255, 255, 255), 1, cv2.LINE_AA)
+        draw_outline(picture, box, _colour(name))
+        draw_name(picture, box, name if score is None else f"{name} {score:.2f}", _colour(name))
     return picture
 
 
-def write_page(
+def write_predictions(
     path: Path,
     images: dict[str, Path],
     panels: Sequence[Panel],
@@ -240,21 +211,17 @@ def write_page(
         text: a sentence between tables and pictures.
         orientation: pixels as "stored", or turned as "exif" says.
     """
-    parts = [f"<!doctype html><html lang=en><meta charset=utf-8><title>Predictions</title><style>{STYLE}</style>"]
-    parts += ["<h1>Predictions</h1>", *map(_table_html, tables), f"<p>{html.escape(text)}</p>"]
+    parts = [*map(table_html, tables), f"<p>{html.escape(text)}</p>"]
     for image_id, file in images.items():
         pixels = read_image(file, orientation=orientation, minimum_side=LONGER_SIDE)
         parts.append(f"<h2>{html.escape(image_id)}</h2><div class=row>")
         for panel in panels:
             boxes = panel.boxes.get(image_id, [])
-            title = html.escape(f"{panel.title}, {len(boxes)} box{'' if len(boxes) == 1 else 'es'}")
-            jpeg = cv2.imencode(".jpg", draw(pixels, boxes)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-            source = base64.b64encode(jpeg.tobytes()).decode()
-            parts.append(f"<figure><figcaption>{title}</figcaption>")
-            parts.append(f'<img alt="{title}" src="data:image/jpeg;base64,{source}"></figure>')
+            title = f"{panel.title}, {len(boxes)} box{'' if len(boxes) == 1 else 'es'}"
+            parts.append(f"<figure><figcaption>{html.escape(title)}</figcaption>")
+            parts.append(f"{picture_html(draw(pixels, boxes), title)}</figure>")
         parts.append("</div>")
-    with replacing(path) as temporary:
-        temporary.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    write_page(path, "Predictions", parts)
 
 
 def _default_predictions(output_path: str, split: str) -> list[Path]:
@@ -263,14 +230,6 @@ def _default_predictions(output_path: str, split: str) -> list[Path]:
     if not files:
         raise InputError(f"{submission.parent} has no predictions: run a04 and a05 first, or give --predictions")
     return files
-
-
-def _table_html(table: Table) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "\n".join(row(cells, "td") for cells in table.rows)
-    return f"<table><caption>{html.escape(table.caption)}</caption>\n{row(table.header, 'th')}\n{body}</table>"
 
 
 def _number(value: float | None) -> str:

@@ -4,10 +4,12 @@ Reads   a run of a03 (OUTPUT/weights/<run>, or any folder with its files) and th
 Writes  OUTPUT/predictions/<split>/<run>.csv, Kaggle form: a row for every image, empty where nothing was found
 Takes   8 s to start, then 10 to 20 ms an image with the constants of a00 on two CPU cores
 
-Stopped and started again with the same flags it goes on where it was.
+Stopped and started again with the same flags it goes on where it was. With --export it looks at no image, but writes
+the network and what belongs to it as a file for other programs: OUTPUT/exports/<run>.onnx, or a SavedModel's folder.
 
     python a04_inference.py --run vgg16_level_1 --split test
     python a04_inference.py --run OUTPUT/weights/tiny/checkpoint --images some/folder --predictions tiny.csv
+    python a04_inference.py --run vgg16_level_1 --export onnx
 """
 
 import csv
@@ -51,6 +53,8 @@ def main(
     precision: Literal["float32", "bfloat16"] = "float32",
     batch_size: int = 16,
     threads: int = 0,
+    export: Literal["onnx", "tf_saved_model"] | None = None,
+    export_path: str | None = None,
 ) -> None:
     """An image that cannot be read gets an empty row, and is named.
 
@@ -72,11 +76,17 @@ def main(
         precision: of the network; bfloat16 is faster on processors that have it, and changes scores in the third digit
         batch_size: images that the network sees at a time
         threads: files read at a time; 0 = one per core
+        export: look at no image, but write the run as a file that needs neither Keras nor these scripts
+        export_path: file .onnx, or folder of the SavedModel, to write; by default exports/<run> below output_path
     """
     _check(locals())
     folder = layout.run_folder(output_path, run)
     if not any((path / "settings.json").is_file() for path in (folder, folder.parent)):
         raise InputError(f"{folder} is no run: it has no settings.json; train one with a03, or name another by --run")
+    if export:
+        target = export_path or layout.run_export(output_path, run, export)
+        _export(folder, target, export, nms_iou=nms_iou, score_threshold=score_threshold)
+        return
     source = require_folder(images or Path(dataset_path) / split, "name the folder with the images by --images")
     target = output_file(predictions or layout.run_predictions(output_path, split, run), "--predictions")
     files = _images_of(source)
@@ -124,6 +134,26 @@ def _check(flags: dict) -> None:
     for name, least in {"max_boxes": 1, "batch_size": 1, "threads": 0}.items():
         if flags[name] < least:
             raise InputError(f"--{name} is {flags[name]}: it must be at least {least}")
+    if flags["export_path"] and not flags["export"]:
+        raise InputError("--export_path goes with --export: say whether it is to be onnx or tf_saved_model")
+    if flags["export"]:
+        meaningless = {"images": None, "predictions": None, "nms": "hard", "precision": "float32"}
+        for name, default in meaningless.items():
+            if flags[name] != default:
+                what = "looks at no image" if default is None else f"knows {default} only"
+                raise InputError(f"--{name} {flags[name]} does not go with --export, which {what}: leave out --{name}")
+
+
+def _export(folder: Path, target: str | Path, form: str, **options: float) -> None:
+    """Writes a run as a file of another kind."""
+    from models import load_model
+    from models.export import check_target, require_packages, write_export
+
+    check_target(target, form)
+    require_packages(form)
+    about = write_export(load_model(folder, precision=None), target, form, **options)
+    print(f"wrote {target}: float32, without the mirrored image and the voting of a04; it is used so:\n")
+    print(about["example"])
 
 
 def _print_unreadable(mistakes: list[str], most: int = 20) -> None:

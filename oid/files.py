@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,3 +83,30 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """As `replacing`, for a folder: gives one that is new, which takes the place of `path` when the block ends well.
+
+    Raises:
+        InputError: the system refuses to write there.
+    """
+    final = Path(path).resolve()
+    new, old = (final.with_name(f".{os.getpid()}.{final.name}.{which}") for which in ("new", "old"))
+    try:
+        new.mkdir(parents=True)
+        yield new
+        if final.exists():
+            final.rename(old)
+        new.rename(final)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if old.exists() and not final.exists():
+            old.rename(final)
+        reason = error.strerror or error
+        raise InputError(f"{path} cannot be written ({reason}): make room, or choose another place") from error
+    finally:
+        for folder in (new, old):
+            shutil.rmtree(folder, ignore_errors=True)

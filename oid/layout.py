@@ -5,6 +5,7 @@ DATASET/{train,validation,test}/        images, flat or in folders of the id's f
 OUTPUT/level_<n>_files/                 a01
 OUTPUT/<split>_image_params.csv         a02
 OUTPUT/weights/<run>/                   a03
+OUTPUT/exports/                         <run>.onnx, <run>/ (a04 --export)
 OUTPUT/predictions/<split>/             <run>.csv (a04), <run>.expanded.csv (a05), submission.csv (a06)
 """
 
@@ -87,6 +88,12 @@ def run_folder(output_path: str | Path, run: str | Path) -> Path:
     if (path / "settings.json").is_file() or (path.name == "checkpoint" and (path.parent / "settings.json").is_file()):
         return path
     return Path(output_path) / "weights" / run
+
+
+def run_export(output_path: str | Path, run: str | Path, form: str) -> Path:
+    """a04's export of one run, or of `<run>/checkpoint`: a file for "onnx", else a folder."""
+    name = run_predictions(output_path, "", run).stem
+    return Path(output_path) / "exports" / (f"{name}.onnx" if form == "onnx" else name)
 
 
 def run_predictions(output_path: str | Path, split: str, run: str | Path) -> Path:

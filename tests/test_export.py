@@ -1,0 +1,291 @@
+"""`a04 --export` writes files that find what our own inference finds, tell how to use them, and are whole or not there.
+
+What they say of themselves is taken at its word: the lines of Python inside are run.
+"""
+
+import contextlib
+import importlib.util
+import io
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import keras
+import numpy as np
+import pytest
+from conftest import run_script
+from tiny_network import CLASSES, pictures, tiny_settings, write_settings
+
+import a04_inference as a04
+from benchmarks.compare_backends import randomise
+from models import load_model
+from models.detector import inference_model, network_from_settings
+from models.export import ABOUT, check_target, require_packages
+from oid import layout
+from oid.files import InputError
+
+missing = [name for name in ("tf2onnx", "onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+needs_onnx = pytest.mark.skipif(bool(missing), reason=f"{missing} not installed: pip install tf2onnx onnx onnxruntime")
+THRESHOLD = 0.005  # what random weights give is hardly above 0.01
+CASES = {
+    "warp": {},
+    "letterbox": {"preprocessing": tiny_settings()["preprocessing"] | {"resize": "letterbox", "orientation": "exif"}},
+    "released": {"variant": "released", "sfam": False, "score_activation": "softmax", "box_coding": "ssd"},
+}
+FORMS = [pytest.param("onnx", marks=needs_onnx), "tf_saved_model"]
+EACH = [  # an export takes some seconds
+    pytest.param("warp", "onnx", marks=needs_onnx),
+    pytest.param("letterbox", "onnx", marks=[needs_onnx, pytest.mark.slow]),
+    pytest.param("released", "onnx", marks=[needs_onnx, pytest.mark.slow]),
+    pytest.param("warp", "tf_saved_model", marks=pytest.mark.slow),
+    ("letterbox", "tf_saved_model"),
+    pytest.param("released", "tf_saved_model", marks=pytest.mark.slow),
+]
+
+
+def make_run(folder: Path, **changes: object) -> Path:
+    """A run with random weights."""
+    settings = tiny_settings(**changes)
+    keras.utils.set_random_seed(0)
+    network = network_from_settings(settings)
+    randomise(network, np.random.default_rng(0))
+    write_settings(folder, settings)
+    inference_model(network, settings).save(folder / "model.keras")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """OUTPUT with a run for each of `CASES`; to be read only."""
+    output = tmp_path_factory.mktemp("output")
+    for name, changes in CASES.items():
+        make_run(output / "weights" / name, **changes)
+    return output
+
+
+@pytest.fixture(scope="module")
+def exported(runs):
+    """Exports once, by run and format: the path, and what was printed."""
+    done = {}
+
+    def export(run: str, form: str) -> SimpleNamespace:
+        if (run, form) not in done:
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                a04.main(output_path=str(runs), run=run, export=form, score_threshold=THRESHOLD, nms_iou=0.3)
+            path = layout.run_export(runs, run, form)
+            done[run, form] = SimpleNamespace(path=path, printed=printed.getvalue(), folder=runs / "weights" / run)
+        return done[run, form]
+
+    return export
+
+
+def outputs_of(path: Path, batch: np.ndarray) -> dict[str, np.ndarray]:
+    """What another program gets from a file."""
+    batch = batch.astype("float32")
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path)
+        names = [value.name for value in session.get_outputs()]
+        return dict(zip(names, session.run(None, {"pictures": batch}), strict=True))
+    import tensorflow
+
+    model = tensorflow.saved_model.load(str(path))
+    return {name: value.numpy() for name, value in model.serve(batch).items()}
+
+
+def about(path: Path) -> dict[str, str]:
+    if path.suffix == ".onnx":
+        import onnx
+
+        return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    return json.loads((path / ABOUT).read_text(encoding="utf-8"))
+
+
+# === The same boxes ==================================================================================================
+@pytest.mark.parametrize(("case", "form"), EACH)
+def test_the_file_gives_the_boxes_of_the_model(exported, case, form):
+    """For batches of one and of several, in float32."""
+    export = exported(case, form)
+    model = load_model(export.folder, precision=None).model
+    for count in (1, 3):
+        batch = pictures(count, seed=count)
+        expected, found = model.predict_on_batch(batch), outputs_of(export.path, batch)
+        assert set(expected) == set(found) - {"kept"}
+        assert found["boxes"].shape == (count, *expected["boxes"].shape[1:])
+        np.testing.assert_allclose(found["scores"], expected["scores"], atol=1e-5)
+        np.testing.assert_array_equal(found["labels"], expected["labels"])
+        np.testing.assert_allclose(found["boxes"], expected["boxes"], rtol=1e-4, atol=1e-4)
+        assert {name: value.dtype for name, value in found.items() if name != "kept"} == {
+            "boxes": np.float32,
+            "scores": np.float32,
+            "labels": np.int32,
+        }
+
+
+@pytest.mark.parametrize(("case", "form"), [case for case in EACH if "onnx" in getattr(case, "values", ())])
+def test_the_suppression_in_an_onnx_file_keeps_what_ours_keeps(exported, case, form):
+    export, batch = exported(case, form), pictures(3, seed=5)
+    found = outputs_of(export.path, batch)
+    detector = load_model(export.folder)
+    detector._resize = "warp"  # boxes in the square, as the file gives them
+    options = {"nms_iou": 0.3, "vote_iou": 1.0, "score_threshold": THRESHOLD, "max_boxes": 10_000}
+    seen = 0
+    for index, (boxes, scores, labels) in enumerate(detector.detect(batch, **options)):
+        kept = found["kept"][found["kept"][:, 0] == index, 1]
+        assert (np.diff(kept) > 0).all()  # the best first
+        np.testing.assert_allclose(found["scores"][index, kept], scores, atol=1e-5)
+        np.testing.assert_array_equal(found["labels"][index, kept], labels)
+        np.testing.assert_allclose(found["boxes"][index, kept].clip(0, 1), boxes, rtol=1e-4, atol=1e-4)
+        seen += len(kept)
+        assert 0 < len(kept) < found["scores"].shape[1]  # something has gone, too
+    assert seen > 10
+
+
+# === What the file says of itself ====================================================================================
+@pytest.mark.parametrize(("case", "form"), EACH)
+def test_classes_and_preprocessing_are_inside(exported, case, form):
+    export = exported(case, form)
+    texts = about(export.path)
+    assert json.loads(texts["classes"]) == CLASSES
+    preprocessing = json.loads(texts["preprocessing"])
+    assert preprocessing["resize"] == ("letterbox" if case == "letterbox" else "warp")
+    assert (preprocessing["height"], preprocessing["width"]) == (64, 64)
+    assert "RGB, 0 to 255" in preprocessing["input"]
+    assert preprocessing["orientation"].startswith("turned" if case == "letterbox" else "pixels as stored")
+    assert set(json.loads(texts["outputs"])) - {"kept"} == {"boxes", "scores", "labels"}
+    assert texts["example"] in export.printed
+    assert str(export.path) in export.printed
+
+
+@pytest.mark.parametrize(("case", "form"), EACH)
+def test_the_example_inside_finds_what_a04_finds(exported, case, form, tmp_path, monkeypatch, capsys):
+    """On a picture that is larger than the square, and not square itself."""
+    export = exported(case, form)
+    image = cv2.resize(pictures(1, 9, 12)[0], (150, 90), interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(str(tmp_path / "photo.jpg"), image)
+    (shutil.copytree if export.path.is_dir() else shutil.copy)(export.path, tmp_path / export.path.name)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(about(export.path)["example"], "example", "exec"), {})
+    printed = capsys.readouterr().out.replace("[", " ").replace("]", " ").splitlines()
+    rows = [line.rsplit(maxsplit=5) for line in printed]
+    found = sorted(((name, *map(float, numbers)) for name, *numbers in rows), key=lambda row: -row[1])
+    detector = load_model(export.folder)
+    read = cv2.cvtColor(cv2.imread("photo.jpg"), cv2.COLOR_BGR2RGB)
+    options = {"nms_iou": 0.3, "vote_iou": 1.0, "score_threshold": THRESHOLD, "max_boxes": 10_000}
+    ((boxes, scores, labels),) = detector.detect([detector.prepare(read)], sizes=[read.shape[:2]], **options)
+    assert len(scores) > 5
+    assert len(found) >= len(scores)  # beside the picture, on the grey, there may be others
+    mine = np.array([row[1:] for row in found])
+    mine[:, 1:] = mine[:, 1:].clip(0, 1)
+    for box, score, label in zip(boxes, scores, labels, strict=True):
+        near = np.abs(mine - (score, *box)).max(axis=1)
+        assert near.min() < 1e-3
+        assert found[near.argmin()][0] == detector.class_names[label]
+
+
+# === Refusals, and what is left behind ===============================================================================
+def export_to(runs: Path, path: Path, form: str = "tf_saved_model", **flags: object) -> None:
+    a04.main(**{"output_path": str(runs), "run": "warp", "export": form, "export_path": str(path)} | flags)
+
+
+def test_no_image_folder_is_needed_and_an_earlier_export_is_replaced(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no data set below it
+    monkeypatch.setattr("models.export._export_quietly", lambda model, path, form: (path / number).write_text(""))
+    for number in ("first", "second"):
+        export_to(runs, tmp_path / "new" / "model")
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["model"]
+        assert {path.name for path in (tmp_path / "new" / "model").iterdir()} == {number, ABOUT.parent.name}
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"images": "folder"}, "--images folder does not go with --export, which looks at no image: leave out"),
+        ({"predictions": "a.csv"}, "--predictions a.csv does not go with --export"),
+        ({"nms": "linear"}, "--nms linear does not go with --export, which knows hard only: leave out --nms"),
+        ({"precision": "bfloat16"}, "--precision bfloat16 does not go with --export, which knows float32 only"),
+        ({"run": "nothing"}, "nothing is no run"),
+        ({"nms_iou": 2.0}, "--nms_iou is 2.0"),
+        ({"export": None}, "--export_path goes with --export: say whether it is to be onnx or tf_saved_model"),
+        ({"export": "onnx"}, "does not end in .onnx"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing_behind(runs, tmp_path, flags, sentence):
+    with pytest.raises(InputError) as error:
+        export_to(runs, tmp_path / "new" / "model", **flags)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_is_no_export_is_not_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    check_target(tmp_path / "folder", "tf_saved_model")  # an empty one may be
+    (tmp_path / "folder" / "thesis.txt").write_text("all of it")
+    with pytest.raises(InputError, match="holds other files than an earlier export: give --export_path a new"):
+        check_target(tmp_path / "folder", "tf_saved_model")
+    with pytest.raises(InputError, match="is a file: give --export_path the name of a folder"):
+        check_target(tmp_path / "folder" / "thesis.txt", "tf_saved_model")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(InputError, match="is a folder: give --export_path the name of a file"):
+        check_target(tmp_path / "folder.onnx", "onnx")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_failing_export_leaves_the_old_one(runs, tmp_path, monkeypatch, form):
+    target = tmp_path / ("model.onnx" if form == "onnx" else "model")
+    if form == "onnx":
+        target.write_text("old")
+    else:
+        (target / ABOUT.parent).mkdir(parents=True)
+        (target / ABOUT).write_text("old")
+
+    def half(model, path, *arguments):
+        path.write_text("half") if form == "onnx" else (path / "saved_model.pb").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("models.export._export_quietly", half)
+    with pytest.raises(InputError, match="No space left on device"):
+        export_to(runs, target, form)
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+    assert (target if form == "onnx" else target / ABOUT).read_text() == "old"
+
+
+def test_a_missing_package_is_one_sentence_with_the_remedy(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tf2onnx", None)
+    with pytest.raises(InputError, match="--export onnx needs tf2onnx, which is not installed: pip install tf2onnx"):
+        require_packages("onnx")
+    require_packages("tf_saved_model")
+
+
+def test_another_backend_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    sentence = "--export needs Keras on TensorFlow, here it runs on jax: set KERAS_BACKEND=tensorflow, which reads the"
+    with pytest.raises(InputError, match=sentence):
+        require_packages("tf_saved_model")
+
+
+def test_a_refusal_as_a_user_sees_it(runs):
+    done = run_script("a04_inference.py", "--run", "warp", "--output_path", runs, "--export", "tflite")
+    assert done.returncode == 2
+    assert "--export 'tflite' is none of its values" in done.stderr
+
+
+# === Real backbones ==================================================================================================
+@pytest.mark.slow
+@needs_onnx
+@pytest.mark.parametrize("backbone", ["vgg16", "resnet50", "efficientnet_v2_b0", "convnext_tiny"])
+def test_real_backbones(tmp_path, backbone):
+    changes = {"backbone": backbone, "image_size": 128, "head": "shared"}
+    folder = make_run(tmp_path / "run", **changes)
+    a04.main(run=str(folder), export="onnx", export_path=str(tmp_path / "model.onnx"))
+    batch = pictures(2, 128, 128)
+    expected = load_model(folder, precision=None).model.predict_on_batch(batch)
+    found = outputs_of(tmp_path / "model.onnx", batch)
+    np.testing.assert_allclose(found["scores"], expected["scores"], atol=1e-4)
+    close = np.abs(found["boxes"] - expected["boxes"]).max(axis=-1) < 1e-3  # equal scores may change places
+    assert close.mean() > 0.99

@@ -5,15 +5,23 @@ its model file; training and inference build the anchors from the same descripti
 """
 
 import itertools
-from typing import Literal
+import json
+import os
+from pathlib import Path
 
 import numpy as np
 
 from oid.files import InputError
 
+NAMED_SETS = ("square", "official")
 PUBLISHED_SCALES = 6
 SIZE_IN_CELLS = 4.0  # side of the one square anchor of a cell
 SQRT2, SQRT3 = 2**0.5, 3**0.5
+LARGEST_ANCHOR = 10.0  # images; larger sides in a file are pixels, or a slip
+
+RETINANET_SCALES = tuple(float(np.float32(2.0 ** (k / 3))) for k in range(3))  # three sizes and three shapes
+RETINANET_RATIOS = (0.5, 1.0, 2.0)  # height / width
+RETINANET_SIZE = 4  # strides: 32 pixels on the finest level
 
 # What the released configurations say of four image sizes: the smallest anchor as a share of the image, the next one,
 # and the distance of the centres in pixels, map by map (typed by hand: at 320 and 800 pixels the last centres of some
@@ -58,9 +66,7 @@ def smallest_image(scales: int) -> int:
     return -(-(cells * 8 - 7) // 16) * 16
 
 
-def anchor_settings(
-    image_size: int, scales: int, *, anchors: Literal["square", "official"] = "square"
-) -> dict[str, object]:
+def anchor_settings(image_size: int, scales: int, *, anchors: str = "square") -> dict[str, object]:
     """Describes one set of anchors, as JSON can hold it.
 
     "square" is one anchor per cell, four cells wide: for assignments that look at the predictions. "official" is the
@@ -72,21 +78,20 @@ def anchor_settings(
     Args:
         image_size: side of the network's input in pixels.
         scales: number of pyramid levels.
-        anchors: which set.
+        anchors: "square", "official", or a file of sizes, see `read_anchor_file`.
 
     Returns:
         `feature_map_sides`; `steps`, the distance of the centres, and `sizes`, a list of (width, height) pairs, for
         each map, normalised to the image; `clip`, whether centres and sizes are cut to 1.
 
     Raises:
-        InputError: the image is too small for so many maps.
+        InputError: the image is too small for so many maps, or `read_anchor_file` refuses the file.
     """
+    if anchors not in NAMED_SETS:
+        return read_anchor_file(anchors, image_size, scales)
     sides = feature_map_sides(image_size, scales)
     if anchors == "square":
-        sizes = [[[SIZE_IN_CELLS / side, SIZE_IN_CELLS / side]] for side in sides]
-        return {"feature_map_sides": sides, "steps": [1.0 / side for side in sides], "sizes": sizes, "clip": False}
-    if anchors != "official":
-        raise InputError(f"--anchors {anchors} does not exist: choose square or official")
+        return settings_of_sizes([[[SIZE_IN_CELLS / side, SIZE_IN_CELLS / side]] for side in sides], sides)
     if image_size in RELEASED_PATTERNS and scales == PUBLISHED_SCALES:
         shares, pixels = RELEASED_PATTERNS[image_size]
         steps = [step / image_size for step in pixels]
@@ -102,6 +107,111 @@ def anchor_settings(
             pairs += [(s * root, s / root), (s / root, s * root)]
         sizes.append([list(pair) for pair in pairs])
     return {"feature_map_sides": sides, "steps": steps, "sizes": sizes, "clip": True}
+
+
+def read_anchor_file(path: str | os.PathLike, image_size: int, scales: int) -> dict[str, object]:
+    """Describes anchors of one's own, for example those that a02 found by k-means, as `anchor_settings` does.
+
+    The file is JSON: `{"sizes": [[[width, height], ...], ...]}`, a list of pairs for each map, finest first, normalised
+    to the network's square; what else it has is for the reader. So it serves images of any size.
+
+    Raises:
+        InputError: no such file, or it has not as many maps, equally many sizes for each, or numbers above 0.
+    """
+    return settings_of_sizes(_sizes_of_file(path, scales), feature_map_sides(image_size, scales))
+
+
+def settings_of_sizes(sizes: list[list[list[float]]], sides: list[int]) -> dict[str, object]:
+    """Describes anchors of these sizes, map by map, around the middles of the cells; see `anchor_settings`."""
+    return {"feature_map_sides": sides, "steps": [1.0 / side for side in sides], "sizes": sizes, "clip": False}
+
+
+def _sizes_of_file(path: str | os.PathLike, scales: int) -> list[list[list[float]]]:
+    if not Path(path).is_file():
+        raise InputError(f"--anchors {path} is neither square nor official, nor a file: a02 makes such files")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        sizes = [[[float(w), float(h)] for w, h in pairs] for pairs in content["sizes"]]
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"no JSON ({error})" if isinstance(error, json.JSONDecodeError) else "without lists of pairs in sizes"
+        raise InputError(f"--anchors {path}: the file is {problem}: make it by a02") from None
+    if not sizes:
+        raise InputError(f"--anchors {path} has no sizes: make it by a02")
+    if len(sizes) != scales:
+        raise InputError(f"--anchors {path} has sizes for {len(sizes)} maps: train with --scales {len(sizes)}")
+    if len({len(pairs) for pairs in sizes}) != 1 or not sizes[0]:
+        counts = " ".join(str(len(pairs)) for pairs in sizes)
+        raise InputError(f"--anchors {path} has {counts} sizes: give each map the same number, at least one")
+    for side in itertools.chain(*itertools.chain(*sizes)):
+        if not 0 < side <= LARGEST_ANCHOR:
+            raise InputError(f"--anchors {path} has a side of {side:g}: sides are shares of the image, above 0")
+    return sizes
+
+
+def retinanet_anchor_settings(image_size: int, scales: int, *, anchors: str = "square") -> dict[str, object]:
+    """Describes the anchors of RetinaNet on a square picture, in the form of `anchor_settings`.
+
+    Args:
+        image_size: side of the network's input in pixels.
+        scales: number of levels, from P3 (stride 8) on.
+        anchors: "square" or a file as in `anchor_settings`; "official" = nine per cell, see `retinanet_sizes`.
+
+    Raises:
+        InputError: the image is too small for so many levels, or `read_anchor_file` would refuse the file.
+    """
+    sides = pyramid_sides(image_size, scales)
+    if anchors not in NAMED_SETS:
+        return settings_of_sizes(_sizes_of_file(anchors, scales), sides)
+    if anchors == "official":
+        steps = [8 * 2**k / image_size for k in range(scales)]
+        sizes = [[[w / image_size, h / image_size] for w, h in level] for level in retinanet_sizes(scales)]
+        return {"feature_map_sides": sides, "steps": steps, "sizes": sizes, "clip": False}
+    return settings_of_sizes([[[SIZE_IN_CELLS / side, SIZE_IN_CELLS / side]] for side in sides], sides)
+
+
+def pyramid_sides(image_size: int, scales: int) -> list[int]:
+    """Sides of P3, P4, ...: an eighth of the image, then halved, each rounded up.
+
+    Raises:
+        InputError: the image is too small for so many levels.
+    """
+    sides = [-(-image_size // 2**level) for level in range(3, 3 + scales)]
+    if scales > 1 and sides[-2] == 1:
+        least = 2 ** (scales + 1) + 1
+        raise InputError(f"{scales} scales do not fit {image_size} pixels: take at least {least}, or fewer scales")
+    return sides
+
+
+def retinanet_sizes(scales: int) -> list[list[tuple[float, float]]]:
+    """(width, height) in pixels of the nine anchors of each level (Lin et al. 2017, section 4): three shapes of three
+    sizes each, of equal areas where the sizes are equal. Shape by shape, as keras-retinanet has them."""
+    levels = []
+    for k in range(scales):
+        areas = [(RETINANET_SIZE * 8 * 2**k * scale) ** 2 for scale in RETINANET_SCALES]
+        levels.append([((a / ratio) ** 0.5, (a / ratio) ** 0.5 * ratio) for ratio in RETINANET_RATIOS for a in areas])
+    return levels
+
+
+def anchors_of_picture(scales: int, height: int, width: int) -> np.ndarray:
+    """RetinaNet's nine anchors per cell on a picture of any shape.
+
+    The centre of a cell in column j is (j + 0.5) * stride pixels. On the right and at the bottom, where the picture
+    ends within a cell, it may be outside.
+
+    Returns:
+        A float32 array `(anchors, 4)`: xyxy in pixels, not clipped; in the order of `make_anchors`.
+    """
+    levels = []
+    for k, sizes in enumerate(retinanet_sizes(scales)):
+        stride = 8 * 2**k
+        centres = [
+            (np.arange(-(-side // stride), dtype="float32") + np.float32(0.5)) * stride for side in (height, width)
+        ]
+        y, x = np.meshgrid(*centres, indexing="ij")
+        half = np.asarray(sizes) / 2
+        base = np.concatenate([-half, half], axis=1).astype("float32")  # [9,4], around 0
+        levels.append((np.stack([x, y, x, y], axis=-1)[:, :, None] + base).reshape(-1, 4))
+    return np.concatenate(levels)
 
 
 def make_anchors(settings: dict[str, object]) -> np.ndarray:

@@ -118,6 +118,51 @@ def test_settings_survive_json_and_give_the_same_anchors(kind):
     np.testing.assert_array_equal(cell_sides(again), cell_sides(settings))
 
 
+def test_sizes_of_a_file_lie_around_the_middles_of_the_cells(tmp_path):
+    path = tmp_path / "own.json"
+    sizes = [[[0.1, 0.2], [0.3, 0.1]], [[0.5, 0.5], [0.6, 1.2]]]
+    path.write_text(json.dumps({"made_by": "hand", "sizes": sizes}))
+    for image_size, sides in ((16, [2, 1]), (64, [8, 4])):  # shares of the image, whatever its size
+        settings = anchor_settings(image_size, 2, anchors=str(path))
+        assert settings == {"feature_map_sides": sides, "steps": [1 / s for s in sides], "sizes": sizes, "clip": False}
+    anchors = make_anchors(anchor_settings(16, 2, anchors=str(path)))
+    assert anchors_per_cell(settings) == 2
+    np.testing.assert_allclose(anchors[0], (0.25 - 0.05, 0.25 - 0.1, 0.25 + 0.05, 0.25 + 0.1), atol=1e-7)
+    np.testing.assert_allclose(anchors[-1], (0.5 - 0.3, 0.5 - 0.6, 0.5 + 0.3, 0.5 + 0.6), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "without lists of pairs"),
+        ('{"sizes": 3}', "without lists of pairs"),
+        ('{"sizes": [[[0.1, 0.2, 0.3]], [[1, 1]]]}', "without lists of pairs"),
+        ('{"sizes": [[["a", 0.2]], [[1, 1]]]}', "without lists of pairs"),
+        ('{"sizes": []}', "has no sizes"),
+        ('{"sizes": [[[0.1, 0.2]]]}', "has sizes for 1 maps: train with --scales 1"),
+        ('{"sizes": [[], []]}', "has 0 0 sizes"),
+        ('{"sizes": [[[0.1, 0.2]], [[0.1, 0.2], [0.3, 0.4]]]}', "has 1 2 sizes"),
+        ('{"sizes": [[[0.1, 0]], [[1, 1]]]}', "side of 0"),
+        ('{"sizes": [[[0.1, -1]], [[1, 1]]]}', "side of -1"),
+        ('{"sizes": [[[0.1, NaN]], [[1, 1]]]}', "side of nan"),
+        ('{"sizes": [[[32, 64]], [[1, 1]]]}', "side of 32: sides are shares of the image"),
+    ],
+)
+def test_a_file_of_sizes_that_cannot_be_used_is_refused(tmp_path, content, words):
+    path = tmp_path / "own.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=words) as error:
+        anchor_settings(64, 2, anchors=str(path))
+    assert str(path) in str(error.value)
+
+
+def test_a_set_that_does_not_exist_is_named(tmp_path):
+    for name in ("squares", str(tmp_path), str(tmp_path / "none.json")):
+        with pytest.raises(InputError, match="neither square nor official, nor a file"):
+            anchor_settings(64, 2, anchors=name)
+
+
 @pytest.mark.parametrize(
     ("backbone", "image_size", "scales", "kind"),
     [

@@ -8,6 +8,7 @@ import math
 from keras import ops
 
 SSD_VARIANCES = 0.1, 0.2  # of the centre and of the size, as SSD and the released M2Det code have them
+CORNER_UNIT = 0.2  # of a side of the anchor: keras-retinanet's standard deviation
 LOWEST, HIGHEST = -6.0, 4.0  # of a log distance: e^4 = 55 anchors is far beyond any image, and still finite
 
 
@@ -51,6 +52,21 @@ def decode_ssd(offsets, anchors, *, library=ops):
     return library.concatenate([centre - half, centre + half], axis=-1)
 
 
+def decode_corners(offsets, anchors, *, library=ops):
+    """Decodes shifts of the two corners, as keras-retinanet has them; sides can swap, and such a box has no area.
+
+    Args:
+        offsets: float tensor `(..., anchors, 4)`: of x1, y1, x2, y2, in units of 0.2 anchor.
+        anchors: float tensor `(anchors, 4)`, or with the batch in front: xyxy.
+        library: `keras.ops` for tensors, `numpy` for arrays.
+
+    Returns:
+        A float tensor `(..., anchors, 4)`: xyxy in the unit of the anchors, not clipped.
+    """
+    size = anchors[..., 2:] - anchors[..., :2]
+    return anchors + CORNER_UNIT * offsets * library.concatenate([size, size], axis=-1)
+
+
 def encode_distances(boxes, anchors):
     """What `decode_distances` turns into `boxes`, cut to what it can give: sides beyond an anchor's centre, too.
 
@@ -76,5 +92,11 @@ def encode_ssd(boxes, anchors):
     return ops.concatenate([shift, ops.log(growth) / of_size], axis=-1)
 
 
-BOX_CODINGS = {"distances": decode_distances, "ssd": decode_ssd}
-BOX_ENCODINGS = {"distances": encode_distances, "ssd": encode_ssd}
+def encode_corners(boxes, anchors):
+    """What `decode_corners` turns into `boxes`. As `encode_distances`."""
+    size = anchors[..., 2:] - anchors[..., :2]
+    return (boxes - anchors) / (CORNER_UNIT * ops.concatenate([size, size], axis=-1))
+
+
+BOX_CODINGS = {"distances": decode_distances, "ssd": decode_ssd, "corners": decode_corners}
+BOX_ENCODINGS = {"distances": encode_distances, "ssd": encode_ssd, "corners": encode_corners}

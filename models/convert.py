@@ -1,10 +1,13 @@
 """Makes a run out of a published checkpoint, so that a04 uses it.
 
-Reads    FILE, the checkpoint of M2Det's authors (m2det512_vgg.pth). That needs PyTorch (pip install torch). Code that a
-         file may carry is not run.
+Reads    FILE: a RetinaNet that keras-retinanet wrote (.h5), as trained or converted for inference, on ResNet50, 101 or
+         152; or the checkpoint of M2Det's authors (m2det512_vgg.pth), which needs PyTorch (pip install torch). Code
+         that a file may carry is not run.
 Writes   RUN/settings.json and RUN/model.keras: what a03 leaves of a finished training
-Takes    20 s and 2.3 GB of memory for a file of the published size, on two CPU cores
+Takes    20 s on two CPU cores for files of the published sizes; 1.3 GB of memory for a RetinaNet, 2.3 GB for M2Det
 
+    python -m models.convert retinanet_resnet101_level_1_v1.2_converted.h5 --output OUTPUT/weights/resnet101_2018 \\
+        --classes level_1_class_descriptions.csv
     python -m models.convert m2det512_vgg.pth --output OUTPUT/weights/m2det512_vgg
     python -m models.convert small.pth --output small --classes class-descriptions.csv --image_size 320
 """
@@ -20,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from models.anchors import anchor_settings
+from models.legacy_checkpoint import LegacyStructure, open_legacy_checkpoint
 from models.released import BACKBONE, COCO_NAMES, Structure, load_state, read_structure
 from oid.annotations import read_class_descriptions
 from oid.files import InputError, output_file, require_file
@@ -28,38 +32,92 @@ SETTINGS, MODEL = "settings.json", "model.keras"  # as in models.detector, which
 SOURCE = "converted_from"  # the key of settings.json that tells a conversion from a training
 ZIP, PICKLE, HDF5 = b"PK\x03\x04", b"\x80\x02", b"\x89HDF\r\n\x1a\n"  # PyTorch wrote zip files from 1.6 on
 OLDEST_TORCH = (2, 6)  # before, `weights_only` could be got round (CVE-2025-32434)
+PUBLISHED_SIDES = {50: (768, 1024), 101: (768, 1024), 152: (600, 800)}  # by ResNet's layers; shorter, longer at most
+LEAST_SIDE = 32  # pixels
 LEAST_IMAGE, IMAGE_STEP = 272, 16  # pixels: below, six scales do not fit; between, the maps of the backbone do not fit
 
 
-def main(file: str, *, output: str | None = None, classes: str | None = None, image_size: int = 512) -> None:
-    """A file whose names or shapes are not those of the released network is refused.
+def main(
+    file: str,
+    *,
+    output: str | None = None,
+    classes: str | None = None,
+    image_size: int | None = None,
+    min_side: int | None = None,
+    max_side: int | None = None,
+) -> None:
+    """A file whose names or shapes are not those of the published network is refused.
 
     Args:
         file: the checkpoint
         output: folder to write, new or left by an earlier conversion
-        classes: CSV with rows `label,name`, one per output and without the background (default: COCO's 80)
-        image_size: side of the network's square input in pixels, which the file does not tell: 320, 512, 704 or 800
-            where published
+        classes: CSV with rows `label,name`, one per output in their order and without the background (default, for 80
+            outputs: COCO's)
+        image_size: M2Det: side of the network's square input in pixels, which the file does not tell: 320, 512 (the
+            default), 704 or 800 where published
+        min_side: RetinaNet: the shorter side of the pictures that it sees, in pixels (default: as published, 768, or
+            600 on ResNet152)
+        max_side: RetinaNet: at most so many pixels for the longer side (default: as published, 1024, or 800)
     """
+    flags = dict(locals())
     folder = _output_folder(output)
     path = require_file(file, "name the checkpoint to convert")
+    is_hdf5 = _begins_with(path, HDF5)
+    for name in ("image_size",) if is_hdf5 else ("min_side", "max_side"):
+        if flags[name] is not None:
+            raise InputError(f"--{name} {flags[name]} does not belong to {path}: leave it out")
+    settings, network, description = (_retinanet if is_hdf5 else _m2det)(path, flags)
+    settings[SOURCE] = path.name
+    settings["flags"] = flags
+    print(f"{path}: {description}")
+    write_run(folder, settings, network)
+    print(f"wrote {folder}: python a04_inference.py --run {folder} --images FOLDER --predictions FILE.csv")
+
+
+def _begins_with(path: Path, magic: bytes) -> bool:
+    with open(path, "rb") as file:
+        return file.read(len(magic)) == magic
+
+
+def _m2det(path: Path, flags: dict) -> tuple:
+    """Settings, network and description of the released M2Det."""
+    image_size = 512 if flags["image_size"] is None else flags["image_size"]
     if image_size < LEAST_IMAGE or image_size % IMAGE_STEP:
         raise InputError(f"--image_size is {image_size}: it must be a multiple of {IMAGE_STEP}, at least {LEAST_IMAGE}")
     state = read_checkpoint(path)
     structure = read_structure(state, path)
-    settings = released_settings(structure, read_classes(structure, path, classes), image_size)
-    settings[SOURCE] = path.name
-    settings["flags"] = {"file": file, "output": output, "classes": classes, "image_size": image_size}
+    classes = read_classes(structure.outputs - 1, path, flags["classes"], background=True)
+    settings = released_settings(structure, classes, image_size)
     network = released_network(state, structure, settings, path)
-    del state
     parameters = sum(int(np.prod(weight.shape)) for weight in network.trainable_weights)
-    print(
-        f"{path}: released M2Det on {BACKBONE}, {structure.tums} TUMs of {structure.scales} scales with "
-        f"{structure.channels} channels, {'with' if structure.sfam else 'without'} SFAM, {len(settings['classes'])} "
-        f"classes and the background, {parameters:,} parameters"
+    return (
+        settings,
+        network,
+        f"released M2Det on {BACKBONE}, {structure.tums} TUMs of {structure.scales} scales with {structure.channels} "
+        f"channels, {'with' if structure.sfam else 'without'} SFAM, {len(classes)} classes and the background, "
+        f"{parameters:,} parameters",
     )
-    write_run(folder, settings, network)
-    print(f"wrote {folder}: python a04_inference.py --run {folder} --images FOLDER --predictions FILE.csv")
+
+
+def _retinanet(path: Path, flags: dict) -> tuple:
+    """Settings, network and description of a RetinaNet of keras-retinanet."""
+    with open_legacy_checkpoint(path) as checkpoint:
+        structure = checkpoint.structure
+        classes = read_classes(structure.num_classes, path, flags["classes"])
+        settings = legacy_settings(structure, classes, flags["min_side"], flags["max_side"])
+
+        from models.detector import network_from_settings
+        from models.legacy_retinanet import load_tensors
+
+        network = network_from_settings(settings)
+        load_tensors(network, checkpoint)
+    sides = "{min_side} to {max_side}".format(**settings["preprocessing"])
+    return (
+        settings,
+        network,
+        f"RetinaNet on ResNet{structure.layers} of keras-retinanet, {structure.padding} padding of conv1, "
+        f"{structure.num_classes} classes, {network.count_params():,} parameters; pictures of {sides} pixels",
+    )
 
 
 def _output_folder(output: str | None) -> Path:
@@ -97,10 +155,11 @@ def read_checkpoint(path: Path) -> dict[str, np.ndarray]:
         begin = file.read(len(HDF5))
     if not begin:
         raise InputError(f"{path} is empty: download it again")
-    if begin == HDF5:
-        raise InputError(f"{path} is an HDF5 file, which Keras writes: expected a PyTorch checkpoint (.pth)")
     if not begin.startswith((ZIP, PICKLE)):
-        raise InputError(f"{path} is no PyTorch checkpoint (.pth), neither of the present format nor of the old one")
+        raise InputError(
+            f"{path} is neither a PyTorch checkpoint (.pth), of the present format or the old one, nor an HDF5 file of "
+            "Keras (.h5): download it again, or name another"
+        )
     content = _torch_load(path)
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
@@ -151,21 +210,21 @@ def _numpy(value: object, name: object, path: Path) -> np.ndarray:
     return (value.float() if value.is_floating_point() else value).numpy()
 
 
-def read_classes(structure: Structure, file: object, classes: str | None) -> dict[str, str]:
+def read_classes(expected: int, file: object, classes: str | None, *, background: bool = False) -> dict[str, str]:
     """The classes of the outputs, `{label: name}` without the background.
 
     COCO has no labels beside its names: the label is the name with underscores, because predictions are separated by
     spaces.
 
     Args:
-        structure: of the checkpoint.
+        expected: how many there are.
         file: the checkpoint, for the error.
         classes: a class description file, or None for COCO's.
+        background: whether the outputs have one besides.
 
     Raises:
         InputError: there are more or fewer classes than outputs, or the file has a mistake.
     """
-    expected = structure.outputs - 1
     if classes is None:
         if expected != len(COCO_NAMES):
             raise InputError(
@@ -174,9 +233,10 @@ def read_classes(structure: Structure, file: object, classes: str | None) -> dic
         return {name.replace(" ", "_"): name for name in COCO_NAMES}
     names = read_class_descriptions(classes)
     if len(names) != expected:
+        besides = ", the background not counted" * background
         raise InputError(
-            f"--classes {classes} has {len(names)} classes and {file} has {expected}, the background not counted: give "
-            "the list that it was trained on"
+            f"--classes {classes} has {len(names)} classes and {file} has {expected}{besides}: give the list that it "
+            "was trained on"
         )
     return names
 
@@ -226,6 +286,49 @@ def released_network(state: dict[str, np.ndarray], structure: Structure, setting
     network = network_from_settings(settings)
     load_state(network, state, structure, file)
     return network
+
+
+def legacy_settings(
+    structure: LegacyStructure, classes: dict[str, str], min_side: int | None = None, max_side: int | None = None
+) -> dict:
+    """The settings of a run of a published RetinaNet.
+
+    Args:
+        structure: of the checkpoint.
+        classes: `{label: name}` in the order of the outputs.
+        min_side, max_side: of the pictures that the network sees, in pixels; None = as published.
+
+    Raises:
+        InputError: sides that make no picture.
+    """
+    published = PUBLISHED_SIDES[structure.layers]
+    min_side, max_side = (given or default for given, default in zip((min_side, max_side), published, strict=True))
+    if not LEAST_SIDE <= min_side <= max_side:
+        raise InputError(
+            f"--min_side {min_side} --max_side {max_side}: give at least {LEAST_SIDE}, and the larger last"
+        )
+    return {
+        "detector": "legacy_retinanet",
+        "classes": [{"label": label, "name": name} for label, name in classes.items()],
+        "preprocessing": {
+            "resize": "sides",
+            "min_side": min_side,
+            "max_side": max_side,
+            "interpolation": "linear",
+            "orientation": "stored",
+            "pixels": "RGB, 0 to 255",
+            "normalisation": "caffe",
+        },
+        "anchors": {"kind": "retinanet", "scales": 5},
+        "box_coding": "corners",
+        "score_activation": "sigmoid",
+        "backbone": f"legacy_resnet{structure.layers}",
+        "taps": None,
+        "level": None,
+        "image_size": None,
+        "padding": structure.padding,
+        "clip": "side" if structure.padding == "explicit" else "last_pixel",  # both changed at about the same time
+    }
 
 
 def write_run(folder: Path, settings: dict, network) -> None:

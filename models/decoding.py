@@ -5,6 +5,7 @@ boxes leaves it. `top_boxes` reads the raw outputs on the host, which is faster 
 are exact: the best `count` of all pairs; equal scores: lower anchor first, then lower class.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import keras
@@ -17,7 +18,7 @@ from oid.boxes import classwise_nms, classwise_soft_nms
 from oid.decoding import best_pairs
 from oid.voting import vote_boxes
 
-BoxCoding = Literal["distances", "ssd"]
+BoxCoding = Literal["distances", "ssd", "corners"]
 ScoreActivation = Literal["sigmoid", "softmax"]
 GROUP = 20  # scores that are looked at together: of these groups, too, only the best are searched
 
@@ -78,6 +79,46 @@ class TopBoxes(keras.layers.Layer):
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
+@keras.saving.register_keras_serializable(package="oid")
+class TopPairs(keras.layers.Layer):
+    """The end of a graph whose pictures have any shape: the (anchor, class) pairs with the highest logits.
+
+    The best `count` pairs belong to the `count` anchors with the highest logits, so only these are searched. Boxes are
+    decoded on the host, which knows the anchors of the shape.
+
+    Args:
+        count: pairs per image; fewer where there are fewer anchors.
+    """
+
+    def __init__(self, count: int = 2000, **kwargs):
+        options = {name: value for name, value in kwargs.items() if name not in ("dtype", "autocast")}
+        super().__init__(dtype="float32", autocast=False, **options)
+        self.count = count
+
+    def call(self, outputs):
+        """`classes` `(batch, anchors, classes)`, `boxes` `(batch, anchors, 4)` -> `logits` `(batch, count)` descending,
+        `pairs` `(batch, count)`, int32 anchor * classes + class, and `offsets` `(batch, count, 4)`."""
+        classes = outputs["classes"]
+        anchors, num_classes = ops.shape(classes)[1], classes.shape[-1]
+        count = min(self.count, anchors) if isinstance(anchors, int) else ops.minimum(self.count, anchors)
+        _, rows = _top_k(ops.cast(ops.max(classes, axis=-1), "float32"), count)
+        rows = ops.sort(rows, axis=-1)  # equal logits: lower anchor first
+        best = ops.reshape(_take_rows(classes, rows), (ops.shape(rows)[0], -1))  # [B,T*C]
+        logits, index = _top_k(ops.cast(best, "float32"), count)
+        anchor = ops.take_along_axis(rows, index // num_classes, axis=1)
+        offsets = ops.cast(_take_rows(outputs["boxes"], anchor), "float32")
+        return {"logits": logits, "pairs": anchor * num_classes + index % num_classes, "offsets": offsets}
+
+    def compute_output_spec(self, outputs):
+        batch = outputs["classes"].shape[0]
+        specs = {"logits": ((batch, None), "float32"), "pairs": ((batch, None), "int32")}
+        specs["offsets"] = ((batch, None, 4), "float32")
+        return {name: keras.KerasTensor(shape, dtype=dtype) for name, (shape, dtype) in specs.items()}
+
+    def get_config(self):
+        return {**super().get_config(), "count": self.count}
+
+
 def best_entries(values, count: int, groups: tuple[int, ...]):
     """The highest entries of each row, found through groups of neighbours: as `ops.top_k`, with less to sort.
 
@@ -121,7 +162,7 @@ def _top_k(values, count: int):
 def _take_rows(values, index):
     """Rows `index` `(batch, T)` of `values` `(batch, N, C)`: `(batch, T, C)`. Whole rows at once, where
     `ops.take_along_axis` would fetch number by number."""
-    first = ops.arange(ops.shape(values)[0], dtype="int32") * values.shape[1]
+    first = ops.arange(ops.shape(values)[0], dtype="int32") * ops.shape(values)[1]
     return ops.take(ops.reshape(values, (-1, values.shape[2])), index + ops.expand_dims(first, -1), axis=0)
 
 
@@ -153,13 +194,36 @@ def top_boxes(
     Raises:
         ValueError: the arrays do not fit each other, or there is no such activation.
     """
+    options = {"box_coding": box_coding, "score_activation": score_activation}
+    return best_boxes(classes, offsets, anchors, count, score_threshold, **options)[:3]
+
+
+def best_boxes(
+    classes: np.ndarray,
+    offsets: np.ndarray,
+    anchors: np.ndarray,
+    count: int,
+    score_threshold: float = 0.0,
+    *,
+    box_coding: BoxCoding,
+    score_activation: ScoreActivation,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """As `top_boxes`; gives int64 `(n,)` indices of the anchors as well."""
     if not len(classes) == len(offsets) == len(anchors):
         raise ValueError(f"{len(classes)} class outputs and {len(offsets)} box outputs of {len(anchors)} anchors")
     options = {"count": count, "score_threshold": score_threshold, "activation": score_activation}
     pairs, scores = best_pairs(classes, **options)
     anchor, labels = np.divmod(pairs, classes.shape[1] - (score_activation == "softmax"))
     boxes = np.asarray(offsets)[anchor].astype("float64"), np.asarray(anchors)[anchor].astype("float64")
-    return BOX_CODINGS[box_coding](*boxes, library=np), scores, labels
+    return BOX_CODINGS[box_coding](*boxes, library=np), scores, labels, anchor
+
+
+def boxes_of_pairs(top: dict, anchors: np.ndarray, num_classes: int, *, box_coding: BoxCoding):
+    """What `best_boxes` gives, from what `TopPairs` found in one image."""
+    anchor, labels = np.divmod(np.asarray(top["pairs"], "int64"), num_classes)
+    boxes = np.asarray(top["offsets"], "float64"), np.asarray(anchors)[anchor].astype("float64")
+    scores = 1.0 / (1.0 + np.exp(-np.asarray(top["logits"], "float64")))
+    return BOX_CODINGS[box_coding](*boxes, library=np), scores, labels, anchor
 
 
 def suppress(
@@ -207,3 +271,52 @@ def suppress(
     options = {"iou_threshold": nms_iou, "sigma": nms_sigma, "score_threshold": score_threshold}
     keep, scores = classwise_soft_nms(boxes, scores, labels, method=nms, max_boxes=max_boxes, **options)
     return boxes[keep], scores, labels[keep]
+
+
+# === The suppression of the published RetinaNets =====================================================================
+
+
+def published_boxes(
+    pairs_of: Callable, *, score_threshold: float, nms_iou: float, max_boxes: int, ends: tuple[float, float]
+):
+    """What keras-retinanet's inference model gives for one image, exactly.
+
+    1. All pairs of an anchor and a class with a score above the threshold; boxes are clipped to the picture.
+    2. Non-maximum suppression within each class: IoU above `nms_iou` goes. A box without area overlaps nothing and
+       stays; one whose sides have swapped is compared as if they had not.
+    3. The `max_boxes` best; equal scores: lower class first, then lower anchor.
+
+    keras-retinanet does this for all pairs. Here they come in the order of their scores, as many as are needed: what
+    a better box suppresses does not depend on what follows.
+
+    Args:
+        pairs_of: function of a number and a score; gives as many of the best pairs that are not below it: float64
+            boxes `(n, 4)` xyxy normalised, scores `(n,)` descending, labels `(n,)` and anchors `(n,)`.
+        score_threshold, nms_iou, max_boxes: published: 0.05, 0.5 and 300.
+        ends: right and lower end of the picture, normalised: 1, or one pixel less, see `clip_ends`.
+
+    Returns:
+        As `suppress`.
+    """
+    count = 4 * max_boxes
+    while True:
+        boxes, scores, labels, anchors = pairs_of(count, score_threshold)
+        complete = len(scores) < count
+        # pairs that are equal to the last one may be missing, and would decide between them
+        good = scores > (score_threshold if complete else scores[-1])
+        order = np.lexsort((anchors[good], labels[good], -scores[good]))
+        boxes, scores, labels = (values[good][order] for values in (boxes, scores, labels))
+        boxes = np.clip(boxes, 0.0, (*ends, *ends))
+        upright = np.concatenate(
+            [np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], axis=1
+        )
+        keep = classwise_nms(upright, scores, labels, nms_iou, max_boxes)
+        if complete or len(keep) == max_boxes:
+            return boxes[keep], scores[keep], labels[keep]
+        count *= 4
+
+
+def clip_ends(rule: Literal["side", "last_pixel"], height: int, width: int) -> tuple[float, float]:
+    """Where boxes end at the right and at the bottom, normalised: keras-retinanet clips to the sides before its version
+    1.0, and to the centres of the last pixels, as it says, since."""
+    return (1.0, 1.0) if rule == "side" else (1.0 - 1.0 / width, 1.0 - 1.0 / height)

@@ -4,21 +4,26 @@ The graph ends at a fixed number of decoded boxes (`TopBoxes`), and the suppress
 `oid.boxes`; where the network runs on the CPU the host decodes, too. A run is a folder with `settings.json` (all that
 is needed to rebuild the network) and `model.keras` (the best weights, with the decoding inside), or a `checkpoint/` of
 a training that is still going on.
+
+A converted RetinaNet sees pictures of any shape: its model file ends at the raw outputs, and the anchors are made for
+each shape.
 """
 
+import functools
 import json
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import keras
 import numpy as np
 
-from models.anchors import anchors_per_cell, make_anchors
-from models.decoding import TopBoxes, suppress, top_boxes
-from models.letterbox import RESIZES, boxes_of_picture, letterbox_to_square, warp_to_square
+from models.anchors import anchors_of_picture, anchors_per_cell, make_anchors
+from models.decoding import TopBoxes, TopPairs, best_boxes, boxes_of_pairs, clip_ends, published_boxes, suppress
+from models.legacy_retinanet import build_legacy_retinanet
+from models.letterbox import RESIZES, boxes_of_picture, letterbox_to_square, resize_to_sides, warp_to_square
 from models.m2det import build_m2det
 from models.optimise import folded
 from oid.files import InputError
@@ -28,19 +33,30 @@ MODEL = "model.keras"
 DECODING = "top_boxes"  # the last layer of a model file
 CHECKPOINT_WEIGHTS = Path("checkpoint") / "network.weights.h5"
 Precision = Literal["float32", "bfloat16"]
-NEEDED = {  # of the settings, to rebuild the network and to use it
-    *("classes", "preprocessing", "anchors", "box_coding", "score_activation", "backbone", "taps", "image_size"),
-    *("variant", "tums", "scales", "channels", "sfam", "head"),
+SIDES = "sides"  # the resize of networks that see pictures of any shape
+MOST_BOXES = 1000  # of a picture before the suppression
+MOST_OUTPUTS = 2**29  # bytes of raw outputs at a time, where pictures have shapes of their own
+
+ALWAYS_NEEDED = {  # of the settings, to rebuild the network and to use it
+    *("classes", "preprocessing", "anchors", "box_coding", "score_activation", "backbone", "image_size"),
+}
+NEEDED = {  # by the detector; runs that name none are M2Det
+    "m2det": ALWAYS_NEEDED | {"taps", "variant", "tums", "scales", "channels", "sfam", "head"},
+    "legacy_retinanet": ALWAYS_NEEDED | {"padding", "clip"},
 }
 
 
 def network_from_settings(settings: dict, *, backbone_weights: str = "none") -> keras.Model:
     """Builds the network of a run; `backbone_weights` as in `models.backbones.build_backbone`."""
     background = settings["score_activation"] == "softmax"  # its first output
+    num_classes = len(settings["classes"]) + background
+    if settings.get("detector") == "legacy_retinanet":
+        names = ("backbone", "image_size", "padding")
+        return build_legacy_retinanet(**{name: settings[name] for name in names}, num_classes=num_classes)
     names = ("backbone", "image_size", "variant", "tums", "scales", "channels", "sfam", "head")
     return build_m2det(
         **{name: settings[name] for name in names},
-        num_classes=len(settings["classes"]) + background,
+        num_classes=num_classes,
         anchors_per_cell=anchors_per_cell(settings["anchors"]),
         backbone_weights=backbone_weights,
         preprocessing=settings["preprocessing"]["normalisation"],
@@ -49,7 +65,9 @@ def network_from_settings(settings: dict, *, backbone_weights: str = "none") -> 
 
 
 def inference_model(network: keras.Model, settings: dict) -> keras.Model:
-    """Adds the decoding to the network of a run; the weights are shared."""
+    """Adds the decoding to the network of a run; the weights are shared. One that sees any shape stays as it is."""
+    if settings["preprocessing"]["resize"] == SIDES:
+        return network
     top_boxes = TopBoxes(
         settings["anchors"],
         box_coding=settings["box_coding"],
@@ -82,83 +100,161 @@ class Detector:
             None by the model itself, whose weights may change.
 
     Attributes:
-        model: from raw RGB pixels `(batch, size, size, 3)` to `TopBoxes`' dict.
+        model: from raw RGB pixels `(batch, size, size, 3)` to `TopBoxes`' dict; where pictures have any shape, to the
+            network's raw outputs.
         settings: the run's `settings.json`.
+        image_size: side of the network's square in pixels; None where pictures have any shape.
         class_labels: Open Images labels ("/m/..."), in the order of the outputs.
     """
 
     def __init__(self, model: keras.Model, settings: dict, *, precision: Precision | None = None):
         self.model = model
         self.settings = settings
-        # what the graph's end does takes longer on a CPU than reading the raw outputs
-        self._host_decodes = isinstance(model, keras.Model) and runs_on_cpu()
-        self._predicting = _without_decoding(model) if self._host_decodes else model
-        if precision:
-            self._predicting = folded(self._predicting, dtype=None if precision == "float32" else precision)
-        if self._host_decodes and keras.backend.backend() == "tensorflow":
-            self._predicting.jit_compile = False  # on a CPU XLA is no faster in float32, and half as fast in bfloat16
-        self._anchors = make_anchors(settings["anchors"])
         self.image_size = settings["image_size"]
-        self._letterboxes = settings["preprocessing"]["resize"] == "letterbox"
+        self._resize = settings["preprocessing"]["resize"]
         self.class_labels = [entry["label"] for entry in settings["classes"]]
         self.class_names = [entry["name"] for entry in settings["classes"]]
+        # what the graph's end does takes longer on a CPU than reading the raw outputs
+        self._host_decodes = isinstance(model, keras.Model) and runs_on_cpu()
+        self._predicting = self._with_its_end(model)
+        if precision:
+            self._predicting = folded(self._predicting, dtype=None if precision == "float32" else precision)
+        if keras.backend.backend() == "tensorflow" and (self._host_decodes or self._resize == SIDES):
+            # on a CPU XLA is no faster in float32, and half as fast in bfloat16; it would compile for every shape
+            self._predicting.jit_compile = False
+        self._anchors = None if self._resize == SIDES else make_anchors(settings["anchors"])
+
+    def _with_its_end(self, model: keras.Model) -> keras.Model:
+        """The model that ends where the host goes on."""
+        if self._resize == SIDES:
+            return model if self._host_decodes else keras.Model(model.input, TopPairs()(model.output), name=model.name)
+        return _without_decoding(model) if self._host_decodes else model
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """Puts one RGB picture `(height, width, 3)` into the network's square, `(size, size, 3)` uint8: warped or
-        letterboxed, as the training saw pictures."""
+        """Makes of one RGB picture `(height, width, 3)` what the network sees.
+
+        Returns:
+            `(size, size, 3)` uint8, warped or letterboxed, as the training saw pictures; or, where `settings` say
+            "sides", `(height, width, 3)` float32 of a size of its own in the picture's aspect ratio.
+        """
+        if self._resize == SIDES:
+            sides = (self.settings["preprocessing"][name] for name in ("min_side", "max_side"))
+            return resize_to_sides(np.asarray(image), *sides)
         smooth = self.settings["preprocessing"]["interpolation"] == "area"
-        to_square = letterbox_to_square if self._letterboxes else warp_to_square
+        to_square = letterbox_to_square if self._resize == "letterbox" else warp_to_square
         return to_square(np.asarray(image), self.image_size, smooth=smooth)
 
     def detect(
         self,
-        squares: np.ndarray,
+        pictures: np.ndarray | Sequence[np.ndarray],
         *,
         sizes: Sequence[tuple[int, int]] | None = None,
         score_threshold: float = 0.01,
         mirror: bool = False,
+        nms: Literal["hard", "linear", "gaussian", "published"] = "hard",
         **options,
     ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Detects on pictures that `prepare` made.
 
         Args:
-            squares: uint8 `(batch, size, size, 3)`, RGB.
-            sizes: height and width of each picture before `prepare`; needed where it letterboxes, where a warp says the
-                same without them.
+            pictures: `(batch, size, size, 3)`, RGB; or a list of pictures, whose shapes may differ where `settings` say
+                "sides": those of one shape are looked at together, as many as memory allows.
+            sizes: height and width of each picture before `prepare`; needed where it letterboxes, elsewhere the same is
+                said without them.
             score_threshold: boxes with a lower score are left out.
             mirror: look at the mirrored pictures, too, which takes twice as long; the suppression, and the voting
                 after it, sees what was found in both.
-            **options: of `models.decoding.suppress`: nms, nms_iou, nms_sigma, vote_iou, max_boxes.
+            nms: see `models.decoding.suppress`; "published", which a converted RetinaNet has, is that of its authors,
+                exactly: see `models.decoding.published_boxes`. It needs no voting, and sees one picture alone.
+            **options: of `models.decoding.suppress`: nms_iou, nms_sigma, vote_iou, max_boxes.
 
         Returns:
             For each picture `(boxes, scores, labels)`: float64 `(n, 4)` xyxy normalised to the picture and clipped to
             [0, 1], float64 `(n,)` descending, int64 `(n,)` class indices.
 
         Raises:
+            InputError: "published" of a run that has none, or together with `mirror`.
             ValueError: the network sees letterboxed pictures, and `sizes` does not have one for each.
         """
-        squares = np.asarray(squares)
-        decoded = self._decoded(squares, score_threshold)
+        if nms == "published":
+            return self._published(pictures, mirror, score_threshold, **options)
+        found = self._decoded(pictures, score_threshold)
         if mirror:
-            mirrored = self._decoded(np.ascontiguousarray(squares[:, :, ::-1]), score_threshold)
-            decoded = [_with_mirrored(*pair) for pair in zip(decoded, mirrored, strict=True)]
-        if self._letterboxes:
-            if sizes is None or len(sizes) != len(squares):
-                raise ValueError(f"{len(squares)} letterboxed pictures need as many sizes, got {sizes}")
-            decoded = [self._off_the_grey(*found, *size) for found, size in zip(decoded, sizes, strict=True)]
-        return [suppress(*found, score_threshold=score_threshold, **options) for found in decoded]
+            mirrored = self._decoded([np.ascontiguousarray(picture[:, ::-1]) for picture in pictures], score_threshold)
+            found = [_with_mirrored(*pair) for pair in zip(found, mirrored, strict=True)]
+        if self._resize == "letterbox":
+            if sizes is None or len(sizes) != len(pictures):
+                raise ValueError(f"{len(pictures)} letterboxed pictures need as many sizes, got {sizes}")
+            found = [self._off_the_grey(*boxes, *size) for boxes, size in zip(found, sizes, strict=True)]
+        return [suppress(*boxes, score_threshold=score_threshold, nms=nms, **options) for boxes in found]
 
-    def _decoded(self, squares: np.ndarray, score_threshold: float) -> list[tuple]:
+    def _decoded(self, pictures, score_threshold: float) -> list[tuple]:
         """The best boxes, scores and labels of each picture, before the suppression."""
-        outputs = self._predicting.predict_on_batch(squares)
-        if not self._host_decodes:
-            return list(zip(outputs["boxes"], outputs["scores"], outputs["labels"], strict=True))
-        options = {"score_threshold": score_threshold, "box_coding": self.settings["box_coding"]}
-        options["score_activation"] = self.settings["score_activation"]
-        return [
-            top_boxes(classes, offsets, self._anchors, **options)
-            for classes, offsets in zip(outputs["classes"], outputs["boxes"], strict=True)
-        ]
+        found = [None] * len(pictures)
+        for index, pairs_of in self._candidates(pictures):
+            found[index] = pairs_of(MOST_BOXES, score_threshold)[:3]
+        return found
+
+    def _published(self, pictures, mirror: bool, score_threshold: float, **options) -> list[tuple]:
+        """Of each picture what keras-retinanet gives for it."""
+        if self._resize != SIDES or mirror:
+            raise InputError(
+                "--nms published is keras-retinanet's, for its converted runs and without --mirror: use hard"
+            )
+        limits = {"nms_iou": 0.5, "max_boxes": 300} | {k: options[k] for k in ("nms_iou", "max_boxes") if k in options}
+        found = [None] * len(pictures)
+        for index, pairs_of in self._candidates(pictures):
+            ends = clip_ends(self.settings["clip"], *pictures[index].shape[:2])
+            found[index] = published_boxes(pairs_of, score_threshold=score_threshold, ends=ends, **limits)
+        return found
+
+    def _candidates(self, pictures) -> Iterator[tuple[int, Callable]]:
+        """Each picture's index, and its function of a number and a score: so many of its best boxes that are not below
+        it, with their scores, labels and anchors."""
+        if self._resize == SIDES:
+            yield from self._of_any_shape(pictures)
+            return
+        outputs = self._predicting.predict_on_batch(np.asarray(pictures))
+        for index in range(len(pictures)):
+            one = {name: values[index] for name, values in outputs.items()}
+            if self._host_decodes:
+                yield index, self._of_raw(one, self._anchors)
+            else:
+                yield index, lambda count, score, one=one: (one["boxes"], one["scores"], one["labels"])
+
+    def _of_raw(self, outputs: dict, anchors: np.ndarray) -> Callable:
+        kinds = {name: self.settings[name] for name in ("box_coding", "score_activation")}
+        return functools.partial(best_boxes, outputs["classes"], outputs["boxes"], anchors, **kinds)
+
+    def _of_any_shape(self, pictures: Sequence[np.ndarray]) -> Iterator[tuple[int, Callable]]:
+        """As `_candidates`; pictures of one shape are looked at together, as many as fit into memory."""
+        shapes = {}
+        for index, picture in enumerate(pictures):
+            shapes.setdefault(picture.shape[:2], []).append(index)
+        for shape, indices in shapes.items():
+            anchors = _anchors_of_shape(self.settings["anchors"]["scales"], *shape)
+            most = max(1, MOST_OUTPUTS // (4 * len(anchors) * (len(self.class_labels) + 4)))
+            for together in (indices[k : k + most] for k in range(0, len(indices), most)):
+                outputs = self._predicting.predict_on_batch(np.stack([pictures[index] for index in together]))
+                for row, index in enumerate(together):
+                    one = {name: values[row] for name, values in outputs.items()}
+                    raw = self._host_decodes
+                    yield index, self._of_raw(one, anchors) if raw else self._of_pairs(one, pictures[index], anchors)
+
+    def _of_pairs(self, top: dict, picture: np.ndarray, anchors: np.ndarray) -> Callable:
+        """From what left the graph; where more is asked for, from all its outputs."""
+        coding, num_classes = self.settings["box_coding"], len(self.class_labels)
+
+        def pairs_of(count: int, score_threshold: float = 0.0) -> tuple:
+            if count <= len(top["logits"]):
+                pairs = {name: values[:count] for name, values in top.items()}
+                found = boxes_of_pairs(pairs, anchors, num_classes, box_coding=coding)
+                return tuple(values[found[1] >= score_threshold] for values in found)
+            outputs = self.model.predict_on_batch(picture[None])
+            one = {name: values[0] for name, values in outputs.items()}
+            return self._of_raw(one, anchors)(count, score_threshold)
+
+        return pairs_of
 
     def _off_the_grey(self, boxes, scores, labels, height: int, width: int) -> tuple:
         """What was found in a letterboxed picture, in the picture's own coordinates."""
@@ -188,15 +284,21 @@ class Detector:
         scores = np.full((len(images), max_boxes), -1.0, "float32")
         labels = np.full((len(images), max_boxes), -1, "int32")
         if len(images):
-            squares = np.stack([self.prepare(image) for image in images])
+            pictures = [self.prepare(image) for image in images]
             sizes = [np.shape(image)[:2] for image in images]
-            found = self.detect(squares, sizes=sizes, max_boxes=max_boxes, **options)
+            found = self.detect(pictures, sizes=sizes, max_boxes=max_boxes, **options)
             for index, (image, (b, s, c)) in enumerate(zip(images, found, strict=True)):
                 height, width = np.shape(image)[:2]
                 boxes[index, : len(b)] = b * (width, height, width, height)
                 scores[index, : len(b)] = s
                 labels[index, : len(b)] = c
         return {"boxes": boxes, "scores": scores, "labels": labels}
+
+
+@functools.lru_cache(maxsize=16)
+def _anchors_of_shape(scales: int, height: int, width: int) -> np.ndarray:
+    """RetinaNet's anchors on a picture, normalised, float64."""
+    return anchors_of_picture(scales, height, width).astype("float64") / (width, height, width, height)
 
 
 def _with_mirrored(found: tuple, mirrored: tuple) -> tuple:
@@ -215,15 +317,20 @@ def read_settings(run: str | Path) -> dict:
     path = Path(run) / SETTINGS
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        missing = NEEDED - set(settings)
+        detector = settings.get("detector", "m2det")
+        missing = NEEDED.get(detector, ALWAYS_NEEDED) - set(settings)
     except FileNotFoundError:
         raise InputError(f"{run} is no run: it has no {SETTINGS}; train one with a03, or name another") from None
-    except (ValueError, OSError, TypeError) as error:
+    except (ValueError, OSError, TypeError, AttributeError) as error:
         raise InputError(f"{path} cannot be read ({error}): train the run again, or restore the file") from error
     if missing:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}: it was not written by this version of a03")
+    if detector not in NEEDED:
+        raise InputError(
+            f"{path}: detector is {detector!r}: this version has {', '.join(NEEDED)}; use the one that wrote it"
+        )
     resize = settings["preprocessing"].get("resize")
-    if resize not in RESIZES:
+    if resize not in (*RESIZES, SIDES):
         ways = " or ".join(RESIZES)
         raise InputError(f"{path}: preprocessing.resize is {resize!r}: make it {ways}, as the run was trained")
     return settings

@@ -36,7 +36,7 @@ def convolutional_head(features: list, num_classes: int, anchors_per_cell: int) 
             _output_convolution(anchors_per_cell * width, bias, name=f"{output}{index + 1}")(feature)
             for index, feature in enumerate(features)
         ]
-        parts[output] = _anchors_in_a_row(maps, width, name=output)
+        parts[output] = anchors_in_a_row(maps, width, name=output)
     return parts
 
 
@@ -63,7 +63,7 @@ def shared_head(features: list, num_classes: int, anchors_per_cell: int, width: 
             convolution = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"{name}_conv")
             maps = [_batch_norm_relu(convolution(x), name=f"{name}_scale{k}") for k, x in enumerate(maps, start=1)]
         last = _output_convolution(anchors_per_cell * outputs, bias, name=f"{output}_output")
-        parts[output] = _anchors_in_a_row([last(x) for x in maps], outputs, name=output)
+        parts[output] = anchors_in_a_row([last(x) for x in maps], outputs, name=output)
     return parts
 
 
@@ -84,7 +84,7 @@ def _output_convolution(filters: int, bias, *, name: str) -> layers.Layer:
     )
 
 
-def _anchors_in_a_row(maps: list, width: int, *, name: str):
+def anchors_in_a_row(maps: list, width: int, *, name: str):
     """Maps `(batch, side, side, anchors_per_cell * width)` as one `(batch, anchors, width)`, in float32."""
     rows = [layers.Reshape((-1, width), name=f"{name}{k}_flat", dtype="float32")(x) for k, x in enumerate(maps, 1)]
     return layers.Concatenate(axis=1, name=name, dtype="float32")(rows) if len(rows) > 1 else rows[0]

@@ -1,4 +1,5 @@
-"""From pictures to the network's square and back: stretched over all of it, or in their own aspect ratio on grey."""
+"""From pictures to the network's square and back: stretched over all of it, or in their own aspect ratio on grey; and
+to sizes of their own, for networks that see pictures of any shape."""
 
 from typing import Literal, get_args
 
@@ -28,6 +29,23 @@ def letterbox_to_square(image: np.ndarray, side: int, *, smooth: bool = True) ->
     square = np.full((side, side, 3), GREY, "uint8")
     square[y0:y1, x0:x1] = _resized(image, x1 - x0, y1 - y0, smooth=smooth)
     return square
+
+
+def resize_to_sides(image: np.ndarray, min_side: int, max_side: int) -> np.ndarray:
+    """Resizes a picture in its aspect ratio: the shorter side becomes `min_side` pixels, or the longer one `max_side`
+    where it would be more. As keras-retinanet does it: bilinear, in float32 and without rounding, by OpenCV's scale.
+
+    It subtracts the mean before; as the weights of a pixel's four neighbours sum to 1, it can as well be done after.
+
+    Returns:
+        `(height, width, 3)` float32.
+    """
+    height, width = image.shape[:2]
+    scale = min_side / min(height, width)
+    if max(height, width) * scale > max_side:
+        scale = max_side / max(height, width)
+    scale = max(scale, 1 / min(height, width))  # a pixel is left of the narrowest picture
+    return cv2.resize(np.asarray(image, "float32"), None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
 
 
 def _resized(image: np.ndarray, width: int, height: int, *, smooth: bool) -> np.ndarray:

@@ -24,7 +24,7 @@ from released_checkpoint import MEAN_BGR, golden, random_state
 
 from models import convert, load_model
 from models.anchors import make_anchors
-from models.released import COCO_NAMES, Structure, read_structure
+from models.released import COCO_NAMES, read_structure
 from oid.files import InputError
 
 SMALL = {"channels": 8, "tums": 2, "outputs": 4, "sfam": True}
@@ -183,12 +183,8 @@ def test_golden_checkpoint(tmp_path):
 
 
 # === Classes =========================================================================================================
-def structure_of(outputs: int) -> Structure:
-    return Structure(channels=256, tums=8, scales=6, outputs=outputs, sfam=False)
-
-
 def test_the_classes_of_coco():
-    classes = convert.read_classes(structure_of(81), "m2det512_vgg.pth", None)
+    classes = convert.read_classes(80, "m2det512_vgg.pth", None)
     assert tuple(classes.values()) == COCO_NAMES
     assert len(classes) == 80
     assert not any(" " in label for label in classes)
@@ -200,7 +196,7 @@ def test_the_classes_of_coco():
 
 
 def test_classes_from_a_file(csv_file):
-    assert convert.read_classes(structure_of(4), "x.pth", str(csv_file)) == CLASSES
+    assert convert.read_classes(3, "x.pth", str(csv_file)) == CLASSES
 
 
 @pytest.mark.parametrize(
@@ -208,12 +204,12 @@ def test_classes_from_a_file(csv_file):
 )
 def test_too_many_or_too_few_classes(csv_file, outputs, words):
     with pytest.raises(InputError, match=words):
-        convert.read_classes(structure_of(outputs), "x.pth", str(csv_file))
+        convert.read_classes(outputs - 1, "x.pth", str(csv_file), background=True)
 
 
 def test_other_classes_than_coco_must_be_named():
     with pytest.raises(InputError, match=r"x\.pth has 20 classes, not the 80 of COCO: name them by --classes"):
-        convert.read_classes(structure_of(21), "x.pth", None)
+        convert.read_classes(20, "x.pth", None)
 
 
 # === Refusals ========================================================================================================
@@ -235,8 +231,8 @@ def test_image_sizes_that_do_not_fit(tmp_path, image_size):
 
 FILES = {
     "empty": (b"", "is empty"),
-    "text": (b"hello\n", "is no PyTorch checkpoint"),
-    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "is an HDF5 file"),
+    "text": (b"hello\n", "is neither a PyTorch checkpoint"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "cannot be read as HDF5"),
 }
 
 
@@ -282,9 +278,9 @@ def test_output_is_needed_and_must_be_free(run, tmp_path):
     refuse("training holds other files than an earlier conversion", tmp_path / "x.pth", training)
     refuse("is a file, not a folder", tmp_path / "x.pth", tmp_path / "x.pth")
     (tmp_path / "free").mkdir()
-    refuse("is no PyTorch checkpoint", tmp_path / "x.pth", tmp_path / "free")  # so the folder was accepted
+    refuse("is neither a PyTorch checkpoint", tmp_path / "x.pth", tmp_path / "free")  # so the folder was accepted
     (training / "history.csv").unlink()
-    refuse("is no PyTorch checkpoint", tmp_path / "x.pth", training)
+    refuse("is neither a PyTorch checkpoint", tmp_path / "x.pth", training)
 
 
 def test_a_full_disk_leaves_the_earlier_conversion(run, tmp_path):
@@ -315,7 +311,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess:
 def test_help_and_a_mistake():
     done = command("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "[--image_size INT] FILE" in " ".join(done.stdout.split())
+    assert "[--image_size INT] [--min_side INT] [--max_side INT] FILE" in " ".join(done.stdout.split())
     done = command("nowhere.pth", "--output", "nowhere")
     assert done.returncode == 2
     assert done.stderr == "error: nowhere.pth does not exist: name the checkpoint to convert\n"

@@ -11,7 +11,12 @@ import pytest
 from conftest import ROOT
 
 OWN = {"models", "oid", "training"}
-OPTIONAL = {"letterbox.py": {"cv2"}, "convert.py": {"torch"}, "export.py": {"onnx", "tf2onnx"}}
+OPTIONAL = {
+    "letterbox.py": {"cv2"},
+    "convert.py": {"torch"},
+    "export.py": {"onnx", "tf2onnx"},
+    "legacy_checkpoint.py": {"h5py"},
+}
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 NETWORK_FILES = sorted((ROOT / "models").glob("*.py"))
 HOST_FILES = sorted((ROOT / "oid").glob("*.py"))

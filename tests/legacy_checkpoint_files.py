@@ -1,0 +1,54 @@
+"""HDF5 files as Keras wrote keras-retinanet's networks: for the tests that do not have the reference material."""
+
+import h5py
+import numpy as np
+
+from models.legacy_checkpoint import CLASSIFICATION, REGRESSION, LegacyStructure, expected_tensors
+
+WEIGHTLESS = ["input_1", "padding_conv1", "conv1_relu", "pool1", "res2a", "P5_upsampled", "regression"]
+HEADS = {REGRESSION: "pyramid_regression", CLASSIFICATION: "pyramid_classification"}
+
+
+def weight_names(group: str, count: int) -> list[str]:
+    """As Keras names the tensors of a layer, or of a head."""
+    if group in HEADS:
+        layers = [*(f"{HEADS[group]}_{k}" for k in range(count // 2 - 1)), HEADS[group]]
+        return [f"{layer}/{kind}:0" for layer in layers for kind in ("kernel", "bias")]
+    kinds = ("gamma", "beta", "moving_mean", "moving_variance") if group.startswith("bn") else ("kernel", "bias")
+    return [f"{group}/{kind}:0" for kind in kinds[:count]]
+
+
+def write_checkpoint(path, *, structure: LegacyStructure, values=None, renumbered=False, optimizer=False, edit=None):
+    """Writes a file.
+
+    Args:
+        path: of the file.
+        structure: of the network; its padding says whether `padding_conv1` is among the layers.
+        values: function of a group and a shape, an array; None = nothing is stored, which reads as zeros.
+        renumbered: names of weights as in a process that had built the network before.
+        optimizer: with the state of one.
+        edit: function of the dict {group: shapes} in the file's order, to change it before it is written.
+    """
+    groups = expected_tensors(structure)
+    groups |= {name: [] for name in WEIGHTLESS if name != "padding_conv1" or structure.padding == "explicit"}
+    if edit:
+        edit(groups)
+    with h5py.File(path, "w") as file:
+        file.attrs["keras_version"] = b"2.3.1"
+        file.attrs["model_config"] = b'{"class_name": "Model"}'
+        root = file.create_group("model_weights")
+        root.attrs["layer_names"] = np.asarray([name.encode() for name in reversed(groups)])
+        for group, shapes in groups.items():
+            names = weight_names(group, len(shapes))
+            if renumbered:
+                names = [name.replace("/", "_1/") for name in names]
+            folder = root.create_group(group)
+            for name, shape in zip(names, shapes, strict=True):
+                data = {"data": values(group, shape)} if values else {"shape": shape, "dtype": "float32"}
+                folder.create_dataset(name, **data)
+            folder.attrs["weight_names"] = np.asarray([name.encode() for name in names])  # float64 where empty
+        if optimizer:
+            file.attrs["training_config"] = b"{}"
+            state = file.create_group("optimizer_weights")
+            state.create_dataset("training/Adam/m_0:0", shape=(7, 7, 3, 64), dtype="float32")
+            state.attrs["weight_names"] = np.asarray([b"training/Adam/m_0:0"])

@@ -17,7 +17,7 @@ BOX_COLUMNS = (  # the 13 columns of V4; V6 adds the 8 of the extreme clicks
 IMAGE_LABEL_COLUMNS = ("ImageID", "LabelName", "Confidence")
 IGNORED_REGION_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "Reason")
 
-_COORDINATES = ("XMin", "XMax", "YMin", "YMax")
+COORDINATES = ("XMin", "XMax", "YMin", "YMax")
 _HEADER = {"label", "labelname", "label_name", "mid", "id"}  # V6 has `LabelName,DisplayName`; V4 has no header
 
 
@@ -85,21 +85,30 @@ def scan_rows(path: str | os.PathLike, columns: Sequence[str]) -> pl.LazyFrame:
     Raises:
         InputError: no such file, it is empty, or a column is missing.
     """
-    path = require_file(path, "expected an annotation file of Open Images")
-    with open(path, "rb") as file:
-        first = file.readline()
-    try:
-        header = next(csv.reader([first.decode("utf-8-sig")]), [])
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}, line 1: the header is not UTF-8 text: expected {','.join(columns)}") from error
-    if not first.strip():
-        raise InputError(f"{path} is empty: expected a header with {','.join(columns)}")
+    header = read_header(path, columns)
     missing = [column for column in columns if column not in header]
     if missing:
         found = f"the header is {','.join(header)[:200]!r}"
         raise InputError(f"{path}, line 1: column {', '.join(missing)} is missing, {found}: download the file again")
     rows = pl.scan_csv(path, infer_schema=False, glob=False, row_index_name="line", row_index_offset=2)
     return rows.select("line", *columns).filter(pl.any_horizontal(pl.col(columns).is_not_null()))
+
+
+def read_header(path: str | os.PathLike, expected: Sequence[str]) -> list[str]:
+    """The column names of an annotation file, of which `expected` are what a message says.
+
+    Raises:
+        InputError: no such file, it is empty, or its first line is not UTF-8 text.
+    """
+    path = require_file(path, "expected an annotation file of Open Images")
+    with open(path, "rb") as file:
+        first = file.readline()
+    if not first.strip():
+        raise InputError(f"{path} is empty: expected a header with {','.join(expected)}")
+    try:
+        return next(csv.reader([first.decode("utf-8-sig")]), [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}, line 1: the header is not UTF-8 text: expected {','.join(expected)}") from error
 
 
 def read_boxes(path: str | os.PathLike) -> pl.DataFrame:
@@ -112,22 +121,15 @@ def read_boxes(path: str | os.PathLike) -> pl.DataFrame:
     Raises:
         InputError: the file has no rows, or a value is missing or not what its column holds; names the first such line.
     """
-    numbers = [pl.col(name).cast(pl.Float64, strict=False) for name in _COORDINATES]
-    bad = pl.any_horizontal(
-        pl.col(BOX_COLUMNS).is_null(),
-        ~pl.col("IsGroupOf").is_in(["0", "1", "-1"]),
-        *(~number.is_finite().fill_null(False) for number in numbers),
-        *(numbers[index] > numbers[index + 1] for index in (0, 2)),  # XMin > XMax, YMin > YMax
-    )
-    rows = scan_rows(path, BOX_COLUMNS)
+    refuse_bad_boxes(path)
     with csv_errors(path):
-        _refuse(path, rows.filter(bad), "13 values, finite coordinates with Min <= Max, and IsGroupOf 0, 1 or -1")
         is_group = (pl.col("IsGroupOf") == "1").alias("group_of")
-        table = rows.select("line", "ImageID", "LabelName", is_group, *numbers).collect(engine="streaming")
+        rows = scan_rows(path, BOX_COLUMNS).select("line", "ImageID", "LabelName", is_group, *coordinates())
+        table = rows.collect(engine="streaming")
     if table.is_empty():
         raise InputError(f"{path} holds no boxes: download the file again")
-    rectangle = pl.col("line").min().over("ImageID", *_COORDINATES).alias("rectangle")
-    return table.with_columns(rectangle).drop(_COORDINATES)
+    rectangle = pl.col("line").min().over("ImageID", *COORDINATES).alias("rectangle")
+    return table.with_columns(rectangle).drop(COORDINATES)
 
 
 def read_image_labels(path: str | os.PathLike) -> pl.DataFrame:
@@ -140,13 +142,47 @@ def read_image_labels(path: str | os.PathLike) -> pl.DataFrame:
     Raises:
         InputError: a value is missing or Confidence is neither 0 nor 1; names the first such line.
     """
-    bad = pl.any_horizontal(pl.col(IMAGE_LABEL_COLUMNS).is_null(), ~pl.col("Confidence").is_in(["0", "1"]))
+    refuse_bad_image_labels(path)
     rows = scan_rows(path, IMAGE_LABEL_COLUMNS)
     with csv_errors(path):
-        _refuse(path, rows.filter(bad), "an image id, a label, and Confidence 0 or 1 as people give it")
         image_line = pl.col("line").min().over("ImageID").alias("image_line")
         is_positive = (pl.col("Confidence") == "1").alias("positive")
         return rows.select(image_line, "ImageID", "LabelName", is_positive).collect(engine="streaming")
+
+
+def coordinates() -> list[pl.Expr]:
+    """The four columns of a box as numbers, null where they are none."""
+    return [pl.col(name).cast(pl.Float64, strict=False) for name in COORDINATES]
+
+
+def is_bad_box() -> pl.Expr:
+    """Whether a value of a box row is missing or not what its column holds."""
+    numbers = coordinates()
+    return pl.any_horizontal(
+        pl.col(BOX_COLUMNS).is_null(),
+        ~pl.col("IsGroupOf").is_in(["0", "1", "-1"]),
+        *(~number.is_finite().fill_null(False) for number in numbers),
+        *(numbers[index] > numbers[index + 1] for index in (0, 2)),  # XMin > XMax, YMin > YMax
+    )
+
+
+def is_bad_image_label() -> pl.Expr:
+    """Whether a value of an image-label row is missing, or Confidence is neither 0 nor 1."""
+    return pl.any_horizontal(pl.col(IMAGE_LABEL_COLUMNS).is_null(), ~pl.col("Confidence").is_in(["0", "1"]))
+
+
+def refuse_bad_boxes(path: str | os.PathLike) -> None:
+    """Raises an InputError that names the first bad row of a box file, if there is one."""
+    expected = "13 values, finite coordinates with Min <= Max, and IsGroupOf 0, 1 or -1"
+    with csv_errors(path):
+        _refuse(path, scan_rows(path, BOX_COLUMNS).filter(is_bad_box()), expected)
+
+
+def refuse_bad_image_labels(path: str | os.PathLike) -> None:
+    """Raises an InputError that names the first bad row of an image-label file, if there is one."""
+    expected = "an image id, a label, and Confidence 0 or 1 as people give it"
+    with csv_errors(path):
+        _refuse(path, scan_rows(path, IMAGE_LABEL_COLUMNS).filter(is_bad_image_label()), expected)
 
 
 def _refuse(path: str | os.PathLike, bad_rows: pl.LazyFrame, expected: str) -> None:

@@ -27,8 +27,13 @@ from oid.sources.problems import Problems
 ROUNDING = 0.01  # pixels: COCO gives corner and width with two decimals, their sum may leave the image by so much
 
 
-def measure(pictures: Sequence[Picture], problems: Problems) -> list[Picture]:
-    """Reads every image file once: fills in `size` and `md5`, and leaves out what is missing or no image."""
+def measure(
+    pictures: Sequence[Picture], problems: Problems, done: str = "image and its boxes left out"
+) -> list[Picture]:
+    """Reads every image file once: fills in `size` and `md5`, and leaves out what is missing or no image.
+
+    `done` is what the list of problems says of those.
+    """
 
     def look(picture: Picture) -> tuple | InputError:
         try:
@@ -43,7 +48,7 @@ def measure(pictures: Sequence[Picture], problems: Problems) -> list[Picture]:
             if isinstance(found, InputError):
                 problem = "missing image" if not picture.path.is_file() else "image that cannot be read"
                 value = str(found).split(": ")[0]
-                problems.add(picture.file, picture.place, problem, value, "image and its boxes left out")
+                problems.add(picture.file, picture.place, problem, value, done)
                 continue
             picture.size, picture.md5 = found[:2], found[-1]
             kept.append(picture)
@@ -103,6 +108,19 @@ def _put_right(box: Box, picture: Picture, problems: Problems, pixels: bool, tur
         problems.add(picture.file, box.place, "box reaches out of the image", value, "cut off at the border")
     box.corners = cut
     return None
+
+
+def report_duplicates(splits: dict[str, list[Picture]], problems: Problems) -> None:
+    """Tells of images with identical content; across splits they make the metric too good."""
+    first: dict[str, tuple[str, Picture]] = {}
+    for split, pictures in splits.items():
+        for picture in pictures:
+            other_split, other = first.setdefault(picture.md5, (split, picture))
+            if other is picture:
+                continue
+            within = split == other_split
+            where = f"within {split}" if within else f"in {other_split} and in {split}: the metric is too good"
+            problems.add(picture.path, "", f"identical images {where}", other.path, "both kept")
 
 
 def turn_back(

@@ -18,6 +18,7 @@ from oid.sources.description import Box, Picture
 from oid.sources.problems import Problems
 
 PREFIX = "instances_"
+ROBOFLOW = "_annotations.coco.json"
 
 
 class CocoSource:
@@ -32,15 +33,17 @@ class CocoSource:
         Raises:
             InputError: there is none.
         """
-        self._root = path if path.is_dir() else path.parent
+        self._root = path
         if path.is_file():
-            self._files = {path.stem.removeprefix(PREFIX): path}
+            in_a_folder = path.parent.name == "annotations" or path.name == ROBOFLOW
+            self._root = path.parent.parent if in_a_folder else path.parent
+            self._files = {path.parent.name if path.name == ROBOFLOW else path.stem.removeprefix(PREFIX): path}
         else:
             files = sorted((path / "annotations").glob(f"{PREFIX}*.json")) or sorted(path.glob("*.json"))
             files = files or sorted((path / "annotations").glob("*.json"))
             self._files = {file.stem.removeprefix(PREFIX): file for file in files}
             if not files:
-                self._files = {file.parent.name: file for file in sorted(path.glob("*/_annotations.coco.json"))}
+                self._files = {file.parent.name: file for file in sorted(path.glob(f"*/{ROBOFLOW}"))}
         if not self._files:
             raise InputError(f"{path} has no annotations: expected annotations/{PREFIX}<set>.json, as COCO has them")
         self.sets = list(self._files)
@@ -56,7 +59,6 @@ class CocoSource:
         content = _read_json(file)
         names = self._read_categories(content["categories"], file, problems)
         folders = [file.parent, self._root / name, self._root / "images" / name, self._root / "images", self._root]
-        folders += [file.parent.parent / name, file.parent / "images", file.parent.parent / "images"]
         pictures: dict[object, Picture] = {}
         paths = set()
         for place, image in _elements(content, "images", file, problems):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from oid.files import InputError
-from oid.sources.cleaning import clean_boxes, measure
+from oid.sources.cleaning import clean_boxes, measure, report_duplicates
 from oid.sources.coco import CocoSource
 from oid.sources.csv_files import CsvSource
 from oid.sources.description import Picture, Source
@@ -104,10 +104,10 @@ def _convert_pictures(
         picture.image_id = image_id
     if folds:
         splits = _with_validation(splits, classes, folds, fold, asked=validation_folds is not None)
-    _refuse_empty(splits, path, problems)
+    _refuse_empty(splits, path, problems, folds)
     for split, names in chosen.items():
         print(f"  {split}: {' + '.join(names)}, {len(splits[split])} images")
-    _report_duplicates(splits, problems)
+    report_duplicates(splits, problems)
     mark(folder, made)
     write_data_set(folder, classes, splits, reader.ignored_class)
     _print_counts(splits, len(classes), reader.ignored_class)
@@ -151,28 +151,20 @@ def _with_validation(
     return splits | {"train": train, "validation": validation}
 
 
-def _refuse_empty(splits: dict[str, list[Picture]], path: Path, problems: Problems) -> None:
+def _refuse_empty(splits: dict[str, list[Picture]], path: Path, problems: Problems, folds: int | None) -> None:
     """Training and validation need boxes."""
-    for split in ("train", "validation"):
+    boxes = {split: sum(len(picture.boxes) for picture in splits[split]) for split in ("train", "validation")}
+    for split, count in boxes.items():
         pictures = splits[split]
-        if not any(picture.boxes for picture in pictures):
+        if not count and folds and sum(boxes.values()):
+            raise InputError(
+                f"{path} has too few images with boxes for {folds} folds: ask for fewer, or another --fold"
+            )
+        if not count:
             what = "box" if pictures else "image"
             first = problems.sentence()
             reason = f"the first of {len(problems.rows)} problems is {first}" if first else "the annotations have none"
             raise InputError(f"{path} has no usable {what} for {split}: {reason}")
-
-
-def _report_duplicates(splits: dict[str, list[Picture]], problems: Problems) -> None:
-    """Tells of images with identical content; across splits they make the metric too good."""
-    first: dict[str, tuple[str, Picture]] = {}
-    for split, pictures in splits.items():
-        for picture in pictures:
-            other_split, other = first.setdefault(picture.md5, (split, picture))
-            if other is picture:
-                continue
-            within = split == other_split
-            where = f"within {split}" if within else f"in {other_split} and in {split}: the metric is too good"
-            problems.add(picture.path, "", f"identical images {where}", other.path, "both kept")
 
 
 def _print_counts(splits: dict[str, list[Picture]], class_count: int, ignored_class: str | None) -> None:

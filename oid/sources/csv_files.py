@@ -156,11 +156,23 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                     yield rows.line_num, row
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeError as error:
-        where = f"byte {error.start}" if isinstance(error, UnicodeDecodeError) else "something"
-        raise InputError(f"{path}: {where} is not {encoding.removesuffix('-sig').upper()}: save it as UTF-8") from None
+    except UnicodeError:
+        raise InputError(f"{path}{_first_bad_line(path, encoding)}: save it as UTF-8") from None
     except csv.Error as error:
         raise InputError(f"{path}, line {rows.line_num}: not CSV ({error}): check the quotes") from None
+
+
+def _first_bad_line(path: Path, encoding: str) -> str:
+    """Where the text is not in its encoding, as words that follow the file's name."""
+    if encoding == "utf-16":
+        return " is not the UTF-16 that its first bytes say"
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return f", line {number}: not UTF-8"
+    return " is not UTF-8"
 
 
 def _delimiter(file) -> str:

@@ -133,7 +133,7 @@ def _voc_annotation(picture: Picture) -> ElementTree.Element:
         item = ElementTree.SubElement(root, "object")
         _add(item, {"name": box.class_name, "pose": "Unspecified"})
         _add(item, {name: int(value) for name, value in flags.items()} | ({"group_of": 1} if group else {}))
-        x0, y0, x1, y1 = whole_pixels(box, picture.size)
+        x0, y0, x1, y1 = whole_pixels(box, picture.size, least=2)  # a box of one pixel would seem to have no area
         corners = {"xmin": x0 + 1, "ymin": y0 + 1, "xmax": x1, "ymax": y1}
         _add(ElementTree.SubElement(item, "bndbox"), corners)
     return root
@@ -144,13 +144,13 @@ def _add(parent: ElementTree.Element, texts: dict[str, object]) -> None:
         ElementTree.SubElement(parent, name).text = str(value)
 
 
-def whole_pixels(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The corners rounded to whole pixels, at least one apart, inside an image of width and height `size`."""
+def whole_pixels(box: Box, size: tuple[int, int], least: int = 1) -> tuple[int, int, int, int]:
+    """The corners rounded to whole pixels, at least `least` apart, inside an image of width and height `size`."""
     corners = [round(corner) for corner in box.corners]
     for low, side in ((0, size[0]), (1, size[1])):
-        if corners[low] == corners[low + 2]:
-            corners[low] = min(int(box.corners[low]), side - 1)
-            corners[low + 2] = corners[low] + 1
+        if corners[low + 2] - corners[low] < least:
+            corners[low] = max(min(int(box.corners[low]), side - least), 0)
+            corners[low + 2] = min(corners[low] + least, side)
     return tuple(corners)
 
 

@@ -10,7 +10,7 @@ from oid import layout
 from oid.annotations import BOX_COLUMNS, csv_errors, read_boxes, read_class_descriptions, read_image_labels, scan_rows
 from oid.files import InputError, replacing, require_file
 from oid.images import find_images
-from oid.sources.cleaning import measure
+from oid.sources.cleaning import measure, report_duplicates
 from oid.sources.description import SPLITS, Box, Picture
 from oid.sources.folds import assign_folds
 from oid.sources.problems import Problems
@@ -50,24 +50,22 @@ def divide_open_images(
     made = conversion("oid", source, source_splits, count, fold)
     refuse_other(folder, made)
     files = _tables(source, chosen)
-    images = {split: _found_images(source, names) for split, names in chosen.items()}
     problems = Problems()
-    pictures = {split: _measured(found, problems) for split, found in images.items()}
+    pictures = {split: _pictures(source, names, problems) for split, names in chosen.items()}
     taken = None
-    if "validation" not in chosen:
+    if count is not None:
         taken = _fold_of_images(files["train"][0], pictures["train"], count, fold)
-        print(f"  no validation set: fold {fold} of {count} of the training images is taken")
-        images["validation"] = {image: path for image, path in images["train"].items() if image in taken}
-        images["train"] = {image: path for image, path in images["train"].items() if image not in taken}
+        print(f"  no validation set: fold {fold} of {count} of the training images is taken, classes spread evenly")
         pictures["validation"] = [p for p in pictures["train"] if p.image_id in taken]
         pictures["train"] = [p for p in pictures["train"] if p.image_id not in taken]
+    report_duplicates(pictures, problems)
     mark(folder, made)
-    link_images(folder, {split: found.items() for split, found in images.items()})
+    link_images(folder, {split: [(p.image_id, p.path) for p in found] for split, found in pictures.items()})
     rows = ((split, p.image_id, p.path, *p.size, p.md5) for split, found in pictures.items() for p in found)
     write_images_table(folder, rows)
     _copy_classes(source, folder)
     _write_tables(folder, files, taken)
-    for split, found in images.items():
+    for split, found in pictures.items():
         print(f"  {split}: {len(found)} images on disk")
     problems.write(folder / PROBLEMS)
     print(f"  made {folder}\n", flush=True)
@@ -75,6 +73,8 @@ def divide_open_images(
 
 def _tables(source: Path, chosen: dict[str, list[str]]) -> dict[str, tuple[list[Path], list[Path]]]:
     """{split: (box files, image-label files that exist)}, checked."""
+    for name in (layout.HIERARCHY, layout.CLASS_DESCRIPTIONS):
+        require_file(layout.annotation_file(source, name), "is --source_path in Open Images' layout?")
     files = {}
     for split, names in chosen.items():
         boxes = [layout.box_annotations(source, name) for name in names]
@@ -87,18 +87,14 @@ def _tables(source: Path, chosen: dict[str, list[str]]) -> dict[str, tuple[list[
     return files
 
 
-def _found_images(source: Path, names: list[str]) -> dict[str, Path]:
-    """{id: path} of several splits."""
-    found: dict[str, Path] = {}
+def _pictures(source: Path, names: list[str], problems: Problems) -> list[Picture]:
+    """The images on disk of several splits as pictures without boxes, with size and digest."""
+    images: dict[str, Path] = {}
     for name in names:
         if (source / name).is_dir():
-            found |= find_images(source / name)
-    return found
-
-
-def _measured(images: dict[str, Path], problems: Problems) -> list[Picture]:
-    """The images as pictures without boxes, with size and digest; those that cannot be read are a problem."""
-    return measure([Picture(path, image, path, image_id=image) for image, path in images.items()], problems)
+            images |= find_images(source / name)
+    found = [Picture(path, image, path, image_id=image) for image, path in images.items()]
+    return measure(found, problems, "not linked, its rows stay")
 
 
 def _fold_of_images(boxes: list[Path], pictures: list[Picture], folds: int, fold: int) -> set[str]:
@@ -117,10 +113,9 @@ def _fold_of_images(boxes: list[Path], pictures: list[Picture], folds: int, fold
 
 def _copy_classes(source: Path, folder: Path) -> None:
     for name in (layout.HIERARCHY, layout.CLASS_DESCRIPTIONS, layout.CHALLENGE_CLASS_DESCRIPTIONS):
-        path = layout.annotation_file(source, name)
-        if path.is_file() or name != layout.CHALLENGE_CLASS_DESCRIPTIONS:
+        if (path := layout.annotation_file(source, name)).is_file():
             with replacing(layout.annotation_file(folder, name)) as temporary:
-                shutil.copyfile(require_file(path, "is --source_path in Open Images' layout?"), temporary)
+                shutil.copyfile(path, temporary)
 
 
 def _write_tables(folder: Path, files: dict[str, tuple[list[Path], list[Path]]], taken: set[str] | None) -> None:

@@ -19,10 +19,10 @@ OPTIONAL = {
 }
 FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 NETWORK_FILES = sorted((ROOT / "models").glob("*.py"))
-HOST_FILES = sorted((ROOT / "oid").glob("*.py"))
+HOST_FILES = sorted((ROOT / "oid").rglob("*.py"))
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    for pattern in ("*.py", "models/*.py", "oid/*.py", "training/*.py", "demo/*.py", "benchmarks/*.py")
+    for pattern in ("*.py", "models/*.py", "oid/**/*.py", "training/*.py", "demo/*.py", "benchmarks/*.py")
     for path in ROOT.glob(pattern)
 )
 

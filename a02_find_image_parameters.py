@@ -1,19 +1,25 @@
 """Measures every image: width, height, channels, size in bytes, MD5. Later steps see here which images are there.
+Then says what images and boxes are like, and how well anchors cover the boxes.
 
-Reads:  DATASET/<split>/, flat or in folders of the id's first three characters.
+Reads:  DATASET/<split>/, flat or in folders of the id's first three characters; for what it says of boxes
+        OUTPUT/level_<n>_files/ (a01).
 Writes: OUTPUT/<split>_image_params.csv (id,width,height,channel,size,md5, ordered by id), and beside it a .json that
         names the orientation, and whether there are MD5s; files that are empty, cut short or no image go to
         OUTPUT/<split>_image_problems.csv (path,reason).
+        OUTPUT/coverage_level_<n>.csv, a row per class, those that anchors cover worst first;
+        OUTPUT/anchors_level_<n>.json, anchors by k-means, which a03 takes by --anchors;
+        OUTPUT/data_set.html, plots of all this.
 Takes:  3,000 to 6,000 images a second on 2 cores if the disk keeps up: 5 to 10 minutes for the 1.7 million of Open
-        Images. Stopped and started again it goes on where it was; run later it reads only what has changed.
+        Images; with --no_md5 more than 20,000. Stopped and started again it goes on where it was; run later it reads
+        only what has changed.
 
     python a02_find_image_parameters.py
     python a02_find_image_parameters.py --dataset_path demo_data/data_set --splits validation
+    python a02_find_image_parameters.py --image_size 320 --scales 6 --anchors official --resize warp
 """
 
 import collections
 import csv
-import heapq
 import io
 import itertools
 import json
@@ -26,15 +32,23 @@ from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
-from a00_utils_and_constants import DATASET_PATH, ORIENTATION, OUTPUT_PATH, run_script
+from a00_utils_and_constants import ANCHORS, DATASET_PATH, IMAGE_SIZE, ORIENTATION, OUTPUT_PATH, SCALES, run_script
+from models.anchors import NAMED_SETS, anchor_settings, settings_of_sizes, smallest_image
 from oid import layout
+from oid.annotations import read_class_descriptions
+from oid.coverage_report import AnchorSet, Coverage, class_table, clustered, measure, write_class_table
+from oid.data_set_page import LevelSection, title_of, write_page
 from oid.files import InputError, replacing
+from oid.image_table import Journal, Known, is_unchanged, known_rows, with_known
 from oid.images import ImageList, image_id, image_parameters, list_images
+from oid.sampled_boxes import SampledBoxes, read_image_sizes, sample_boxes
 
-COLUMNS = ["id", "width", "height", "channel", "size", "md5"]
 PROBLEM_COLUMNS = ["path", "reason"]
 BLOCK = 256  # images per task of a thread; what finished tasks found survives an interruption
 AHEAD = 8  # tasks per thread that wait or are done: memory does not grow with the number of images
+SMALL_IMAGE_SIZE, SMALL_SCALES = 192, 4  # of the network that a03 takes for small data, or few cores
+PER_CELL = (1, 2, 3, 6)  # numbers of anchors for which k-means shows what they would cover
+MOST_PER_CLASS = 20_000  # boxes; more of a class do not change its share by a percent
 
 
 def main(
@@ -45,6 +59,15 @@ def main(
     orientation: Literal["stored", "exif"] = ORIENTATION,
     no_md5: bool = False,
     threads: int = 0,
+    # what is said of boxes and anchors
+    statistics: bool = True,
+    levels: tuple[str, ...] | None = None,
+    image_size: int | None = IMAGE_SIZE,
+    scales: int | None = SCALES,
+    resize: Literal["warp", "letterbox"] = "letterbox",
+    anchors: str = ANCHORS,
+    anchors_per_cell: int | None = None,
+    seed: int = 0,
 ) -> None:
     """A split without a folder, or without images, is passed over.
 
@@ -56,13 +79,29 @@ def main(
         no_md5: leave the column md5 empty, by which equal images are found: then only the beginning and the end of each
             file are read, in a fraction of the time.
         threads: how many files to read at a time; 0 = one per core.
+        statistics: write what images and boxes are like, and anchors; false = measure the images only.
+        levels: of a01, for which this is done (default: all that it has made).
+        image_size: side of the network's square in pixels (default: 192, a03's small network).
+        scales: maps of the network, as in a03 (default: 4, or fewer where the image is small).
+        resize: how pictures become square, as in a03.
+        anchors: those that are compared with k-means: square, official, or a file, as in a03.
+        anchors_per_cell: so many by k-means in each cell (default: as many as --anchors has).
+        seed: of the boxes that are drawn where a class has more than 20,000, and of k-means.
     """
     if threads < 0:
         raise InputError(f"--threads {threads} is negative: give 0 for one per core, or more")
+    if anchors_per_cell is not None and anchors_per_cell < 1:
+        raise InputError(f"--anchors_per_cell {anchors_per_cell}: give 1 or more")
+    if seed < 0 or seed >= 2**32:
+        raise InputError(f"--seed is {seed}: it must be from 0 to 4294967295")
+    sets = compared_sets(image_size or SMALL_IMAGE_SIZE, scales, anchors)
     way = Way(orientation, not no_md5, threads or os.cpu_count() or 1)
     measured = [split for split in dict.fromkeys(splits) if measure_split(dataset_path, output_path, split, way)]
     if not measured:
         raise InputError(f"{dataset_path} has no images in {', '.join(splits)}: check --dataset_path and --splits")
+    if statistics:
+        view = View(image_size or SMALL_IMAGE_SIZE, resize, sets, anchors_per_cell or sets[0].per_cell, seed)
+        write_statistics(output_path, measured, levels, view)
 
 
 # === Measuring ========================================================================================================
@@ -72,13 +111,6 @@ class Way(NamedTuple):
     orientation: str
     md5: bool
     threads: int
-
-
-class Known(NamedTuple):
-    """A row of an earlier run, and the time from which on a change of the file makes it void."""
-
-    row: list[str]
-    time: float
 
 
 class Found(NamedTuple):
@@ -133,9 +165,7 @@ def measure_split(dataset_path: str, output_path: str, split: str, way: Way) -> 
     return True
 
 
-def write_rows(
-    images: ImageList, known: Iterator[Known], way: Way, journal: "Journal", problems
-) -> tuple[int, int, int]:
+def write_rows(images: ImageList, known: Iterator[Known], way: Way, journal: Journal, problems) -> tuple[int, int, int]:
     """Measures in threads what is not known, and writes all rows in the order of their ids.
 
     Args:
@@ -154,7 +184,7 @@ def write_rows(
         with journal, tqdm(total=len(images.names), unit="image", leave=False) as bar:
             blocks = in_blocks(with_known(images.names, known))
             for found in in_order(pool, lambda block: measure_block(images.folder, block, way), blocks, way.threads):
-                journal.write(found)
+                journal.write(found.text, found.last)
                 problems.writerows(found.problems)
                 counts = found.kept, found.measured, len(found.problems)
                 totals = [sum(pair) for pair in zip(totals, counts, strict=True)]
@@ -169,7 +199,7 @@ def measure_block(folder: str, block: Iterable[tuple[str, Known | None]], way: W
     rows, problems, kept = [], [], 0
     for name, known in block:
         path = f"{folder}/{name}"
-        if known and _is_unchanged(path, known, way.md5):
+        if known and is_unchanged(path, known, way.md5):
             rows.append(known.row)
             kept += 1
             continue
@@ -200,90 +230,6 @@ def in_blocks(items: Iterable) -> Iterator[list]:
         yield block
 
 
-# === What earlier runs have found =====================================================================================
-class Journal:
-    """The rows of an unfinished run, in the order of the ids: what the next run goes on from, and at last the table.
-
-    A run that follows an interrupted one writes a new journal, which takes the old one's place as soon as it has come
-    as far.
-    """
-
-    def __init__(self, path: Path, started: float):
-        self.path = path
-        self._new = path.with_suffix(".new.csv")
-        self._started = started
-        self._behind = max((known.row[0] for known in known_rows([path])), default=None)  # id to be passed
-
-    def __enter__(self) -> "Journal":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        place = self.path if self._behind is None else self._new
-        self._file = place.open("w", encoding="utf-8", newline="")
-        self._file.write(",".join(COLUMNS) + "\n")
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def write(self, found: Found) -> None:
-        """Appends rows; they are on the disk afterwards."""
-        self._file.write(found.text)
-        self._file.flush()
-        os.utime(self._file.fileno(), (self._started, self._started))  # what changes from then on voids its row
-        if self._behind is not None and found.last >= self._behind:
-            self._take_place()
-
-    def finished(self) -> Path:
-        """The file that has all rows."""
-        if self._behind is not None:
-            self._take_place()
-        return self.path
-
-    def _take_place(self) -> None:
-        os.replace(self._new, self.path)
-        self._behind = None
-
-
-def known_rows(tables: Iterable[Path]) -> Iterator[Known]:
-    """The rows of tables that are each ordered by id, merged; of one id the later tables' come last."""
-    return heapq.merge(*map(_rows_of, tables), key=lambda known: known.row[0])
-
-
-def with_known(names: Iterable[str], known: Iterator[Known]) -> Iterator[tuple[str, Known | None]]:
-    """Joins each image with its last known row, None where it has none; both are ordered by id."""
-    candidate = next(known, None)
-    for name in names:
-        this, match = image_id(name), None
-        while candidate and candidate.row[0] <= this:
-            if candidate.row[0] == this:
-                match = candidate
-            candidate = next(known, None)
-        yield name, match
-
-
-def _rows_of(table: Path) -> Iterator[Known]:
-    if not table.is_file():
-        return
-    with table.open(encoding="utf-8", errors="replace", newline="") as file:
-        made = os.fstat(file.fileno()).st_mtime
-        rows = csv.reader(file)
-        try:
-            next(rows, None)
-            # an interruption may cut the last row
-            yield from (Known(row, made) for row in rows if len(row) == len(COLUMNS) and len(row[5]) in (0, 32))
-        except csv.Error:  # damaged: what follows is measured again
-            return
-
-
-def _is_unchanged(path: str, known: Known, md5: bool) -> bool:
-    """Whether the file has the size of its row, is older, and the row has the MD5 if that is wanted."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return False
-    has_md5 = bool(known.row[5])
-    return str(status.st_size) == known.row[4] and status.st_mtime < known.time and (has_md5 or not md5)
-
-
 def _orientation_of(settings: Path) -> str | None:
     """What the settings beside a table say; None where there are none."""
     try:
@@ -295,6 +241,133 @@ def _orientation_of(settings: Path) -> str | None:
 def _printable(path: str) -> str:
     """A path as UTF-8 can have it."""
     return path.encode("utf-8", "backslashreplace").decode()
+
+
+# === What the data set is like ========================================================================================
+class View(NamedTuple):
+    """How a network looks at the data.
+
+    Attributes:
+        image_size: side of its square in pixels.
+        resize: "letterbox" or "warp".
+        sets: anchor sets; the first is compared with k-means.
+        per_cell: anchors in each cell by k-means.
+        seed: of samples, and of k-means.
+    """
+
+    image_size: int
+    resize: str
+    sets: list[AnchorSet]
+    per_cell: int
+    seed: int
+
+
+def compared_sets(image_size: int, scales: int | None, anchors: str) -> list[AnchorSet]:
+    """The chosen anchor set, then those that have names.
+
+    Args:
+        image_size: side of the network's square in pixels.
+        scales: number of maps; None = those of a03's small network, as far as they fit.
+        anchors: square, official, or a file.
+    """
+    if scales is None:
+        scales = SMALL_SCALES
+        while scales > 1 and smallest_image(scales) > image_size:
+            scales -= 1
+    elif scales < 1:
+        raise InputError(f"--scales {scales}: give 1 or more")
+    names = dict.fromkeys((anchors, *NAMED_SETS))
+    return [AnchorSet(Path(name).name, anchor_settings(image_size, scales, anchors=name)) for name in names]
+
+
+def write_statistics(output_path: str, splits: list[str], levels: tuple[str, ...] | None, view: View) -> None:
+    """Writes tables and anchors of the levels, and the page."""
+    image_sizes = {split: read_image_sizes(layout.image_params(output_path, split)) for split in splits}
+    image_sizes = {split: sizes for split, sizes in image_sizes.items() if len(sizes)}
+    if not image_sizes:
+        print("not one image can be used, so nothing is said of the data set")
+        return
+    made = layout.levels_made(output_path)
+    for level in levels or ():
+        if level not in made:
+            raise InputError(f"--levels {level}: {output_path} has no such level: run a01 with --levels {level}")
+    if not made:
+        print(f"{output_path} has no level of a01, so nothing is said of boxes and anchors")
+    sections = [level_section(output_path, level, image_sizes, view) for level in dict.fromkeys(levels or made)]
+    page = layout.data_set_page(output_path)
+    sections = [section for section in sections if section]
+    write_page(page, image_sizes=image_sizes, sections=sections, image_size=view.image_size, resize=view.resize)
+    print(f"plots: {page}")
+
+
+def level_section(output_path: str, level: str, image_sizes: dict, view: View) -> LevelSection | None:
+    """Measures the boxes of a level, finds anchors for it, writes both, and prints the most important of it.
+
+    Returns:
+        What the page says of it; None where no split that was measured has boxes of the level.
+    """
+    names = read_class_descriptions(layout.level_class_descriptions(output_path, level))
+    samples = {}
+    for split, sizes in image_sizes.items():
+        path = layout.level_boxes(output_path, level, split)
+        if path.is_file():
+            how = {"image_size": view.image_size, "letterbox": view.resize == "letterbox", "seed": view.seed}
+            boxes = sample_boxes(path, list(names), sizes, most_per_class=MOST_PER_CLASS, **how)
+            print_sample(level, split, boxes)
+            if len(boxes.boxes):
+                samples[split] = boxes
+    if not samples:
+        return None
+    first = next(iter(samples.values()))  # train's, where it was measured
+    sides = view.sets[0].settings["feature_map_sides"]
+    found = clustered(first, sides, sorted({view.per_cell, *PER_CELL}), view.seed)
+    sets = view.sets + [AnchorSet("k-means", settings_of_sizes(sizes, sides)) for sizes in found.values()]
+    after = len(view.sets) + list(found).index(view.per_cell) if view.per_cell in found else None
+    coverages = [measure(split, boxes, sets) for split, boxes in samples.items()]
+    table = class_table(coverages, names, 0, after, view.image_size)
+    path = layout.level_coverage(output_path, level)
+    write_class_table(path, table)
+    print(f"  worst-covered classes: {path}")
+    for number in (0, after):
+        shares = [f"{coverage.share(number):.1%} of {coverage.split}" for coverage in coverages if number is not None]
+        if shares:
+            print(f"  IoU of 0.5 or more with an anchor of {title_of(sets[number])}: {', '.join(shares)}")
+    write_anchors(layout.level_anchors(output_path, level), level, sets, after, coverages[0], view)
+    classes = table.filter(table["split"] == coverages[0].split)
+    return LevelSection(level, coverages, sets, 0, after, classes, path.name)
+
+
+def print_sample(level: str, split: str, boxes: SampledBoxes) -> None:
+    """Says how many boxes are looked at, and which are left out."""
+    drawn = f", {len(boxes.boxes)} of them drawn by seed" if len(boxes.boxes) < boxes.counts.sum() else ""
+    print(f"level {level}, {split}: {boxes.counts.sum()} boxes{drawn}")
+    if boxes.without_size:
+        print(f"  {boxes.without_size} boxes are left out, because their images were not measured")
+    if boxes.without_area:
+        print(f"  {boxes.without_area} boxes are left out, because they have no area")
+
+
+def write_anchors(
+    path: Path, level: str, sets: list[AnchorSet], chosen: int | None, coverage: Coverage, view: View
+) -> None:
+    """Writes the file for a03; where there are too few boxes for k-means it removes that of an earlier run."""
+    if chosen is None:
+        path.unlink(missing_ok=True)
+        print(f"  no anchors by k-means: no map has boxes of {view.per_cell} different sizes")
+        return
+    content = {
+        "made_by": f"a02_find_image_parameters.py, k-means over {coverage.split} of level {level}, seed {view.seed}",
+        "image_size": view.image_size,
+        "resize": view.resize,
+        "scales": len(sets[chosen].settings["sizes"]),
+        "anchors_per_cell": view.per_cell,
+        "covered": round(coverage.share(chosen), 4),
+        f"covered_by_{sets[0].name}": round(coverage.share(0), 4),
+        "sizes": sets[chosen].settings["sizes"],
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(f"  anchors for a03 --anchors: {path}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ DATASET/annotations/                    the Open Images CSVs and the hierarchy, 
 DATASET/{train,validation,test}/        images, flat or in folders of the id's first three characters
 OUTPUT/level_<n>_files/                 a01
 OUTPUT/<split>_image_params.csv         a02
+OUTPUT/{coverage,anchors}_level_<n>.*   a02
+OUTPUT/data_set.html                    a02
 OUTPUT/weights/<run>/                   a03
 OUTPUT/exports/                         <run>.onnx, <run>/ (a04 --export)
 OUTPUT/predictions/<split>/             <run>.csv (a04), <run>.expanded.csv (a05), submission.csv (a06)
@@ -80,6 +82,28 @@ def image_params(output_path: str | Path, split: str) -> Path:
 def image_problems(output_path: str | Path, split: str) -> Path:
     """a02's list of the files of a split that are no images; there is none where all are."""
     return Path(output_path) / f"{split}_image_problems.csv"
+
+
+def level_coverage(output_path: str | Path, level: str) -> Path:
+    """a02's table of how well anchors cover the boxes of each class of a level."""
+    return Path(output_path) / f"coverage_level_{level}.csv"
+
+
+def level_anchors(output_path: str | Path, level: str) -> Path:
+    """a02's anchor sizes for a level, which a03 takes by --anchors."""
+    return Path(output_path) / f"anchors_level_{level}.json"
+
+
+def data_set_page(output_path: str | Path) -> Path:
+    """a02's page of plots."""
+    return Path(output_path) / "data_set.html"
+
+
+def levels_made(output_path: str | Path) -> list[str]:
+    """The levels that a01 has made, in the order of their names."""
+    folders = sorted(Path(output_path).glob("level_*_files"))
+    levels = [folder.name.removeprefix("level_").removesuffix("_files") for folder in folders]
+    return [level for level in levels if level_class_descriptions(output_path, level).is_file()]
 
 
 def run_folder(output_path: str | Path, run: str | Path) -> Path:

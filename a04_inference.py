@@ -2,8 +2,11 @@
 
 Reads   a run of a03 (OUTPUT/weights/<run>, or any folder with its files) and the images of DATASET/<split> or --images
 Writes  OUTPUT/predictions/<split>/<run>.csv, Kaggle form: a row for every image, empty where nothing was found
-Takes   8 s to start, then 10 to 20 ms an image with the constants of a00 on two CPU cores
+Takes   8 s to start, then 10 to 20 ms an image with the constants of a00 on two CPU cores; a converted RetinaNet, by
+        the published recipe, some seconds an image there
 
+A run that `python -m models.convert` made of a published RetinaNet looks at pictures in their own aspect ratio, and at
+the mirrored ones, as its authors did; --recipe own makes it do what the other flags say, as for all other runs.
 Stopped and started again with the same flags it goes on where it was. With --export it looks at no image, but writes
 the network and what belongs to it as a file for other programs: OUTPUT/exports/<run>.onnx, or a SavedModel's folder.
 
@@ -14,6 +17,7 @@ the network and what belongs to it as a file for other programs: OUTPUT/exports/
 
 import csv
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -29,10 +33,15 @@ import a00_utils_and_constants as a00
 from a00_utils_and_constants import run_script
 from oid import layout
 from oid.files import InputError, output_file, replacing, require_folder
-from oid.images import find_images, read_image
+from oid.fusion import fuse
+from oid.images import find_images, list_images, read_image
 from oid.predictions import KAGGLE_COLUMNS, open_for_writing, prediction_string
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's alarm where there is no GPU
+
+BATCH, SMALL_BATCH = 16, 4  # images at a time; few where one takes seconds, and batches gain nothing
+PUBLISHED_SCORE, PUBLISHED_FUSION_IOU = 0.05, 0.55
+NOT_PUBLISHED = ("nms", "nms_iou", "nms_sigma", "vote_iou")  # flags that the published recipe has no use for
 
 
 def main(
@@ -50,8 +59,11 @@ def main(
     vote_iou: float = a00.VOTE_IOU,
     mirror: bool = a00.MIRROR,
     max_boxes: int = a00.MAX_BOXES,
+    recipe: Literal["auto", "own", "published"] = "auto",
+    min_side: int | None = None,
+    max_side: int | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
-    batch_size: int = 16,
+    batch_size: int | None = None,
     threads: int = 0,
     export: Literal["onnx", "tf_saved_model"] | None = None,
     export_path: str | None = None,
@@ -73,8 +85,12 @@ def main(
         vote_iou: after hard, a box moves to the mean of all that overlap it so much, weighted by score; 1 = none moves
         mirror: look at the mirrored image, too: better boxes in twice the time
         max_boxes: at most so many boxes per image, the best ones
+        recipe: own = what these flags say; published = the suppression of keras-retinanet, for the image and for its
+            mirrored one, and weighted boxes fusion of the two; auto = published for converted RetinaNets, else own
+        min_side: converted RetinaNets: the shorter side of the pictures that they see (default: the run's)
+        max_side: converted RetinaNets: at most so many pixels for the longer side (default: the run's)
         precision: of the network; bfloat16 is faster on processors that have it, and changes scores in the third digit
-        batch_size: images that the network sees at a time
+        batch_size: images at a time (default: 16, or 4 of converted RetinaNets, which see each in a shape of its own)
         threads: files read at a time; 0 = one per core
         export: look at no image, but write the run as a file that needs neither Keras nor these scripts
         export_path: file .onnx, or folder of the SavedModel, to write; by default exports/<run> below output_path
@@ -95,31 +111,18 @@ def main(
     detector = load_model(folder, precision=precision)
     limits = {"score_threshold": score_threshold, "nms": nms, "nms_iou": nms_iou, "nms_sigma": nms_sigma}
     limits |= {"vote_iou": vote_iou, "mirror": mirror, "max_boxes": max_boxes}
+    limits["recipe"] = _recipe(detector, recipe, limits)
+    sides = _sides(detector, min_side, max_side)
     journal = Journal(
         target,
-        {"run": _fingerprint(folder), "images": str(source.resolve()), "precision": precision, **limits},
+        {"run": _fingerprint(folder), "images": str(source.resolve()), "precision": precision, **limits, **sides},
     )
-    todo = {image_id: path for image_id, path in files.items() if image_id not in journal.done}
     if journal.done:
         print(f"going on after {len(journal.done)} of {len(files)} images")
-    unreadable, num_boxes = [], 0
-    orientation = detector.settings["preprocessing"]["orientation"]
-    with tqdm(total=len(todo), unit="image", disable=None) as bar:
-        for batch in _batches(todo, detector, orientation, batch_size, threads):
-            unreadable += [mistake for *_, mistake in batch if mistake]
-            squares = np.stack([square for _, square, _, _ in batch])
-            padded = np.concatenate([squares, np.zeros((batch_size - len(batch), *squares.shape[1:]), "uint8")])
-            sizes = [size for _, _, size, _ in batch] + [squares.shape[1:3]] * (batch_size - len(batch))
-            found = detector.detect(padded, sizes=sizes, **limits)
-            for (image_id, _, _, mistake), (boxes, scores, labels) in zip(batch, found, strict=False):
-                names = [] if mistake else [detector.class_labels[label] for label in labels]
-                kept = len(names)
-                num_boxes += kept
-                # an unreadable image is looked at, and named, again: by then it may have been replaced
-                journal.add(image_id, prediction_string(names, scores[:kept], boxes[:kept]), keep=not mistake)
-            journal.flush()
-            bar.update(len(batch))
-    _print_unreadable(unreadable)
+    todo = {image_id: path for image_id, path in files.items() if image_id not in journal.done}
+    batch_size = batch_size or (SMALL_BATCH if sides else BATCH)
+    unreadable, num_boxes = _fill(journal, todo, detector, batch_size, threads, **limits)
+    _print_some("empty row", unreadable)
     journal.finish(list(files))
     print(f"wrote {target}: {len(files)} images, {len(unreadable)} of them unreadable, {num_boxes} new boxes")
 
@@ -131,8 +134,8 @@ def _check(flags: dict) -> None:
             raise InputError(f"--{name} is {flags[name]}: it must lie between 0 and 1")
     if not 0 < flags["nms_sigma"] < math.inf:
         raise InputError(f"--nms_sigma is {flags['nms_sigma']}: it must be above 0 and finite")
-    for name, least in {"max_boxes": 1, "batch_size": 1, "threads": 0}.items():
-        if flags[name] < least:
+    for name, least in {"max_boxes": 1, "batch_size": 1, "threads": 0, "min_side": 32, "max_side": 32}.items():
+        if flags[name] is not None and flags[name] < least:
             raise InputError(f"--{name} is {flags[name]}: it must be at least {least}")
     if flags["export_path"] and not flags["export"]:
         raise InputError("--export_path goes with --export: say whether it is to be onnx or tf_saved_model")
@@ -156,29 +159,128 @@ def _export(folder: Path, target: str | Path, form: str, **options: float) -> No
     print(about["example"])
 
 
-def _print_unreadable(mistakes: list[str], most: int = 20) -> None:
-    """Names the images whose row is empty because they cannot be read."""
-    for mistake in mistakes[:most]:
-        print(f"empty row: {mistake}")
-    if len(mistakes) > most:
-        print(f"and {len(mistakes) - most} more that cannot be read")
+def _fill(
+    journal: "Journal", files: dict[str, Path], detector, batch_size: int, threads: int, **limits
+) -> tuple[list[str], int]:
+    """Adds a row for each file; tells which cannot be read, and how many boxes were found."""
+    unreadable, num_boxes = [], 0
+    orientation = detector.settings["preprocessing"]["orientation"]
+    with tqdm(total=len(files), unit="image", disable=None) as bar:
+        for batch in _batches(files, detector, orientation, batch_size, threads):
+            unreadable += [mistake for *_, mistake in batch if mistake]
+            found = iter(_detect(detector, [entry for entry in batch if not entry[-1]], batch_size, **limits))
+            for image_id, _, _, mistake in batch:
+                boxes, scores, labels = ([], [], []) if mistake else next(found)
+                names = [detector.class_labels[label] for label in labels]
+                num_boxes += len(names)
+                # an unreadable image is looked at, and named, again: by then it may have been replaced
+                journal.add(image_id, prediction_string(names, scores, boxes), keep=not mistake)
+            journal.flush()
+            bar.update(len(batch))
+    return unreadable, num_boxes
+
+
+def _recipe(detector, recipe: str, limits: dict) -> str:
+    """Which of the two ways from pictures to boxes is gone."""
+    any_shape = detector.settings["preprocessing"]["resize"] == "sides"
+    if recipe == "own" or (recipe == "auto" and not any_shape):
+        return "own"
+    if not any_shape:
+        raise InputError("--recipe published is for converted RetinaNets, which this run is none of: leave it out")
+    defaults = {name: inspect.signature(main).parameters[name].default for name in NOT_PUBLISHED}
+    for name, default in defaults.items():
+        if limits[name] != default:
+            raise InputError(f"--{name} {limits[name]} has no part in the published recipe: add --recipe own")
+    what = "the image and its mirrored one, fused" if limits["mirror"] else "the image alone"
+    print(f"the published recipe: {what}; --recipe own makes the suppression that of the flags")
+    return "published"
+
+
+def _sides(detector, min_side: int | None, max_side: int | None) -> dict[str, int]:
+    """Gives a converted RetinaNet the sides that were asked for, and tells which they are; no others have any."""
+    settings = detector.settings["preprocessing"]
+    asked = {name: side for name, side in (("min_side", min_side), ("max_side", max_side)) if side is not None}
+    if settings["resize"] != "sides":
+        for name, side in asked.items():
+            size = detector.image_size
+            raise InputError(f"--{name} {side} is for converted RetinaNets, and this run sees squares of {size} pixels")
+        return {}
+    settings |= asked
+    sides = {name: settings[name] for name in ("min_side", "max_side")}
+    if sides["min_side"] > sides["max_side"]:
+        raise InputError("--min_side {min_side} is more than --max_side {max_side}: give both".format(**sides))
+    return sides
+
+
+def _detect(detector, batch: list, batch_size: int, *, recipe: str, **limits) -> list[tuple]:
+    """Boxes, scores and labels of each picture of a batch."""
+    pictures, sizes = [entry[1] for entry in batch], [entry[2] for entry in batch]
+    if not pictures:
+        return []
+    if recipe == "published":
+        return _published(
+            detector, pictures, **{name: limits[name] for name in ("score_threshold", "mirror", "max_boxes")}
+        )
+    if detector.image_size:  # batches of one shape, or the network would be compiled again
+        missing, blank = batch_size - len(batch), np.zeros_like(pictures[0])
+        pictures, sizes = np.stack(pictures + [blank] * missing), sizes + [blank.shape[:2]] * missing
+    return detector.detect(pictures, sizes=sizes, **limits)[: len(batch)]
+
+
+def _published(detector, pictures: list, *, score_threshold: float, mirror: bool, max_boxes: int) -> list[tuple]:
+    """What the inference script of the published RetinaNets does.
+
+    keras-retinanet's detections above 0.05, at most 300, of the image and of its mirrored one are fused: a box in one
+    of the two keeps half its score. Boxes without area, which the network can give, are left out. The script weights
+    coordinates by the number of boxes, `oid.fusion` by score.
+    """
+    views = pictures + [np.ascontiguousarray(picture[:, ::-1]) for picture in pictures] * mirror
+    found = map(_with_area, detector.detect(views, nms="published", score_threshold=PUBLISHED_SCORE))
+    if mirror:
+        found = list(found)
+        found = map(_fused, found[: len(pictures)], found[len(pictures) :])
+    best = []
+    for boxes, scores, labels in found:
+        good = scores[:max_boxes] >= score_threshold
+        best.append((boxes[:max_boxes][good], scores[:max_boxes][good], labels[:max_boxes][good]))
+    return best
+
+
+def _with_area(found: tuple) -> tuple:
+    """Without the boxes that have no area in a CSV, or whose sides have swapped."""
+    boxes = found[0]
+    good = (boxes[:, 2:] - boxes[:, :2] >= 1e-5).all(axis=1)
+    return tuple(values[good] for values in found)
+
+
+def _fused(plain: tuple, mirrored: tuple) -> tuple:
+    boxes = mirrored[0][:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (1, 0, 1, 0)
+    lists = zip(plain, (boxes, *mirrored[1:]), strict=True)
+    return fuse("wbf", *(list(pair) for pair in lists), iou_threshold=PUBLISHED_FUSION_IOU)
+
+
+def _print_some(what: str, sentences: list[str], most: int = 20) -> None:
+    """Names files that are not as they should be, if there are any."""
+    for sentence in sentences[:most]:
+        print(f"{what}: {sentence}")
+    if len(sentences) > most:
+        print(f"{what}: and {len(sentences) - most} more")
 
 
 def _batches(files: dict[str, Path], detector, orientation: str, batch_size: int, threads: int) -> Iterator[list]:
-    """Lists of `(id, square picture, (height, width) before, "" or what is wrong with the file)`; the next list is read
-    while one is used."""
+    """Lists of `(id, picture that the network sees, (height, width) before, "" or what is wrong with the file)`; the
+    next list is read while one is used."""
 
     # a JPEG may be decoded at a reduced size, unless the network is used to the bilinear warp of all pixels
     reducible = detector.settings["preprocessing"]["interpolation"] == "area"
     minimum_side = detector.image_size if reducible else 0
 
-    def read(item: tuple[str, Path]) -> tuple[str, np.ndarray, tuple[int, int], str]:
+    def read(item: tuple[str, Path]) -> tuple[str, np.ndarray | None, tuple[int, int], str]:
         image_id, path = item
         try:
             picture = read_image(path, orientation=orientation, minimum_side=minimum_side)
         except InputError as error:
-            side = detector.image_size
-            return image_id, np.zeros((side, side, 3), "uint8"), (side, side), str(error)
+            return image_id, None, (0, 0), str(error)
         return image_id, detector.prepare(picture), picture.shape[:2], ""
 
     items = list(files.items())
@@ -194,13 +296,11 @@ def _batches(files: dict[str, Path], detector, orientation: str, batch_size: int
 
 
 def _images_of(folder: Path) -> dict[str, Path]:
-    """The images of a folder by id; at least one, and only names that a CSV file in UTF-8 can hold."""
+    """The images of a folder by id, at least one; names what else lies there, because it gets no row."""
     files = find_images(folder)
     if not files:
         raise InputError(f"{folder} has no image: name the folder with the images by --images")
-    for image_id, path in files.items():
-        if any("\ud800" <= letter <= "\udfff" for letter in image_id):  # so Python shows bytes that are not UTF-8
-            raise InputError(f"the name of {str(path)!a} is not UTF-8: rename the image")
+    _print_some("passed over", [f"{path!a} {reason}" for path, reason in list_images(folder).passed_over])
     return files
 
 

@@ -311,12 +311,14 @@ def test_a_folder_without_images_and_a_folder_as_target(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def test_a_name_that_no_csv_can_hold_is_refused_before_the_work(run, tmp_path):
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / os.fsdecode(b"\xff.jpg")).write_bytes(b"")
-    with pytest.raises(InputError, match="is not UTF-8: rename the image"):
-        predict(run, tmp_path / "out.csv", images=str(tmp_path / "images"))
-    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+def test_what_is_no_image_by_its_name_is_named(run, tmp_path, capsys):
+    shutil.copytree(run.images, tmp_path / "images")
+    (tmp_path / "images" / os.fsdecode(b"\xff.jpg")).write_bytes(b"")  # no CSV in UTF-8 can hold it
+    (tmp_path / "images" / "notes.txt").write_text("")
+    assert list(rows(predict(run, tmp_path / "out.csv", images=str(tmp_path / "images")))) == run.ids
+    printed = capsys.readouterr().out
+    assert f"passed over: '{tmp_path / 'images' / 'notes.txt'}' has none of the suffixes" in printed
+    assert "\\udcff.jpg' " in printed
 
 
 def test_an_unknown_run_as_a_user_sees_it(run, tmp_path):

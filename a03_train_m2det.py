@@ -7,11 +7,14 @@ Writes   OUTPUT/weights/<run>/: model.keras (the best epoch by mAP), checkpoint/
          per epoch).
 Takes    the time budget of a00, 20 minutes; days for the published sizes on all of Open Images.
 
+--show_batches 3 writes OUTPUT/weights/<run>/batches.html, to look at what it would learn from, and trains nothing.
+
 Run it again with the same flags and it goes on at the step of its last checkpoint; a finished run says so. Ctrl-C,
 SIGTERM and --max_hours write one before they end it.
 
 What is left open (None in a00) is chosen from the data, the machine and the time budget, and printed with its reason.
 
+    python a03_train_m2det.py --show_batches 3
     python a03_train_m2det.py --time_budget 2h
     python a03_train_m2det.py --backbone vgg16 --backbone_weights imagenet --image_size 320 --tums 8 --scales 6 \\
         --channels 128 --epochs 100 --steps_per_epoch 10000 --learning_rate 2e-4
@@ -91,6 +94,7 @@ def main(
     validate_every: int = 1,
     patience: int = 0,
     tensorboard: bool = False,
+    show_batches: int = 0,
     # what may go wrong
     checkpoint_minutes: float = 10.0,
     checkpoint_steps: int = 0,
@@ -168,6 +172,9 @@ def main(
         validate_every: epochs between two measurements
         patience: stop after so many measurements without a better mAP; 0 = never
         tensorboard: write what TensorBoard shows, to tensorboard/ in the run's folder
+        show_batches: instead of training, write so many batches to batches.html in the run's folder: pictures as the
+            network sees them, boxes green where an anchor learns them and red where none does, ignored regions,
+            verified classes; 0 = train
         checkpoint_minutes: from one checkpoint to the next, besides the one after each epoch; 0 = not by time
         checkpoint_steps: the same in steps; 0 = not by steps
         max_hours: save and end after so many, such as 11.5 where the machine is taken away after 12; the same command
@@ -225,7 +232,7 @@ def _train_on(sharing, flags: dict, classes: dict, folder: Path, started: float,
     program = memory.resident_bytes()
     state = machines.from_first(lambda: checkpoints.open_run(folder))
     settings = machines.from_first(lambda: saved_settings(folder, flags, classes, state))
-    if 0 < state["total"] <= state["epochs"]:
+    if 0 < state["total"] <= state["epochs"] and not flags["show_batches"]:
         print(f"{folder} is finished: {state['epochs']} of {state['total']} epochs{checkpoints.best_so_far(state)}")
         return
     if not state["step"]:
@@ -239,6 +246,11 @@ def _train_on(sharing, flags: dict, classes: dict, folder: Path, started: float,
         network, exported = parts.networks(flags, settings, begins=not state["step"])
         trainer = parts.trainer(flags, settings, network, state, folder, rules)
     batches = parts.batches(flags, settings, train, rules)
+    if flags["show_batches"]:
+        from training import batch_page
+
+        print(batch_page.show(folder / "batches.html", trainer, batches, flags, settings, state))
+        return
     memory.print_expected(network, flags, settings, images=len(train), devices=sharing.devices, program=program)
     began = started - state["seconds"]
     budget = plan.parse_duration(flags["time_budget"]) if flags["epochs"] is None else None

@@ -58,8 +58,7 @@ def detection_losses(
     Returns:
         A tuple of scalars `(class_sum, box_sum, normaliser)`: both sums, and the sum of the positives' targets.
     """
-    logits, offsets = (ops.cast(outputs[name], "float32") for name in ("classes", "boxes"))
-    boxes = ops.clip(BOX_CODINGS[box_coding](offsets, anchors), -FARTHEST, FARTHEST)
+    logits, offsets, boxes = predictions(outputs, anchors, box_coding)
     assigned, target, silent = assigned_targets(
         assignment,
         ops.stop_gradient(logits),
@@ -87,6 +86,12 @@ def detection_losses(
     else:
         distance = 1.0 - OVERLAPS[box_loss](gt, boxes)
     return ops.sum(loss), BOX_WEIGHTS[box_loss] * ops.sum(target * distance), ops.sum(target)
+
+
+def predictions(outputs, anchors, box_coding: str):
+    """The network's logits `(batch, anchors, classes)`, offsets and boxes `(batch, anchors, 4)` in float32."""
+    logits, offsets = (ops.cast(outputs[name], "float32") for name in ("classes", "boxes"))
+    return logits, offsets, ops.clip(BOX_CODINGS[box_coding](offsets, anchors), -FARTHEST, FARTHEST)
 
 
 def assigned_targets(assignment, logits, boxes, targets, anchors, cell_sides, *, ancestors=None, level_sizes=None):

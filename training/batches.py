@@ -149,13 +149,17 @@ class Batches:
 
         What stands in for a bad image is named, as far as this object has read it.
         """
-        images = []
-        for position in range(self.batch_size):
-            tiles, mixed, _ = self._draw(step, position)
-            for slot, image in enumerate(tiles + mixed):
-                stand_ins = self._stand_ins(image, step, position, slot)
-                images.append(next(other for other in stand_ins if other not in self._bad))
-        return [self.data.image_ids[image] for image in images]
+        sources = [found for position in range(self.batch_size) for found in self.sources(step, position)]
+        return [self.data.image_ids[image] for found in sources for image in found]
+
+    def sources(self, step: int, position: int) -> tuple[list[int], list[int]]:
+        """The images that a picture of a batch is made of, by number: one, or a mosaic's four; and those blended in."""
+        tiles, mixed, _ = self._draw(step, position)
+        found = []
+        for slot, image in enumerate(tiles + mixed):
+            stand_ins = self._stand_ins(image, step, position, slot)
+            found.append(next(other for other in stand_ins if other not in self._bad))
+        return found[: len(tiles)], found[len(tiles) :]
 
     @property
     def bad_images(self) -> list[str]:

@@ -10,7 +10,7 @@ from oid.files import InputError
 # a run can be continued with other values of these: they do not change what it learns
 FREE_TO_CHANGE = {
     *("dataset_path", "output_path", "run", "workers", "cache_gb", "patience", "tensorboard"),
-    *("checkpoint_steps", "checkpoint_minutes", "max_hours", "max_bad_images"),
+    *("checkpoint_steps", "checkpoint_minutes", "max_hours", "max_bad_images", "show_batches"),
     *("strategy", "devices", "coordinator", "processes", "process"),
 }
 
@@ -25,7 +25,7 @@ LOWEST = {
         "weight_decay": 0,
         "clip_norm": 0,
     },
-    **{"checkpoint_steps": 0, "checkpoint_minutes": 0, "max_bad_images": 0},
+    **{"checkpoint_steps": 0, "checkpoint_minutes": 0, "max_bad_images": 0, "show_batches": 0},
     **{"devices": 1, "processes": 1, "process": 0},
 }
 SHARES = ("mosaic", "mixup", "negatives", "sampling_exponent")
@@ -66,6 +66,8 @@ def check_flags(flags: dict) -> None:
     if unknown or ("none" in flags["label_rules"] and len(flags["label_rules"]) > 1):
         words = " ".join(flags["label_rules"])
         raise InputError(f"--label_rules {words}: give some of {', '.join(LABEL_RULES)}, or none")
+    if flags["show_batches"] and flags["processes"] > 1:
+        raise InputError(f"--show_batches {flags['show_batches']} needs one process: leave out --processes")
     _check_frozen(flags)
 
 

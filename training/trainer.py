@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from models.anchors import anchors_per_level, cell_sides, make_anchors
-from models.losses import detection_losses
+from models.losses import assigned_targets, detection_losses, predictions
 from training.devices import clip_the_sum, copies_of, devices_in_sync, over_all_devices, scope_of
 
 
@@ -30,11 +30,11 @@ class DetectionTrainer(keras.Model):
     ):
         super().__init__(name="trainer")
         self.network = network
-        self.loss_options = losses
+        self.loss_options = {"assignment": "task_aligned", "box_coding": "distances"} | losses
         own = network.input.shape[1]
         # functions hide the networks of the other sizes from Keras: the weights count once
         self._views = {
-            size: (lambda model=model: model, _Anchors(description))
+            size: (lambda model=model: model, Anchors(description))
             for size, (model, description) in {own: (network, anchors), **(views or {})}.items()
         }
         self.sizes = tuple(self._views)
@@ -74,6 +74,38 @@ class DetectionTrainer(keras.Model):
         network = self._views[self._size][0]()
         return network(images, training=training)
 
+    @property
+    def anchors(self) -> "Anchors":
+        """Those of the size that it looks at."""
+        return self._views[self._size][1]
+
+    def assigned(self, images, targets: dict):
+        """Which box each anchor learns in a step on this batch, as `models.losses.assigned_targets` says.
+
+        The network runs as in a step, so batch norm counts the batch (on several devices: as in inference).
+
+        Args:
+            images: uint8 `(batch, size, size, 3)`, of the size that it looks at.
+            targets: of `training.batches.Batches.batch`.
+
+        Returns:
+            An int32 tensor `(batch, anchors)`: a row of `targets["boxes"]`, -1 for background, -2 for ignored.
+        """
+        anchors = self.anchors
+        outputs = self(ops.convert_to_tensor(images), training=copies_of(self) == 1)
+        options = self.loss_options
+        logits, _, boxes = predictions(outputs, ops.convert_to_tensor(anchors.boxes), options["box_coding"])
+        return assigned_targets(
+            options["assignment"],
+            logits,
+            boxes,
+            {name: ops.convert_to_tensor(value) for name, value in targets.items()},
+            ops.convert_to_tensor(anchors.boxes),
+            ops.convert_to_tensor(anchors.cell_sides),
+            ancestors=options.get("ancestors"),
+            level_sizes=anchors.level_sizes,
+        )[0]
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The loss of a batch, the mean over all its objects wherever they are computed.
 
@@ -88,7 +120,7 @@ class DetectionTrainer(keras.Model):
             a number: classification and boxes, each over the normaliser of `models.losses.detection_losses` (over all
             devices, at least 1), plus the regularisers of the backbone.
         """
-        anchors = self._views[self._size][1]
+        anchors = self.anchors
         class_sum, box_sum, normaliser = detection_losses(
             y_pred,
             y,
@@ -111,7 +143,7 @@ class DetectionTrainer(keras.Model):
         return total
 
 
-class _Anchors:
+class Anchors:
     """The anchors of one size of the input."""
 
     def __init__(self, settings: dict):

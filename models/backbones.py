@@ -1,8 +1,10 @@
-"""Backbones: one table from a name to a feature extractor with two taps, at an eighth and a sixteenth of the image.
+"""Backbones: one table from a name to a feature extractor with two taps, at an eighth and a sixteenth of the image, or
+three, at a thirty-second as well.
 
-Each entry says how to build it, which two layers M2Det reads, which strides are taken out, and what its pretrained
-weights expect of the pixels. `keras.applications` brings the architectures and the ImageNet weights; the small ones are
-ours, for training from scratch on a CPU.
+Each entry says how to build it, which two layers M2Det reads, which strides are taken out for it, which three layers
+RetinaNet reads of the architecture as published, and what its pretrained weights expect of the pixels.
+`keras.applications` brings the architectures and the ImageNet weights; the small ones are ours, for training from
+scratch on a CPU.
 
 The deep tap is the end of the network's last stage, as in the paper, which sets the stride of ResNet's stage 4 to 1, so
 that stage 5 ends at stride 16 instead of 32, and reads the ends of stages 3 and 5. What that costs decides the rest;
@@ -39,6 +41,7 @@ from models.weight_files import load_weight_file
 from oid.files import InputError
 
 STRIDES = (8, 16)  # pixels, of the shallow and of the deep tap
+PYRAMID_STRIDES = (8, 16, 32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,8 @@ class Backbone:
         shallow: name of the layer whose output has a stride of 8 pixels.
         deep: name of the layer whose output has a stride of 16 pixels.
         preprocessing: what the pretrained weights expect; a key of `PREPROCESSING`.
+        pyramid: names of the layers whose outputs have strides of 8, 16 and 32 pixels in the architecture as
+            published; () where it ends at 16.
         unstrided: names of the layers whose stride becomes 1, with the padding layers before them.
         load: loads a weights file into what `build` made, or raises InputError.
         pretrained: whether ImageNet weights can be had.
@@ -60,6 +65,7 @@ class Backbone:
     shallow: str
     deep: str
     preprocessing: str
+    pyramid: tuple[str, ...] = ()
     unstrided: tuple[str, ...] = ()
     load: Callable[[keras.Model, str], None] = load_weight_file
     pretrained: bool = True
@@ -85,55 +91,62 @@ def _vgg(name: str, shallow: str) -> Backbone:
     return Backbone(build, shallow, "fc7", "caffe", load=load)
 
 
-def _resnet(name: str, stage3_blocks: int) -> Backbone:
+def _resnet(name: str, stage3_blocks: int, stage4_blocks: int) -> Backbone:
     unstrided = ("conv4_block1_0_conv", "conv4_block1_1_conv")
-    shallow = f"conv3_block{stage3_blocks}_out"
-    return Backbone(_application(name), shallow, "conv5_block3_out", "caffe", unstrided)
+    pyramid = (f"conv3_block{stage3_blocks}_out", f"conv4_block{stage4_blocks}_out", "conv5_block3_out")
+    return Backbone(_application(name), pyramid[0], pyramid[2], "caffe", pyramid, unstrided)
 
 
-def _resnet_v2(name: str, stage3_blocks: int) -> Backbone:
+def _resnet_v2(name: str, stage3_blocks: int, stage4_blocks: int) -> Backbone:
     """Keras puts the stride at a stage's end: what the paper calls stage 4's is in the last block of `conv3`.
 
     Taps are the sums after the batch norm and ReLU that follow them.
     """
     block = f"conv3_block{stage3_blocks}"
     unstrided = ("max_pooling2d_1", f"{block}_2_pad", f"{block}_2_conv")  # the shortcut, and the 3x3 convolution
-    return Backbone(_application(name), "conv4_block1_preact_relu", "post_relu", "tf", unstrided)
+    pyramid = (f"{block}_preact_relu", f"conv4_block{stage4_blocks}_preact_relu", "post_relu")
+    return Backbone(_application(name), "conv4_block1_preact_relu", "post_relu", "tf", pyramid, unstrided)
 
 
 def _mobilenet(alpha: float) -> Backbone:
     unstrided = ("conv_pad_12", "conv_dw_12")
-    return Backbone(_application("MobileNet", alpha=alpha), "conv_pw_5_relu", "conv_pw_13_relu", "tf", unstrided)
+    pyramid = ("conv_pw_5_relu", "conv_pw_11_relu", "conv_pw_13_relu")
+    return Backbone(_application("MobileNet", alpha=alpha), pyramid[0], pyramid[2], "tf", pyramid, unstrided)
 
 
 def _mobilenet_v2(alpha: float) -> Backbone:
     """The shallow tap is the widest map of stride 8: where block 6 has expanded the sum of block 5."""
     unstrided = ("block_13_pad", "block_13_depthwise")
-    return Backbone(_application("MobileNetV2", alpha=alpha), "block_6_expand_relu", "out_relu", "tf", unstrided)
+    pyramid = ("block_6_expand_relu", "block_13_expand_relu", "out_relu")
+    return Backbone(_application("MobileNetV2", alpha=alpha), pyramid[0], pyramid[2], "tf", pyramid, unstrided)
 
 
-def _mobilenet_v3(name: str, deep: str, last_stage: int) -> Backbone:
+def _mobilenet_v3(name: str, middle: str, deep: str, last_stage: int) -> Backbone:
     """The shallow tap as in MobileNetV2: the activation after the expansion of block 3 (small) or 6 (large)."""
     unstrided = (f"expanded_conv_{last_stage}_depthwise_pad", f"expanded_conv_{last_stage}_depthwise")
-    return Backbone(_application(name, include_preprocessing=False), "activation_1", deep, "tf", unstrided)
+    pyramid = ("activation_1", middle, deep)
+    return Backbone(_application(name, include_preprocessing=False), pyramid[0], deep, "tf", pyramid, unstrided)
 
 
 def _densenet(blocks: int) -> Backbone:
-    return Backbone(_application(f"DenseNet{blocks}"), "pool3_relu", "relu", "torch", ("pool3_pool",))
+    pyramid = ("pool3_relu", "pool4_relu", "relu")
+    return Backbone(_application(f"DenseNet{blocks}"), pyramid[0], "relu", "torch", pyramid, ("pool3_pool",))
 
 
 def _efficientnet_v2(size: str, stage3_last: str) -> Backbone:
     """B0 to B3 were trained with ImageNet's mean and deviation, S and M with -1 to 1."""
     build = _application(f"EfficientNetV2{size}", include_preprocessing=False)
     preprocessing = "torch" if size.startswith("B") else "tf128"
-    return Backbone(build, f"block3{stage3_last}_add", "top_activation", preprocessing, ("block6a_dwconv2",))
+    pyramid = (f"block3{stage3_last}_add", "block6a_expand_activation", "top_activation")
+    return Backbone(build, pyramid[0], pyramid[2], preprocessing, pyramid, ("block6a_dwconv2",))
 
 
 def _convnext(size: str) -> Backbone:
     """Taps are behind layer norms: the one before the next stage, and the network's last."""
     part = f"convnext_{size.lower()}_downsampling"
     build = _application(f"ConvNeXt{size}", include_preprocessing=False)
-    return Backbone(build, f"{part}_layernorm_1", "layer_normalization", "torch", (f"{part}_conv_2",))
+    pyramid = (f"{part}_layernorm_1", f"{part}_layernorm_2", "layer_normalization")
+    return Backbone(build, pyramid[0], pyramid[2], "torch", pyramid, (f"{part}_conv_2",))
 
 
 def _nasnet_mobile() -> Backbone:
@@ -143,7 +156,8 @@ def _nasnet_mobile() -> Backbone:
     unstrided = [f"separable_conv_1_{part}{branch}" for branch in branches for part in ("pad_", "")]
     unstrided += [*pools, "adjust_avg_pool_1_9", "adjust_avg_pool_2_9"]
     build = _application("NASNetMobile")
-    return Backbone(build, "normal_concat_3", "activation_187", "tf", tuple(unstrided), on_torch=False)
+    pyramid = ("normal_concat_3", "normal_concat_8", "activation_187")
+    return Backbone(build, pyramid[0], pyramid[2], "tf", pyramid, tuple(unstrided), on_torch=False)
 
 
 def _widths(name: str, entry: Callable[[float], Backbone], *alphas: float) -> dict[str, Backbone]:
@@ -156,16 +170,16 @@ BACKBONES: dict[str, Backbone] = {
     "vgg_small": Backbone(vgg_small, "shallow_relu", "deep_relu", "tf", pretrained=False),
     "vgg16": _vgg("VGG16", "block4_conv3"),
     "vgg19": _vgg("VGG19", "block4_conv4"),
-    "resnet50": _resnet("ResNet50", 4),
-    "resnet101": _resnet("ResNet101", 4),
-    "resnet152": _resnet("ResNet152", 8),
-    "resnet50_v2": _resnet_v2("ResNet50V2", 4),
-    "resnet101_v2": _resnet_v2("ResNet101V2", 4),
-    "resnet152_v2": _resnet_v2("ResNet152V2", 8),
+    "resnet50": _resnet("ResNet50", 4, 6),
+    "resnet101": _resnet("ResNet101", 4, 23),
+    "resnet152": _resnet("ResNet152", 8, 36),
+    "resnet50_v2": _resnet_v2("ResNet50V2", 4, 6),
+    "resnet101_v2": _resnet_v2("ResNet101V2", 4, 23),
+    "resnet152_v2": _resnet_v2("ResNet152V2", 8, 36),
     **_widths("mobilenet", _mobilenet, 1, 0.75, 0.5, 0.25),
     **_widths("mobilenet_v2", _mobilenet_v2, 1.4, 1.3, 1, 0.75, 0.5, 0.35),
-    "mobilenet_v3_small": _mobilenet_v3("MobileNetV3Small", "activation_17", 8),
-    "mobilenet_v3_large": _mobilenet_v3("MobileNetV3Large", "activation_19", 12),
+    "mobilenet_v3_small": _mobilenet_v3("MobileNetV3Small", "activation_11", "activation_17", 8),
+    "mobilenet_v3_large": _mobilenet_v3("MobileNetV3Large", "activation_13", "activation_19", 12),
     "densenet121": _densenet(121),
     "densenet169": _densenet(169),
     "densenet201": _densenet(201),
@@ -203,6 +217,7 @@ def build_backbone(
     *,
     preprocessing: str | None = None,
     taps: Sequence[str] | None = None,
+    strides: Sequence[int] = STRIDES,
 ) -> keras.Model:
     """Builds a feature extractor with its preprocessing inside.
 
@@ -212,11 +227,13 @@ def build_backbone(
         weights: "none" (random), "imagenet" (downloaded by Keras on first use), or a weights file of the same
             architecture without its top (`.weights.h5`, `.h5`, `.keras`); VGG's with its top, too.
         preprocessing: a key of `PREPROCESSING`; None = the table's.
-        taps: names of the two layers that are read; None = the table's. They are looked for in the network with the
-            table's strides taken out, then in the architecture as published.
+        taps: names of the layers that are read, one for each stride; None = the table's. They are looked for in the
+            network with the table's strides taken out, then in the architecture as published; of `PYRAMID_STRIDES`
+            only there.
+        strides: `STRIDES`, or `PYRAMID_STRIDES` where the table has three layers.
 
     Returns:
-        A model from raw RGB pixels `(batch, image_size, image_size, 3)`, 0 to 255, to the two maps at strides 8 and 16.
+        A model from raw RGB pixels `(batch, image_size, image_size, 3)`, 0 to 255, to the maps at these strides.
 
     Raises:
         InputError: unknown name, no ImageNet weights for it, a weights file that is missing or does not fit, unknown
@@ -230,14 +247,19 @@ def build_backbone(
     preprocessing = backbone.preprocessing if preprocessing is None else preprocessing
     if preprocessing not in PREPROCESSING:
         raise InputError(f"preprocessing {preprocessing!r} does not exist: choose one of {', '.join(PREPROCESSING)}")
-    if taps is not None and len(taps) != len(STRIDES):
-        raise InputError(f"--taps {' '.join(taps)}: give two layers, of strides 8 and 16")
+    if taps is not None and len(taps) != len(strides):
+        count, pixels = {2: ("two", "8 and 16"), 3: ("three", "8, 16 and 32")}[len(strides)]
+        raise InputError(f"--taps {' '.join(taps)}: give {count} layers, of strides {pixels}")
 
     image = keras.Input((image_size, image_size, 3), name="image")
     pixels = Preprocessing(preprocessing, name="preprocessing")(image)
     body = _weighted_body(backbone, name, keras.Input(pixels.shape[1:], name="pixels"), weights)
-    names = (backbone.shallow, backbone.deep) if taps is None else taps
-    body, maps = _find_taps(body, backbone, name, names, published_too=taps is not None)
+    m2det = len(strides) == len(STRIDES)
+    names = taps or ((backbone.shallow, backbone.deep) if m2det else backbone.pyramid)
+    without = [backbone.unstrided or None] if m2det else [()]
+    if taps and m2det and backbone.unstrided:
+        without.append(())
+    body, maps = _find_taps(body, name, names, strides, without)
     if weights == "none":
         for layer in body.layers:
             if isinstance(layer, layers.BatchNormalization):
@@ -261,22 +283,21 @@ def _weighted_body(backbone: Backbone, name: str, pixels, weights: str) -> keras
 
 
 def _find_taps(
-    body: keras.Model, backbone: Backbone, name: str, names: Sequence[str], *, published_too: bool
+    body: keras.Model, name: str, names: Sequence[str], strides: Sequence[int], without: list[tuple[str, ...] | None]
 ) -> tuple[keras.Model, list]:
-    """The network in which the layers `names` have strides 8 and 16, and their outputs."""
+    """The network in which the layers `names` have these strides, and their outputs.
+
+    `without` are the strides to take out, tried in turn; None = the network itself, () = it with the layers' names of a
+    new process.
+    """
     first_error = None
-    for candidate in _with_fewer_strides(body, backbone.unstrided, published_too):
+    for unstrided in without:
+        candidate = body if unstrided is None else without_strides(body, unstrided)
         try:
-            return candidate, [_tap(candidate, name, *pair) for pair in zip(names, STRIDES, strict=True)]
+            return candidate, [_tap(candidate, name, *pair) for pair in zip(names, strides, strict=True)]
         except InputError as error:
             first_error = first_error or error
     raise first_error
-
-
-def _with_fewer_strides(body: keras.Model, unstrided: tuple[str, ...], published_too: bool) -> Iterator[keras.Model]:
-    yield without_strides(body, unstrided) if unstrided else body
-    if unstrided and published_too:
-        yield without_strides(body, ())
 
 
 def _tap(body: keras.Model, backbone: str, name: str, stride: int):

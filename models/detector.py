@@ -26,6 +26,7 @@ from models.legacy_retinanet import build_legacy_retinanet
 from models.letterbox import RESIZES, boxes_of_picture, letterbox_to_square, resize_to_sides, warp_to_square
 from models.m2det import build_m2det
 from models.optimise import folded
+from models.retinanet import build_retinanet
 from oid.files import InputError
 
 SETTINGS = "settings.json"
@@ -42,6 +43,7 @@ ALWAYS_NEEDED = {  # of the settings, to rebuild the network and to use it
 }
 NEEDED = {  # by the detector; runs that name none are M2Det
     "m2det": ALWAYS_NEEDED | {"taps", "variant", "tums", "scales", "channels", "sfam", "head"},
+    "retinanet": ALWAYS_NEEDED | {"taps", "scales", "channels", "head"},
     "legacy_retinanet": ALWAYS_NEEDED | {"padding", "clip"},
 }
 
@@ -53,8 +55,10 @@ def network_from_settings(settings: dict, *, backbone_weights: str = "none") -> 
     if settings.get("detector") == "legacy_retinanet":
         names = ("backbone", "image_size", "padding")
         return build_legacy_retinanet(**{name: settings[name] for name in names}, num_classes=num_classes)
-    names = ("backbone", "image_size", "variant", "tums", "scales", "channels", "sfam", "head")
-    return build_m2det(
+    build, names = build_m2det, ("backbone", "image_size", "variant", "tums", "scales", "channels", "sfam", "head")
+    if settings.get("detector") == "retinanet":
+        build, names = build_retinanet, ("backbone", "image_size", "scales", "channels", "head")
+    return build(
         **{name: settings[name] for name in names},
         num_classes=num_classes,
         anchors_per_cell=anchors_per_cell(settings["anchors"]),

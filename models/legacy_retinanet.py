@@ -18,6 +18,7 @@ from typing import Literal
 import keras
 from keras import layers, ops
 
+from models.backbones import all_layers
 from models.blocks import prior_bias
 from models.heads import anchors_in_a_row
 from models.legacy_checkpoint import (
@@ -34,7 +35,7 @@ from models.preprocessing import Preprocessing
 EPSILON = 1e-5
 LEVELS = range(3, 8)
 BACKBONES = {f"legacy_resnet{layers}": layers for layers in (50, 101, 152)}
-HEADS = {REGRESSION: "pyramid_regression", CLASSIFICATION: "pyramid_classification"}  # group in files: layers here
+HEADS = {REGRESSION: "boxes", CLASSIFICATION: "classes"}  # group in files: output here
 
 
 def build_legacy_retinanet(
@@ -58,6 +59,17 @@ def build_legacy_retinanet(
         "corners"; anchors in the order of `models.anchors.make_anchors`.
     """
     image = keras.Input((image_size, image_size, 3), name="image")
+    features = _pyramid(*_resnet(backbone, image.shape[1:], padding)(image))
+    outputs = {
+        "classes": _head(features, "classes", num_classes, prior_bias(num_classes)),
+        "boxes": _head(features, "boxes", 4, "zeros"),
+    }
+    return keras.Model(image, outputs, name="legacy_retinanet")
+
+
+def _resnet(backbone: str, shape: tuple, padding: str) -> keras.Model:
+    """From raw pixels to the ends of stages 3, 4 and 5, which have strides of 8, 16 and 32."""
+    image = keras.Input(shape, name="image")
     x = Preprocessing("caffe", name="preprocessing")(image)
     if padding == "explicit":
         x = layers.ZeroPadding2D(3, name="padding_conv1")(x)
@@ -69,12 +81,7 @@ def build_legacy_retinanet(
         for index, name in enumerate(names):
             x = _bottleneck(x, 64 * 2**stage, name, strides=2 if stage and not index else 1, shortcut=not index)
         maps.append(x)
-    features = _pyramid(*maps[1:])
-    outputs = {
-        "classes": _head(features, CLASSIFICATION, num_classes, prior_bias(num_classes)),
-        "boxes": _head(features, REGRESSION, 4, "zeros"),
-    }
-    return keras.Model(image, outputs, name="legacy_retinanet")
+    return keras.Model(image, maps[1:], name=backbone)
 
 
 def _conv_norm(x, filters: int, side: int, name: str, norm: str, *, strides: int = 1, padding: str = "same"):
@@ -112,19 +119,16 @@ def _pyramid(c3, c4, c5) -> list:
     return [conv(m3, "P3"), conv(m4, "P4"), conv(m5, "P5"), p6, p7]
 
 
-def _head(features: list, group: str, outputs: int, bias):
-    """Convolutions that all levels share; `(batch, anchors, outputs)`, float32 under mixed precision, too."""
-    name = HEADS[group]
+def _head(features: list, output: str, width: int, bias):
+    """Convolutions that all levels share; `(batch, anchors, width)`, float32 under mixed precision, too."""
     small = keras.initializers.RandomNormal(stddev=0.01)
+    options = {"padding": "same", "kernel_initializer": small}
     maps = features
-    for index in range(HEAD_DEPTH):
-        layer = layers.Conv2D(
-            CHANNELS, 3, padding="same", activation="relu", kernel_initializer=small, name=f"{name}_{index}"
-        )
+    for index in range(1, HEAD_DEPTH + 1):
+        layer = layers.Conv2D(CHANNELS, 3, activation="relu", name=f"{output}_subnet{index}", **options)
         maps = [layer(x) for x in maps]
-    options = {"padding": "same", "kernel_initializer": small, "bias_initializer": bias}
-    last = layers.Conv2D(ANCHORS_PER_CELL * outputs, 3, name=name, **options)
-    return anchors_in_a_row([last(x) for x in maps], outputs, name=group)
+    last = layers.Conv2D(ANCHORS_PER_CELL * width, 3, bias_initializer=bias, name=f"{output}_output", **options)
+    return anchors_in_a_row([last(x) for x in maps], width, name=output)
 
 
 @keras.saving.register_keras_serializable(package="oid")
@@ -150,10 +154,11 @@ def load_tensors(network: keras.Model, checkpoint: LegacyCheckpoint) -> None:
     Raises:
         InputError: tensors that cannot be read.
     """
+    found = {layer.name: layer for layer in all_layers(network)}
     for group, arrays in checkpoint.tensors():
-        if group not in HEADS:
-            network.get_layer(group).set_weights(arrays)
-            continue
-        names = [*(f"{HEADS[group]}_{index}" for index in range(HEAD_DEPTH)), HEADS[group]]
+        names = [group]
+        if group in HEADS:
+            names = [f"{HEADS[group]}_{part}" for part in (*(f"subnet{k + 1}" for k in range(HEAD_DEPTH)), "output")]
+        each = len(arrays) // len(names)
         for index, name in enumerate(names):
-            network.get_layer(name).set_weights(arrays[2 * index : 2 * index + 2])
+            found[name].set_weights(arrays[each * index : each * (index + 1)])

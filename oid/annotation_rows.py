@@ -253,7 +253,7 @@ class BoxText:
 
     Attributes:
         boxes: the columns of `frames` that make a box row, "LabelName" at the place of the class.
-        regions: those that make an ignored region up to its reason, likewise.
+        regions: those that make an ignored region, likewise, and "Reason" at the place of the reason.
         quote_style: of `write_csv`.
     """
 
@@ -266,7 +266,8 @@ class BoxText:
 
     @property
     def regions(self) -> tuple[str, ...]:
-        return ("ImageID", "LabelName", *COORDINATES) if self.rows.ends is None else ("ImageID", "LabelName", "corners")
+        corners = COORDINATES if self.rows.ends is None else ("corners",)
+        return ("ImageID", "LabelName", *corners, "Reason")
 
     @property
     def quote_style(self) -> str:
@@ -285,7 +286,7 @@ class BoxText:
             wanted = lines[rows]
             place = wanted - line[0] if line[-1] - line[0] + 1 == len(line) else np.searchsorted(line, wanted)
             text = batch if len(place) == len(batch) else batch[place]
-            yield rows, text.drop("line") if ends is None else _pieces(text["text"], ends[rows])
+            yield rows, text.drop("line", "LabelName") if ends is None else _pieces(text["text"], ends[rows])
 
 
 def _pieces(text: pl.Series, ends: pl.DataFrame) -> pl.DataFrame:

@@ -68,7 +68,7 @@ class Meaning:
     def of(self, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The entries of rows of these kinds, row by row: index of the row, index of the entry."""
         counts = self.counts()[kind]
-        row = np.repeat(np.arange(len(kind)), counts)
+        row = np.repeat(np.arange(len(kind), dtype=np.uint32), counts)
         before = np.cumsum(counts) - counts  # entries of earlier rows
         return row, np.arange(len(row)) + (self.starts[kind] - before)[row]
 

@@ -102,9 +102,11 @@ def _convert_pictures(
     everything = [picture for pictures in splits.values() for picture in pictures]
     for picture, image_id in zip(everything, image_ids([p.name for p in everything]), strict=True):
         picture.image_id = image_id
+    _refuse_empty(splits, path, problems)
     if folds:
         splits = _with_validation(splits, classes, folds, fold, asked=validation_folds is not None)
-    _refuse_empty(splits, path, problems, folds)
+        if not all(any(picture.boxes for picture in splits[split]) for split in ("train", "validation")):
+            raise InputError(f"{path} has too few images with boxes for {folds} folds: ask for fewer, or another fold")
     for split, names in chosen.items():
         print(f"  {split}: {' + '.join(names)}, {len(splits[split])} images")
     report_duplicates(splits, problems)
@@ -112,6 +114,7 @@ def _convert_pictures(
     write_data_set(folder, classes, splits, reader.ignored_class)
     _print_counts(splits, len(classes), reader.ignored_class)
     problems.write(folder / PROBLEMS)
+    problems.show(folder / PROBLEMS)
     print(f"  made {folder}; which image has which id: {folder / IMAGES}\n", flush=True)
 
 
@@ -151,16 +154,10 @@ def _with_validation(
     return splits | {"train": train, "validation": validation}
 
 
-def _refuse_empty(splits: dict[str, list[Picture]], path: Path, problems: Problems, folds: int | None) -> None:
+def _refuse_empty(splits: dict[str, list[Picture]], path: Path, problems: Problems) -> None:
     """Training and validation need boxes."""
-    boxes = {split: sum(len(picture.boxes) for picture in splits[split]) for split in ("train", "validation")}
-    for split, count in boxes.items():
-        pictures = splits[split]
-        if not count and folds and sum(boxes.values()):
-            raise InputError(
-                f"{path} has too few images with boxes for {folds} folds: ask for fewer, or another --fold"
-            )
-        if not count:
+    for split, pictures in splits.items():
+        if split != "test" and not any(picture.boxes for picture in pictures):
             what = "box" if pictures else "image"
             first = problems.sentence()
             reason = f"the first of {len(problems.rows)} problems is {first}" if first else "the annotations have none"

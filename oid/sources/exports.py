@@ -11,13 +11,11 @@ not; and they have no hierarchy.
 
 import csv
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
-from oid.files import InputError
+from oid.files import InputError, output_file, replacing_folder
 from oid.sources.description import Box, Picture
 from oid.sources.open_images import read_class_names, read_pictures
 from oid.sources.problems import Problems
@@ -35,22 +33,17 @@ def export(form: str, dataset_path: str, export_path: str) -> None:
     folder = Path(export_path)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InputError(f"--export_path {folder} is there already: give a new folder, or remove it")
+    output_file(folder / PROBLEMS, "--export_path")
     problems = Problems()
     names = read_class_names(Path(dataset_path))
     splits = {split: read_pictures(Path(dataset_path), split, names, problems) for split in ("train", "validation")}
     if not any(splits.values()):
         raise InputError(f"{dataset_path} has none of its annotated images on disk, and only those can be exported")
-    temporary = folder.absolute().with_name(f".{os.getpid()}.{folder.name}")
-    temporary.mkdir(parents=True)
-    try:
+    with replacing_folder(folder) as temporary:
         WRITERS[form](temporary, list(names.values()), splits, problems)
-        print(f"{form}: {folder}")
         problems.write(temporary / PROBLEMS)
-        if folder.is_dir():
-            folder.rmdir()
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"{form}: {folder}")
+    problems.show(folder / PROBLEMS)
     for split, pictures in splits.items():
         print(f"  {split}: {len(pictures)} images, {sum(len(p.boxes) for p in pictures)} boxes of {len(names)} classes")
 

@@ -68,6 +68,7 @@ def divide_open_images(
     for split, found in pictures.items():
         print(f"  {split}: {len(found)} images on disk")
     problems.write(folder / PROBLEMS)
+    problems.show(folder / PROBLEMS)
     print(f"  made {folder}\n", flush=True)
 
 

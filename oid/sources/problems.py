@@ -32,16 +32,19 @@ class Problems:
         return f"{file}{', ' if place else ''}{place}: {problem}{f' ({value})' if value else ''}, {done}"
 
     def write(self, path: str | os.PathLike) -> None:
-        """Writes all cases as a CSV file, and prints how many there are of each kind; without any removes the file."""
-        path = Path(path)
+        """Writes all cases as a CSV file; without any removes the file."""
         if not self.rows:
-            path.unlink(missing_ok=True)
+            Path(path).unlink(missing_ok=True)
             return
         with replacing(path) as temporary, open(temporary, "w", **_TEXT) as file:
             csv.writer(file, lineterminator="\n").writerows([COLUMNS, *self.rows])
+
+    def show(self, path: str | os.PathLike) -> None:
+        """Prints how many cases there are of each kind, and the file that has them."""
         for (problem, done), count in collections.Counter((row[2], row[4]) for row in self.rows).items():
             print(f"  {count:7} x {problem}: {done}")
-        print(f"  each case: {path}")
+        if self.rows:
+            print(f"  each case: {path}")
 
 
 _TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # any file name comes through

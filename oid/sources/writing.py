@@ -24,7 +24,7 @@ import polars as pl
 
 from oid import layout
 from oid.annotations import BOX_COLUMNS, write_class_descriptions
-from oid.files import InputError, replacing
+from oid.files import InputError, output_file, replacing
 from oid.images import SUFFIXES
 from oid.sources.description import Box, Picture
 
@@ -53,6 +53,7 @@ def refuse_other(folder: Path, made: dict[str, object]) -> None:
     remedy = "give another folder by --dataset_path"
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: {remedy}")
+    output_file(folder / MARK, "--dataset_path")
     if (folder / MARK).is_file():
         try:
             before = json.loads((folder / MARK).read_text(encoding="utf-8"))

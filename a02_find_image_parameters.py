@@ -339,7 +339,7 @@ def level_section(output_path: str, level: str, image_sizes: dict, view: View) -
 
 def print_sample(level: str, split: str, boxes: SampledBoxes) -> None:
     """Says how many boxes are looked at, and which are left out."""
-    drawn = f", {len(boxes.boxes)} of them drawn by seed" if len(boxes.boxes) < boxes.counts.sum() else ""
+    drawn = f", {boxes.drawn} of them drawn by seed" if boxes.drawn < boxes.counts.sum() else ""
     print(f"level {level}, {split}: {boxes.counts.sum()} boxes{drawn}")
     if boxes.without_size:
         print(f"  {boxes.without_size} boxes are left out, because their images were not measured")

@@ -74,6 +74,8 @@ def _sizes_of_maps(
 def _k_means(points: np.ndarray, weights: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Centres of `count` clusters of logarithms, as sizes `(count, 2)`, by area, then by width."""
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
-    means = KMeans(count, n_init=4, random_state=seed).fit(points, sample_weight=weights).cluster_centers_
+    with threadpool_limits(1):  # sums in one order; and on busy cores threads wait for each other
+        means = KMeans(count, n_init=4, random_state=seed).fit(points, sample_weight=weights).cluster_centers_
     return np.exp(means[np.lexsort((means[:, 0], means.sum(axis=1)))])

@@ -94,8 +94,8 @@ def level_html(section: LevelSection, image_size: int, resize: str) -> list[str]
     first = section.coverages[0]
     how = "letterboxed in" if resize == "letterbox" else "stretched to"
     parts = [f"<h2>Level {html.escape(section.level)}: boxes and anchors</h2>"]
-    drawn, total = len(first.boxes.boxes), int(first.boxes.counts.sum())
-    sample = f", of which {drawn:,} were drawn, up to a number for each class" if drawn < 0.99 * total else ""
+    drawn, total = first.boxes.drawn, int(first.boxes.counts.sum())
+    sample = f", of which {drawn:,} were drawn, up to a number for each class" if drawn < total else ""
     parts.append(
         f"<p>{total:,} boxes of {first.split}{sample}; pictures {how} a square of {image_size} pixels. A box is "
         f"covered when its IoU with the best anchor is at least {COVERED:g}, all anchors lying where the network has "

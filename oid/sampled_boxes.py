@@ -34,6 +34,11 @@ class SampledBoxes:
     without_area: int
 
     @property
+    def drawn(self) -> int:
+        """How many boxes were drawn, with those that are left out."""
+        return len(self.boxes) + self.without_size + self.without_area
+
+    @property
     def sampled(self) -> np.ndarray:
         """How many boxes of each class are here: int64 `(classes,)`."""
         return np.bincount(self.classes, minlength=len(self.counts))

@@ -94,7 +94,7 @@ def main(
         levels: heights in the class hierarchy (1 = leaves), "all" for every class, "rare" for those with few boxes.
         min_boxes: classes with fewer training boxes are left out; 0 keeps every class.
         rare_below: level "rare" has the classes with fewer training boxes than this.
-        labels_filter: keeps only these classes, names or labels with commas or spaces between; see the rules on classes.
+        labels_filter: keeps only these classes, names or labels with commas or spaces between; see the rules above.
         parent_label: keeps only this class and all below it, by name or label.
     """
     if min_boxes < 0:

@@ -1,4 +1,4 @@
-"""Trains M2Det on one level of the hierarchy.
+"""Trains M2Det, or RetinaNet, on one level of the hierarchy.
 
 Reads    OUTPUT/level_<n>_files/ (a01), the images in DATASET/train and DATASET/validation, and which of them a02 found
          damaged (OUTPUT/<split>_image_problems.csv).
@@ -44,6 +44,7 @@ def main(
     level: str = a00.LEVEL,
     run: str | None = None,
     # the network
+    detector: Literal["m2det", "retinanet"] = "m2det",
     backbone: str | None = a00.BACKBONE,
     backbone_weights: str = a00.BACKBONE_WEIGHTS,
     image_size: int | None = a00.IMAGE_SIZE,
@@ -53,7 +54,7 @@ def main(
     variant: Literal["paper", "released"] = a00.VARIANT,
     sfam: bool | None = None,
     head: Literal["auto", "conv", "shared", "light"] = a00.HEAD,
-    anchors: Literal["square", "official"] = a00.ANCHORS,
+    anchors: str = a00.ANCHORS,
     taps: tuple[str, ...] | None = None,
     init_from: str | None = None,
     freeze_backbone: bool = False,
@@ -120,19 +121,23 @@ def main(
         dataset_path: folder with train/ and validation/
         output_path: folder with a01's files; the run goes to weights/ below it
         level: which of a01's levels to learn: 1, 2, ..., all, or rare
-        run: name of the run (default: <backbone>_level_<level>, or m2det_level_<level>)
+        run: name of the run (default: <backbone>_level_<level> or m2det_level_<level>; retinanet_... of the other)
+        detector: m2det, or retinanet; with --init_from a converted checkpoint and no --backbone the latter goes on as
+            that network, its batch norm frozen
         backbone: name of the feature extractor; a wrong name lists the valid ones
         backbone_weights: imagenet (downloaded by Keras), none (random), or a weights file
         image_size: side of the network's square input in pixels
         tums: number of thinned U-shape modules (the paper: 8)
-        scales: maps per module, from an eighth of the image downwards (the paper: 6)
-        channels: channels of each map of each module (the paper: 128; the released code: 256)
+        scales: maps per module, from an eighth of the image downwards (the paper: 6; RetinaNet's: 5)
+        channels: channels of each map of each module (the paper: 128; the released code and RetinaNet's paper: 256)
         variant: paper = the network of its figures, released = that of the authors' code
         sfam: whether the pyramid's channels are weighed (default: as published, paper yes, released no)
         head: conv = one convolution per scale as published, shared = two subnets for all scales, light = these with one
             convolution instead of four; auto = shared for more than 100 classes, light in the small network of a03
-        anchors: square = one per cell, official = the published six
-        taps: two layers of the backbone to read, at strides of 8 and 16 pixels (default: those of the table)
+        anchors: square = one per cell, official = the published six, or RetinaNet's nine, or a file of sizes, like
+            a02's OUTPUT/anchors_level_<n>.json, which is read once
+        taps: two layers of the backbone to read, at strides of 8 and 16 pixels, and for RetinaNet a third, at 32
+            (default: those of the table)
         init_from: start from the weights of another run (name or folder), where they fit; the layers that do not are
             named
         freeze_backbone: the backbone keeps its weights
@@ -195,7 +200,8 @@ def main(
     """
     flags, started = dict(locals()), time.monotonic()
     check_flags(flags)
-    folder = Path(output_path) / "weights" / (run or f"{backbone or 'm2det'}_level_{level}")
+    own = "_".join(name for name in (detector if detector != "m2det" or not backbone else None, backbone) if name)
+    folder = Path(output_path) / "weights" / (run or f"{own}_level_{level}")
     output_file(folder / "settings.json", "--output_path")
     stop = stopping.Stop(max_hours=max_hours, started=started)
     with stop.on_signals():

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.anchors import anchor_settings
+from models.anchors import anchor_settings, retinanet_sizes
 from models.legacy_checkpoint import LegacyStructure, open_legacy_checkpoint
 from models.released import BACKBONE, COCO_NAMES, Structure, load_state, read_structure
 from oid.annotations import read_class_descriptions
@@ -319,7 +319,7 @@ def legacy_settings(
             "pixels": "RGB, 0 to 255",
             "normalisation": "caffe",
         },
-        "anchors": {"kind": "retinanet", "scales": 5},
+        "anchors": {"unit": "pixels", "scales": 5, "sizes": retinanet_sizes(5)},
         "box_coding": "corners",
         "score_activation": "sigmoid",
         "backbone": f"legacy_resnet{structure.layers}",

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import keras
 
-from models.anchors import anchor_settings
+from models.anchors import NAMED_SETS, anchors_per_cell, settings_of_sizes
 from models.cost import print_cost
 from models.detector import Detector, network_from_settings, runs_on_cpu
 from models.resized import at_size
-from training import checkpoints, fine_tuning, plan
+from oid.files import InputError
+from training import checkpoints, detectors, fine_tuning, plan
 from training.batches import Batches, check_images
 from training.data_set import DataSet, read_data_set
 from training.label_rules import LabelRules
@@ -48,10 +49,10 @@ def new_settings(flags: dict, classes: dict[str, str], train: DataSet, devices: 
         bfloat16=accelerator or plan.processor_has_bfloat16(),
         devices=devices,
     )
-    chosen, reasons = plan.fill_in(flags, facts)
-    if flags["anchors"] == "square":
-        reasons.append("1 anchor per cell, because the assignment finds the size")
-    for reason in reasons:
+    network = detectors.with_source(flags)
+    chosen, reasons = plan.fill_in(network, facts)
+    anchors, why = _anchors(network, chosen)
+    for reason in reasons + ([why] if why else []):
         print(f"chosen: {reason}")
     settings = {
         "classes": [{"label": label, "name": name} for label, name in classes.items()],
@@ -62,17 +63,42 @@ def new_settings(flags: dict, classes: dict[str, str], train: DataSet, devices: 
             "pixels": "RGB, 0 to 255",
             "normalisation": None,  # the backbone's own
         },
-        "anchors": anchor_settings(chosen["image_size"], chosen["scales"], anchors=flags["anchors"]),
-        "box_coding": "distances",
-        "score_activation": "sigmoid",
-        "head": plan.head_for(flags, chosen, len(classes)) if flags["head"] == "auto" else flags["head"],
-        "sfam": flags["variant"] == "paper" if flags["sfam"] is None else flags["sfam"],
-        **{name: chosen[name] for name in ("backbone", "taps", "level", "image_size")},
-        **{name: chosen[name] for name in ("variant", "tums", "scales", "channels")},
+        "anchors": anchors,
+        **detectors.network_settings(network, chosen, len(classes)),
         "training": {name: chosen[name] for name in ("batch_size", "learning_rate", "precision", "cache_gb")},
         "flags": flags,
     }
     return json.loads(json.dumps(settings))  # as it will be read again: lists for tuples
+
+
+def _anchors(flags: dict, chosen: dict) -> tuple[dict, str | None]:
+    """The anchors of a new run, and the reason for them that is to be printed, if there is one.
+
+    Raises:
+        InputError: they come from a file that does not fit.
+    """
+    name = flags["anchors"]
+    anchors = detectors.anchors_of(chosen["detector"], chosen["image_size"], chosen["scales"], name)
+    if name == "square":
+        return anchors, "1 anchor per cell, because the assignment finds the size"
+    if name in NAMED_SETS:
+        return anchors, None
+    resize = json.loads(Path(name).read_text(encoding="utf-8")).get("resize")
+    if resize not in (None, flags["resize"]):
+        raise InputError(
+            f"--anchors {name} was made for pictures of another shape, --resize {resize}: make it by a02 with "
+            f"--resize {flags['resize']}, or train with --resize {resize}"
+        )
+    return anchors, f"{anchors_per_cell(anchors)} anchors per cell, as {name} has them"
+
+
+def _anchors_at(size: int, flags: dict, settings: dict) -> dict:
+    """The same anchors at another size of the input; a file of sizes is not read again, it may have changed."""
+    detector, scales = settings.get("detector", "m2det"), settings["scales"]
+    name = "official" if detector == detectors.LEGACY else flags["anchors"]
+    if name in NAMED_SETS:
+        return detectors.anchors_of(detector, size, scales, name)
+    return settings_of_sizes(settings["anchors"]["sizes"], detectors.sides_of(detector, size, scales))
 
 
 def networks(flags: dict, settings: dict, *, begins: bool) -> tuple[keras.Model, keras.Model | None]:
@@ -88,7 +114,8 @@ def networks(flags: dict, settings: dict, *, begins: bool) -> tuple[keras.Model,
         network = network_from_settings(settings, backbone_weights=flags["backbone_weights"] if begins else "none")
     finally:
         keras.config.set_dtype_policy("float32")
-    print(f"network: {settings['backbone']}, {len(settings['classes'])} classes, head {settings['head']}")
+    what = f"{settings.get('detector', 'm2det')} on {settings['backbone']}"
+    print(f"network: {what}, {len(settings['classes'])} classes, head {settings['head']}")
     print_cost(network)
     return network, exported
 
@@ -99,13 +126,14 @@ def trainer(
     """The network with its losses and optimizer, as new or as the checkpoint left them."""
     views = {}
     for size in flags["multi_scale"] or ():
-        description = anchor_settings(size, settings["scales"], anchors=flags["anchors"])
+        description = _anchors_at(size, flags, settings)
         views[size] = at_size(network, settings, size), description
     made = DetectionTrainer(
         network,
         settings["anchors"],
         views=views,
         ancestors=rules.ancestors,
+        box_coding=settings["box_coding"],
         **{name: flags[name] for name in ("assignment", "class_loss", "box_loss")},
     )
     if not state["step"]:

@@ -15,6 +15,7 @@ from training.pictures import KEPT_SIDE
 
 SMALL = {"backbone": "residual_small", "image_size": 192, "tums": 2, "scales": 4, "channels": 64}
 PAPER = {"backbone": "vgg16", "image_size": 320, "tums": 8, "scales": 6, "channels": 128}
+RETINANET = {"backbone": "resnet50", "image_size": 512, "scales": 5, "channels": 256}  # of its paper, at a smaller size
 MANY_IMAGES = 10_000  # from here on the paper's network has enough to learn from
 CACHED_SHARE = 0.5  # of the free memory that reduced pictures may take
 PICTURES_OF_SMALL_DATA = 32_000  # seen in the whole training, where no time budget says how many
@@ -52,7 +53,7 @@ def fill_in(settings: dict, facts: Facts) -> tuple[dict, list[str]]:
     """Chooses what is None of the network (`SMALL`), batch_size, learning_rate, precision and cache_gb.
 
     Args:
-        settings: these names, and backbone_weights, init_from.
+        settings: these names, and detector, backbone_weights, init_from.
         facts: what is known of the data and the machine.
 
     Returns:
@@ -61,6 +62,9 @@ def fill_in(settings: dict, facts: Facts) -> tuple[dict, list[str]]:
     chosen, reasons = dict(settings), []
     large = facts.accelerator and facts.images >= MANY_IMAGES
     network, machine = PAPER if large else SMALL, "an accelerator" if facts.accelerator else f"{facts.cores} CPU cores"
+    if (detector := settings.get("detector", "m2det")) != "m2det":
+        large = large or detector != "retinanet"  # what was published goes on as it is
+        network = RETINANET if large else {name: value for name, value in SMALL.items() if name != "tums"}
     if opened := [name for name in network if settings[name] is None]:
         for name in opened:
             chosen[name] = network[name]
@@ -97,8 +101,10 @@ def head_for(settings: dict, chosen: dict, num_classes: int) -> str:
     """
     from models.heads import default_head  # here, because it starts Keras
 
-    published = default_head(num_classes)
     thin = settings["channels"] is None and chosen["channels"] == SMALL["channels"]
+    if settings.get("detector") == "retinanet":
+        return "light" if thin else "shared"
+    published = default_head(num_classes)
     return "light" if thin and published == "conv" and settings["variant"] == "paper" else published
 
 

@@ -14,6 +14,8 @@ FREE_TO_CHANGE = {
     *("strategy", "devices", "coordinator", "processes", "process"),
 }
 
+ADDED = {"detector": "m2det"}  # flags that older runs do not know, and what they were
+
 LOWEST = {
     **{"image_size": 32, "tums": 1, "scales": 1, "channels": 1, "batch_size": 1, "epochs": 1, "steps_per_epoch": 0},
     **{"validation_images": 0, "validate_every": 1, "max_gt_boxes": 1, "workers": 1, "seed": 0, "accumulate": 1},
@@ -58,8 +60,6 @@ def check_flags(flags: dict) -> None:
     least = LOWEST["image_size"]
     if small := [size for size in given.get("multi_scale", ()) if size < least]:
         raise InputError(f"--multi_scale has {min(small)}: it must be at least {least}")
-    if flags["taps"] is not None and len(flags["taps"]) != 2:
-        raise InputError(f"--taps names {len(flags['taps'])} layers: name two, at strides of 8 and 16 pixels")
     if flags["steps_per_epoch"] is not None and flags["epochs"] is None:
         raise InputError(f"--steps_per_epoch {flags['steps_per_epoch']} needs --epochs: give both, or a --time_budget")
     unknown = [rule for rule in flags["label_rules"] if rule not in (*LABEL_RULES, "none")]
@@ -68,7 +68,19 @@ def check_flags(flags: dict) -> None:
         raise InputError(f"--label_rules {words}: give some of {', '.join(LABEL_RULES)}, or none")
     if flags["show_batches"] and flags["processes"] > 1:
         raise InputError(f"--show_batches {flags['show_batches']} needs one process: leave out --processes")
+    _check_detector(flags)
     _check_frozen(flags)
+
+
+def _check_detector(flags: dict) -> None:
+    """Refuses flags of the other detector."""
+    if flags["detector"] == "m2det":
+        if flags["taps"] is not None and len(flags["taps"]) != 2:
+            raise InputError(f"--taps names {len(flags['taps'])} layers: name two, at strides of 8 and 16 pixels")
+        return
+    given = [name for name in ("tums", "sfam") if flags[name] is not None] + ["variant"] * (flags["variant"] != "paper")
+    if given:
+        raise InputError(f"--{given[0]} {flags[given[0]]} belongs to M2Det: leave it out, or use --detector m2det")
 
 
 def _check_frozen(flags: dict) -> None:
@@ -111,7 +123,7 @@ def saved_settings(folder: Path, flags: dict, classes: dict[str, str], state: di
         return None
     before = state["settings"]
     for name, value in json.loads(json.dumps(flags)).items():  # as it was read: lists for tuples
-        was = before["flags"].get(name)
+        was = before["flags"].get(name, ADDED.get(name))
         if name not in FREE_TO_CHANGE and was != value:
             raise InputError(
                 f"{folder} was begun with --{name} {was}, now it is {value}: use the same value, or choose another "

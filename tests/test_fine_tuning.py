@@ -1,0 +1,107 @@
+"""Proves that fine-tuning takes over what means the same, layer by layer and class by class, and names the rest."""
+
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+from tiny_network import pictures, tiny_settings
+
+from models.anchors import anchor_settings
+from models.detector import network_from_settings
+from training.fine_tuning import same_classes, take_over_weights
+
+OTHERS = [{"label": f"/m/{index}", "name": str(index)} for index in range(3)]
+CLASSIFIER = ["classes1", "classes2", "classes3"]
+
+
+def take_over(old: dict, new: dict):
+    """What is taken over between networks of two settings; the old one has sevens everywhere."""
+    source, target = network_from_settings(old), network_from_settings(new)
+    for weight in source.weights:
+        weight.assign(np.full(weight.shape, 7.0))
+    before = {layer.name: layer.get_weights() for layer in target._flatten_layers(include_self=False)}
+    found = take_over_weights(SimpleNamespace(model=source, settings=old), target, new)
+    taken = []
+    for layer in target._flatten_layers(include_self=False):
+        if layer.weights and not hasattr(layer, "layers"):
+            values = layer.get_weights()
+            same = all(np.array_equal(a, b) for a, b in zip(values, before[layer.name], strict=True))
+            sevens = all((value == 7.0).all() for value in values)
+            if layer.name not in found.partly:
+                assert (same, sevens) == ((True, False) if layer.name in found.anew else (False, True)), layer.name
+                taken += [layer.name] if sevens else []
+    assert found.layers == len(taken)
+    return taken, found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "anew", "partly"),
+    [
+        ({}, {}, [], []),
+        ({}, {"classes": OTHERS}, CLASSIFIER, []),
+        ({"classes": OTHERS}, {"classes": OTHERS[::-1]}, [], CLASSIFIER),
+        ({"classes": OTHERS}, {"classes": OTHERS[:2]}, [], CLASSIFIER),
+        ({"head": "shared"}, {"head": "shared", "classes": OTHERS}, ["classes_output"], []),
+        ({"box_coding": "ssd"}, {}, ["boxes1", "boxes2", "boxes3"], []),
+    ],
+    ids=["the same", "other classes", "another order", "fewer classes", "shared head", "other box coding"],
+)
+def test_what_means_the_same_is_taken_over_and_the_rest_is_named(old, new, anew, partly):
+    taken, found = take_over(tiny_settings(**old), tiny_settings(**new))
+    assert (found.anew, found.partly) == (anew, partly)
+    assert {"stem_conv", "tum1_down1_bn", "sfam1_excite"} <= set(taken)
+
+
+def test_layers_of_other_shapes_are_skipped_by_name():
+    _, found = take_over(tiny_settings(), tiny_settings(channels=32, classes=OTHERS))
+    assert {"tum1_down1_conv", *CLASSIFIER} <= set(found.anew)
+    assert "stem_conv" not in found.anew
+    assert not found.partly
+
+
+def test_a_classifier_whose_scores_mean_something_else_begins_anew():
+    """Softmax has an output for the background in front: the first class's is another."""
+    _, found = take_over(tiny_settings(score_activation="softmax", classes=OTHERS[:2]), tiny_settings(classes=OTHERS))
+    assert (found.anew, found.partly) == (CLASSIFIER, [])
+
+
+@pytest.mark.parametrize("anchors", ["square", "official"])
+def test_classes_that_both_runs_have_keep_their_scores(anchors):
+    """One that the old run lacks begins at the prior, beside two in another order, one of them known by its name."""
+    old_classes = [{"label": "/m/b", "name": "Bee"}, {"label": "/m/a", "name": "Ant"}, {"label": "/m/c", "name": "Cat"}]
+    new_classes = [{"label": "/m/a", "name": "Ant"}, {"label": "/m/z", "name": "Zebra"}, {"label": "x", "name": "cat"}]
+    shape = {"anchors": anchor_settings(64, 3, anchors=anchors)}
+    old, new = (tiny_settings(classes=classes, **shape) for classes in (old_classes, new_classes))
+    keras.utils.set_random_seed(1)
+    source, target = network_from_settings(old), network_from_settings(new)
+    rng = np.random.default_rng(0)
+    for layer in CLASSIFIER:
+        for weight in source.get_layer(layer).weights:
+            weight.assign(rng.normal(0, 1, weight.shape))
+    found = take_over_weights(SimpleNamespace(model=source, settings=old), target, new)
+    assert found.classes == [(0, 1), (2, 2)]
+    images = pictures(2)
+    before, after = (np.asarray(network(images)["classes"]) for network in (source, target))
+    np.testing.assert_allclose(after[..., [0, 2]], before[..., [1, 2]], rtol=1e-4, atol=1e-5)
+    assert np.abs(before[..., 1] - before[..., 2]).mean() > 0.1
+    assert before[..., [1, 2]].min() > -3 > after[..., 1].max()  # the new class begins at its prior
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "pairs"),
+    [
+        ("a:Ant b:Bee", "b:Bee a:Ant", [(0, 1), (1, 0)]),
+        ("a:Ant b:Bee", "x:BEE y:wasp", [(0, 1)]),
+        ("a:Ant b:Ant", "x:Ant", []),  # which of them?
+        ("a:Ant", "x:ant y:Ant", []),
+        ("a:Ant b:Ant", "b:Ant", [(0, 1)]),  # the label says it
+        ("a:Ant b:Bee", "b:Ant", [(0, 1)]),  # before the name
+        ("a:Ant", "b:Bee", []),
+    ],
+)
+def test_classes_are_the_same_by_label_or_by_a_name_that_is_clear(old, new, pairs):
+    def classes(text):
+        return [dict(zip(("label", "name"), part.split(":"), strict=True)) for part in text.split()]
+
+    assert same_classes(classes(old), classes(new)) == pairs

@@ -40,7 +40,7 @@ from oid.predictions import KAGGLE_COLUMNS, open_for_writing, prediction_string
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's alarm where there is no GPU
 
 BATCH, SMALL_BATCH = 16, 4  # images at a time; few where one takes seconds, and batches gain nothing
-PUBLISHED_SCORE, PUBLISHED_FUSION_IOU = 0.05, 0.55
+PUBLISHED_SCORE, PUBLISHED_NMS_IOU, PUBLISHED_FUSION_IOU = 0.05, 0.5, 0.55
 NOT_PUBLISHED = ("nms", "nms_iou", "nms_sigma", "vote_iou")  # flags that the published recipe has no use for
 
 
@@ -100,8 +100,7 @@ def main(
     if not any((path / "settings.json").is_file() for path in (folder, folder.parent)):
         raise InputError(f"{folder} is no run: it has no settings.json; train one with a03, or name another by --run")
     if export:
-        target = export_path or layout.run_export(output_path, run, export)
-        _export(folder, target, export, nms_iou=nms_iou, score_threshold=score_threshold)
+        _export(folder, export_path or layout.run_export(output_path, run, export), locals())
         return
     source = require_folder(images or Path(dataset_path) / split, "name the folder with the images by --images")
     target = output_file(predictions or layout.run_predictions(output_path, split, run), "--predictions")
@@ -113,6 +112,11 @@ def main(
     limits |= {"vote_iou": vote_iou, "mirror": mirror, "max_boxes": max_boxes}
     limits["recipe"] = _recipe(detector, recipe, limits)
     sides = _sides(detector, min_side, max_side)
+    if limits["recipe"] == "published":
+        what = "the image and its mirrored one, fused" if mirror else "the image alone"
+        print(
+            f"the published recipe: {what}; shorter side {sides['min_side']} pixels, longer {sides['max_side']} at most"
+        )
     journal = Journal(
         target,
         {"run": _fingerprint(folder), "images": str(source.resolve()), "precision": precision, **limits, **sides},
@@ -147,15 +151,20 @@ def _check(flags: dict) -> None:
                 raise InputError(f"--{name} {flags[name]} does not go with --export, which {what}: leave out --{name}")
 
 
-def _export(folder: Path, target: str | Path, form: str, **options: float) -> None:
+def _export(folder: Path, target: str | Path, flags: dict) -> None:
     """Writes a run as a file of another kind."""
     from models import load_model
     from models.export import check_target, require_packages, write_export
 
-    check_target(target, form)
-    require_packages(form)
-    about = write_export(load_model(folder, precision=None), target, form, **options)
-    print(f"wrote {target}: float32, without the mirrored image and the voting of a04; it is used so:\n")
+    check_target(target, flags["export"])
+    require_packages(flags["export"])
+    detector = load_model(folder, precision=None)
+    _sides(detector, flags["min_side"], flags["max_side"])
+    options = {name: flags[name] for name in ("nms_iou", "score_threshold")}
+    if _recipe(detector, flags["recipe"], flags) == "published":
+        options = {"nms_iou": PUBLISHED_NMS_IOU, "score_threshold": max(PUBLISHED_SCORE, flags["score_threshold"])}
+    about = write_export(detector, target, flags["export"], **options)
+    print(f"wrote {target}: float32, without the mirrored image and without voting; it is used so:\n")
     print(about["example"])
 
 
@@ -191,8 +200,6 @@ def _recipe(detector, recipe: str, limits: dict) -> str:
     for name, default in defaults.items():
         if limits[name] != default:
             raise InputError(f"--{name} {limits[name]} has no part in the published recipe: add --recipe own")
-    what = "the image and its mirrored one, fused" if limits["mirror"] else "the image alone"
-    print(f"the published recipe: {what}; --recipe own makes the suppression that of the flags")
     return "published"
 
 
@@ -235,7 +242,8 @@ def _published(detector, pictures: list, *, score_threshold: float, mirror: bool
     coordinates by the number of boxes, `oid.fusion` by score.
     """
     views = pictures + [np.ascontiguousarray(picture[:, ::-1]) for picture in pictures] * mirror
-    found = map(_with_area, detector.detect(views, nms="published", score_threshold=PUBLISHED_SCORE))
+    options = {"nms": "published", "nms_iou": PUBLISHED_NMS_IOU, "score_threshold": PUBLISHED_SCORE}
+    found = map(_with_area, detector.detect(views, **options))
     if mirror:
         found = list(found)
         found = map(_fused, found[: len(pictures)], found[len(pictures) :])

@@ -27,8 +27,13 @@ from typing import Literal
 
 import keras
 import numpy as np
+from keras import ops
 
+from models.anchors import retinanet_sizes
 from models.backbones import BACKBONES
+from models.box_coding import BOX_CODINGS
+from models.decoding import TopPairs
+from models.detector import MOST_BOXES, SIDES
 from models.letterbox import GREY
 from models.optimise import folded
 from models.preprocessing import PREPROCESSING
@@ -87,7 +92,7 @@ def write_export(
     target = check_target(target, form)
     require_packages(form)
     options = {"nms_iou": nms_iou, "score_threshold": score_threshold}
-    model = folded(detector.model, dtype="float32")
+    model = _exported_model(detector)
     about = description(detector.settings, target, form, **options)
     if form == "onnx":
         with replacing(target) as path:
@@ -118,6 +123,63 @@ def require_packages(form: Format) -> None:
             import tf2onnx  # noqa: F401
         except ImportError as error:
             raise InputError(f"--export onnx needs {error.name}, which is not installed: {INSTALL}") from None
+
+
+def _exported_model(detector) -> keras.Model:
+    """From `pictures` to boxes, scores and labels, all in float32."""
+    model = folded(detector.model, dtype="float32")
+    if detector.settings["preprocessing"]["resize"] != SIDES:
+        return model
+    end = BoxesOfAnyShape(detector.settings["anchors"]["scales"], detector.settings["box_coding"])
+    return keras.Model(model.input, end({"image": model.input, **model.output}))
+
+
+class BoxesOfAnyShape(keras.layers.Layer):
+    """The best decoded boxes of pictures of any shape: what `TopBoxes` is where all have one; the anchors are made in
+    the graph.
+
+    Args:
+        scales: levels of the pyramid.
+        box_coding: see `models.box_coding`.
+    """
+
+    def __init__(self, scales: int, box_coding: str, **kwargs):
+        super().__init__(dtype="float32", autocast=False, **kwargs)
+        self.scales = scales
+        self.box_coding = box_coding
+
+    def call(self, inputs):
+        """`image` `(batch, height, width, 3)` with the network's `classes` and `boxes` -> as `TopBoxes`."""
+        _, height, width, _ = ops.shape(inputs["image"])
+        num_classes = inputs["classes"].shape[-1]
+        top = TopPairs(MOST_BOXES).call(inputs)
+        anchors = ops.take(self._anchors(height, width), top["pairs"] // num_classes, axis=0)  # [B,T,4]
+        sides = ops.cast(ops.stack([width, height, width, height]), "float32")
+        return {
+            "boxes": BOX_CODINGS[self.box_coding](top["offsets"], anchors) / sides,
+            "scores": ops.sigmoid(top["logits"]),
+            "labels": ops.cast(top["pairs"] % num_classes, "int32"),
+        }
+
+    def _anchors(self, height, width):
+        """As `models.anchors.anchors_of_picture`."""
+        levels = []
+        for k, sizes in enumerate(retinanet_sizes(self.scales)):
+            stride = 8 * 2**k
+            # not -(-side // stride): ONNX divides towards zero
+            cells = [ops.arange((side + stride - 1) // stride, dtype="float32") for side in (height, width)]
+            y, x = ops.meshgrid(*((cell + 0.5) * stride for cell in cells), indexing="ij")
+            half = np.asarray(sizes, "float64") / 2
+            base = np.concatenate([-half, half], axis=1).astype("float32")  # [9,4]
+            centres = ops.stack([x, y, x, y], axis=-1)[:, :, None]  # [rows,columns,1,4]
+            levels.append(ops.reshape(centres + base, (-1, 4)))
+        return ops.concatenate(levels)
+
+    def compute_output_spec(self, inputs):
+        batch = inputs["image"].shape[0]
+        shapes = {"boxes": (batch, None, 4), "scores": (batch, None), "labels": (batch, None)}
+        kinds = {"labels": "int32"}
+        return {name: keras.KerasTensor(shape, dtype=kinds.get(name, "float32")) for name, shape in shapes.items()}
 
 
 def _export_quietly(model: keras.Model, path: Path, form: Format) -> None:
@@ -173,6 +235,10 @@ def _normalisation(settings: dict) -> str:
 
 def _resize_of(settings: dict) -> dict[str, object]:
     """How a picture gets the network's size, in words and numbers."""
+    if settings["preprocessing"]["resize"] == SIDES:
+        numbers = {name: settings["preprocessing"][name] for name in ("min_side", "max_side")}
+        words = "kept: the shorter side becomes min_side, or the longer one max_side where it would be more"
+        return numbers | {"aspect_ratio": words, "interpolation": "bilinear, of float32 pixels"}
     side, smooth = settings["image_size"], settings["preprocessing"]["interpolation"] == "area"
     words = "bilinear" + (", or by area averaging where the picture has more pixels than its new size" * smooth)
     numbers = {"height": side, "width": side, "interpolation": words}
@@ -218,6 +284,12 @@ def _resize_lines(settings: dict) -> tuple[str, str]:
     as_stored = ", cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION"
     read = f'image = cv2.imread("photo.jpg"{as_stored * (settings["preprocessing"]["orientation"] == "stored")})'
     read += "[:, :, ::-1]\n"
+    if settings["preprocessing"]["resize"] == SIDES:
+        least, most = (settings["preprocessing"][name] for name in ("min_side", "max_side"))
+        return (
+            f"{read}scale = min({least} / min(image.shape[:2]), {most} / max(image.shape[:2]))\n"
+            'picture = cv2.resize(image.astype("float32"), None, fx=scale, fy=scale)'
+        ), ""
     interpolation = "AREA" if settings["preprocessing"]["interpolation"] == "area" else "LINEAR"
     if settings["preprocessing"]["resize"] == "warp":
         return f"{read}picture = cv2.resize(image, ({side}, {side}), interpolation=cv2.INTER_{interpolation})", ""
@@ -238,8 +310,12 @@ def _complete_onnx(
     import onnx
 
     model = onnx.load(path)
+    names = dict.fromkeys((value.name for value in model.graph.output), ("batch", "n", "corners"))
+    names[INPUT] = ("batch", "height", "width", "channels")
     for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        for dim, name in zip(value.type.tensor_type.shape.dim, names[value.name], strict=False):
+            if name == "batch" or not dim.HasField("dim_value"):
+                dim.dim_param = name
     _add_suppression(model.graph, num_classes, nms_iou, score_threshold)
     onnx.helper.set_model_props(model, about)
     onnx.checker.check_model(model)

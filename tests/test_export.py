@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import any_shape_network
 import cv2
 import keras
 import numpy as np
@@ -21,7 +22,8 @@ from tiny_network import CLASSES, pictures, tiny_settings, write_settings
 import a04_inference as a04
 from benchmarks.compare_backends import randomise
 from models import load_model
-from models.detector import inference_model, network_from_settings
+from models.decoding import suppress
+from models.detector import MOST_BOXES, SIDES, inference_model, network_from_settings
 from models.export import ABOUT, check_target, require_packages
 from oid import layout
 from oid.files import InputError
@@ -39,6 +41,8 @@ EACH = [  # an export takes some seconds
     pytest.param("warp", "onnx", marks=needs_onnx),
     pytest.param("letterbox", "onnx", marks=[needs_onnx, pytest.mark.slow]),
     pytest.param("released", "onnx", marks=[needs_onnx, pytest.mark.slow]),
+    pytest.param("sides", "onnx", marks=needs_onnx),
+    pytest.param("sides", "tf_saved_model", marks=pytest.mark.slow),
     pytest.param("warp", "tf_saved_model", marks=pytest.mark.slow),
     ("letterbox", "tf_saved_model"),
     pytest.param("released", "tf_saved_model", marks=pytest.mark.slow),
@@ -62,6 +66,7 @@ def runs(tmp_path_factory):
     output = tmp_path_factory.mktemp("output")
     for name, changes in CASES.items():
         make_run(output / "weights" / name, **changes)
+    any_shape_network.write_run(output / "weights" / "sides")
     return output
 
 
@@ -74,7 +79,8 @@ def exported(runs):
         if (run, form) not in done:
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
-                a04.main(output_path=str(runs), run=run, export=form, score_threshold=THRESHOLD, nms_iou=0.3)
+                flags = {"score_threshold": THRESHOLD, "nms_iou": 0.3, "recipe": "own"}
+                a04.main(output_path=str(runs), run=run, export=form, **flags)
             path = layout.run_export(runs, run, form)
             done[run, form] = SimpleNamespace(path=path, printed=printed.getvalue(), folder=runs / "weights" / run)
         return done[run, form]
@@ -108,41 +114,48 @@ def about(path: Path) -> dict[str, str]:
 # === The same boxes ==================================================================================================
 @pytest.mark.parametrize(("case", "form"), EACH)
 def test_the_file_gives_the_boxes_of_the_model(exported, case, form):
-    """For batches of one and of several, in float32."""
+    """For batches of one and of several, in float32, and where pictures have any shape, for several shapes."""
     export = exported(case, form)
-    model = load_model(export.folder, precision=None).model
-    for count in (1, 3):
-        batch = pictures(count, seed=count)
-        expected, found = model.predict_on_batch(batch), outputs_of(export.path, batch)
-        assert set(expected) == set(found) - {"kept"}
-        assert found["boxes"].shape == (count, *expected["boxes"].shape[1:])
-        np.testing.assert_allclose(found["scores"], expected["scores"], atol=1e-5)
-        np.testing.assert_array_equal(found["labels"], expected["labels"])
-        np.testing.assert_allclose(found["boxes"], expected["boxes"], rtol=1e-4, atol=1e-4)
-        assert {name: value.dtype for name, value in found.items() if name != "kept"} == {
-            "boxes": np.float32,
-            "scores": np.float32,
-            "labels": np.int32,
-        }
+    detector = load_model(export.folder)
+    detector._resize = SIDES if case == "sides" else "warp"  # boxes in the square, as the file gives them
+    options = {"nms_iou": 1.0, "vote_iou": 1.0, "score_threshold": 0.0, "max_boxes": 10_000}
+    shapes = [(1, 90, 104), (3, 90, 104), (2, 41, 230)] if case == "sides" else [(1, 64, 64), (3, 64, 64)]
+    for count, height, width in shapes:
+        batch = pictures(count, height, width, seed=count)
+        found = outputs_of(export.path, batch)
+        kinds = {"boxes": np.float32, "scores": np.float32, "labels": np.int32}
+        assert {name: value.dtype for name, value in found.items() if name != "kept"} == kinds
+        assert {len(value) for name, value in found.items() if name != "kept"} == {count}
+        for index, (boxes, scores, labels) in enumerate(detector.detect(batch.astype("float32"), **options)):
+            raw = [found[name][index] for name in ("boxes", "scores", "labels")]
+            assert (np.diff(raw[1]) <= 1e-6).all()  # in the order of the logits, of which scores are rounded
+            raw[0] = raw[0].clip(0, 1)
+            last = raw[1].min() + 1e-5 if len(raw[1]) == MOST_BOXES else 0.0  # others may be equal to the last one
+            good = (raw[0][:, 2:] > raw[0][:, :2]).all(axis=1) & (raw[1] > last)
+            boxes, scores, labels = (values[scores > last] for values in (boxes, scores, labels))
+            assert len(scores) == good.sum() > 20
+            np.testing.assert_allclose(raw[1][good], scores, atol=1e-5)
+            near = np.abs(raw[0][good][:, None] - boxes).max(axis=2) < 1e-4  # equal scores may change places
+            near &= raw[2][good][:, None] == labels
+            assert near.any(axis=0).all()
+            assert near.any(axis=1).all()
 
 
 @pytest.mark.parametrize(("case", "form"), [case for case in EACH if "onnx" in getattr(case, "values", ())])
 def test_the_suppression_in_an_onnx_file_keeps_what_ours_keeps(exported, case, form):
-    export, batch = exported(case, form), pictures(3, seed=5)
-    found = outputs_of(export.path, batch)
-    detector = load_model(export.folder)
-    detector._resize = "warp"  # boxes in the square, as the file gives them
-    options = {"nms_iou": 0.3, "vote_iou": 1.0, "score_threshold": THRESHOLD, "max_boxes": 10_000}
-    seen = 0
-    for index, (boxes, scores, labels) in enumerate(detector.detect(batch, **options)):
+    """Of the file's own boxes: those in front are compared above."""
+    found = outputs_of(exported(case, form).path, pictures(3, seed=5))
+    for index in range(3):
+        mine = [found[name][index] for name in ("boxes", "scores", "labels")]
+        options = {"nms_iou": 0.3, "vote_iou": 1.0, "score_threshold": THRESHOLD, "max_boxes": 10_000}
+        boxes, scores, labels = suppress(*mine, **options)
         kept = found["kept"][found["kept"][:, 0] == index, 1]
         assert (np.diff(kept) > 0).all()  # the best first
-        np.testing.assert_allclose(found["scores"][index, kept], scores, atol=1e-5)
-        np.testing.assert_array_equal(found["labels"][index, kept], labels)
-        np.testing.assert_allclose(found["boxes"][index, kept].clip(0, 1), boxes, rtol=1e-4, atol=1e-4)
-        seen += len(kept)
-        assert 0 < len(kept) < found["scores"].shape[1]  # something has gone, too
-    assert seen > 10
+        kept = kept[np.argsort(-mine[1][kept], kind="stable")]
+        np.testing.assert_array_equal(mine[1][kept], scores)
+        np.testing.assert_array_equal(mine[2][kept], labels)
+        np.testing.assert_array_equal(mine[0][kept].clip(0, 1), boxes)
+        assert 10 < len(kept) < len(mine[1])  # something has gone, too
 
 
 # === What the file says of itself ====================================================================================
@@ -152,8 +165,12 @@ def test_classes_and_preprocessing_are_inside(exported, case, form):
     texts = about(export.path)
     assert json.loads(texts["classes"]) == CLASSES
     preprocessing = json.loads(texts["preprocessing"])
-    assert preprocessing["resize"] == ("letterbox" if case == "letterbox" else "warp")
-    assert (preprocessing["height"], preprocessing["width"]) == (64, 64)
+    assert preprocessing["resize"] == (case if case in ("letterbox", "sides") else "warp")
+    sides, size = ("min_side", "max_side"), ("height", "width")
+    if case == "sides":
+        sides, size = size, sides
+    assert [preprocessing[name] for name in size] == ([48, 80] if case == "sides" else [64, 64])
+    assert not set(sides) & set(preprocessing)
     assert "RGB, 0 to 255" in preprocessing["input"]
     assert preprocessing["orientation"].startswith("turned" if case == "letterbox" else "pixels as stored")
     assert set(json.loads(texts["outputs"])) - {"kept"} == {"boxes", "scores", "labels"}
@@ -177,6 +194,8 @@ def test_the_example_inside_finds_what_a04_finds(exported, case, form, tmp_path,
     read = cv2.cvtColor(cv2.imread("photo.jpg"), cv2.COLOR_BGR2RGB)
     options = {"nms_iou": 0.3, "vote_iou": 1.0, "score_threshold": THRESHOLD, "max_boxes": 10_000}
     ((boxes, scores, labels),) = detector.detect([detector.prepare(read)], sizes=[read.shape[:2]], **options)
+    if case == "sides":  # of small pictures the file has as many boxes as there are anchors
+        boxes, scores, labels = (values[scores > 0.3] for values in (boxes, scores, labels))
     assert len(scores) > 5
     assert len(found) >= len(scores)  # beside the picture, on the grey, there may be others
     mine = np.array([row[1:] for row in found])
@@ -273,6 +292,22 @@ def test_a_refusal_as_a_user_sees_it(runs):
     done = run_script("a04_inference.py", "--run", "warp", "--output_path", runs, "--export", "tflite")
     assert done.returncode == 2
     assert "--export 'tflite' is none of its values" in done.stderr
+
+
+def test_a_converted_retinanet_has_the_suppression_and_the_sides_of_its_authors(runs, tmp_path, monkeypatch):
+    asked = {}
+
+    def write_export(detector, target, form, **options):
+        asked.update(options, **{name: detector.settings["preprocessing"][name] for name in ("min_side", "max_side")})
+        return {"example": ""}
+
+    monkeypatch.setattr("models.export.write_export", write_export)
+    export_to(runs, tmp_path / "model", run="sides", max_side=64)
+    assert asked == {"nms_iou": 0.5, "score_threshold": 0.05, "min_side": 48, "max_side": 64}
+    with pytest.raises(InputError, match=r"--nms_iou 0\.3 has no part in the published recipe: add --recipe own"):
+        export_to(runs, tmp_path / "model", run="sides", nms_iou=0.3)
+    with pytest.raises(InputError, match="--min_side 48 is for converted RetinaNets"):
+        export_to(runs, tmp_path / "model", min_side=48)
 
 
 # === Real backbones ==================================================================================================

@@ -21,6 +21,11 @@ at the end; the same input gives the same bytes, whatever the machine.
     python a01_create_training_files.py --dataset_path data/open_images --levels 1 2 all
     python a01_create_training_files.py --dataset_path data/open_images --levels all --parent_label Boat
     python a01_create_training_files.py --dataset_path demo_data/data_set --output_path demo_data/try --levels 1
+    python a01_create_training_files.py --source voc --source_path VOCdevkit/VOC2012 --dataset_path data/voc
+    python a01_create_training_files.py --dataset_path data/voc --export coco --export_path data/voc_as_coco
+
+A data set of one's own, --source_path, becomes one in this layout first, with its own validation split or with one of
+folds: oid/sources/ says what its readers forgive, oid/sources/writing.py what is written to DATASET.
 
 The rules
 Classes. Kept are the classes of class-descriptions-boxable.csv, of these only the challenge's where its file is
@@ -60,6 +65,7 @@ import math
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -72,6 +78,8 @@ from oid.files import InputError, require_file, require_folder
 from oid.hierarchy import Hierarchy, read_hierarchy
 from oid.level_files import Source, write_levels
 from oid.level_rules import Classes, mean_boxes
+from oid.sources.conversion import convert
+from oid.sources.exports import export as write_export
 
 SPLITS = ("train", "validation")
 
@@ -85,8 +93,16 @@ def main(
     rare_below: int = 500,
     labels_filter: tuple[str, ...] | None = None,
     parent_label: str | None = None,
+    source: Literal["oid", "csv", "coco", "voc", "kitti"] = "oid",
+    source_path: str | None = None,
+    source_splits: tuple[str, ...] = (),
+    validation_folds: int | None = None,
+    fold: int = 0,
+    export: Literal["coco", "voc", "csv"] | None = None,
+    export_path: str | None = None,
 ) -> None:
-    """Makes the training files of the levels.
+    """Makes the training files of the levels. With --source_path it first makes DATASET from that data set, whose
+    format is --source; with --export it writes DATASET in another format instead of training files.
 
     Args:
         dataset_path: the folder of Open Images, with `annotations/` below it.
@@ -96,13 +112,28 @@ def main(
         rare_below: level "rare" has the classes with fewer training boxes than this.
         labels_filter: keeps only these classes, names or labels with commas or spaces between; see the rules above.
         parent_label: keeps only this class and all below it, by name or label.
+        source: the format of --source_path; "csv" as keras-retinanet takes it.
+        source_path: a data set from which DATASET is made, new, with links to the images; without it DATASET is there.
+        source_splits: which of its sets become train=, validation= and test=, joined by +: train=train+val; without
+            it their names tell.
+        validation_folds: divide its training images into so many parts, where there are none for validation.
+        fold: the part that is for validation, from 0.
+        export: write train and validation of DATASET in this format.
+        export_path: the folder for that, to be made.
     """
     if min_boxes < 0:
         raise InputError(f"--min_boxes {min_boxes} is negative: 0 keeps every class")
     if rare_below < 1:
         raise InputError(f"--rare_below {rare_below}: no class has fewer boxes than none, give at least 1")
+    if (export is None) != (export_path is None):
+        raise InputError("--export and --export_path belong together: the format, and the folder to be made")
+    folds = {"validation_folds": validation_folds, "fold": fold}
+    convert(source, source_path, dataset_path, source_splits=source_splits, **folds)
     require_folder(dataset_path, "set --dataset_path, or OID_PATH, to the folder of Open Images")
     classes = read_classes(dataset_path, labels_filter, parent_label)
+    if export:
+        write_export(export, dataset_path, export_path, classes.names)
+        return
     is_part = labels_filter is not None or parent_label is not None
     candidates = classes_of_levels(classes, levels, is_part=is_part)
     sources = {split: read_source(dataset_path, split, classes) for split in SPLITS}
@@ -186,15 +217,17 @@ def find_class(text: str, kept: dict[str, str], flag: str) -> str:
 def classes_of_levels(classes: Classes, levels: tuple[str, ...], *, is_part: bool) -> dict[str, list[str]]:
     """{level: its kept classes in index order}, before those without boxes are left out; for "rare" all of them.
 
-    A part of the classes may lack a height that the hierarchy has; it is left out, unless there is no other level.
+    A part of the classes may lack a height that the hierarchy has, and any hierarchy one of a00's LEVELS; it is left
+    out, unless there is no other level.
     """
     valid = sorted(set(classes.heights.values()), key=int)
     highest = max((classes.hierarchy.height(label) for label in classes.hierarchy.labels), default=0)
+    heights = [str(height) for height in range(1, highest + 1)]
     result, absent = {}, [level for level in levels if level not in (*valid, "all", "rare")]
     for level in levels:
         if level not in absent:
             result[level] = [label for label, height in classes.heights.items() if level in (height, "all", "rare")]
-        elif not is_part or len(set(absent)) == len(set(levels)) or level not in map(str, range(1, highest + 1)):
+        elif (levels != LEVELS and not (is_part and level in heights)) or len(set(absent)) == len(set(levels)):
             choice = " ".join([*valid, "all", "rare"])
             raise InputError(f"--levels {level}: the hierarchy has no class of this height, choose from {choice}")
     if absent:

@@ -18,8 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from a00_utils_and_constants import run_script
-from benchmarks.training_runs import measure, run, score, train_and_predict
-from benchmarks.voc import convert
+from benchmarks.training_runs import VOC_FLAGS, measure, run, score, train_and_predict
 from oid.files import InputError
 from oid.resampling import Curves
 
@@ -94,11 +93,10 @@ def main(
 
 def prepare(voc: str | None, data_set: Path, output: Path) -> None:
     """The data set, and a01's files of level 1."""
-    if voc:
-        convert(Path(voc), data_set, {"train": "trainval", "validation": "test"})
-    else:
+    source = VOC_FLAGS | {"source_path": Path(voc).absolute()} if voc else {}
+    if not voc:
         run("-m", "demo.make_data_set", dataset_path=data_set)
-    run("a01_create_training_files.py", dataset_path=data_set, output_path=output, levels="1")
+    run("a01_create_training_files.py", dataset_path=data_set, output_path=output, levels="1", **source)
 
 
 def print_table(found: dict[str, list[list[Curves]]], resamples: int) -> None:

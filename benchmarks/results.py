@@ -21,8 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from a00_utils_and_constants import run_script
-from benchmarks.training_runs import ROOT, Cost, measure, run, score, train_and_predict
-from benchmarks.voc import convert
+from benchmarks.training_runs import ROOT, VOC_FLAGS, Cost, measure, run, score, train_and_predict
 from oid.files import InputError, replacing, require_file
 from oid.images import find_images, read_image
 
@@ -61,12 +60,11 @@ def main(
     if demo:
         tables["demonstration"] = demonstration(folder / "demo", seeds)
     if voc:
-        convert(Path(voc), folder / "voc" / "data_set", {"train": "trainval", "validation": "test"})
-        tables["Pascal VOC"] = data_set_table(
-            folder / "voc" / "data_set", folder / "voc" / "output", seeds, time_budget
-        )
+        flags = {"dataset_path": folder / "voc" / "data_set", **VOC_FLAGS, "source_path": Path(voc).absolute()}
+        tables["Pascal VOC"] = data_set_table(flags, folder / "voc" / "output", seeds, time_budget)
     if oid:
-        tables["photographs"] = data_set_table(Path(oid).absolute(), folder / "oid" / "output", seeds, time_budget)
+        flags = {"dataset_path": Path(oid).absolute()}
+        tables["photographs"] = data_set_table(flags, folder / "oid" / "output", seeds, time_budget)
     for name, rows in tables.items():
         text = "\n".join([*rows, "", f"Made by `{command()}`, {machine()}, {datetime.date.today()}."])
         print(f"\n{name}\n{text}", flush=True)
@@ -92,9 +90,13 @@ def demonstration(folder: Path, seeds: tuple[int, ...]) -> list[str]:
     return rows
 
 
-def data_set_table(data_set: Path, output: Path, seeds: tuple[int, ...], time_budget: str) -> list[str]:
-    """A row per seed: what the training cost, what the network finds, and what it costs to use; then the mean."""
-    run("a01_create_training_files.py", dataset_path=data_set, output_path=output, levels="1")
+def data_set_table(flags: dict[str, object], output: Path, seeds: tuple[int, ...], time_budget: str) -> list[str]:
+    """A row per seed: what the training cost, what the network finds, and what it costs to use; then the mean.
+
+    `flags` are a01's that say where the data set is, or how it is made.
+    """
+    run("a01_create_training_files.py", output_path=output, levels="1", **flags)
+    data_set = flags["dataset_path"]
     rows = [
         "| seed | minutes, CPU minutes | mAP@0.5 | mAP@0.5:0.95 | CPU ms per image found |",
         "|---|---|---|---|---|",

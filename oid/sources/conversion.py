@@ -107,8 +107,7 @@ def _convert_pictures(
         splits = _with_validation(splits, classes, folds, fold, asked=validation_folds is not None)
         if not all(any(picture.boxes for picture in splits[split]) for split in ("train", "validation")):
             raise InputError(f"{path} has too few images with boxes for {folds} folds: ask for fewer, or another fold")
-    for split, names in chosen.items():
-        print(f"  {split}: {' + '.join(names)}, {len(splits[split])} images")
+    print("  sets:", ", ".join(f"{split} = {' + '.join(names)}" for split, names in chosen.items()))
     report_duplicates(splits, problems)
     mark(folder, made)
     write_data_set(folder, classes, splits, reader.ignored_class)

@@ -17,15 +17,21 @@ from xml.etree import ElementTree
 
 from oid.files import InputError, output_file, replacing_folder
 from oid.sources.description import Box, Picture
-from oid.sources.open_images import read_class_names, read_pictures
+from oid.sources.open_images import read_class_names, read_pictures, unique_names
 from oid.sources.problems import Problems
 from oid.sources.writing import PROBLEMS, link_images
 
 Splits = dict[str, list[Picture]]
 
 
-def export(form: str, dataset_path: str, export_path: str) -> None:
-    """Writes train and validation of DATASET; `form` is a name of WRITERS.
+def export(form: str, dataset_path: str, export_path: str, kept: dict[str, str] | None = None) -> None:
+    """Writes train and validation of DATASET.
+
+    Args:
+        form: a name of WRITERS.
+        dataset_path: DATASET.
+        export_path: the folder to be made.
+        kept: {label: name} of the classes to write, in this order; None = those that count by the data set's lists.
 
     Raises:
         InputError: `export_path` is there already, or DATASET lacks something; nothing is written then.
@@ -35,7 +41,7 @@ def export(form: str, dataset_path: str, export_path: str) -> None:
         raise InputError(f"--export_path {folder} is there already: give a new folder, or remove it")
     output_file(folder / PROBLEMS, "--export_path")
     problems = Problems()
-    names = read_class_names(Path(dataset_path))
+    names = unique_names(kept or read_class_names(Path(dataset_path)))
     splits = {split: read_pictures(Path(dataset_path), split, names, problems) for split in ("train", "validation")}
     if not any(splits.values()):
         raise InputError(f"{dataset_path} has none of its annotated images on disk, and only those can be exported")

@@ -174,9 +174,13 @@ def read_pictures(data_set: Path, split: str, names: dict[str, str], problems: P
 
 
 def read_class_names(data_set: Path) -> dict[str, str]:
-    """{label: name} of the kept classes, in the order of the network's outputs; equal names get their label behind."""
+    """{label: name} of the classes that count, in the order of the network's outputs."""
     boxable = read_class_descriptions(layout.annotation_file(data_set, layout.CLASS_DESCRIPTIONS))
     kept = read_class_descriptions(layout.evaluated_class_descriptions(data_set))
-    names = {label: name for label, name in kept.items() if label in boxable}
+    return {label: name for label, name in kept.items() if label in boxable}
+
+
+def unique_names(names: dict[str, str]) -> dict[str, str]:
+    """The same {label: name} where equal names have their label behind, because other formats know names only."""
     texts = list(names.values())
     return {label: f"{name} ({label})" if texts.count(name) > 1 else name for label, name in names.items()}

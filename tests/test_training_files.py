@@ -1,8 +1,12 @@
 """Proves the rules of a01: each on a case worked out by hand, and all together against a slow reference."""
 
+import csv
+import functools
+import shutil
 from pathlib import Path
 
 import pytest
+from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_open_images import (
@@ -20,14 +24,15 @@ from small_open_images import (
 )
 
 from a01_create_training_files import main
-from oid import layout
+from oid import annotation_rows, layout, level_files
 from oid.annotations import read_class_descriptions
-from oid.hierarchy import Hierarchy
+from oid.hierarchy import Hierarchy, read_hierarchy
 
 
 def run(tmp_path: Path, level: str, *arguments, **options) -> Result:
     """Makes a data set, runs a01 for one level, and reads the training files."""
-    settings_ = {name: options.pop(name) for name in ("min_boxes", "rare_below") if name in options}
+    flags = ("min_boxes", "rare_below", "labels_filter", "parent_label")
+    settings_ = {name: options.pop(name) for name in flags if name in options}
     data_set = make_data_set(tmp_path / "data", *arguments, **options)
     main(dataset_path=str(data_set), output_path=str(tmp_path / "out"), levels=(level,), **settings_)
     return Result(tmp_path / "out", level)
@@ -101,6 +106,49 @@ def test_rare_classes(tmp_path):
     assert list(result.classes) == ["tomato", "apple", "vegetable"]
     expected = [("a", "apple"), ("b", "tomato"), ("b", "vegetable"), ("c", "tomato"), ("c", "vegetable")]
     assert result.shown() == expected
+
+
+# === A part of the classes ===========================================================================================
+def test_labels_filter_excludes_all_others(tmp_path):
+    rows = [box("a", "apple"), box("b", "tomato"), box("c", "car"), box("d", "food"), box("e", "wheel")]
+    labels = [("f", "fruit", "0"), ("g", "car", "1"), ("h", "wheel", "0")]
+    result = run(tmp_path, "all", rows, None, labels, labels_filter=("fruit,apple", "car"))
+    assert list(result.classes) == ["apple", "car", "fruit"]
+    assert result.shown() == [("a", "apple"), ("a", "fruit"), ("c", "car")]
+    assert result.ignored() == [
+        ("b", "fruit", "excluded_class"),  # a fruit that the part does not have
+        ("d", "apple", "ancestor_class"),
+        ("d", "fruit", "ancestor_class"),
+    ]
+    assert result.image_labels == [("f", "apple", "0"), ("f", "fruit", "0"), ("g", "car", "1")]
+    assert [row[0] for row in result.negatives] == ["f", "g"]  # e and h have nothing of the part
+    assert result.image_ids == [f"train/{image}" for image in "abcdfg"] + ["validation/a"]
+
+
+def test_parent_label_keeps_all_below(tmp_path):
+    rows = [box("a", "tomato"), box("b", "fruit"), box("c", "car"), box("d", "carrot")]
+    result = run(tmp_path, "all", rows, parent_label="Vegetable, ALL", min_boxes=0)
+    assert list(result.classes) == ["tomato", "vegetable", "carrot"]
+    expected = [("a", "tomato"), ("a", "vegetable"), ("d", "vegetable"), ("d", "carrot")]
+    assert result.shown() == expected
+    assert result.ignored() == [("b", "tomato", "ancestor_class")]
+
+
+def test_a_part_has_the_heights_that_are_left(tmp_path, capsys):
+    data_set = make_data_set(tmp_path / "data", ONE_OF_EACH)
+    place = {"dataset_path": str(data_set), "output_path": str(tmp_path / "out")}
+    main(**place, levels=("1", "2", "3", "all"), parent_label="fruit")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        f"level_{level}_files" for level in ("1", "2", "all")
+    }
+    assert "left out, because the chosen classes have no such height: level 3" in capsys.readouterr().out
+    assert list(Result(tmp_path / "out", "1").classes) == ["tomato", "apple"]
+    assert list(Result(tmp_path / "out", "2").classes) == ["fruit"]
+
+
+def test_a_part_is_of_the_challenge_classes_where_these_count(tmp_path):
+    result = run(tmp_path, "all", ONE_OF_EACH, challenge=("food", "carrot", "car"), parent_label="food")
+    assert list(result.classes.values()) == ["Food", "Carrot"]
 
 
 # === Boxes ===========================================================================================================
@@ -300,12 +348,18 @@ def test_without_image_labels_there_are_no_negatives(tmp_path, capsys):
 
 
 # === All rules together ==============================================================================================
-def reference(rows, labels, kept, level_classes):
+def reference(rows, labels, kept, level_classes, hierarchy):
     """(boxes, regions, image labels, negatives) as sets, straight from the rules, one row at a time."""
-    hierarchy = Hierarchy(TREE)
 
+    level = set(level_classes)
+
+    @functools.cache
     def selves(label):
-        return {label, *hierarchy.ancestors(label)} & set(level_classes)
+        return {label, *hierarchy.ancestors(label)} & level
+
+    @functools.cache
+    def below(label):
+        return set(hierarchy.descendants(label)) & level
 
     rectangles = {}
     for image, label, rectangle, _ in rows:
@@ -319,12 +373,12 @@ def reference(rows, labels, kept, level_classes):
             for name in selves(label):
                 regions.setdefault((image, name, *rectangle), set()).add("group_of" if label in kept else order[1])
         described = any(label in hierarchy.ancestors(other) for other in rectangles[image, rectangle])
-        for name in () if described else set(hierarchy.descendants(label)) & set(level_classes):
+        for name in () if described else below(label):
             regions.setdefault((image, name, *rectangle), set()).add("ancestor_class")
     regions = {(*place, min(reasons, key=order.index)) for place, reasons in regions.items()}
     verified = {}
     for image, label, positive in labels:
-        names = selves(label) if positive else {label, *hierarchy.descendants(label)} & set(level_classes)
+        names = selves(label) if positive else below(label) | ({label} & level)
         for name in names:
             verified[image, name] = max(positive, verified.get((image, name), 0))
     shown = {row[0] for row in boxes | regions}
@@ -342,29 +396,43 @@ some_labels = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
-@given(some_rows, some_labels, st.sets(st.sampled_from(CLASSES), min_size=1), st.sampled_from(["1", "all"]))
-def test_against_the_rules_row_by_row(tmp_path_factory, rows, labels, kept, level):
-    folder = tmp_path_factory.mktemp("case")
-    text = [box(image, label, rectangle, str(int(group))) for image, label, rectangle, group in rows]
-    challenge = [label for label in CLASSES if label in kept]
-    data_set = make_data_set(folder / "data", text, None, labels, challenge=challenge)
-    main(dataset_path=str(data_set), output_path=str(folder / "out"), levels=(level,), min_boxes=0)
-    result = Result(folder / "out", level)
-    contracted = Hierarchy(TREE).contract(kept)
-    expected = [label for label in challenge if level == "all" or contracted.height(label) == 1]
-    assert list(result.classes) == expected
+def check(result: Result, expected: tuple) -> None:
+    """Compares a level with `reference`."""
     found = (
         [(row[0], row[2], *row[4:8]) for row in result.boxes],
         result.regions,
         result.image_labels,
         [row[0] for row in result.negatives],
     )
-    for rows_found, rows_expected in zip(found, reference(rows, labels, kept, expected), strict=True):
+    for rows_found, rows_expected in zip(found, expected, strict=True):
         assert set(rows_found) == rows_expected
         assert len(rows_found) == len(rows_expected)  # nothing twice
     used = {row[0] for row in (*result.boxes, *result.regions, *result.negatives)}
     assert {line for line in result.image_ids if line.startswith("train/")} == {f"train/{image}" for image in used}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    some_rows,
+    some_labels,
+    st.sets(st.sampled_from(CLASSES), min_size=1),
+    st.sampled_from(["1", "all"]),
+    st.sampled_from([1, 3, 100]),
+)
+def test_against_the_rules_row_by_row(tmp_path_factory, rows, labels, kept, level, batch):
+    folder = tmp_path_factory.mktemp("case")
+    text = [box(image, label, rectangle, str(int(group))) for image, label, rectangle, group in rows]
+    challenge = [label for label in CLASSES if label in kept]
+    data_set = make_data_set(folder / "data", text, None, labels, challenge=challenge)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (annotation_rows, level_files):
+            patch.setattr(module, "BATCH", batch)
+        main(dataset_path=str(data_set), output_path=str(folder / "out"), levels=(level,), min_boxes=0)
+    result = Result(folder / "out", level)
+    contracted = Hierarchy(TREE).contract(kept)
+    expected = [label for label in challenge if level == "all" or contracted.height(label) == 1]
+    assert list(result.classes) == expected
+    check(result, reference(rows, labels, kept, expected, Hierarchy(TREE)))
 
 
 @settings(max_examples=15, deadline=None)
@@ -385,3 +453,35 @@ def test_a_source_that_is_expanded_already_gives_the_same(tmp_path_factory, rows
         results.append(Result(folder / "out", level))
     assert results[0].boxes == results[1].boxes
     assert results[0].regions == results[1].regions
+
+
+# === Real rows =======================================================================================================
+@pytest.mark.parametrize("level", ["1", "2", "all"])
+def test_real_boxes_under_the_real_hierarchy(tmp_path, level):
+    """The coordinates, groups and repetitions of real rows, their six classes taken for others that are related."""
+    source = shared("data", "oid_rows", "six_classes") / "train-annotations-bbox.csv"
+    path = shared("data", "oid_metadata", layout.HIERARCHY)
+    names = read_class_descriptions(shared("data", "oid_metadata", layout.CLASS_DESCRIPTIONS))
+    label_of = {name: label for label, name in names.items()}
+    taken = ("Helmet", "Tomato", "Fruit", "Clothing", "Bicycle helmet", "Vegetable")  # Helmet and Tomato: two parents
+    with open(source, newline="") as file:
+        rows = [tuple(row) for row in csv.reader(file)][1::4]
+    others = dict(zip(sorted({row[2] for row in rows}), (label_of[name] for name in taken), strict=True))
+    rows = [(*row[:2], others[row[2]], *row[3:]) for row in rows]
+    rows += [(*row[:2], label_of["Food"], *row[3:]) for row in rows[::50]]  # child and ancestor both annotated
+    labels = [(row[0], row[2], str(number % 2)) for number, row in enumerate(rows[::7])]
+    labels += [(f"unboxed {number}", label_of[name], "0") for number, name in enumerate(taken)]
+    kept = [label for label in names if label != label_of["Fruit"]]  # an excluded class between
+    data_set = make_data_set(tmp_path / "data", rows, None, labels, challenge=kept, classes=names)
+    shutil.copy(path, data_set / "annotations" / layout.HIERARCHY)
+    main(dataset_path=str(data_set), output_path=str(tmp_path / "out"), levels=(level,), min_boxes=0)
+    result = Result(tmp_path / "out", level)
+    hierarchy = read_hierarchy(path)
+    contracted = hierarchy.contract(kept)
+    heights = {label: str(contracted.height(label)) if label in contracted else "1" for label in kept}
+    assert list(result.classes) == [label for label in kept if level in (heights[label], "all")]
+    plain = [(row[0], row[2], row[4:8], row[10] == "1") for row in rows]
+    verified = [(image, label, int(confidence)) for image, label, confidence in labels]
+    check(result, reference(plain, verified, set(kept), list(result.classes), hierarchy))
+    assert len(result.boxes) > 1000
+    assert len(result.regions) > 1000

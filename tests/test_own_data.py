@@ -40,7 +40,10 @@ def test_a01_converts_exports_and_does_it_again(tmp_path):
         ("--source csv --source_path {0}/nowhere", "does not exist: give the folder of the data set"),
         ("--source csv --source_path {0}/broken", "line 1: not CSV"),
         ("--export coco", "error: --export and --export_path belong together"),
-        ("--export coco --export_path {0}/source", "is there already: give a new folder, or remove it"),
+        (
+            "--source csv --source_path {0}/source --fold 7",
+            "error: --fold 7: of 5 folds the first is 0, the last 1 less",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(flags, sentence, tmp_path):

@@ -36,7 +36,17 @@ from a00_utils_and_constants import ANCHORS, DATASET_PATH, IMAGE_SIZE, ORIENTATI
 from models.anchors import NAMED_SETS, anchor_settings, settings_of_sizes, smallest_image
 from oid import layout
 from oid.annotations import read_class_descriptions
-from oid.coverage_report import AnchorSet, Coverage, class_table, clustered, measure, write_class_table
+from oid.coverage_report import (
+    PERCENTILES,
+    AnchorSet,
+    Coverage,
+    class_table,
+    clustered,
+    image_rows,
+    measure,
+    size_rows,
+    write_class_table,
+)
 from oid.data_set_page import LevelSection, title_of, write_page
 from oid.files import InputError, replacing
 from oid.image_table import Journal, Known, is_unchanged, known_rows, with_known
@@ -287,6 +297,9 @@ def write_statistics(output_path: str, splits: list[str], levels: tuple[str, ...
     if not image_sizes:
         print("not one image can be used, so nothing is said of the data set")
         return
+    for split, sizes in image_sizes.items():
+        print(f"{split}: {len(sizes)} images")
+        print_percentiles(image_rows(sizes))
     made = layout.levels_made(output_path)
     for level in levels or ():
         if level not in made:
@@ -316,6 +329,7 @@ def level_section(output_path: str, level: str, image_sizes: dict, view: View) -
             print_sample(level, split, boxes)
             if len(boxes.boxes):
                 samples[split] = boxes
+                print_percentiles(size_rows(boxes, view.image_size))
     if not samples:
         return None
     first = next(iter(samples.values()))  # train's, where it was measured
@@ -345,6 +359,13 @@ def print_sample(level: str, split: str, boxes: SampledBoxes) -> None:
         print(f"  {boxes.without_size} boxes are left out, because their images were not measured")
     if boxes.without_area:
         print(f"  {boxes.without_area} boxes are left out, because they have no area")
+
+
+def print_percentiles(rows: list[tuple[str, list[float]]]) -> None:
+    """A line for each quantity, with some of its `PERCENTILES`."""
+    for name, values in rows:
+        of = dict(zip(PERCENTILES, values, strict=True))
+        print(f"  {name}: " + ", ".join(f"{share} % up to {of[share]:.4g}" for share in (5, 50, 95)))
 
 
 def write_anchors(

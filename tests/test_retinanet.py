@@ -6,6 +6,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from small_photographs import TINY
 from tiny_network import pictures, tiny_settings
 
 from models.anchors import anchors_per_cell, cell_sides, make_anchors, pyramid_sides, retinanet_anchor_settings
@@ -144,3 +145,51 @@ def test_the_cost_has_the_parts_of_the_network():
     cost = cost_of(build())
     assert set(cost) == {"backbone", "pyramid", "heads"}
     assert all(parameters and operations for parameters, operations in cost.values())
+
+
+# === Training ===
+
+
+def test_a_training_learns_and_a04_finds_boxes(photographs, tiny_backbone, tmp_path):
+    """The loss falls; the run has RetinaNet's settings; its predictions are a row for each image."""
+    import csv
+
+    import a03_train_m2det
+    import a04_inference
+
+    data_set, output = photographs
+    flags = {name: value for name, value in TINY.items() if name != "tums"} | {
+        "epochs": 5,
+        "head": "light",
+        "learning_rate": 5e-3,
+    }
+    places = {"dataset_path": str(data_set), "output_path": str(output), "run": "retinanet"}
+    a03_train_m2det.main(detector="retinanet", **places, **flags)
+    run = output / "weights" / "retinanet"
+    with open(run / "history.csv", encoding="utf-8") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert losses[-1] < 0.9 * losses[0]
+    settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+    assert settings["detector"] == "retinanet"
+    assert not {"tums", "sfam", "variant"} & set(settings)
+    target = tmp_path / "found.csv"
+    a04_inference.main(**places, split="validation", predictions=str(target), score_threshold=0.0)
+    with open(target, encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(list((data_set / "validation").iterdir()))
+    assert all(row["PredictionString"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"tums": 2}, "--tums 2 belongs to M2Det"),
+        ({"sfam": True}, "--sfam True belongs to M2Det"),
+        ({"variant": "released"}, "--variant released belongs to M2Det"),
+    ],
+)
+def test_flags_of_m2det_are_refused(photographs, flags, words):
+    import a03_train_m2det
+
+    with pytest.raises(InputError, match=words):
+        a03_train_m2det.main(detector="retinanet", output_path=str(photographs[1]), run="refused", **flags)

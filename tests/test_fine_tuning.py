@@ -1,15 +1,19 @@
 """Proves that fine-tuning takes over what means the same, layer by layer and class by class, and names the rest."""
 
+import inspect
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
-from tiny_network import pictures, tiny_settings
+from tiny_network import pictures, targets, tiny_settings
 
+import a03_train_m2det as a03
 from models.anchors import anchor_settings
 from models.detector import network_from_settings
+from training import loop
 from training.fine_tuning import same_classes, take_over_weights
+from training.trainer import DetectionTrainer
 
 OTHERS = [{"label": f"/m/{index}", "name": str(index)} for index in range(3)]
 CLASSIFIER = ["classes1", "classes2", "classes3"]
@@ -105,3 +109,24 @@ def test_classes_are_the_same_by_label_or_by_a_name_that_is_clear(old, new, pair
         return [dict(zip(("label", "name"), part.split(":"), strict=True)) for part in text.split()]
 
     assert same_classes(classes(old), classes(new)) == pairs
+
+
+def test_what_a_network_was_built_with_as_frozen_stays_so_when_the_rest_thaws():
+    """The published checkpoints' batch norm: neither its weights nor its statistics move, the others' do."""
+    network = network_from_settings(tiny_settings())
+    frozen, free = (network.get_layer(name) for name in ("tum1_down1_bn", "tum1_down2_bn"))
+    frozen.trainable = False
+    trainer = DetectionTrainer(network, tiny_settings()["anchors"])
+    assert trainer.always_frozen == (frozen,)
+    flags = {name: parameter.default for name, parameter in inspect.signature(a03.main).parameters.items()}
+    flags |= {"freeze_backbone_epochs": 1, "learning_rate": 0.1}
+    state = {"steps": 1, "average_over": 2, "schedule": loop.new_schedule(flags, 0.1, 2)}
+    before = [layer.get_weights() for layer in (frozen, free)]
+    for epoch in range(2):
+        loop.compile_for(trainer, state, flags, backbone="residual_small", epoch=epoch)
+        assert network.get_layer("residual_small").trainable == bool(epoch)
+        assert (frozen.trainable, free.trainable) == (False, True)
+        trainer.train_on_batch(pictures(2), targets([[(0, 0.1, 0.1, 0.6, 0.6)]] * 2))
+    after = [layer.get_weights() for layer in (frozen, free)]
+    assert all(np.array_equal(a, b) for a, b in zip(after[0], before[0], strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(after[1], before[1], strict=True))

@@ -80,6 +80,8 @@ def compile_for(trainer: DetectionTrainer, state: dict, flags: dict, *, backbone
     thaws = flags["freeze_backbone_epochs"]
     for layer in network._flatten_layers():  # setting it on the network does not reach the models inside its models
         layer.trainable = True
+    for layer in trainer.always_frozen:
+        layer.trainable = False
     if flags["freeze_backbone"] or epoch < thaws:
         backbones.freeze(network.get_layer(backbone), weights=True)
     if flags["freeze_batch_norm"]:

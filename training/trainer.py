@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from models.anchors import anchors_per_level, cell_sides, make_anchors
+from models.backbones import all_layers
 from models.losses import assigned_targets, detection_losses, predictions
 from training.devices import clip_the_sum, copies_of, devices_in_sync, over_all_devices, scope_of
 
@@ -18,6 +19,9 @@ class DetectionTrainer(keras.Model):
         anchors: the description that `models.anchors.make_anchors` takes.
         views: `{image size: (network, anchors)}`, the same weights for other sizes of the input.
         **losses: of `models.losses.detection_losses`.
+
+    Attributes:
+        always_frozen: layers that the network was built with as frozen: the batch norm of published checkpoints.
     """
 
     def __init__(
@@ -30,6 +34,7 @@ class DetectionTrainer(keras.Model):
     ):
         super().__init__(name="trainer")
         self.network = network
+        self.always_frozen = tuple(layer for layer in all_layers(network) if not layer.trainable)
         self.loss_options = {"assignment": "task_aligned", "box_coding": "distances"} | losses
         own = network.input.shape[1]
         # functions hide the networks of the other sizes from Keras: the weights count once

@@ -2,12 +2,13 @@
 
 Reads    FILE: a RetinaNet that keras-retinanet wrote (.h5), as trained or converted for inference, on ResNet50, 101 or
          152; or the checkpoint of M2Det's authors (m2det512_vgg.pth), which needs PyTorch (pip install torch). Code
-         that a file may carry is not run.
+         that a file may carry is not run. The classes of the published RetinaNets, in the order of their outputs, come
+         from python -m models.published_classes.
 Writes   RUN/settings.json and RUN/model.keras: what a03 leaves of a finished training
 Takes    20 s on two CPU cores for files of the published sizes; 1.3 GB of memory for a RetinaNet, 2.3 GB for M2Det
 
     python -m models.convert retinanet_resnet101_level_1_v1.2_converted.h5 --output OUTPUT/weights/resnet101_2018 \\
-        --classes level_1_class_descriptions.csv
+        --classes classes_443.csv
     python -m models.convert m2det512_vgg.pth --output OUTPUT/weights/m2det512_vgg
     python -m models.convert small.pth --output small --classes class-descriptions.csv --image_size 320
 """
@@ -24,6 +25,7 @@ import numpy as np
 
 from models.anchors import anchor_settings, retinanet_sizes
 from models.legacy_checkpoint import LegacyStructure, open_legacy_checkpoint
+from models.published_classes import in_another_order
 from models.released import BACKBONE, COCO_NAMES, Structure, load_state, read_structure
 from oid.annotations import read_class_descriptions
 from oid.files import InputError, output_file, require_file
@@ -104,6 +106,11 @@ def _retinanet(path: Path, flags: dict) -> tuple:
     with open_legacy_checkpoint(path) as checkpoint:
         structure = checkpoint.structure
         classes = read_classes(structure.num_classes, path, flags["classes"])
+        if in_another_order(classes):
+            print(
+                f"attention: {flags['classes']} is not in the order of the published checkpoints' outputs: if {path} "
+                "is one of these, its labels would be wrong; python -m models.published_classes writes the right file"
+            )
         settings = legacy_settings(structure, classes, flags["min_side"], flags["max_side"])
 
         from models.detector import network_from_settings

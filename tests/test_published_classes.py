@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 from conftest import shared
+from legacy_checkpoint_files import write_checkpoint
 
+from models import convert
+from models.legacy_checkpoint import LegacyStructure
 from models.published_classes import ALL, INNER, LEAVES, in_another_order, main, published_classes
 from oid import layout
-from oid.annotations import read_class_descriptions
+from oid.annotations import read_class_descriptions, write_class_descriptions
 from oid.files import InputError
 
 # SHA-256 of the labels, one a line, that the constants of the published repository give, by its class descriptions
@@ -84,3 +87,16 @@ def test_another_order_is_noticed():
     assert not in_another_order(dict(list(order.items())[:LEAVES]))
     assert in_another_order({label: name for label, name in drawn.items() if label in order})  # as a01 has them
     assert not in_another_order(dict(reversed(list(order.items())[:80])))  # not as many as the published have
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_the_converter_says_so(tmp_path, monkeypatch, capsys, published):
+    """The length of the list is right in both cases."""
+    drawn = drawn_classes()
+    order = published_classes(drawn, {label for label, name in drawn.items() if name != "Excluded"})[:LEAVES]
+    write_class_descriptions(tmp_path / "classes.csv", dict(order if published else reversed(order)))
+    write_checkpoint(tmp_path / "x.h5", structure=LegacyStructure(50, LEAVES, "explicit"))
+    monkeypatch.setattr(convert, "legacy_settings", lambda *arguments: 1 / 0)  # the rest takes seconds
+    with pytest.raises(ZeroDivisionError):
+        convert.main(str(tmp_path / "x.h5"), output=str(tmp_path / "run"), classes=str(tmp_path / "classes.csv"))
+    assert ("is not in the order of the published checkpoints' outputs" in capsys.readouterr().out) != published

@@ -36,6 +36,8 @@ def measure(
     """
 
     def look(picture: Picture) -> tuple | InputError:
+        if not os.path.isfile(picture.path):  # a name may also be too long, or none at all
+            return InputError(f"{picture.path} does not exist")
         try:
             return image_parameters(picture.path, "stored")
         except InputError as error:
@@ -46,7 +48,7 @@ def measure(
         looks = tqdm(pool.map(look, pictures), total=len(pictures), unit="image", leave=False, disable=not pictures)
         for picture, found in zip(pictures, looks, strict=True):
             if isinstance(found, InputError):
-                problem = "missing image" if not picture.path.is_file() else "image that cannot be read"
+                problem = "missing image" if not os.path.isfile(picture.path) else "image that cannot be read"
                 value = str(found).split(": ")[0]
                 problems.add(picture.file, picture.place, problem, value, done)
                 continue

@@ -71,7 +71,7 @@ class CocoSource:
                 problems.add(file, place, "image id or file_name a second time", path, "image left out")
                 continue
             paths.add(path)
-            folder = next((folder for folder in folders if (folder / path).is_file()), folders[0])
+            folder = next((folder for folder in folders if os.path.isfile(folder / path)), folders[0])
             folders.sort(key=lambda other, last=folder: other != last)  # the next is where this one was
             spelled = os.path.splitext(f"{name}/{path}")[0]
             pictures[image["id"]] = Picture(folder / path, spelled, file, place, declared_size=_size(image))

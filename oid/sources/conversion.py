@@ -1,5 +1,6 @@
 """Turns a data set of another format into one in Open Images' layout; a01 calls this before its own work."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def convert(
     if not 0 <= fold < (validation_folds or DEFAULT_FOLDS):
         raise InputError(f"--fold {fold}: of {validation_folds or DEFAULT_FOLDS} folds the first is 0, the last 1 less")
     path = Path(source_path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise InputError(f"--source_path {path} does not exist: give the folder of the data set")
     print(f"{source}: {path}", flush=True)
     if source == "oid":

@@ -89,7 +89,7 @@ class CsvSource:
         self, pictures: dict[str, Picture], spelled: str, file: Path, place: str, problems: Problems
     ) -> Picture:
         """The picture of that path, made where it is new."""
-        backslashes = "\\" in spelled and not (file.parent / spelled).is_file()
+        backslashes = "\\" in spelled and not os.path.isfile(file.parent / spelled)
         path = os.path.normpath(spelled.replace("\\", "/") if backslashes else spelled)
         if path not in pictures:
             if backslashes:

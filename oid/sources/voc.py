@@ -11,6 +11,7 @@ it gets for edges: its boxes end one pixel short on the right and at the bottom.
 """
 
 import math
+import os
 import re
 from pathlib import Path
 from xml.etree.ElementTree import Element
@@ -98,7 +99,7 @@ class VocSource:
         same = [file for file in files if file.name == named]
         if files:
             return (same or files)[0]
-        return self._images / named if named and (self._images / named).is_file() else self._images / f"{image}.jpg"
+        return self._images / named if named and os.path.isfile(self._images / named) else self._images / f"{image}.jpg"
 
 
 def _listed(listing: Path) -> list[str]:

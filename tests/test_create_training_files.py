@@ -44,7 +44,7 @@ def test_files_do_not_depend_on_threads_hash_seeds_or_an_earlier_run(tmp_path):
 def test_help_names_the_flags():
     done = run_script("a01_create_training_files.py", "--help")
     assert done.returncode == 0
-    for flag in ("--dataset_path", "--output_path", "--levels", "--min_boxes", "--rare_below"):
+    for flag in ("--dataset_path", "--output_path", "--levels", "--min_boxes", "--rare_below", "--parent_label"):
         assert flag in done.stdout
 
 
@@ -130,6 +130,17 @@ def test_bad_files_are_named(tmp_path, name, text, message):
         ({"levels": ("1",), "min_boxes": 9}, "none of its 5 classes has 9 or more training boxes"),
         ({"levels": ("rare",), "rare_below": 1}, "none of its 8 classes has 1 or more and fewer than 1 training boxes"),
         ({"dataset_path": "/nowhere/at/all"}, "/nowhere/at/all does not exist"),
+        ({"labels_filter": ("apple", "tomatoe")}, "--labels_filter tomatoe: no class has this name or label"),
+        ({"labels_filter": ("tomatoe",)}, "did you mean tomato, all?"),
+        ({"labels_filter": (",",)}, "--labels_filter names no class"),
+        (
+            {"parent_label": "fruits, all"},
+            "--parent_label fruits, all: no class has this name or label, did you mean fruit",
+        ),
+        ({"parent_label": "entity"}, "--parent_label entity: no class has this name or label"),
+        ({"labels_filter": ("apple",), "parent_label": "fruit"}, "two ways to choose a part of the classes: give one"),
+        ({"levels": ("2", "3"), "parent_label": "car"}, "--levels 2: the hierarchy has no class of this height"),
+        ({"levels": ("1", "9"), "parent_label": "fruit"}, "--levels 9: the hierarchy has no class of this height"),
     ],
 )
 def test_bad_flags_are_named(tmp_path, options, message):

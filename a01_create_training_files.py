@@ -31,7 +31,7 @@ The rules
 Classes. Kept are the classes of class-descriptions-boxable.csv, of these only the challenge's where its file is
   present, in the order of the file that decides. All others, also those that only the hierarchy has, are "excluded".
   Who is above whom is asked of the full hierarchy. A kept class that it lacks counts as a leaf without ancestors.
-  --labels_filter and --parent_label keep a part of these classes, and all others are excluded, too: of a model for
+  A part of these is kept by --labels_filter and --parent_label, and all others are excluded, too: of a model for
   `Helmet` alone, a `Football helmet` is neither a helmet nor background (keep both, and it is a box of both). Only the
   levels that the part has are written; give it an --output_path of its own. a05 and a07 take all classes for granted:
   give both --class_descriptions with the level's file, and they add and measure no others.

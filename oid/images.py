@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import struct
+import threading
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,11 +25,14 @@ Orientation = Literal["stored", "exif"]
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 EXIF_ORIENTATION = 0x0112
 SHORT_READ = 4096  # bytes; holds the headers of most files that have no EXIF thumbnail
+LONG_READ = 2**17  # holds one with a thumbnail
+KEPT_BUFFER = 2**24  # bytes: the content of larger files is not kept in a thread's buffer
 TAIL = 12  # bytes at a file's end that say whether it is whole
 
 # the reduced sizes are named for gray and for BGR, but go together with RGB as well, which saves a pass over the pixels
 _REDUCED_FLAGS = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 _REDUCED_FLAGS[8] = cv2.IMREAD_REDUCED_GRAYSCALE_8
+_OF_THREAD = threading.local()
 
 
 class ImageList(NamedTuple):
@@ -151,14 +155,15 @@ def image_parameters(
         InputError: the file is missing, empty, cut short, or no image.
     """
     try:
-        if md5:
-            data = _read(path)
-            size = len(data)
-            header = _checked_header(data)
-        else:
-            header, data, size = _read_ends(path)
-            if orientation == "exif" and data[:2] != JPEG and len(data) < size:
-                data = _read(path)  # other formats may have the tag at their end
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            content = _content(descriptor) if md5 else None
+            size = os.fstat(descriptor).st_size if content is None else len(content)
+            header, data = _header_of(descriptor, size, content)
+        finally:
+            os.close(descriptor)
+        if orientation == "exif" and data[:2] != JPEG and len(data) < size:
+            data = _read(path)  # formats other than JPEG may have the tag at their end
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     except BadFile as error:
@@ -166,7 +171,8 @@ def image_parameters(
     width, height, channel = header
     if orientation == "exif" and _exif_orientation(data) >= 5:
         width, height = height, width
-    return width, height, channel, size, hashlib.md5(data, usedforsecurity=False).hexdigest() if md5 else ""
+    digest = "" if content is None else hashlib.md5(content, usedforsecurity=False).hexdigest()
+    return width, height, channel, size, digest
 
 
 def turn(pixels: np.ndarray, exif_orientation: int) -> np.ndarray:
@@ -208,22 +214,41 @@ def _checked_header(data: bytes) -> Header:
     return header
 
 
-def _read_ends(path: str | os.PathLike) -> tuple[Header, bytes, int]:
-    """The header, the bytes that it was read from, and the size of a file; all bytes only where they are needed."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(descriptor).st_size
-        data = os.pread(descriptor, SHORT_READ, 0)
+def _content(descriptor: int) -> memoryview:
+    """All bytes of a file, in a buffer of the thread that the next call overwrites: a new one costs a tenth more."""
+    size = os.fstat(descriptor).st_size
+    buffer = getattr(_OF_THREAD, "buffer", b"")
+    if len(buffer) < size:
+        buffer = bytearray(size)
+        if size <= KEPT_BUFFER:
+            _OF_THREAD.buffer = buffer
+    view, filled = memoryview(buffer), 0
+    while filled < size and (count := os.readv(descriptor, [view[filled:size]])):
+        filled += count
+    return view[:filled]
+
+
+def _header_of(descriptor: int, size: int, content: memoryview | None) -> tuple[Header, bytes]:
+    """The header of a file that is whole, and the bytes that it was read from: all of them only where they are needed.
+
+    Args:
+        descriptor: of the open file.
+        size: of the file in bytes.
+        content: all of it; None = it is not read yet.
+    """
+
+    def part(start: int, end: int) -> bytes:
+        return os.pread(descriptor, end - start, start) if content is None else bytes(content[start:end])
+
+    for length in (SHORT_READ, LONG_READ):
+        data = part(0, length)
         header = read_header(data, size)
-        if header is None:
-            data = os.pread(descriptor, 32 * SHORT_READ, 0)
-            header = read_header(data, size)
-        if header and ends_as_it_should(data, size, os.pread(descriptor, TAIL, max(0, size - TAIL))):
-            return header, data, size
-    finally:
-        os.close(descriptor)
-    data = _read(path)
-    return _checked_header(data), data, len(data)
+        if header:
+            if ends_as_it_should(data, size, part(max(0, size - TAIL), size)):
+                return header, data
+            break
+    data = part(0, size)
+    return _checked_header(data), data
 
 
 def _read_complete(path: str | os.PathLike) -> bytes:

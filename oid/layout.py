@@ -2,6 +2,7 @@
 
 DATASET/annotations/                    the Open Images CSVs and the hierarchy, as downloaded
 DATASET/{train,validation,test}/        images, flat or in folders of the id's first three characters
+DATASET/source*.{json,csv}              a01 --source_path, about the data set that DATASET was made from
 OUTPUT/level_<n>_files/                 a01
 OUTPUT/<split>_image_params.csv         a02
 OUTPUT/{coverage,anchors}_level_<n>.*   a02
@@ -37,6 +38,21 @@ def evaluated_class_descriptions(dataset_path: str | Path) -> Path:
     """The class list that counts: the challenge's where it is present, else all boxable classes."""
     challenge = annotation_file(dataset_path, CHALLENGE_CLASS_DESCRIPTIONS)
     return challenge if challenge.is_file() else annotation_file(dataset_path, CLASS_DESCRIPTIONS)
+
+
+def source_mark(dataset_path: str | Path) -> Path:
+    """From what a01 made the data set; absent where it was downloaded."""
+    return Path(dataset_path) / "source.json"
+
+
+def source_images(dataset_path: str | Path) -> Path:
+    """Which image of the source has which id."""
+    return Path(dataset_path) / "source_images.csv"
+
+
+def source_problems(folder: str | Path) -> Path:
+    """What was wrong with a source, or could not be exported; absent where nothing was."""
+    return Path(folder) / "source_problems.csv"
 
 
 def level_folder(output_path: str | Path, level: str) -> Path:

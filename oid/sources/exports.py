@@ -15,11 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
+from oid import layout
 from oid.files import InputError, output_file, replacing_folder
 from oid.sources.description import Box, Picture
 from oid.sources.open_images import read_class_names, read_pictures, unique_names
 from oid.sources.problems import Problems
-from oid.sources.writing import PROBLEMS, link_images
+from oid.sources.writing import link_images
 
 Splits = dict[str, list[Picture]]
 
@@ -39,7 +40,7 @@ def export(form: str, dataset_path: str, export_path: str, kept: dict[str, str] 
     folder = Path(export_path)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InputError(f"--export_path {folder} is there already: give a new folder, or remove it")
-    output_file(folder / PROBLEMS, "--export_path")
+    output_file(layout.source_problems(folder), "--export_path")
     problems = Problems()
     names = unique_names(kept or read_class_names(Path(dataset_path)))
     splits = {split: read_pictures(Path(dataset_path), split, names, problems) for split in ("train", "validation")}
@@ -47,9 +48,9 @@ def export(form: str, dataset_path: str, export_path: str, kept: dict[str, str] 
         raise InputError(f"{dataset_path} has none of its annotated images on disk, and only those can be exported")
     with replacing_folder(folder) as temporary:
         WRITERS[form](temporary, list(names.values()), splits, problems)
-        problems.write(temporary / PROBLEMS)
+        problems.write(layout.source_problems(temporary))
     print(f"{form}: {folder}")
-    problems.show(folder / PROBLEMS)
+    problems.show(layout.source_problems(folder))
     for split, pictures in splits.items():
         print(f"  {split}: {len(pictures)} images, {sum(len(p.boxes) for p in pictures)} boxes of {len(names)} classes")
 

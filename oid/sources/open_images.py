@@ -15,7 +15,7 @@ from oid.sources.description import SPLITS, Box, Picture
 from oid.sources.folds import assign_folds
 from oid.sources.problems import Problems
 from oid.sources.splits import choose_sets
-from oid.sources.writing import DIFFICULT, PROBLEMS, conversion, link_images, mark, refuse_other, write_images_table
+from oid.sources.writing import DIFFICULT, conversion, link_images, mark, refuse_other, write_images_table
 
 COORDINATES = ("XMin", "XMax", "YMin", "YMax")
 FLAGS = {"occluded": "IsOccluded", "truncated": "IsTruncated", "group_of": "IsGroupOf", "difficult": DIFFICULT}
@@ -67,8 +67,8 @@ def divide_open_images(
     _write_tables(folder, files, taken)
     for split, found in pictures.items():
         print(f"  {split}: {len(found)} images on disk")
-    problems.write(folder / PROBLEMS)
-    problems.show(folder / PROBLEMS)
+    problems.write(layout.source_problems(folder))
+    problems.show(layout.source_problems(folder))
     print(f"  made {folder}\n", flush=True)
 
 

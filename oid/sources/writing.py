@@ -28,7 +28,6 @@ from oid.files import InputError, output_file, replacing
 from oid.images import SUFFIXES
 from oid.sources.description import Box, Picture
 
-MARK, IMAGES, PROBLEMS = "source.json", "source_images.csv", "source_problems.csv"
 IMAGE_COLUMNS = ("Split", "ImageID", "Path", "Width", "Height", "MD5")
 ROOT, ANYTHING = "/m/0bl9f", "/m/anything"  # of the hierarchy; the class of areas where any class may be
 DIFFICULT = "IsDifficult"  # a column more than Open Images has
@@ -53,10 +52,10 @@ def refuse_other(folder: Path, made: dict[str, object]) -> None:
     remedy = "give another folder by --dataset_path"
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: {remedy}")
-    output_file(folder / MARK, "--dataset_path")
-    if (folder / MARK).is_file():
+    output_file(layout.source_mark(folder), "--dataset_path")
+    if layout.source_mark(folder).is_file():
         try:
-            before = json.loads((folder / MARK).read_text(encoding="utf-8"))
+            before = json.loads(layout.source_mark(folder).read_text(encoding="utf-8"))
         except ValueError:
             before = None
         if before != made:
@@ -70,7 +69,7 @@ def refuse_other(folder: Path, made: dict[str, object]) -> None:
 
 def mark(folder: Path, made: dict[str, object]) -> None:
     """Writes down of what conversion `folder` is the place, before anything else is written there."""
-    with replacing(folder / MARK) as temporary:
+    with replacing(layout.source_mark(folder)) as temporary:
         temporary.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
 
 
@@ -142,14 +141,14 @@ def _link(path: Path, link: Path) -> None:
 
 def write_images_table(folder: Path, rows: Iterable[Sequence[object]]) -> None:
     """Writes `source_images.csv` from rows of IMAGE_COLUMNS."""
-    write_table(folder / IMAGES, IMAGE_COLUMNS, rows)
+    write_table(layout.source_images(folder), IMAGE_COLUMNS, rows)
 
 
 def read_images_table(folder: Path) -> list[list[str]]:
     """The rows of `source_images.csv`; none where it does not exist."""
-    if not (folder / IMAGES).is_file():
+    if not layout.source_images(folder).is_file():
         return []
-    with open(folder / IMAGES, **TEXT) as file:
+    with open(layout.source_images(folder), **TEXT) as file:
         return [row for row in list(csv.reader(file))[1:] if len(row) == len(IMAGE_COLUMNS)]
 
 

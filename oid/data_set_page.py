@@ -163,8 +163,9 @@ def worst_plot(section: LevelSection) -> str:
     axes.set_yticks(y, [f"{_shorter(name)} ({count:,})" for name, count in chosen.select("name", "boxes").iter_rows()])
     axes.set(ylim=(len(chosen) - 0.4, -0.6), xlim=(-2, 102), xlabel=f"boxes with IoU ≥ {COVERED:g}, %")
     axes.tick_params(axis="y", labelsize=8, length=0)
-    of = f"{len(chosen)} of {len(shown)} classes" + (f" (with {FEW} boxes or more)" if len(frequent) else "")
-    axes.set_title(f"Worst-covered classes: {of}\nall in {section.table}", fontsize=10, loc="left")
+    pool = f"{len(frequent)} classes with {FEW} boxes or more" if len(frequent) else f"{len(shown)} classes"
+    of = pool if len(chosen) == len(frequent if len(frequent) else shown) else f"{len(chosen)} of {pool}"
+    axes.set_title(f"Worst-covered classes: {of}\n(all are in {section.table})", fontsize=10, loc="left")
     _legend_below(figure, axes)
     return _image(figure, "worst-covered classes")
 
@@ -198,7 +199,7 @@ def sizes_plot(section: LevelSection, image_size: int) -> str:
     """Widths and heights of the boxes, and of the anchors."""
     first = section.coverages[0]
     width, height = (first.boxes.sizes * image_size).T
-    smallest, largest = _smallest(np.minimum(width, height), first.boxes.weights), 1.5 * image_size
+    smallest, largest = _smallest(np.minimum(width, height), first.boxes.weights), 2.0 * image_size
     edges = np.geomspace(smallest, largest, 49)
     figure, axes = _figure(5.2, 4.9)
     mesh = _density(axes, width, height, first.boxes.weights, edges)

@@ -18,6 +18,7 @@ What is left open (None in a00) is chosen from the data, the machine and the tim
     python a03_train_m2det.py --time_budget 2h
     python a03_train_m2det.py --backbone vgg16 --backbone_weights imagenet --image_size 320 --tums 8 --scales 6 \\
         --channels 128 --epochs 100 --steps_per_epoch 10000 --learning_rate 2e-4
+    python a03_train_m2det.py --detector retinanet --init_from resnet101_2018 --time_budget 8h
     python a03_train_m2det.py --image_size 96 --tums 1 --scales 3 --channels 16 --epochs 2 --steps_per_epoch 5
 """
 
@@ -138,8 +139,8 @@ def main(
             a02's OUTPUT/anchors_level_<n>.json, which is read once
         taps: two layers of the backbone to read, at strides of 8 and 16 pixels, and for RetinaNet a third, at 32
             (default: those of the table)
-        init_from: start from the weights of another run (name or folder), where they fit; the layers that do not are
-            named
+        init_from: start from the weights of another run (name or folder), where they fit, also one of other classes or
+            one that models.convert made; the layers that do not fit are named
         freeze_backbone: the backbone keeps its weights
         freeze_batch_norm: batch norm keeps its weights and statistics, for batches of very few images
         freeze_backbone_epochs: the backbone keeps its weights for so many epochs

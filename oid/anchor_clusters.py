@@ -18,8 +18,8 @@ def cluster_sizes(
        between the centres of a map with larger cells there would be no anchor near it, whatever the sizes.
     2. k-means in each map over the logarithms of width and height. Where one of two boxes with a common centre contains
        the other, their IoU is exp(-|difference of log w| - |difference of log h|): what counts is by which factor
-       sides differ, not by how many pixels, and plain distances would spend most clusters on the large boxes. k-means
-       with 1 - IoU (Redmon and Farhadi 2017, YOLO9000, section 2) has the same aim, with centres that are no means.
+       sides differ, not by how many pixels. k-means with 1 - IoU (Redmon and Farhadi 2017, YOLO9000, section 2) has the
+       same aim, with centres that are no means. (Within a map, where sizes are alike, plain distances cover as much.)
     3. A map with too few boxes has the sizes of its neighbour, as many cells wide as there.
     4. Of several numbers of cells for step 1 the one is kept with which the anchors cover most boxes.
 

@@ -10,8 +10,11 @@ from tiny_network import pictures, targets, tiny_settings
 
 import a03_train_m2det as a03
 from models.anchors import anchor_settings
+from models.backbones import all_layers
 from models.detector import network_from_settings
+from models.legacy_checkpoint import BLOCKS
 from training import loop
+from training.detectors import anchors_of
 from training.fine_tuning import same_classes, take_over_weights
 from training.trainer import DetectionTrainer
 
@@ -109,6 +112,27 @@ def test_classes_are_the_same_by_label_or_by_a_name_that_is_clear(old, new, pair
         return [dict(zip(("label", "name"), part.split(":"), strict=True)) for part in text.split()]
 
     assert same_classes(classes(old), classes(new)) == pairs
+
+
+def test_a_converted_checkpoint_keeps_the_scores_of_the_classes_that_it_knows():
+    """Its network sees pictures of any shape, the new one squares; all else is the same, batch norm is frozen."""
+    shape = {"detector": "legacy_retinanet", "backbone": "legacy_resnet50", "padding": "explicit", "clip": "pixels"}
+    shape |= {"anchors": anchors_of("legacy_retinanet", 96, 5, "official"), "box_coding": "corners", "image_size": 96}
+    new = tiny_settings(**shape)  # Apple and Pear, green
+    old = new | {"classes": [*OTHERS, {"label": "/m/apple", "name": "Apple"}], "image_size": None}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BLOCKS, 50, (1, 1, 1, 1))
+        source, target = network_from_settings(old), network_from_settings(new)
+    rng = np.random.default_rng(0)
+    for layer in all_layers(source):
+        layer.set_weights([np.abs(rng.normal(0, 0.1, array.shape)) for array in layer.get_weights()])
+    found = take_over_weights(SimpleNamespace(model=source, settings=old), target, new)
+    assert (found.anew, found.partly, found.classes) == ([], ["classes_output"], [(0, 3)])
+    before, after = (network(pictures(1, 96, 96)) for network in (source, target))
+    np.testing.assert_allclose(after["classes"][..., 0], before["classes"][..., 3], rtol=1e-4)
+    np.testing.assert_allclose(after["boxes"], before["boxes"], rtol=1e-4)
+    frozen = DetectionTrainer(target, new["anchors"], box_coding="corners").always_frozen
+    assert len(frozen) == sum(isinstance(layer, keras.layers.BatchNormalization) for layer in all_layers(target)) == 17
 
 
 def test_what_a_network_was_built_with_as_frozen_stays_so_when_the_rest_thaws():

@@ -47,9 +47,11 @@ def initialise(network: keras.Model, settings: dict, flags: dict) -> None:
     names = ", ".join(taken.anew[:12]) + (f" and {len(taken.anew) - 12} more" if len(taken.anew) > 12 else "")
     print(f"--init_from {run}: {taken.layers} layers taken over, {len(taken.anew)} begin anew{names and ': '}{names}")
     if taken.partly:
+        known, all_of_them = len(taken.classes), len(settings["classes"])
+        rest = "; that of the others begins anew" if known < all_of_them else ""
         print(
-            f"--init_from {run}: it knows {len(taken.classes)} of the {len(settings['classes'])} classes, whose part "
-            f"of the classifier ({', '.join(taken.partly)}) is taken over; that of the others begins anew"
+            f"--init_from {run}: it knows {known} of the {all_of_them} classes, whose part of the classifier "
+            f"({', '.join(taken.partly)}) is taken over{rest}"
         )
 
 

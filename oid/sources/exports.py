@@ -50,6 +50,7 @@ def export(form: str, dataset_path: str, export_path: str, kept: dict[str, str] 
         WRITERS[form](temporary, list(names.values()), splits, problems)
         problems.write(layout.source_problems(temporary))
     print(f"{form}: {folder}")
+    print("  this form has no hierarchy and no image-level labels: a class without a box counts as not there")
     problems.show(layout.source_problems(folder))
     for split, pictures in splits.items():
         print(f"  {split}: {len(pictures)} images, {sum(len(p.boxes) for p in pictures)} boxes of {len(names)} classes")

@@ -89,7 +89,7 @@ def read_box_rows(path: str | os.PathLike, labels: pl.Enum) -> BoxRows:
         box = pl.Series("box", _hashed(*(batch[name].to_numpy() for name in COORDINATES)))
         batch = batch.with_columns(box, images.runs(batch["ImageID"]))
         unknown.append(batch["unknown"].drop_nulls())
-        parts.append(batch.drop("ImageID", "unknown", "bad", *COORDINATES).drop_nulls("label"))
+        parts.append(_known(batch.drop("ImageID", "unknown", "bad", *COORDINATES)))
     if not parts:
         raise InputError(f"{path} holds no boxes: download the file again")
     rows = pl.concat(parts, rechunk=True)
@@ -126,7 +126,7 @@ def read_image_label_rows(path: str | os.PathLike, labels: pl.Enum) -> Rows:
             refuse_bad_image_labels(path)
         batch = batch.with_columns(images.runs(batch["ImageID"]))
         unknown.append(batch["unknown"].drop_nulls())
-        batch = batch.drop_nulls("label")
+        batch = _known(batch)
         kind = pl.col("label").to_physical().cast(pl.UInt32) * 2 + pl.col("positive")
         parts.append(batch.select(kind.alias("kind"), "run"))
     rows = pl.concat([pl.DataFrame(schema={"kind": pl.UInt32, "run": pl.UInt32}), *parts], rechunk=True)
@@ -156,6 +156,11 @@ def _labels(labels: pl.Enum) -> tuple[pl.Expr, pl.Expr]:
     """`label`, null where it is not known, and `unknown`, its text there."""
     label = pl.col("LabelName").cast(labels, strict=False).alias("label")
     return label, pl.when(label.is_null()).then("LabelName").alias("unknown")
+
+
+def _known(batch: pl.DataFrame) -> pl.DataFrame:
+    """The rows whose label is known; mostly these are all, and need no copy."""
+    return batch.drop_nulls("label") if batch["label"].null_count() else batch
 
 
 def _kinds(labels: pl.Enum, flag: str) -> pl.DataFrame:

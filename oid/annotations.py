@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -157,13 +158,15 @@ def coordinates() -> list[pl.Expr]:
 
 def is_bad_box() -> pl.Expr:
     """Whether a value of a box row is missing or not what its column holds."""
-    numbers = coordinates()
-    return pl.any_horizontal(
-        pl.col(BOX_COLUMNS).is_null(),
-        ~pl.col("IsGroupOf").is_in(["0", "1", "-1"]),
-        *(~number.is_finite().fill_null(False) for number in numbers),
-        *(numbers[index] > numbers[index + 1] for index in (0, 2)),  # XMin > XMax, YMin > YMax
+    x_min, x_max, y_min, y_max = coordinates()
+    group_of = pl.col("IsGroupOf")
+    good = pl.all_horizontal(
+        *(pl.col(name).is_not_null() for name in BOX_COLUMNS),
+        (group_of == "0") | (group_of == "1") | (group_of == "-1"),
+        *(x_min > -math.inf, x_min <= x_max, x_max < math.inf),  # for Polars NaN is above infinity
+        *(y_min > -math.inf, y_min <= y_max, y_max < math.inf),
     )
+    return ~good.fill_null(False)
 
 
 def is_bad_image_label() -> pl.Expr:

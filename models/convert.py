@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -338,6 +339,17 @@ def legacy_settings(
     }
 
 
+def _save(model, path: Path) -> None:
+    """Writes a model file as Keras does, weights by way of the disk: Keras' own would have them in memory twice."""
+    parts = path.with_name(f"{path.stem}_parts")
+    model.save(parts, zipped=False)
+    with zipfile.ZipFile(path, "w") as file:
+        for part in sorted(parts.rglob("*")):
+            if part.is_file():
+                file.write(part, part.relative_to(parts).as_posix())
+    shutil.rmtree(parts)
+
+
 def write_run(folder: Path, settings: dict, network) -> None:
     """Writes a run that `models.load_model` takes; the folder is complete, or it is as it was before."""
     from models.detector import inference_model
@@ -346,7 +358,7 @@ def write_run(folder: Path, settings: dict, network) -> None:
     new, old = (final.with_name(f".{os.getpid()}.{final.name}.{which}") for which in ("new", "old"))
     try:
         new.mkdir(parents=True)
-        inference_model(network, settings).save(new / MODEL)
+        _save(inference_model(network, settings), new / MODEL)
         (new / SETTINGS).write_text(json.dumps(settings, indent=1), encoding="utf-8")
         if final.exists():
             final.rename(old)

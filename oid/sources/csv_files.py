@@ -53,9 +53,11 @@ class CsvSource:
         self.sets = list(self._files)
         self._classes: dict[str, int] | None = None
         self._found: set[str] = set()
-        self._class_file = next((folder / name for name in CLASS_FILES if (folder / name).is_file()), None)
-        if self._class_file:
-            self._classes = read_classes(self._class_file)
+        class_file = next((file for file in sorted(folder.glob("*.csv")) if file.name.lower() in CLASS_FILES), None)
+        if class_file is None:
+            print(f"{folder} has none of {', '.join(CLASS_FILES)}: the classes are those that occur")
+        else:
+            self._classes = read_classes(class_file)
 
     def classes(self) -> list[str]:
         """By their ids in the class file, or all that occur in the order of the alphabet."""

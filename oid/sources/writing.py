@@ -2,7 +2,7 @@
 
     annotations/                 boxes, image-level labels, class descriptions, hierarchy
     {train,validation,test}/     the images, as links to those of the source, named by their ids
-    source_images.csv            SPLIT,ImageID,Path,Width,Height,MD5: which image of the source has which id
+    source_images.csv            Split,ImageID,Path,Width,Height,MD5: which image of the source has which id
     source_problems.csv          what was wrong; absent where nothing was
     source.json                  from what the data set was made; without it a folder is never written to
 

@@ -53,6 +53,7 @@ from oid.image_table import Journal, Known, is_unchanged, known_rows, with_known
 from oid.images import ImageList, image_id, image_parameters, list_images
 from oid.sampled_boxes import SampledBoxes, read_image_sizes, sample_boxes
 
+SPLITS = ("train", "validation", "test")
 PROBLEM_COLUMNS = ["path", "reason"]
 BLOCK = 256  # images per task of a thread; what finished tasks found survives an interruption
 AHEAD = 8  # tasks per thread that wait or are done: memory does not grow with the number of images
@@ -65,7 +66,7 @@ def main(
     *,
     dataset_path: str = DATASET_PATH,
     output_path: str = OUTPUT_PATH,
-    splits: tuple[str, ...] = ("train", "validation", "test"),
+    splits: tuple[str, ...] = SPLITS,
     orientation: Literal["stored", "exif"] = ORIENTATION,
     no_md5: bool = False,
     threads: int = 0,
@@ -290,9 +291,10 @@ def compared_sets(image_size: int, scales: int | None, anchors: str) -> list[Anc
     return [AnchorSet(Path(name).name, anchor_settings(image_size, scales, anchors=name)) for name in names]
 
 
-def write_statistics(output_path: str, splits: list[str], levels: tuple[str, ...] | None, view: View) -> None:
-    """Writes tables and anchors of the levels, and the page."""
-    image_sizes = {split: read_image_sizes(layout.image_params(output_path, split)) for split in splits}
+def write_statistics(output_path: str, measured: list[str], levels: tuple[str, ...] | None, view: View) -> None:
+    """Writes tables and anchors of the levels, and the page, of all splits that were measured now or before."""
+    tables = {split: layout.image_params(output_path, split) for split in dict.fromkeys((*SPLITS, *measured))}
+    image_sizes = {split: read_image_sizes(path) for split, path in tables.items() if path.is_file()}
     image_sizes = {split: sizes for split, sizes in image_sizes.items() if len(sizes)}
     if not image_sizes:
         print("not one image can be used, so nothing is said of the data set")
@@ -382,8 +384,7 @@ def write_anchors(
         "resize": view.resize,
         "scales": len(sets[chosen].settings["sizes"]),
         "anchors_per_cell": view.per_cell,
-        "covered": round(coverage.share(chosen), 4),
-        f"covered_by_{sets[0].name}": round(coverage.share(0), 4),
+        "covered": {sets[number].name: round(coverage.share(number), 4) for number in (0, chosen)},
         "sizes": sets[chosen].settings["sizes"],
     }
     with replacing(path) as temporary:

@@ -255,6 +255,16 @@ def test_too_few_boxes_for_k_means_remove_an_older_file(made, capsys):
     assert "no map has boxes of 9 different sizes" in capsys.readouterr().out
 
 
+def test_a_later_run_on_one_split_says_the_same(made):
+    """Anchors are made for train also when only validation was measured again."""
+    a02.main(**made)
+    files = [layout.level_anchors(made["output_path"], "1"), layout.level_coverage(made["output_path"], "1")]
+    before = [path.read_bytes() for path in files]
+    a02.main(**{**made, "splits": ("validation",)})
+    assert [path.read_bytes() for path in files] == before
+    assert "over train" in json.loads(before[0])["made_by"]
+
+
 def test_statistics_can_be_left_out(made):
     a02.main(**made, statistics=False)
     assert not layout.data_set_page(made["output_path"]).exists()

@@ -85,6 +85,6 @@ def test_a_file_for_other_scales_is_refused(flags):
 def test_a02_covers_more_than_the_squares(output):
     content = json.loads(layout.level_anchors(output, "1").read_text())
     assert np.shape(content["sizes"]) == (2, 2, 2)
-    assert content["covered"] >= content["covered_by_square"]
+    assert content["covered"]["k-means"] >= content["covered"]["square"]
     assert content["anchors_per_cell"] == 2
     assert content["image_size"] == 96

@@ -91,7 +91,7 @@ class Images:
         numbered = self.ids.to_frame().with_row_index()
         place = labelled.to_frame().join(numbered, on="ImageID", how="left", maintain_order="left")
         self.of_labels = place["index"].to_numpy()
-        self.order = self.ids.arg_sort()
+        self.order = pl.int_range(len(self.ids), eager=True) if self.ids.is_sorted() else self.ids.arg_sort()
 
 
 def write_levels(output_path: str, classes: Classes, levels: dict[str, list[str]], sources: list[Source]) -> dict:

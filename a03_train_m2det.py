@@ -33,7 +33,7 @@ from a00_utils_and_constants import run_script
 from oid.files import output_file, replacing
 from training import plan, stopping
 from training.data_set import read_classes
-from training.settings import check_flags, check_source, saved_settings
+from training.settings import check_flags, check_source, known_channels, saved_settings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's alarm where there is no GPU
 
@@ -218,7 +218,7 @@ def _train(flags: dict, folder: Path, started: float, stop: stopping.Stop) -> No
     """Trains the run in `folder` from its beginning, or from its last checkpoint, until it is finished or stopped."""
     classes = read_classes(flags["output_path"], flags["level"])
     plan.parse_duration(flags["time_budget"])  # a mistake is said before anything starts
-    plan.share_few_cores(flags["channels"], os.cpu_count() or 1)
+    plan.share_few_cores(known_channels(flags), os.cpu_count() or 1)
     import keras  # here and below, because starting the framework takes seconds that --help and a mistake should not
 
     from training import devices, machines

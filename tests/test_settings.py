@@ -1,13 +1,14 @@
 """Proves that flags which make no training are refused in one sentence with the flag's name and its value."""
 
 import inspect
+import json
 import math
 
 import pytest
 
 import a03_train_m2det as a03
 from oid.files import InputError
-from training.settings import FREE_TO_CHANGE, LABEL_RULES, LOWEST, SHARES, check_flags
+from training.settings import FREE_TO_CHANGE, LABEL_RULES, LOWEST, SHARES, check_flags, known_channels
 
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(a03.main).parameters.items()}
 
@@ -99,3 +100,21 @@ def test_random_weights_are_not_frozen(name):
 def test_sizes_for_several_scales_are_sizes(sizes):
     check_flags(DEFAULTS | {"multi_scale": (256, 320)})
     assert refusal(multi_scale=sizes) == f"--multi_scale has {min(sizes)}: it must be at least 32"
+
+
+@pytest.mark.parametrize(
+    ("detector", "changes", "channels"),
+    [
+        ("legacy_retinanet", {}, 256),
+        ("legacy_retinanet", {"channels": 64}, 64),
+        ("legacy_retinanet", {"backbone": "vgg16"}, None),
+        ("legacy_retinanet", {"detector": "m2det"}, None),
+        ("retinanet", {}, None),
+        (None, {}, None),  # there is no such run: that is said later
+    ],
+)
+def test_a_converted_networks_channels_are_known_before_a_framework_starts(tmp_path, detector, changes, channels):
+    if detector:
+        (tmp_path / "settings.json").write_text(json.dumps({"detector": detector}))
+    flags = DEFAULTS | {"detector": "retinanet", "init_from": str(tmp_path)} | changes
+    assert known_channels(flags) == channels

@@ -30,6 +30,7 @@ LOWEST = {
     **{"checkpoint_steps": 0, "checkpoint_minutes": 0, "max_bad_images": 0, "show_batches": 0},
     **{"devices": 1, "processes": 1, "process": 0},
 }
+LEGACY_CHANNELS = 256
 SHARES = ("mosaic", "mixup", "negatives", "sampling_exponent")
 LABEL_RULES = ("verified", "ancestors", "regions", "depictions")
 
@@ -102,6 +103,18 @@ def check_source(flags: dict) -> None:
     files = [folder / "settings.json", folder.parent / "settings.json"]  # the second: of a run's checkpoint
     if not any(path.is_file() for path in files):
         raise InputError(f"--init_from {flags['init_from']}: {folder} is no run: it has no settings.json; name another")
+
+
+def known_channels(flags: dict) -> int | None:
+    """Channels of the pyramid as far as they are known before a framework starts: asked for, or a converted network's.
+
+    Args:
+        flags: a03's.
+    """
+    if flags["channels"] is None and flags["init_from"] and flags["detector"] == "retinanet" and not flags["backbone"]:
+        source = _read_or_nothing(layout.run_folder(flags["output_path"], flags["init_from"]) / "settings.json")
+        return LEGACY_CHANNELS if source.get("detector") == "legacy_retinanet" else None
+    return flags["channels"]
 
 
 def saved_settings(folder: Path, flags: dict, classes: dict[str, str], state: dict) -> dict | None:

@@ -57,6 +57,7 @@ SPLITS = ("train", "validation", "test")
 PROBLEM_COLUMNS = ["path", "reason"]
 BLOCK = 256  # images per task of a thread; what finished tasks found survives an interruption
 AHEAD = 8  # tasks per thread that wait or are done: memory does not grow with the number of images
+SMALLEST = 32  # pixels of a network's square
 SMALL_IMAGE_SIZE, SMALL_SCALES = 192, 4  # of the network that a03 takes for small data, or few cores
 PER_CELL = (1, 2, 3, 6)  # numbers of anchors for which k-means shows what they would cover
 MOST_PER_CLASS = 20_000  # boxes; more of a class do not change its share by a percent
@@ -101,6 +102,8 @@ def main(
     """
     if threads < 0:
         raise InputError(f"--threads {threads} is negative: give 0 for one per core, or more")
+    if image_size is not None and image_size < SMALLEST:
+        raise InputError(f"--image_size {image_size}: give {SMALLEST} or more")
     if anchors_per_cell is not None and anchors_per_cell < 1:
         raise InputError(f"--anchors_per_cell {anchors_per_cell}: give 1 or more")
     if seed < 0 or seed >= 2**32:

@@ -138,7 +138,7 @@ def _sizes_of_file(path: str | os.PathLike, scales: int) -> list[list[list[float
     if not sizes:
         raise InputError(f"--anchors {path} has no sizes: make it by a02")
     if len(sizes) != scales:
-        raise InputError(f"--anchors {path} has sizes for {len(sizes)} maps: train with --scales {len(sizes)}")
+        raise InputError(f"--anchors {path} has sizes for {len(sizes)} maps: give --scales {len(sizes)}")
     if len({len(pairs) for pairs in sizes}) != 1 or not sizes[0]:
         counts = " ".join(str(len(pairs)) for pairs in sizes)
         raise InputError(f"--anchors {path} has {counts} sizes: give each map the same number, at least one")

@@ -276,6 +276,7 @@ def test_statistics_can_be_left_out(made):
     [
         ({"scales": 9}, "9 scales do not fit 192 pixels"),
         ({"scales": 0}, "--scales 0"),
+        ({"image_size": 0}, "--image_size 0"),
         ({"anchors_per_cell": 0}, "--anchors_per_cell 0"),
         ({"seed": -1}, "--seed is -1"),
     ],

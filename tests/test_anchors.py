@@ -140,7 +140,7 @@ def test_sizes_of_a_file_lie_around_the_middles_of_the_cells(tmp_path):
         ('{"sizes": [[[0.1, 0.2, 0.3]], [[1, 1]]]}', "without lists of pairs"),
         ('{"sizes": [[["a", 0.2]], [[1, 1]]]}', "without lists of pairs"),
         ('{"sizes": []}', "has no sizes"),
-        ('{"sizes": [[[0.1, 0.2]]]}', "has sizes for 1 maps: train with --scales 1"),
+        ('{"sizes": [[[0.1, 0.2]]]}', "has sizes for 1 maps: give --scales 1"),
         ('{"sizes": [[], []]}', "has 0 0 sizes"),
         ('{"sizes": [[[0.1, 0.2]], [[0.1, 0.2], [0.3, 0.4]]]}', "has 1 2 sizes"),
         ('{"sizes": [[[0.1, 0]], [[1, 1]]]}', "side of 0"),

@@ -14,9 +14,9 @@ Writes to OUTPUT/level_<n>_files/
     left-out-classes-level-<n>.csv                          the same for classes with fewer boxes than --min_boxes
     image-ids-level-<n>.txt                                 train/<id> and validation/<id>, sorted: every image with a
                                                             box, an ignored region or a negative row
-Takes about a second of one core for each million rows that it reads or writes. However many levels there are, a box
-file is read twice, first for the rules and then for its text, and an image-label file once. The files appear together
-at the end; the same input gives the same bytes, whatever the machine.
+Takes half a second of one core for each million rows that it reads or writes, and 1.2 GB of memory for the 14.6 million
+boxes of Open Images. However many levels there are, a box file is read twice, first for the rules and then for its
+text, and an image-label file once. The files appear together at the end; the same input gives the same bytes.
 
     python a01_create_training_files.py --dataset_path data/open_images --levels 1 2 all
     python a01_create_training_files.py --dataset_path data/open_images --levels all --parent_label Boat

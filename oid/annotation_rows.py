@@ -10,9 +10,11 @@ import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
+from tqdm import tqdm
 
 from oid.annotations import (
     BOX_COLUMNS,
@@ -43,7 +45,7 @@ class Rows:
         kinds: `kind` (UInt32) and `label` (the known labels as a polars type); of boxes also `group_of` (Boolean) and
             `rectangle` (UInt32, equal where boxes of one image have equal coordinates), in file order where that is
             equal; of image labels also `positive` (Boolean).
-        unknown: [] of other rows, the labels (String) in file order.
+        unknown: the labels (String) of the other rows, in file order.
     """
 
     images: pl.Series
@@ -64,7 +66,8 @@ class BoxRows(Rows):
     Attributes:
         line: [rows] uint32, the line number as an editor shows it.
         ends: [rows] where the parts of the row's text end, in bytes (UInt8); None where rows cannot be copied, because
-            their columns are not those of Open Images in its order, or some value is quoted or very long.
+            their columns are not those of Open Images in its order, some value is quoted or very long, or a label needs
+            quotes.
     """
 
     line: np.ndarray
@@ -79,7 +82,8 @@ def read_box_rows(path: str | os.PathLike, labels: pl.Enum) -> BoxRows:
         InputError: the file has no rows, or a value is missing or not what its column holds; names the first such line.
     """
     in_order = read_header(path, BOX_COLUMNS)[: len(BOX_COLUMNS)] == list(BOX_COLUMNS)
-    ends = _ends() if in_order and not _has_quotes(path) else []
+    need_quotes = any(not set(',"\r\n').isdisjoint(label) for label in labels.categories)
+    ends = _ends() if in_order and not need_quotes and not _has_quotes(path) else []
     group_of = (pl.col("IsGroupOf") == "1").alias("group_of")
     columns = ["line", "ImageID", *_labels(labels), group_of, *coordinates(), is_bad_box().alias("bad"), *ends]
     images, unknown, parts = _Images(), [], []
@@ -112,8 +116,8 @@ def read_image_label_rows(path: str | os.PathLike, labels: pl.Enum) -> Rows:
     """Reads human-verified image-level labels once; rows with labels that are not in `labels` are left out.
 
     Returns:
-        The rows of an image one after the other, images in the order of their first rows. None where the file has only
-        a header.
+        The rows of an image one after the other, images in the order of their first rows; no rows where the file has
+        only a header.
 
     Raises:
         InputError: a value is missing or Confidence is neither 0 nor 1; names the first such line.
@@ -146,10 +150,11 @@ def no_image_labels(labels: pl.Enum) -> Rows:
 
 def batches(path: str | os.PathLike, rows: pl.LazyFrame) -> Iterator[pl.DataFrame]:
     """Yields the rows of a file in its order, without empty batches, and says of an error which line is the first."""
-    with csv_errors(path):
+    with csv_errors(path), tqdm(desc=Path(path).name, unit=" rows", unit_scale=True, disable=None) as bar:
         for batch in rows.collect_batches(chunk_size=BATCH, maintain_order=True, engine="streaming"):
             if len(batch):
                 yield batch
+                bar.update(len(batch))
 
 
 def _labels(labels: pl.Enum) -> tuple[pl.Expr, pl.Expr]:
@@ -254,12 +259,11 @@ def _has_quotes(path: str | os.PathLike) -> bool:
 
 @dataclass(frozen=True)
 class BoxText:
-    """The text of box rows, to be written as it was read.
+    """The text of box rows, to be written as it was read: cut from whole lines, or, where that cannot be, by columns.
 
     Attributes:
-        boxes: the columns of `frames` that make a box row, "LabelName" at the place of the class.
-        regions: those that make an ignored region, likewise, and "Reason" at the place of the reason.
-        quote_style: of `write_csv`.
+        path: the file.
+        rows: what was read of it.
     """
 
     path: str | os.PathLike
@@ -267,15 +271,18 @@ class BoxText:
 
     @property
     def boxes(self) -> tuple[str, ...]:
+        """The columns of `frames` that make a box row, and "LabelName" at the place of the class."""
         return BOX_COLUMNS if self.rows.ends is None else ("before", "LabelName", "after")
 
     @property
     def regions(self) -> tuple[str, ...]:
+        """Those that make an ignored region, likewise, and "Reason" at its place."""
         corners = COORDINATES if self.rows.ends is None else ("corners",)
         return ("ImageID", "LabelName", *corners, "Reason")
 
     @property
     def quote_style(self) -> str:
+        """What `write_csv` is to quote: lines without a quotation mark have nothing that needs one."""
         return "necessary" if self.rows.ends is None else "never"
 
     def frames(self) -> Iterator[tuple[slice, pl.DataFrame]]:
@@ -295,7 +302,7 @@ class BoxText:
 
 
 def _pieces(text: pl.Series, ends: pl.DataFrame) -> pl.DataFrame:
-    """Cuts whole rows."""
+    """Cuts whole rows where `ends` says: `ImageID`, what is `before` and `after` the label, the four `corners`."""
     start = {after: pl.col(part).cast(pl.Int64) + 1 for part, after in itertools.pairwise(_PARTS)}
     row = pl.col("text").cast(pl.Binary)
     cut = {

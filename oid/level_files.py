@@ -8,7 +8,6 @@ from typing import IO
 
 import numpy as np
 import polars as pl
-from tqdm import tqdm
 
 from oid import layout
 from oid.annotation_rows import BATCH, BoxRows, BoxText, Rows
@@ -41,12 +40,14 @@ class SmallWrites:
         self.file = file
 
     def write(self, text: bytes) -> int:
+        """Writes all of `text` and returns its length."""
         view = memoryview(text)
         for start in range(0, len(view), 1 << 16):
             self.file.write(view[start : start + (1 << 16)])
         return len(view)
 
     def flush(self) -> None:
+        """As of any file."""
         self.file.flush()
 
 
@@ -144,15 +145,13 @@ def write_rows(
         found = frame[row].with_columns(label[meaning.classes[entry]], reason[meaning.reasons[entry]])
         found.select(columns).write_csv(file, include_header=False, quote_style=text.quote_style)
 
-    with tqdm(total=len(source.boxes.line), desc=f"{source.split} boxes", unit=" rows", disable=None) as bar:
-        for rows, frame in text.frames():
-            kind = source.boxes.kind[rows]
-            box_text = frame.select(column for column in text.boxes if column in frame.columns)
-            region_text = frame.select(column for column in text.regions if column in frame.columns)
-            for level, boxes_file, regions_file in zip(levels, boxes, regions, strict=True):
-                write(boxes_file, box_text, text.boxes, level.boxes)
-                write(regions_file, region_text, text.regions, level.regions)
-            bar.update(len(kind))
+    for rows, frame in text.frames():
+        kind = source.boxes.kind[rows]
+        box_text = frame.select(column for column in text.boxes if column in frame.columns)
+        region_text = frame.select(column for column in text.regions if column in frame.columns)
+        for level, boxes_file, regions_file in zip(levels, boxes, regions, strict=True):
+            write(boxes_file, box_text, text.boxes, level.boxes)
+            write(regions_file, region_text, text.regions, level.regions)
 
 
 def write_image_labels(

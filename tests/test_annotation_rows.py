@@ -112,6 +112,12 @@ def test_text_that_cannot_be_cut_is_read_column_by_column(tmp_path, batch, case)
     assert cells.select(columns).rows() == [row[:2] + row[3:] for row in (rows[0], rows[2])]
 
 
+def test_a_label_that_needs_quotes_is_written_with_them(tmp_path):
+    path = written(tmp_path, [box("a", "apple")])
+    assert read_box_rows(path, pl.Enum(["apple"])).ends is not None
+    assert read_box_rows(path, pl.Enum(["apple", "fruit, any"])).ends is None
+
+
 @pytest.mark.parametrize("quoted", [False, True])
 def test_blank_lines_are_no_rows(tmp_path, batch, quoted):
     path = written(tmp_path, [box("a", "apple"), box("b", "car")])

@@ -51,7 +51,7 @@ def data(tmp_path):
 
 
 def run(data, **options):
-    a02.main(dataset_path=str(data / "data"), output_path=str(data / "out"), **options)
+    a02.main(dataset_path=str(data / "data"), output_path=str(data / "out"), statistics=False, **options)
 
 
 def test_rows_and_problems(data, capsys):
@@ -221,7 +221,7 @@ def test_threads_do_not_change_the_table(data, monkeypatch):
     monkeypatch.setattr(a02, "BLOCK", 2)
     run(data, threads=1)
     first = (data / "out/train_image_params.csv").read_bytes()
-    a02.main(dataset_path=str(data / "data"), output_path=str(data / "other"), threads=7)
+    a02.main(dataset_path=str(data / "data"), output_path=str(data / "other"), threads=7, statistics=False)
     assert (data / "other/train_image_params.csv").read_bytes() == first
 
 

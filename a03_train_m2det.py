@@ -237,7 +237,8 @@ def _train_on(sharing, flags: dict, classes: dict, folder: Path, started: float,
     from training import checkpoints, label_rules, loop, machines, memory, parts
 
     program = memory.resident_bytes()
-    state = machines.from_first(lambda: checkpoints.open_run(folder))
+    open_run = checkpoints.look_at_run if flags["show_batches"] else checkpoints.open_run
+    state = machines.from_first(lambda: open_run(folder))
     settings = machines.from_first(lambda: saved_settings(folder, flags, classes, state))
     if 0 < state["total"] <= state["epochs"] and not flags["show_batches"]:
         print(f"{folder} is finished: {state['epochs']} of {state['total']} epochs{checkpoints.best_so_far(state)}")

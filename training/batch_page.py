@@ -37,8 +37,9 @@ STYLE = """
 """
 LEGEND = (
     "<p><span class=yes>Green</span>: anchors learn the box, so many as the number says; <span class=no>red</span>: "
-    "none does, so nothing is learned from it. Hatched: an ignored region, where its class gives no gradient. "
-    "A box with several classes counts once; its name is the rarest, +2 are two more.</p>"
+    "none does, so nothing is learned from it. Hatched: an ignored region, where its class gives no gradient: "
+    "a01's, or what the frame leaves of an object. A box with several classes counts once; its name is the rarest, +2 "
+    "are two more.</p>"
 )
 ASSIGNMENTS = {
     "max_iou": "Every box takes its best anchor (max_iou), and an anchor learns the box that it overlaps by at least "

@@ -246,6 +246,19 @@ def open_run(run: Path) -> dict:
     return state
 
 
+def look_at_run(run: Path) -> dict:
+    """The state of a run's newest checkpoint; no file is touched, so the run may be training at this moment.
+
+    Raises:
+        InputError: the newest checkpoint is not whole.
+    """
+    folder, state, wrong = find_checkpoint(run)
+    if folder is not None and folder.name != NEWEST:
+        reason = wrong[0] if wrong else f"{run / NEWEST} is being replaced"
+        raise InputError(f"{reason}: try again, or let the training go on first, which mends it")
+    return state
+
+
 def restore(run: Path, trainer: keras.Model, state: dict) -> None:
     """Gives a trainer, compiled as it was, the weights, the optimizer and the random state of the newest checkpoint.
 

@@ -81,6 +81,8 @@ def list_images(folder: str | os.PathLike) -> ImageList:
                         names.append(f"{prefix}/{name}" if prefix else name)
                 elif not prefix and len(name) == 3 and entry.is_dir():
                     look(entry.path, name)
+                elif entry.is_symlink() and not entry.is_dir():
+                    passed_over.append((entry.path, "is a link to a file that is not there: replace it or remove it"))
 
     look(folder, "")
     names.sort(key=image_id)

@@ -241,10 +241,13 @@ def test_what_is_no_image_by_its_name_or_place_is_listed(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     (tmp_path / os.fsdecode(b"b\xff.jpg")).write_bytes(b"")
+    (tmp_path / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "c.jpg").symlink_to(tmp_path / "a.jpg")
     images = list_images(tmp_path)
-    assert images.names == ["a.jpg", "abc/abcd.jpg"]
+    assert images.names == ["a.jpg", "abc/abcd.jpg", "c.jpg"]
     reasons = {os.path.relpath(path, tmp_path): reason for path, reason in images.passed_over}
-    assert reasons.keys() == {"a.txt", "film.gif", "jpg", "abc/xyz.jpg", os.fsdecode(b"b\xff.jpg")}
+    assert reasons.keys() == {"a.txt", "film.gif", "jpg", "abc/xyz.jpg", "lost.jpg", os.fsdecode(b"b\xff.jpg")}
+    assert "not there" in reasons["lost.jpg"]
     assert "suffixes" in reasons["film.gif"]
     assert "abc" in reasons["abc/xyz.jpg"]
     assert "UTF-8" in reasons[os.fsdecode(b"b\xff.jpg")]

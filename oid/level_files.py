@@ -142,7 +142,9 @@ def write_rows(
 
     def write(file: SmallWrites, frame: pl.DataFrame, columns: tuple[str, ...], meaning: Meaning) -> None:
         row, entry = meaning.of(kind)
-        found = frame[row].with_columns(label[meaning.classes[entry]], reason[meaning.reasons[entry]])
+        found = frame[row].with_columns(label[meaning.classes[entry]])
+        if "Reason" in columns:
+            found = found.with_columns(reason[meaning.reasons[entry]])
         found.select(columns).write_csv(file, include_header=False, quote_style=text.quote_style)
 
     for rows, frame in text.frames():

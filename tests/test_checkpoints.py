@@ -275,6 +275,26 @@ def test_a_damaged_state_that_is_still_json_is_noticed(run):
     assert find_checkpoint(run)[1]["step"] == 1
 
 
+def test_looking_at_a_run_touches_no_file_of_it(run):
+    """A training may be writing at this moment; what looking cannot mend without it is said."""
+    (run / UNFINISHED).mkdir()
+    (run / UNFINISHED / "training.npz").write_bytes(b"half")
+    before = snapshot(run)
+    assert checkpoints.look_at_run(run)["step"] == 2
+    assert checkpoints.look_at_run(run / "nothing") == new_state()
+    assert snapshot(run) == before
+    flip(run / NEWEST / "training.npz")
+    before = snapshot(run)
+    with pytest.raises(InputError, match=r"training\.npz .*: try again, or let the training go on first"):
+        checkpoints.look_at_run(run)
+    assert snapshot(run) == before
+
+
+def snapshot(run) -> dict:
+    """What is on the disk."""
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
 def test_two_damaged_ones_are_refused_and_left_as_they_are(run):
     for name in (NEWEST, PREVIOUS):
         flip(run / name / "training.npz")

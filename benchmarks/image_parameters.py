@@ -5,7 +5,8 @@
 
 JPEGs of 1024 x 768 pixels, generated light and shade with grain, many names for few files, so all lie in memory. The
 ways take turns: a02 with MD5 and with --no_md5, whole runs from the folder to the table; Pillow, which decodes all
-pixels, and pyvips, each with a second read for the MD5, one file at a time, as the ancestor has them, written anew.
+pixels, and pyvips, each with a second read in small pieces for the MD5, one file at a time, as the ancestor has them,
+written anew.
 pyvips is not needed otherwise: `python -m venv X; X/bin/pip install "pyvips[binary]"`, then --vips_python X/bin/python.
 
 Then 1.9 million names (hard links to small JPEGs) in folders of the id's first three characters, measured by a02 as a
@@ -48,7 +49,8 @@ BLOCK = 1_000_000  # boxes
 
 def main(
     *,
-    images: int = 8000,
+    images: int = 6000,
+    qualities: tuple[int, ...] = (70, 80, 90),
     rounds: int = 3,
     vips_python: str | None = None,
     many: int = 1_900_000,
@@ -60,6 +62,8 @@ def main(
 
     Args:
         images: names of large JPEGs.
+        qualities: of these JPEGs, each in a table of its own: MD5 takes as long as a file has bytes, decoding as it has
+            pixels.
         rounds: turns; the best counts.
         vips_python: a Python that has pyvips (default: without).
         many: names for the whole runs; 0 = none.
@@ -68,18 +72,19 @@ def main(
         small: a hundredth of everything, to see that it runs.
     """
     if small:
-        images, many, boxes, rounds = 400, 19_000, 114_000, 1
+        images, many, boxes, rounds, qualities = 400, 19_000, 114_000, 1, qualities[:1]
     with tempfile.TemporaryDirectory(dir=folder) as made:
-        speed(Path(made), images, rounds, vips_python)
+        for quality in qualities:
+            speed(Path(made), images, quality, rounds, vips_python)
         if many:
             whole_runs(Path(made), many, boxes)
 
 
 # === Speed ============================================================================================================
-def speed(folder: Path, images: int, rounds: int, vips_python: str | None) -> None:
+def speed(folder: Path, images: int, quality: int, rounds: int, vips_python: str | None) -> None:
     """Prints the table of the ways that take turns."""
     data = folder / "large"
-    size = make_images(data / "train", images)
+    size = make_images(data / "train", images, quality)
     ways = {
         "a02": lambda: run_a02(data, folder / "out", images, no_md5=False),
         "a02 --no_md5": lambda: run_a02(data, folder / "out", images, no_md5=True),
@@ -91,7 +96,8 @@ def speed(folder: Path, images: int, rounds: int, vips_python: str | None) -> No
     for _ in range(rounds):
         for name, way in ways.items():
             best[name] = tuple(min(pair) for pair in zip(best[name], way(), strict=True))
-    print(f"{images} JPEGs of {WIDTH} x {HEIGHT} pixels and {size / 1e3:.0f} KB, {os.cpu_count()} cores")
+    what = f"{images} JPEGs of {WIDTH} x {HEIGHT} pixels and {size / 1e3:.0f} KB (quality {quality})"
+    print(f"{what}, {os.cpu_count()} cores")
     print(f"{'':20} images/s  CPU ms/image  a02 with MD5 is so many times as fast, by the clock and by the CPU")
     for name, (seconds, cpu) in best.items():
         ratios = f"{seconds / best['a02'][0]:6.1f} {cpu / best['a02'][1]:6.1f}"
@@ -99,7 +105,7 @@ def speed(folder: Path, images: int, rounds: int, vips_python: str | None) -> No
     shutil.rmtree(data)
 
 
-def make_images(folder: Path, count: int) -> float:
+def make_images(folder: Path, count: int, quality: int) -> float:
     """Makes FILES JPEGs with `count` names, and gives their mean size in bytes."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -110,7 +116,7 @@ def make_images(folder: Path, count: int) -> float:
             coarse = rng.uniform(0, 255 / 3, (HEIGHT // cell, WIDTH // cell, 3)).astype("float32")
             picture += cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
         picture += rng.normal(0, 6, (HEIGHT, WIDTH, 1))
-        cv2.imwrite(str(path), np.clip(picture, 0, 255).astype("uint8"), [cv2.IMWRITE_JPEG_QUALITY, 85])
+        cv2.imwrite(str(path), np.clip(picture, 0, 255).astype("uint8"), [cv2.IMWRITE_JPEG_QUALITY, quality])
     for number, path in enumerate(names[FILES:]):
         os.link(names[number % FILES], path)
     return float(np.mean([path.stat().st_size for path in names[:FILES]]))
@@ -136,7 +142,11 @@ def pillow(folder: Path, count: int) -> Cost:
     for path in paths:
         with Image.open(path) as image:
             _ = np.array(image).shape
-        hashlib.md5(path.read_bytes()).hexdigest()
+        digest = hashlib.md5()
+        with path.open("rb") as file:
+            while piece := file.read(4096):
+                digest.update(piece)
+        digest.hexdigest()
         path.stat()
     return (time.perf_counter() - start) / len(paths), (time.process_time() - cpu) / len(paths)
 

@@ -15,10 +15,12 @@ import pyvips
 
 def measure(path: str) -> tuple[int, int, int, int, str]:
     """Width, height, channels, bytes, MD5."""
-    image = pyvips.Image.new_from_file(path)
+    image = pyvips.Image.new_from_file(path, access="sequential")
+    digest = hashlib.md5()
     with open(path, "rb") as file:
-        digest = hashlib.md5(file.read()).hexdigest()
-    return image.width, image.height, image.bands, os.path.getsize(path), digest
+        while piece := file.read(4096):
+            digest.update(piece)
+    return image.width, image.height, image.bands, os.path.getsize(path), digest.hexdigest()
 
 
 def main() -> None:

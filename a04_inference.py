@@ -39,7 +39,7 @@ from oid.predictions import KAGGLE_COLUMNS, open_for_writing, prediction_string
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's alarm where there is no GPU
 
-BATCH, SMALL_BATCH = 16, 4  # images at a time; few where one takes seconds, and batches gain nothing
+BATCH, SMALL_BATCH = 16, 1  # images at a time; one where that takes seconds and gigabytes
 PUBLISHED_SCORE, PUBLISHED_NMS_IOU, PUBLISHED_FUSION_IOU = 0.05, 0.5, 0.55
 NOT_PUBLISHED = ("nms", "nms_iou", "nms_sigma", "vote_iou")  # flags that the published recipe has no use for
 
@@ -90,7 +90,7 @@ def main(
         min_side: converted RetinaNets: the shorter side of the pictures that they see (default: the run's)
         max_side: converted RetinaNets: at most so many pixels for the longer side (default: the run's)
         precision: of the network; bfloat16 is faster on processors that have it, and changes scores in the third digit
-        batch_size: images at a time (default: 16, or 4 of converted RetinaNets, which see each in a shape of its own)
+        batch_size: images at a time (default: 16, or 1 of converted RetinaNets, which see each in a shape of its own)
         threads: files read at a time; 0 = one per core
         export: look at no image, but write the run as a file that needs neither Keras nor these scripts
         export_path: file .onnx, or folder of the SavedModel, to write; by default exports/<run> below output_path

@@ -162,13 +162,13 @@ def test_unreadable_images_and_a_stop(case, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(a04, "_published", detect)
         with pytest.raises(KeyboardInterrupt):
-            predict(case, tmp_path / "out.csv", images=str(images))
+            predict(case, tmp_path / "out.csv", images=str(images), batch_size=4)
         calls.clear()
         with pytest.raises(KeyboardInterrupt):  # with other sides: not the same rows
-            predict(case, tmp_path / "out.csv", images=str(images), min_side=60)
+            predict(case, tmp_path / "out.csv", images=str(images), batch_size=4, min_side=60)
     assert len(list(tmp_path.glob(".out.csv.*"))) == 2
     capsys.readouterr()
-    found = predict(case, tmp_path / "out.csv", images=str(images))
+    found = predict(case, tmp_path / "out.csv", images=str(images), batch_size=4)
     printed = capsys.readouterr().out
     assert "going on after 3 of 7 images" in printed  # four were looked at, and one of them could not be read
     assert f"empty row: {images / 'c.png'} is empty" in printed

@@ -304,8 +304,10 @@ def published_boxes(
         complete = len(scores) < count
         # pairs that are equal to the last one may be missing, and would decide between them
         good = scores > (score_threshold if complete else scores[-1])
-        order = np.lexsort((anchors[good], labels[good], -scores[good]))
-        boxes, scores, labels = (values[good][order] for values in (boxes, scores, labels))
+        boxes, scores, labels, anchors = (values[good] for values in (boxes, scores, labels, anchors))
+        if (scores[1:] == scores[:-1]).any():
+            order = np.lexsort((anchors, labels, -scores))
+            boxes, scores, labels = boxes[order], scores[order], labels[order]
         boxes = np.clip(boxes, 0.0, (*ends, *ends))
         upright = np.concatenate(
             [np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])], axis=1
@@ -313,7 +315,7 @@ def published_boxes(
         keep = classwise_nms(upright, scores, labels, nms_iou, max_boxes)
         if complete or len(keep) == max_boxes:
             return boxes[keep], scores[keep], labels[keep]
-        count *= 4
+        count *= 16
 
 
 def clip_ends(rule: Literal["side", "last_pixel"], height: int, width: int) -> tuple[float, float]:

@@ -370,4 +370,4 @@ def test_published_suppression_is_exact(seed, anchors, classes, levels, max_boxe
     found = published_boxes(pairs_of, **limits)
     for ours, theirs in zip(found, by_the_book(boxes[anchor], flat, label, **limits), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert all(b == 4 * a for a, b in itertools.pairwise(asked))
+    assert all(b == 16 * a for a, b in itertools.pairwise(asked))

@@ -20,7 +20,7 @@ IMAGE_SIZE = None  # pixels, the side of the square that the network sees; the p
 TUMS, SCALES, CHANNELS = None, None, None  # U-shape modules, maps per module, channels per map; the paper: 8, 6, 128
 VARIANT = "paper"  # the network of the paper's figures, or of the authors' "released" code (8, 6, 256)
 HEAD = "auto"  # "conv" as published; "shared" by the scales, for hundreds of classes; "light", for small networks
-ANCHORS = "square"  # one per cell, or the "official" six
+ANCHORS = "square"  # one per cell, or the "official" six, or a file that a02 makes
 EPOCHS = None  # a number here counts instead of TIME_BUDGET; validation and a checkpoint after each
 STEPS_PER_EPOCH = None  # with EPOCHS; 0 or None = each training image once
 BATCH_SIZE = None  # images per step

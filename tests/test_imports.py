@@ -24,6 +24,7 @@ MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for pattern in ("*.py", "models/*.py", "oid/**/*.py", "training/*.py", "demo/*.py", "benchmarks/*.py")
     for path in ROOT.glob(pattern)
+    if not path.stem.endswith("_worker")  # they run in environments of their own
 )
 
 # Imports every module named, and tells what was opened for writing or made on the way; compiled code does not count.

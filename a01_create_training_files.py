@@ -43,13 +43,17 @@ Levels. A level is a height in the hierarchy contracted to the kept classes (chi
 Boxes. A box counts as every class of the level that is its own or above it (in `all`: it is copied to all ancestors),
   once: of several with equal image, class and coordinates (as numbers) the first stays. Rows are in the source's order,
   copies of one box in the order of the classes.
-Ignored regions say where a class gets no gradient, neither as box nor as background, one row for each image, class and
-  rectangle. The reasons, of which the first that applies is written:
+Ignored regions say where a class gets no gradient, neither as box nor as background. What a row's label means, its
+  reason says. Of the first two reasons the first that applies is written, once for each image, class and rectangle:
   group_of        IsGroupOf is 1 (-1, unknown, is an ordinary box): for its own class and every ancestor in the level.
   excluded_class  the box has an excluded class, group-of or not: for every ancestor in the level.
-  ancestor_class  the box is labelled with an ancestor of the class, kept or not, group-of or not: a `Fruit` may be an
-                  apple, so it must not teach that it is none. A box is left aside here where another box of the image
-                  with equal coordinates has a class below its own, since that one says what it is.
+  ancestor_class  every class of the level below LabelName in the full hierarchy, not LabelName itself, which need be no
+                  class of the level: the box is labelled with their ancestor, kept or not, group-of or not. A `Fruit`
+                  may be an apple, so it must not teach that it is none. One row for each image, label and rectangle,
+                  whatever the other reasons say of the classes below; none for a label with no class of the level
+                  below it, and none where another box of the image with equal coordinates has a class below the
+                  label, since that one says what it is.
+  Rows are in the order of the boxes, those of one box in the order of the labels. The table counts rows.
 Image labels. A positive one counts for all ancestors, a negative one for all descendants; restricted to the level, each
   image and class once; where both meet, positive wins (counted). The file has only what people verified on the whole
   image: a class with a box but no label is not added, readers take the union with the boxes, as the metric does. Images

@@ -15,7 +15,7 @@ from keras import ops
 from models.assignment import centre_inside, classes_of_boxes, row_indices
 
 
-def silent_classes(targets, assigned, anchors, cell_sides, num_classes: int, ancestors=None):
+def silent_classes(targets, assigned, anchors, cell_sides, num_classes: int, ancestors=None, region_classes=None):
     """Where a class gives no gradient as a negative.
 
     Args:
@@ -28,13 +28,15 @@ def silent_classes(targets, assigned, anchors, cell_sides, num_classes: int, anc
         num_classes: number of classes.
         ancestors: float `(num_classes, num_classes)`, 1 in row c and column a where a is a proper ancestor of c; None =
             the rule is off.
+        region_classes: which classes a region's label means, as `ignored_regions` takes it.
 
     Returns:
         A bool tensor `(batch, anchors, num_classes)`, or None where all rules are off.
     """
     rules = []  # pairs of anchors `(batch, rows, anchors)` and classes `(batch, rows, classes)`
     if "regions" in targets:
-        rules.append(ignored_regions(targets["regions"], targets["region_labels"], anchors, cell_sides, num_classes))
+        regions = targets["regions"], targets["region_labels"]
+        rules.append(ignored_regions(*regions, anchors, cell_sides, num_classes, region_classes))
     if "parts" in targets:
         rules.append(unverified_parts(targets["parts"], targets["verified"], anchors))
     if ancestors is not None:
@@ -48,8 +50,8 @@ def silent_classes(targets, assigned, anchors, cell_sides, num_classes: int, anc
     return ops.einsum("bra,brc->bac", ops.cast(rows, "float32"), classes) > 0.5
 
 
-def ignored_regions(regions, region_labels, anchors, cell_sides, num_classes: int):
-    """The anchors that could learn an object that fills a region, and the region's class.
+def ignored_regions(regions, region_labels, anchors, cell_sides, num_classes: int, region_classes=None):
+    """The anchors that could learn an object that fills a region, and the region's classes.
 
     The rule is the one of the task-aligned assignment (`centre_inside`). It contains the anchors of which the region
     covers at least a half (IoA >= 0.5); those alone would leave a region smaller than half of every anchor without any.
@@ -60,12 +62,17 @@ def ignored_regions(regions, region_labels, anchors, cell_sides, num_classes: in
         anchors: `(anchors, 4)`, xyxy, normalised.
         cell_sides: `(anchors,)`, side of each anchor's cell, normalised.
         num_classes: number of classes.
+        region_classes: float `(labels, num_classes)`, 1 where the label of the row means the class of the column: a
+            coarse box is one region of many classes. None = a label is the class itself.
 
     Returns:
         A tuple `(rows, classes)`: bool `(batch, regions, anchors)` and float32 `(batch, regions, num_classes)`.
     """
     rows = ops.logical_and(centre_inside(regions, anchors, cell_sides), ops.expand_dims(region_labels >= 0, -1))
-    return rows, ops.one_hot(ops.maximum(region_labels, 0), num_classes, dtype="float32")
+    labels = ops.maximum(region_labels, 0)
+    if region_classes is None:
+        return rows, ops.one_hot(labels, num_classes, dtype="float32")
+    return rows, ops.take(ops.cast(region_classes, "float32"), labels, axis=0)
 
 
 def unverified_parts(parts, verified, anchors):

@@ -30,6 +30,7 @@ def detection_losses(
     box_loss: str = "giou",
     box_coding: str = "distances",
     ancestors=None,
+    region_classes=None,
     level_sizes: Sequence[int] | None = None,
 ):
     """The two parts of the loss of a batch, in float32 whatever the precision of the network.
@@ -53,6 +54,7 @@ def detection_losses(
         box_loss: a key of `BOX_WEIGHTS`.
         box_coding: a key of `models.box_coding.BOX_CODINGS`.
         ancestors: `(classes, classes)`, see `models.label_rules.silent_classes`.
+        region_classes: `(region labels, classes)`, see `models.label_rules.ignored_regions`.
         level_sizes: anchors of each map (`models.anchors.anchors_per_level`), which "atss" needs.
 
     Returns:
@@ -67,6 +69,7 @@ def detection_losses(
         anchors,
         cell_sides,
         ancestors=ancestors,
+        region_classes=region_classes,
         level_sizes=level_sizes,
     )
     gt = rows_of(targets["boxes"], assigned)  # [B,A,4]
@@ -94,7 +97,18 @@ def predictions(outputs, anchors, box_coding: str):
     return logits, offsets, ops.clip(BOX_CODINGS[box_coding](offsets, anchors), -FARTHEST, FARTHEST)
 
 
-def assigned_targets(assignment, logits, boxes, targets, anchors, cell_sides, *, ancestors=None, level_sizes=None):
+def assigned_targets(
+    assignment,
+    logits,
+    boxes,
+    targets,
+    anchors,
+    cell_sides,
+    *,
+    ancestors=None,
+    region_classes=None,
+    level_sizes=None,
+):
     """The assignment and the label rules, a few images at a time. No gradient flows through them.
 
     Args:
@@ -127,7 +141,7 @@ def assigned_targets(assignment, logits, boxes, targets, anchors, cell_sides, *,
             assigned, target = atss_assignment(*truth, cell_sides, level_sizes)
         else:
             assigned, target = max_iou_assignment(*truth)
-        silent = silent_classes(piece, assigned, anchors, cell_sides, num_classes, ancestors)
+        silent = silent_classes(piece, assigned, anchors, cell_sides, num_classes, ancestors, region_classes)
         return (assigned, target) if silent is None else (assigned, target, silent)
 
     rows = targets["boxes"].shape[1] + (targets["regions"].shape[1] if "regions" in targets else 0)

@@ -142,7 +142,7 @@ def write_rows(
 
     def write(file: SmallWrites, frame: pl.DataFrame, columns: tuple[str, ...], meaning: Meaning) -> None:
         row, entry = meaning.of(kind)
-        for first in range(0, len(row), 4 * BATCH):  # a coarse box is an ignored region of a hundred classes
+        for first in range(0, len(row), 4 * BATCH):  # a box may count for several classes
             part = slice(first, first + 4 * BATCH)
             found = frame[row[part]].with_columns(label[meaning.classes[entry[part]]])
             if "Reason" in columns:

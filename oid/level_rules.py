@@ -13,7 +13,7 @@ import polars as pl
 
 from oid.hierarchy import Hierarchy
 
-REASONS = ("group_of", "excluded_class", "ancestor_class")  # the first that applies
+REASONS = ("group_of", "excluded_class", "ancestor_class")  # of the first two the first that applies
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Meaning:
 
     Attributes:
         starts: [kinds + 1] where the entries of each kind begin.
-        classes: [entries] the class as index of a label.
+        classes: [entries] the class as index of a label; with the reason ancestor_class that of the box itself.
         reasons: [entries] index in REASONS; 0 where there are none.
     """
 
@@ -96,15 +96,18 @@ def mean_boxes(classes: Classes, labels: list[str], kinds: pl.DataFrame) -> Mean
 
 
 def mean_regions(classes: Classes, labels: list[str], kinds: pl.DataFrame) -> Meaning:
-    """What must give no gradient, one entry for each rectangle and class, with the first reason that applies."""
+    """What must give no gradient: one entry for each rectangle and class, with the first reason that applies, and one
+    for each rectangle whose own class, which the entry has, stands for the level's classes below it."""
     upward = pairs(classes, labels, classes.above, itself=True)
-    downward = pairs(classes, labels, classes.below, itself=False)
+    coarse = pairs(classes, labels, classes.below, itself=False).select("label").unique()
     group_of = kinds.filter("group_of", is_kept(classes)).join(upward, on="label")
     excluded = kinds.filter(~is_kept(classes)).join(upward, on="label")
-    ambiguous = without_repeated_ancestors(classes, kinds).join(downward, on="label")
+    ambiguous = without_repeated_ancestors(classes, kinds).join(coarse, on="label", how="semi")
+    ambiguous = ambiguous.with_columns(pl.col("label").alias("class"))
     reasons = zip(REASONS, (group_of, excluded, ambiguous), strict=True)
-    rows = pl.concat([rows.with_columns(Reason=pl.lit(reason, pl.Enum(REASONS))) for reason, rows in reasons])
-    return Meaning(len(kinds), first_of_each(rows))
+    *single, below = (rows.with_columns(Reason=pl.lit(reason, pl.Enum(REASONS))) for reason, rows in reasons)
+    found = first_of_each(pl.concat(single)), first_of_each(below)
+    return Meaning(len(kinds), pl.concat(found, how="diagonal").sort("kind", "class", "Reason"))
 
 
 def mean_image_labels(classes: Classes, labels: list[str], kinds: pl.DataFrame) -> Meaning:

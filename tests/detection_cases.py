@@ -12,6 +12,8 @@ SETTINGS = anchor_settings(64, 3)
 ANCHORS, CELLS, LEVELS = make_anchors(SETTINGS), cell_sides(SETTINGS), anchors_per_level(SETTINGS)
 CENTRES = (ANCHORS[:, :2] + ANCHORS[:, 2:]) / 2
 NUM_CLASSES = 3
+REGION_CLASSES = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]], "float32")  # label 3 means two classes
+COARSE = [(3, 0.25, 0.25, 0.75, 0.75)]  # an ignored region of a box whose class lies above 0 and 1
 
 
 def numpy(tensor) -> np.ndarray:
@@ -63,6 +65,18 @@ def logit_gradient(truth, **options) -> np.ndarray:
     shape = (len(truth["labels"]), len(ANCHORS))
     logits = np.full((*shape, NUM_CLASSES), -1, "float32")
     return gradients(np.zeros((*shape, 4), "float32"), logits, truth, **options)[1]
+
+
+def check_coarse(gradient: np.ndarray, plain: np.ndarray) -> None:
+    """With and without the region, `(anchors, classes)`: inside the classes below are silent, all else is as it was."""
+    inside = ((CENTRES > 0.25) & (CENTRES < 0.75)).all(axis=1)
+    far = (np.abs(CENTRES - 0.5) > 0.25 + CELLS[:, None]).any(axis=1)
+    assert inside.sum() >= 16
+    assert far.sum() > 4
+    assert (plain > 0).all()
+    np.testing.assert_array_equal(gradient[inside, :2], 0)
+    np.testing.assert_allclose(gradient[:, 2], plain[:, 2], rtol=1e-5)
+    np.testing.assert_allclose(gradient[far], plain[far], rtol=1e-5)
 
 
 # === References, one anchor and one box at a time ===

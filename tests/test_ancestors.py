@@ -1,4 +1,5 @@
-"""Proves which class counts as above which in a training, and which label rules are said to be in force."""
+"""Proves which class counts as above which in a training, what lies below a coarse one, and which label rules are said
+to be in force."""
 
 import json
 from types import SimpleNamespace
@@ -9,7 +10,8 @@ from small_open_images import TREE, make_data_set
 
 from oid import layout
 from oid.files import InputError
-from training.label_rules import ancestor_matrix, in_force
+from training.class_relations import ancestor_matrix, coarse_classes
+from training.label_rules import in_force
 
 
 def data_set(folder, tree=TREE):
@@ -59,6 +61,24 @@ def test_a_damaged_hierarchy_is_named(tmp_path):
         ancestor_matrix(tmp_path, ["apple"])
 
 
+def test_the_coarse_classes_of_a_level_and_what_is_below_them(tmp_path):
+    """Car and wheel have nothing below them; food, fruit and vegetable have, whether they are classes or not."""
+    folder = data_set(tmp_path)
+    coarse = coarse_classes(folder, ["wheel", "tomato", "apple", "car"])
+    assert coarse.labels == ("food", "fruit", "vegetable")  # the hierarchy's order
+    assert coarse.names == ("food, all", "fruit, all", "vegetable, all")
+    assert coarse.below.dtype == np.float32
+    assert coarse.below.tolist() == [[0, 1, 1, 0], [0, 1, 1, 0], [0, 1, 0, 0]]
+    coarse = coarse_classes(folder, ["fruit", "food", "unknown"])
+    assert (coarse.labels, coarse.below.tolist()) == (("food",), [[1, 0, 0]])
+    layout.annotation_file(folder, layout.CLASS_DESCRIPTIONS).write_text("fruit,Fruit\n")
+    assert coarse_classes(folder, ["apple"]).names == ("food", "Fruit")
+
+
+def test_without_a_hierarchy_nobody_knows_of_coarse_classes(tmp_path):
+    assert coarse_classes(tmp_path, ["apple", "fruit"]) is None
+
+
 @pytest.mark.parametrize(
     ("asked", "labels", "image_labels", "said"),
     [
@@ -72,10 +92,12 @@ def test_a_damaged_hierarchy_is_named(tmp_path):
 )
 def test_the_rules_that_are_said_are_those_in_force(tmp_path, capsys, asked, labels, image_labels, said):
     flags = {"dataset_path": data_set(tmp_path), "label_rules": asked}
-    rules = in_force(flags, labels, SimpleNamespace(has_image_labels=image_labels))
+    meant = np.eye(2, dtype="float32")
+    rules = in_force(flags, labels, SimpleNamespace(has_image_labels=image_labels, region_classes=meant))
     first, *reasons = capsys.readouterr().out.splitlines()
     assert first == f"label rules: {said}"
     assert (rules.verified, rules.ancestors is not None, rules.regions) == tuple(
         rule in said for rule in ("verified", "ancestors", "regions")
     )
+    assert rules.region_classes is (meant if "regions" in said else None)
     assert len(reasons) == len(set(asked) & {"verified", "ancestors"} - set(said.split(", ")))

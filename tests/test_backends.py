@@ -1,4 +1,5 @@
-"""The same weights give the same outputs on every Keras backend, and losses and a step of training work there too.
+"""The same weights give the same outputs on every Keras backend, and losses, a step of training and the gradients
+around a coarse ignored region work there too.
 
 JAX is in requirements.txt for this; PyTorch is optional.
 """
@@ -9,13 +10,16 @@ import json
 import numpy as np
 import pytest
 from conftest import run_on_backend, run_script
+from detection_cases import check_coarse
 from tiny_network import losses_of_fixed_outputs
 
 SCRIPT = """
 import json
 import keras, numpy as np
-from tiny_network import losses_of_fixed_outputs, pictures, tiny_settings, two_pictures
+from detection_cases import ANCHORS, CELLS, COARSE, NUM_CLASSES, REGION_CLASSES
+from tiny_network import losses_of_fixed_outputs, pictures, targets, tiny_settings, two_pictures
 from models.detector import inference_model, network_from_settings
+from models.losses import detection_losses
 from training.schedule import Schedule, make_optimizer
 from training.trainer import DetectionTrainer
 settings = tiny_settings(channels=16)
@@ -27,12 +31,29 @@ optimizer.build(network.trainable_variables)
 before = [np.array(keras.ops.convert_to_numpy(weight)) for weight in network.trainable_weights]
 loss = trainer.train_on_batch(pictures(2), two_pictures())
 after = [keras.ops.convert_to_numpy(weight) for weight in network.trainable_weights]
+offsets = keras.ops.zeros((1, len(ANCHORS), 4))
+anchors, cells = map(keras.ops.convert_to_tensor, (ANCHORS, CELLS))
+def class_loss(logits, truth):
+    outputs = {"classes": logits, "boxes": offsets}
+    return detection_losses(outputs, truth, anchors, cells, region_classes=REGION_CLASSES)[0]
+def gradient(truth):
+    logits = np.full((1, len(ANCHORS), NUM_CLASSES), -1, "float32")
+    truth = {name: keras.ops.convert_to_tensor(value) for name, value in truth.items()}
+    if keras.backend.backend() == "jax":
+        import jax
+        return jax.jit(jax.grad(class_loss))(logits, truth)
+    import torch
+    watched = torch.tensor(logits, requires_grad=True)
+    class_loss(watched, truth).backward()
+    return watched.grad
+gradients = [gradient(targets([[]], rows)) for rows in ([COARSE], None)]
 top = inference_model(network, settings).predict_on_batch(pictures(2))
 print(json.dumps({
     "backend": keras.backend.backend(),
     "losses": losses_of_fixed_outputs(),
     "training": [float(np.ravel(loss)[0])],
     "moved": float(np.mean([np.any(a != b) for a, b in zip(after, before)])),
+    "gradients": [keras.ops.convert_to_numpy(value)[0].tolist() for value in gradients],
     "shapes": {name: list(value.shape) for name, value in top.items()},
 }))
 """
@@ -45,6 +66,7 @@ def test_the_other_backends_give_the_same_losses(backend):
     np.testing.assert_allclose(result["losses"], losses_of_fixed_outputs(), rtol=1e-4)
     assert np.isfinite(result["training"]).all()
     assert result["moved"] > 0.8
+    check_coarse(*map(np.array, result["gradients"]))
     assert result["shapes"] == {"boxes": [2, 168, 4], "scores": [2, 168], "labels": [2, 168]}
 
 

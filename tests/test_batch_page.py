@@ -171,6 +171,19 @@ def test_a_hatch_keeps_within_its_box_and_the_picture():
     assert 0.25 < changed[20:60, 100:].mean() < 0.45
 
 
+def test_a_region_below_a_coarse_class_is_named_by_it(network):
+    data = SimpleNamespace(
+        region_classes=np.array([[1, 0], [0, 1], [0, 1], [1, 1]], "float32"), coarse_names=("Fruit", "Anything")
+    )
+    names = NAMES + batch_page.coarse_names(data, 2)
+    assert names[2:] == ["below Fruit", "every class"]
+    found = looked(network, [], regions=[[(2, 0.1, 0.1, 0.5, 0.6), (3, 0.6, 0.1, 0.9, 0.9), (2, 0, 0, 0.1, 0.1)]])
+    text = batch_page.describe(found, names, ["a"], {0: set()}, "max_iou")
+    assert "ignored regions: below Fruit x 2, every class" in text
+    assert batch_page.draw(found, names).shape[2] == 3
+    assert batch_page.coarse_names(SimpleNamespace(coarse_names=()), 2) == []
+
+
 def test_classes_are_present_or_absent_as_the_images_own_labels_say(network, tmp_path):
     folder = tmp_path / "level_1_files"
     folder.mkdir()

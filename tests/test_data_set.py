@@ -33,6 +33,7 @@ def test_arrays_equal_a01s_files(photographs, split):
     data = read_data_set(data_set, output, "1", split)
     classes = list(read_classes(output, "1"))
     boxes = [row for row in rows_of(layout.level_boxes(output, "1", split)) if row["LabelName"]]
+    names = [*classes, *(name.removesuffix(", all") for name in data.coarse_names)]
     regions = rows_of(layout.level_ignored_regions(output, "1", split))
     labels = rows_of(layout.level_image_labels(output, "1", split))
     assert len(data.image_ids) == len(set(data.image_ids)) == len(data.paths)
@@ -42,7 +43,8 @@ def test_arrays_equal_a01s_files(photographs, split):
         for found, expected in ((data.objects.of(index), boxes), (data.regions.of(index), regions)):
             mine = [row for row in expected if row["ImageID"] == image_id]
             assert [tuple(box) for box in found[0].tolist()] == [corners(row) for row in mine]
-            assert [classes[label] for label in found[1]] == [row["LabelName"] for row in mine]
+            # of leaves: no label is a class and a coarse one
+            assert [names[label] for label in found[1]] == [row["LabelName"] for row in mine]
     assert len(data.objects.labels) == len(boxes)
     assert len(data.regions.labels) == len(regions)
     grouped = sorted(row["ImageID"] for row in regions if row["Reason"] == "group_of")
@@ -92,9 +94,65 @@ def test_a_split_without_image_labels_says_so(photographs, tmp_path):
 
 def test_images_without_boxes_and_with_regions_only_are_there(photographs):
     data = read_data_set(*photographs, "1", "train")
-    for image_id, num_boxes, num_regions in (("t_empty", 0, 0), ("t_group", 0, 1), ("t_kind", 0, 2), ("t_flat", 2, 0)):
+    for image_id, num_boxes, num_regions in (("t_empty", 0, 0), ("t_group", 0, 1), ("t_kind", 0, 1), ("t_flat", 2, 0)):
         index = data.image_ids.index(image_id)
         assert (len(data.objects.of(index)[0]), len(data.regions.of(index)[0])) == (num_boxes, num_regions)
+
+
+# === Regions below a coarse box ======================================================================================
+def test_a_coarse_box_is_one_region_that_means_the_classes_below(photographs):
+    """t_kind has a fruit: no tomato and no apple is denied there; classes are tomato, apple, carrot."""
+    data = read_data_set(*photographs, "1", "train")
+    assert data.coarse_names == ("food, all", "fruit, all", "vegetable, all")
+    boxes, labels = data.regions.of(data.image_ids.index("t_kind"))
+    assert boxes.shape == (1, 4)
+    assert labels.tolist() == [4]
+    assert labels.dtype == np.int32
+    identity, below = [[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[1, 1, 1], [1, 1, 0], [1, 0, 1]]
+    assert data.region_classes.tolist() == identity + below
+    assert data.region_classes.dtype == np.float32
+    other = read_data_set(*photographs, "1", "validation")  # has no such box
+    np.testing.assert_array_equal(other.region_classes, data.region_classes)
+    assert other.coarse_names == data.coarse_names
+
+
+@pytest.fixture
+def rewritten(photographs, tmp_path):
+    """Puts other rows for t_kind's region, given by their labels; returns the new OUTPUT."""
+
+    def rewrite(*labels: str):
+        shutil.copytree(photographs[1] / "level_1_files", tmp_path / "out" / "level_1_files")
+        path = layout.level_ignored_regions(tmp_path / "out", "1", "train")
+        lines = path.read_text().splitlines()
+        (coarse,) = [line for line in lines if line.endswith(",ancestor_class")]
+        place = lines.index(coarse)
+        lines[place : place + 1] = [coarse.replace(",fruit,", f",{label},") for label in labels]
+        path.write_text("\n".join(lines) + "\n")
+        return tmp_path / "out"
+
+    return rewrite
+
+
+def test_a_row_for_each_class_as_an_earlier_a01_wrote_them(photographs, rewritten):
+    data = read_data_set(photographs[0], rewritten("tomato", "apple"), "1", "train")
+    boxes, labels = data.regions.of(data.image_ids.index("t_kind"))
+    assert labels.tolist() == [0, 1]
+    np.testing.assert_array_equal(boxes[0], boxes[1])
+
+
+@pytest.mark.parametrize("labels", [("fruit", "dragon"), ("dragon", "tomato"), ("fruit", "dragon", "tomato")])
+def test_a_coarse_label_that_the_hierarchy_does_not_explain(photographs, rewritten, labels):
+    with pytest.raises(InputError, match=r"classes below dragon, which has no class .* run a01") as error:
+        read_data_set(photographs[0], rewritten(*labels), "1", "train")
+    assert "\n" not in str(error.value)
+
+
+def test_without_the_hierarchy_regions_below_a_class_are_refused(photographs, tmp_path):
+    shutil.copytree(photographs[0], tmp_path / "data")
+    layout.annotation_file(tmp_path / "data", layout.HIERARCHY).unlink()
+    with pytest.raises(InputError, match=rf"regions of classes below others, and .*{layout.HIERARCHY} does not exist"):
+        read_data_set(tmp_path / "data", photographs[1], "1", "train")
+    assert read_data_set(tmp_path / "data", photographs[1], "1", "validation").region_classes is None  # needs it not
 
 
 # === Depictions ======================================================================================================

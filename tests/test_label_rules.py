@@ -8,9 +8,12 @@ from detection_cases import (
     ANCHORS,
     CELLS,
     CENTRES,
+    COARSE,
     LEVELS,
     NUM_CLASSES,
+    REGION_CLASSES,
     SETTINGS,
+    check_coarse,
     gradients,
     logit_gradient,
     numpy,
@@ -228,6 +231,26 @@ def test_a_positive_inside_a_region_still_learns():
     assert (plain[positive, 1] < 0).any()
     np.testing.assert_array_equal(silenced[positive, 1], plain[positive, 1])
     np.testing.assert_array_equal(silenced[~positive, 1], 0)
+
+
+def test_a_region_of_a_coarse_box_silences_the_classes_below_and_no_other():
+    truth = targets([[]], [COARSE])
+    found = logit_gradient(truth, region_classes=REGION_CLASSES)[0]
+    check_coarse(found, logit_gradient(targets([[]]))[0])
+    both = targets([[]], [[(label, *COARSE[0][1:]) for label in (0, 1)]])
+    np.testing.assert_array_equal(found, logit_gradient(both, region_classes=REGION_CLASSES)[0])
+    np.testing.assert_array_equal(found, logit_gradient(both)[0])  # a row for each class
+
+
+def test_a_positive_inside_a_coarse_region_still_learns():
+    truth = targets([[(1, 0.3, 0.3, 0.7, 0.7)]], [[(COARSE[0][0], *WHOLE)]])
+    plain, found = (logit_gradient(truth, region_classes=c)[0] for c in (np.zeros((4, 3), "f"), REGION_CLASSES))
+    positive = assigned_by("task_aligned", truth) == 0
+    assert (plain[positive, 1] < 0).any()
+    np.testing.assert_array_equal(found[positive, 1], plain[positive, 1])
+    np.testing.assert_array_equal(found[~positive, 1], 0)
+    np.testing.assert_array_equal(found[:, 0], 0)
+    np.testing.assert_array_equal(found[:, FRUIT], plain[:, FRUIT])
 
 
 # === All rules ===

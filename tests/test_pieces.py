@@ -13,6 +13,8 @@ from models.box_coding import decode_distances
 from models.losses import ASSIGNMENTS, assigned_targets, detection_losses
 
 ANCESTORS = np.array([[0, 0, 1], [0, 0, 1], [0, 0, 0]], "float32")  # class 2 lies above the others
+REGION_CLASSES = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]], "float32")  # region label 1 means two classes
+RULES = {"ancestors": ANCESTORS, "region_classes": REGION_CLASSES}
 
 
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
@@ -22,9 +24,7 @@ def test_the_result_is_the_same_in_pieces(assignment, monkeypatch):
     truth = with_parts(truth, [(0, 0, 0.5, 1), (0.5, 0, 1, 1)], [[1, 0, 1], [0, 1, 1]])
 
     def all_of(logits, boxes, truth):
-        return assigned_targets(
-            assignment, logits, boxes, truth, ANCHORS, CELLS, ancestors=ANCESTORS, level_sizes=LEVELS
-        )
+        return assigned_targets(assignment, logits, boxes, truth, ANCHORS, CELLS, level_sizes=LEVELS, **RULES)
 
     boxes = numpy(decode_distances(offsets, ANCHORS))
     arguments = (*map(tf.constant, (logits, boxes)), {k: tf.constant(v) for k, v in truth.items()})
@@ -91,7 +91,7 @@ from keras import ops
 from detection_cases import ANCHORS, CELLS, LEVELS, random_case, with_parts
 from models import pieces
 from models.losses import detection_losses
-from test_pieces import ANCESTORS, SOME_OPTIONS
+from test_pieces import RULES, SOME_OPTIONS
 pieces.PIECE = 1
 offsets, logits, truth = random_case(9)
 truth = with_parts(truth, [(0, 0, 0.5, 1), (0.5, 0, 1, 1)], [[1, 0, 1], [0, 1, 1]])
@@ -100,7 +100,7 @@ truth = {name: ops.convert_to_tensor(value) for name, value in truth.items()}
 anchors, cells = ops.convert_to_tensor(ANCHORS), ops.convert_to_tensor(CELLS)
 def all_losses(outputs, truth):
     return [
-        detection_losses(outputs, truth, anchors, cells, level_sizes=LEVELS, ancestors=ANCESTORS, **options)
+        detection_losses(outputs, truth, anchors, cells, level_sizes=LEVELS, **RULES, **options)
         for options in SOME_OPTIONS
     ]
 if keras.backend.backend() == "jax":
@@ -123,12 +123,7 @@ def test_other_backends_give_the_same_losses_in_pieces(backend):
     truth = with_parts(truth, [(0, 0, 0.5, 1), (0.5, 0, 1, 1)], [[1, 0, 1], [0, 1, 1]])
     outputs = {"boxes": offsets, "classes": logits}
     expected = [
-        [
-            float(x)
-            for x in detection_losses(
-                outputs, truth, ANCHORS, CELLS, level_sizes=LEVELS, ancestors=ANCESTORS, **options
-            )
-        ]
+        [float(x) for x in detection_losses(outputs, truth, ANCHORS, CELLS, level_sizes=LEVELS, **RULES, **options)]
         for options in SOME_OPTIONS
     ]
     np.testing.assert_allclose(json.loads(run_on_backend(backend, BACKEND_PROGRAM)), expected, rtol=1e-4)

@@ -1,23 +1,30 @@
-"""Proves the rules of a01 all together against a slow reference, on random rows and on real ones."""
+"""Proves the rules of a01 all together against a slow reference, on random rows and on real ones; and that the regions
+silence the same classes as one row for each class below a coarse box would."""
 
 import csv
 import functools
+import json
 import shutil
 
+import numpy as np
 import pytest
 from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_open_images import CLASSES, LEFT, RIGHT, TREE, Result, box, make_data_set
+from small_open_images import CLASSES, LEFT, RIGHT, TREE, Result, box, make_data_set, write_rows
 
 from a01_create_training_files import main
 from oid import annotation_rows, layout, level_files
-from oid.annotations import read_class_descriptions
+from oid.annotations import IGNORED_REGION_COLUMNS, read_class_descriptions
 from oid.hierarchy import Hierarchy, read_hierarchy
+from training.data_set import read_classes, read_data_set
 
 
 def reference(rows, labels, kept, level_classes, hierarchy):
-    """(boxes, regions, image labels, negatives) as sets, straight from the rules, one row at a time."""
+    """(boxes, regions, image labels, negatives, silenced) as sets, straight from the rules, one row at a time.
+
+    Silenced are (image, class, rectangle) that must give no gradient: every class below a coarse box by itself.
+    """
 
     level = set(level_classes)
 
@@ -32,8 +39,8 @@ def reference(rows, labels, kept, level_classes, hierarchy):
     rectangles = {}
     for image, label, rectangle, _ in rows:
         rectangles.setdefault((image, rectangle), set()).add(label)
-    boxes, regions = set(), {}
-    order = ("group_of", "excluded_class", "ancestor_class")
+    boxes, regions, coarse, silenced = set(), {}, set(), set()
+    order = ("group_of", "excluded_class")
     for image, label, rectangle, group in rows:
         if label in kept and not group:
             boxes |= {(image, name, *rectangle) for name in selves(label)}
@@ -41,9 +48,11 @@ def reference(rows, labels, kept, level_classes, hierarchy):
             for name in selves(label):
                 regions.setdefault((image, name, *rectangle), set()).add("group_of" if label in kept else order[1])
         described = any(label in hierarchy.ancestors(other) for other in rectangles[image, rectangle])
-        for name in () if described else below(label):
-            regions.setdefault((image, name, *rectangle), set()).add("ancestor_class")
-    regions = {(*place, min(reasons, key=order.index)) for place, reasons in regions.items()}
+        if below(label) and not described:
+            coarse.add((image, label, *rectangle, "ancestor_class"))
+            silenced |= {(image, name, *rectangle) for name in below(label)}
+    silenced |= set(regions)
+    regions = {(*place, min(reasons, key=order.index)) for place, reasons in regions.items()} | coarse
     verified = {}
     for image, label, positive in labels:
         names = selves(label) if positive else below(label) | ({label} & level)
@@ -51,7 +60,28 @@ def reference(rows, labels, kept, level_classes, hierarchy):
             verified[image, name] = max(positive, verified.get((image, name), 0))
     shown = {row[0] for row in boxes | regions}
     negatives = {image for image, _ in verified} - shown
-    return boxes, regions, {(*place, str(positive)) for place, positive in verified.items()}, negatives
+    verified = {(*place, str(positive)) for place, positive in verified.items()}
+    return boxes, regions, verified, negatives, silenced
+
+
+def read_silenced(data_set, output, level) -> set[tuple]:
+    """(image, class, rectangle) that a training leaves without gradient, by its own reading of the files."""
+    labels, rows = list(read_classes(output, level)), Result(output, level).regions
+    ids = dict.fromkeys(row[0] for row in rows)
+    with pytest.MonkeyPatch.context() as patch:  # there are no pictures
+        patch.setattr(
+            "training.data_set._usable_files", lambda *arguments, **options: dict.fromkeys(arguments[3], None)
+        )
+        data = read_data_set(data_set, output, level, "train")
+    assert data.region_classes.shape[1] == len(labels)
+    assert len(data.regions.labels) == len(rows)
+    by_image = {image: [row for row in rows if row[0] == image] for image in ids}
+    silenced = set()
+    for number, image in enumerate(data.image_ids):
+        for label, row in zip(data.regions.of(number)[1], by_image.get(image, []), strict=True):
+            meant = np.flatnonzero(data.region_classes[label])
+            silenced |= {(image, labels[k], *row[2:6]) for k in meant}
+    return silenced
 
 
 some_rows = st.lists(
@@ -65,14 +95,14 @@ some_labels = st.lists(
 
 
 def check(result: Result, expected: tuple) -> None:
-    """Compares a level with `reference`."""
+    """Compares a level with the first four of `reference`."""
     found = (
         [(row[0], row[2], *row[4:8]) for row in result.boxes],
         result.regions,
         result.image_labels,
         [row[0] for row in result.negatives],
     )
-    for rows_found, rows_expected in zip(found, expected, strict=True):
+    for rows_found, rows_expected in zip(found, expected[:4], strict=True):
         assert set(rows_found) == rows_expected
         assert len(rows_found) == len(rows_expected)  # nothing twice
     used = {row[0] for row in (*result.boxes, *result.regions, *result.negatives)}
@@ -100,7 +130,57 @@ def test_against_the_rules_row_by_row(tmp_path_factory, rows, labels, kept, leve
     contracted = Hierarchy(TREE).contract(kept)
     expected = [label for label in challenge if level == "all" or contracted.height(label) == 1]
     assert list(result.classes) == expected
-    check(result, reference(rows, labels, kept, expected, Hierarchy(TREE)))
+    found = reference(rows, labels, kept, expected, Hierarchy(TREE))
+    check(result, found)
+    assert read_silenced(data_set, folder / "out", level) == found[-1]
+
+
+@st.composite
+def trees(draw, *, twice: bool) -> dict:
+    """Any hierarchy of CLASSES; `twice`: classes may also be somewhere else, without what is below them."""
+    root = {"LabelName": "entity", "Subcategory": []}
+    nodes = [root]
+    for label in draw(st.permutations(CLASSES)):
+        node = {"LabelName": label, "Subcategory": []}
+        draw(st.sampled_from(nodes))["Subcategory"].append(node)
+        if twice and len(nodes) > 1 and draw(st.booleans()):
+            draw(st.sampled_from(nodes[1:]))["Subcategory"].append({"LabelName": label})
+        nodes.append(node)
+    return root
+
+
+def made_with(tree, folder, rows, kept, level):
+    """DATASET and OUTPUT for rows under a hierarchy, and the `reference` for them."""
+    text = [box(image, label, rectangle, str(int(group))) for image, label, rectangle, group in rows]
+    challenge = [label for label in CLASSES if label in kept]
+    data_set = make_data_set(folder / "data", text, None, [], challenge=challenge)
+    (data_set / "annotations" / layout.HIERARCHY).write_text(json.dumps(tree))
+    main(dataset_path=str(data_set), output_path=str(folder / "out"), levels=(level,), min_boxes=0)
+    labels = list(read_classes(folder / "out", level))
+    return data_set, folder / "out", reference(rows, [], kept, labels, Hierarchy(tree))
+
+
+@settings(max_examples=30, deadline=None)
+@given(trees(twice=True), some_rows, st.sets(st.sampled_from(CLASSES), min_size=1), st.sampled_from(["1", "all"]))
+def test_under_any_hierarchy_the_regions_silence_what_a_row_for_each_class_would(
+    tmp_path_factory, tree, rows, kept, level
+):
+    data_set, output, expected = made_with(tree, tmp_path_factory.mktemp("case"), rows, kept, level)
+    check(Result(output, level), expected)
+    assert read_silenced(data_set, output, level) == expected[-1]
+
+
+@settings(max_examples=20, deadline=None)
+@given(trees(twice=False), some_rows, st.sets(st.sampled_from(CLASSES), min_size=1), st.sampled_from(["1", "all"]))
+def test_files_with_a_row_for_each_class_are_read_as_before(tmp_path_factory, tree, rows, kept, level):
+    """As an earlier a01 wrote them: under ancestor_class, too, a label is the class itself."""
+    data_set, output, expected = made_with(tree, tmp_path_factory.mktemp("case"), rows, kept, level)
+    single = [row for row in expected[1] if row[-1] != "ancestor_class"]
+    below = expected[-1] - {row[:-1] for row in single}
+    path = layout.level_ignored_regions(output, level, "train")
+    write_rows(path, IGNORED_REGION_COLUMNS, sorted([*single, *((*place, "ancestor_class") for place in below)]))
+    # alone, a coarse class says nothing else than in a new file; an earlier a01 wrote those below it, too
+    assert read_silenced(data_set, output, level) == expected[-1]
 
 
 @settings(max_examples=15, deadline=None)
@@ -150,6 +230,8 @@ def test_real_boxes_under_the_real_hierarchy(tmp_path, level):
     assert list(result.classes) == [label for label in kept if level in (heights[label], "all")]
     plain = [(row[0], row[2], row[4:8], row[10] == "1") for row in rows]
     verified = [(image, label, int(confidence)) for image, label, confidence in labels]
-    check(result, reference(plain, verified, set(kept), list(result.classes), hierarchy))
+    found = reference(plain, verified, set(kept), list(result.classes), hierarchy)
+    check(result, found)
+    assert read_silenced(data_set, tmp_path / "out", level) == found[-1]
     assert len(result.boxes) > 1000
     assert len(result.regions) > 1000

@@ -32,6 +32,7 @@ def all_rules() -> dict:
     parts[:, 0] = [0, 0, 1, 1]
     verified = np.zeros((2, 4, 2), "uint8")
     verified[0, 0], verified[1, 0, 0] = 1, 1
+    truth["region_labels"][1, 0] = 2  # both classes
     return truth | {"parts": parts, "verified": verified}
 
 
@@ -43,11 +44,11 @@ FEW = [(a, c, b) for shift, a in enumerate(ASSIGNMENTS) for c, b in zip(CLASS_LO
 @pytest.mark.parametrize("chosen", [FEW, pytest.param(COMBINATIONS, marks=pytest.mark.slow)], ids=["few", "all"])
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
 def test_every_combination_of_losses_trains_a_step(stepping, assignment, chosen):
-    ancestors = np.array([[0, 1], [0, 0]], "float32")
+    ancestors, region_classes = np.array([[0, 1], [0, 0]], "f"), np.array([[1, 0], [0, 1], [1, 1]], "f")
     seen, chosen = set(), [row for row in chosen if row[0] == assignment]
     for _, class_loss, box_loss in chosen:
         stepping.loss_options = {"assignment": assignment, "class_loss": class_loss, "box_loss": box_loss}
-        stepping.loss_options["ancestors"] = ancestors
+        stepping.loss_options |= {"ancestors": ancestors, "region_classes": region_classes}
         before = [np.array(weight) for weight in stepping.trainable_variables]
         found = stepping.train_on_batch(pictures(2, 32, 32), all_rules(), return_dict=True)
         stepping.reset_metrics()

@@ -109,8 +109,7 @@ def test_labels_filter_excludes_all_others(tmp_path):
     assert result.shown() == [("a", "apple"), ("a", "fruit"), ("c", "car")]
     assert result.ignored() == [
         ("b", "fruit", "excluded_class"),  # a fruit that the part does not have
-        ("d", "apple", "ancestor_class"),
-        ("d", "fruit", "ancestor_class"),
+        ("d", "food", "ancestor_class"),  # apple and fruit are below, tomato is not of the part
     ]
     assert result.image_labels == [("f", "apple", "0"), ("f", "fruit", "0"), ("g", "car", "1")]
     assert [row[0] for row in result.negatives] == ["f", "g"]  # e and h have nothing of the part
@@ -123,7 +122,7 @@ def test_parent_label_keeps_all_below(tmp_path):
     assert list(result.classes) == ["tomato", "vegetable", "carrot"]
     expected = [("a", "tomato"), ("a", "vegetable"), ("d", "vegetable"), ("d", "carrot")]
     assert result.shown() == expected
-    assert result.ignored() == [("b", "tomato", "ancestor_class")]
+    assert result.ignored() == [("b", "fruit", "ancestor_class")]
 
 
 def test_a_part_has_the_heights_that_are_left(tmp_path, capsys):
@@ -216,25 +215,41 @@ def test_excluded_classes_are_ignored_for_kept_ancestors(tmp_path, group):
     assert result.shown() == [("a", "apple"), ("a", "fruit"), ("a", "food"), ("d", "fruit"), ("d", "food")]
     assert result.ignored() == [
         *(("b", name, "excluded_class") for name in ("fruit", "food")),
-        ("d", "apple", "ancestor_class"),
+        ("d", "fruit", "ancestor_class"),
     ]
 
 
-def test_a_box_of_an_ancestor_is_ignored_for_the_classes_below(tmp_path):
+def test_a_box_of_an_ancestor_is_one_row_for_the_classes_below(tmp_path, capsys):
     rows = [box("a", name) for name in ("apple", "tomato", "carrot", "car")]
     rows += [box("b", "fruit"), box("c", "food", group="1"), box("d", "car")]
     result = run(tmp_path, "1", rows)
     assert result.ignored() == [
-        ("b", "tomato", "ancestor_class"),
-        ("b", "apple", "ancestor_class"),
-        *(("c", name, "ancestor_class") for name in ("tomato", "apple", "carrot")),
-    ]
+        ("b", "fruit", "ancestor_class"),
+        ("c", "food", "ancestor_class"),
+    ]  # and none for the car, which has nothing below it
     assert ("b", "apple") not in result.shown()
+    counts = [line.split()[-2:] for line in capsys.readouterr().out.splitlines() if "ancestor_class" in line]
+    assert counts == [["2", "0"]]
+
+
+def test_a_label_without_a_class_of_the_level_below_it_is_no_region(tmp_path):
+    rows = [box("a", "apple"), box("b", "vegetable"), box("c", "food"), box("d", "food", RIGHT), box("d", "fruit")]
+    result = run(tmp_path, "1", rows)  # no box of a tomato or a carrot: they are left out
+    assert result.ignored() == [("c", "food", "ancestor_class")] + [
+        ("d", name, "ancestor_class") for name in ("food", "fruit")
+    ]
+    assert result.image_ids == [f"train/{image}" for image in "acd"] + ["validation/a"]
+
+
+def test_equal_coarse_boxes_are_one_row(tmp_path):
+    rows = [box("a", "apple"), box("b", "fruit", group="1"), box("b", "fruit"), box("b", "fruit", BIG)]
+    result = run(tmp_path, "1", rows)
+    assert result.regions == [("b", "fruit", *place, "ancestor_class") for place in (LEFT, BIG)]
 
 
 def test_an_excluded_ancestor_is_ignored_for_the_classes_below(tmp_path):
     result = run(tmp_path, "1", [box("a", "apple"), box("b", "fruit")], challenge=("apple", "car"))
-    assert result.ignored() == [("b", "apple", "ancestor_class")]
+    assert result.ignored() == [("b", "fruit", "ancestor_class")]
 
 
 def test_an_equal_box_with_a_class_below_says_what_an_ancestor_box_is(tmp_path):
@@ -243,26 +258,26 @@ def test_an_equal_box_with_a_class_below_says_what_an_ancestor_box_is(tmp_path):
     rows = [*known, box("b", "apple"), box("b", "fruit", ("0.10", "0.4", "0.1", "0.5"))]
     rows += [box("c", "apple"), box("c", "fruit", RIGHT), box("d", "carrot"), box("d", "fruit")]
     result = run(tmp_path, "1", rows)
-    assert result.ignored() == [(image, name, "ancestor_class") for image in "cd" for name in ("tomato", "apple")]
+    assert result.ignored() == [(image, "fruit", "ancestor_class") for image in "cd"]
 
 
 def test_in_level_all_an_inner_box_is_a_box_of_its_class_and_ignored_below(tmp_path):
     rows = [box("a", "apple"), box("a", "tomato"), box("b", "fruit")]
     result = run(tmp_path, "all", rows)
     assert [name for image, name in result.shown() if image == "b"] == ["food", "fruit"]
-    assert result.ignored() == [("b", "tomato", "ancestor_class"), ("b", "apple", "ancestor_class")]
+    assert result.ignored() == [("b", "fruit", "ancestor_class")]
 
 
-def test_the_first_reason_that_applies_is_written_once(tmp_path):
+def test_the_first_reason_that_applies_is_written_once_and_a_coarse_row_beside_it(tmp_path):
     rows = [box("a", "apple"), box("b", "fruit"), box("b", "apple", RIGHT, group="1"), box("b", "fruit", RIGHT)]
     rows += [box("c", "tomato"), box("c", "apple", group="1"), box("c", "food")]
     result = run(tmp_path, "all", rows, challenge=("apple", "fruit", "food"))
     assert [row for row in result.ignored() if row[0] == "b"] == [
-        ("b", "apple", "ancestor_class"),
+        ("b", "fruit", "ancestor_class"),
         ("b", "apple", "group_of"),
         ("b", "fruit", "group_of"),
         ("b", "food", "group_of"),
-    ]
+    ]  # the second fruit's rectangle is that of an apple
     assert {row for row in result.ignored() if row[0] == "c"} == {
         ("c", name, "group_of") for name in ("apple", "fruit", "food")
     }

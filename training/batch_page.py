@@ -37,9 +37,9 @@ STYLE = """
 """
 LEGEND = (
     "<p><span class=yes>Green</span>: anchors learn the box, so many as the number says; <span class=no>red</span>: "
-    "none does, so nothing is learned from it. Hatched: an ignored region, where its class gives no gradient: "
-    "a01's, or what the frame leaves of an object. A box with several classes counts once; its name is the rarest, +2 "
-    "are two more.</p>"
+    "none does, so nothing is learned from it. Hatched: an ignored region, where its class, or each class below it, "
+    "gives no gradient: a01's, or what the frame leaves of an object. A box with several classes counts once; its name "
+    "is the rarest, +2 are two more.</p>"
 )
 ASSIGNMENTS = {
     "max_iou": "Every box takes its best anchor (max_iou), and an anchor learns the box that it overlaps by at least "
@@ -66,7 +66,7 @@ class Picture:
         candidates: `(n,)`, how many anchors have their centre in it.
         best_iou: `(n,)`, with any anchor.
         regions: `(m, 4)`, the ignored ones.
-        region_labels: `(m,)`.
+        region_labels: `(m,)`, names of which follow those of the classes.
         verified: of each part the classes that are verified there; None where all count as verified.
         frequency: `(classes,)`, boxes of each class in the data set.
         tiles: numbers of the images that it shows, one or a mosaic's four.
@@ -172,12 +172,17 @@ def picture_of(
 
 # === Pictures ========================================================================================================
 def draw(picture: Picture, names: list[str]) -> np.ndarray:
-    """The picture with its ignored regions hatched and its boxes green where an anchor learns them, red elsewhere."""
+    """The picture with its ignored regions hatched and its boxes green where an anchor learns them, red elsewhere.
+
+    Args:
+        picture: what to draw.
+        names: of the classes, and behind them those of `coarse_names`.
+    """
     least, most = LONGER_SIDES
     drawn = scaled(picture.image, min(max(len(picture.image), least), most))
     for box in picture.regions:
         hatch(drawn, box)
-    rows = {box.tobytes(): k for k, box in enumerate(picture.regions)}  # several classes may share a region
+    rows = {box.tobytes(): k for k, box in enumerate(picture.regions)}  # several rows may share a rectangle
     for k in rows.values():
         more = np.count_nonzero((picture.regions == picture.regions[k]).all(axis=1)) - 1
         draw_name(drawn, picture.regions[k], f"ignored: {_with_more(names[picture.region_labels[k]], more)}", BLACK)
@@ -220,6 +225,7 @@ def show(page: Path, trainer: DetectionTrainer, batches: Batches, flags: dict, s
         state: of the run, see `training.checkpoints.new_state`.
     """
     names = [entry["name"] for entry in settings["classes"]]
+    all_names = names + coarse_names(batches.data, len(names))
     steps = steps_to_show(trainer, flags, state, flags["show_batches"])
     seen, parts = [], []
     sources = {}
@@ -232,8 +238,8 @@ def show(page: Path, trainer: DetectionTrainer, batches: Batches, flags: dict, s
         phase = ", as in the last 15 % of the steps" if last else ""
         parts.append(f"<h2>Step {step}, {size} pixels{phase}</h2><div class=batch>")
         for picture in pictures:
-            caption = describe(picture, names, batches.data.image_ids, present, flags["assignment"])
-            parts.append(f"<figure>{picture_html(draw(picture, names), 'training picture')}")
+            caption = describe(picture, all_names, batches.data.image_ids, present, flags["assignment"])
+            parts.append(f"<figure>{picture_html(draw(picture, all_names), 'training picture')}")
             parts.append(f"<figcaption>{caption}</figcaption></figure>")
         parts.append("</div>")
     everything = list(itertools.chain(*seen))
@@ -247,6 +253,15 @@ def show(page: Path, trainer: DetectionTrainer, batches: Batches, flags: dict, s
     top += [LEGEND, "<div class=tables>", *tables, "</div>"]
     write_page(page, f"Batches of {page.parent.name}", top + parts, style=STYLE)
     return f"{page}: {len(everything)} pictures of {len(steps)} batches; {sentences[0]}"
+
+
+def coarse_names(data: DataSet, num_classes: int) -> list[str]:
+    """What to call the labels of ignored regions that mean the classes below a coarse one."""
+    if not data.coarse_names:
+        return []
+    every = data.region_classes[num_classes:].all(axis=1)
+    named = zip(data.coarse_names, every, strict=True)
+    return ["every class" if all_classes else f"below {name}" for name, all_classes in named]
 
 
 def classes_present(data: DataSet, images: list[int], flags: dict, labels: list[str]) -> dict[int, set[int]]:

@@ -11,9 +11,11 @@ from oid import layout
 from oid.annotations import read_class_descriptions
 from oid.files import InputError, require_file
 from oid.images import find_images
+from training.class_relations import CoarseClasses, coarse_classes
 
 COORDINATES = ("XMin", "YMin", "XMax", "YMax")
 DEPICTION = "depiction"  # the one reason for an ignored region that is not a01's
+BELOW = "ancestor_class"  # the one reason whose label stands for the classes below it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +51,16 @@ class DataSet:
         image_ids: ids, in the order of a01's box file.
         paths: the files of these images.
         objects: what is to be found.
-        regions: where a class gives no gradient.
+        regions: where classes give no gradient. A label below the number of classes is that class; label classes + k
+            means every class below the k-th coarse one.
         group_of: bool `(regions,)`, which of them are group-of boxes.
         depiction: bool `(regions,)`, which of them are boxes left out because they show a depiction.
         verified: `(images, classes)` pairs `(image, class)`, int64 `(n, 2)`: image-level labels, positive and negative.
         has_image_labels: whether the split has any image-level label at all, in whichever image.
         missing: number of images left out because they have no file, or a damaged one.
+        region_classes: float32 `(classes + coarse, classes)`: row l is 1 for the classes that a region's label l means;
+            the same for every split of a level. None = each label is the class itself.
+        coarse_names: of the coarse classes.
     """
 
     image_ids: list[str]
@@ -66,6 +72,8 @@ class DataSet:
     verified: np.ndarray
     has_image_labels: bool
     missing: int
+    region_classes: np.ndarray | None = None
+    coarse_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -134,7 +142,8 @@ def read_data_set(
             ignored regions: neither to be found nor background.
 
     Raises:
-        InputError: a file of a01 is missing or damaged, or images are missing.
+        InputError: a file of a01 is missing or damaged, or images are missing; or the hierarchy does not tell what an
+            ignored region means.
     """
     labels = list(read_classes(output_path, level))
     box_file = layout.level_boxes(output_path, level, split)
@@ -157,18 +166,50 @@ def read_data_set(
         depictions = _depictions(objects, box_file)
         objects = objects.filter(pl.col("IsDepiction") != "1")
         regions = pl.concat([regions, depictions.select(regions.columns)])
-    region_rows = _indexed(regions, index, classes)
+    coarse = coarse_classes(dataset_path, labels)
+    region_rows = _indexed(*_meanings(regions, labels, coarse, region_file, dataset_path), index)
     return DataSet(
         image_ids=image_ids,
         paths=[files[image_id] for image_id in image_ids],
-        objects=_boxes(_indexed(objects, index, classes), len(image_ids), box_file),
+        objects=_boxes(_indexed(objects, classes, index), len(image_ids), box_file),
         regions=_boxes(region_rows, len(image_ids), region_file),
         group_of=(region_rows["Reason"] == "group_of").to_numpy(),
         depiction=(region_rows["Reason"] == DEPICTION).to_numpy(),
-        verified=_indexed(image_labels, index, classes).select("image", "class").to_numpy().astype("int64"),
+        verified=_indexed(image_labels, classes, index).select("image", "class").to_numpy().astype("int64"),
         has_image_labels=len(image_labels) > 0,
         missing=len(listed) - len(files),
+        region_classes=None if coarse is None else np.concatenate([np.eye(len(labels), dtype="float32"), coarse.below]),
+        coarse_names=() if coarse is None else coarse.names,
     )
+
+
+def _meanings(
+    regions: pl.DataFrame, labels: list[str], coarse: CoarseClasses | None, path: Path, dataset_path: str | Path
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The regions with the column `below`, and with LabelName and that what each means, as index in `class`.
+
+    Raises:
+        InputError: a coarse label of which nobody knows what is below it.
+    """
+    hierarchy = layout.annotation_file(dataset_path, layout.HIERARCHY)
+    below = pl.col("Reason") == BELOW
+    found = regions.filter(below)["LabelName"].unique(maintain_order=True).to_list()
+    if found and coarse is None:
+        raise InputError(f"{path} has regions of classes below others, and {hierarchy} does not exist: put it there")
+    above = () if coarse is None else coarse.labels
+    if unexplained := [label for label in found if label not in above]:
+        if not set(found) <= set(labels):
+            raise InputError(
+                f"{path} has a region of the classes below {unexplained[0]}, which has no class of the level below it "
+                f"in {hierarchy}: run a01_create_training_files.py again"
+            )
+        below = pl.lit(False)  # an earlier a01's: it wrote a row for each class below, whose label is that class
+    meanings = {
+        "LabelName": [*labels, *above],
+        "below": np.arange(len(labels) + len(above)) >= len(labels),
+        "class": np.arange(len(labels) + len(above), dtype="int32"),
+    }
+    return regions.with_columns(below=below), pl.DataFrame(meanings)
 
 
 def _usable_files(
@@ -242,9 +283,10 @@ def _read(path: Path, columns: tuple[str, ...]) -> pl.DataFrame:
         raise InputError(f"{path} is damaged ({reason}): run a01_create_training_files.py again") from error
 
 
-def _indexed(frame: pl.DataFrame, images: pl.DataFrame, classes: pl.DataFrame) -> pl.DataFrame:
+def _indexed(frame: pl.DataFrame, classes: pl.DataFrame, images: pl.DataFrame) -> pl.DataFrame:
     """Adds the columns `image` and `class`, drops rows of other images, and sorts by image, order kept within."""
-    frame = frame.with_row_index("row").join(images, on="ImageID").join(classes, on="LabelName")
+    of_class = [column for column in classes.columns if column != "class"]
+    frame = frame.with_row_index("row").join(images, on="ImageID").join(classes, on=of_class)
     return frame.sort("image", "row")
 
 

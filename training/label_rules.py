@@ -1,12 +1,10 @@
-"""Which of Open Images' rules hold for the labels of a training, and what the class hierarchy says about them."""
+"""Which of Open Images' rules hold for the labels of a training."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
-from oid import layout
-from oid.hierarchy import read_hierarchy
+from training.class_relations import ancestor_matrix
 from training.data_set import DataSet
 
 
@@ -17,12 +15,15 @@ class LabelRules:
     Attributes:
         verified: no gradient for a class that is not verified in an image.
         regions: none in ignored regions.
-        ancestors: none against a class above a box's own, see `ancestor_matrix`; None = not in force.
+        ancestors: none against a class above a box's own, see `training.class_relations.ancestor_matrix`; None = not in
+            force.
+        region_classes: which classes a region's label means, see `training.data_set.DataSet`; None = not in force.
     """
 
     verified: bool
     regions: bool
     ancestors: np.ndarray | None
+    region_classes: np.ndarray | None
 
 
 def in_force(flags: dict, labels: list[str], train: DataSet) -> LabelRules:
@@ -43,29 +44,10 @@ def in_force(flags: dict, labels: list[str], train: DataSet) -> LabelRules:
         print("a01 found no image-level labels: a class without a box in an image counts as absent there")
     if "ancestors" in asked and ancestors is None:
         print("no class of this level lies above another in the hierarchy: there are no ancestors to spare")
-    return LabelRules(verified=verified, regions="regions" in asked, ancestors=ancestors)
-
-
-def ancestor_matrix(dataset_path: str | Path, labels: list[str]) -> np.ndarray | None:
-    """Which class lies above which: float32 `(classes, classes)`, `[c, a]` is 1 where `a` is a proper ancestor of `c`.
-
-    None where the data set has no hierarchy, or no class lies above another: there is nothing to spare.
-
-    Args:
-        dataset_path: DATASET, with the hierarchy among its annotations.
-        labels: of the classes, in the order of the network's outputs.
-
-    Raises:
-        InputError: the hierarchy is damaged.
-    """
-    path = layout.annotation_file(dataset_path, layout.HIERARCHY)
-    if not path.is_file():
-        return None
-    hierarchy = read_hierarchy(path)
-    index = {label: position for position, label in enumerate(labels)}
-    matrix = np.zeros((len(labels), len(labels)), "float32")
-    for label in labels:
-        if label in hierarchy:
-            above = [index[ancestor] for ancestor in hierarchy.ancestors(label) if ancestor in index]
-            matrix[index[label], above] = 1.0
-    return matrix if matrix.any() else None
+    regions = "regions" in asked
+    return LabelRules(
+        verified=verified,
+        regions=regions,
+        ancestors=ancestors,
+        region_classes=train.region_classes if regions else None,
+    )

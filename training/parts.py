@@ -133,6 +133,7 @@ def trainer(
         settings["anchors"],
         views=views,
         ancestors=rules.ancestors,
+        region_classes=rules.region_classes,
         box_coding=settings["box_coding"],
         **{name: flags[name] for name in ("assignment", "class_loss", "box_loss")},
     )

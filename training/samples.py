@@ -13,8 +13,8 @@ class Sample:
         image: uint8 `(height, width, 3)`, RGB.
         boxes: float32 `(n, 4)`, xyxy, normalised.
         labels: int32 `(n,)`.
-        regions: float32 `(m, 4)`: where a class gives no gradient.
-        region_labels: int32 `(m,)`.
+        regions: float32 `(m, 4)`: where classes give no gradient.
+        region_labels: int32 `(m,)`, of which `training.data_set.DataSet.region_classes` says what they mean.
         parts: float32 `(p, 4)`: the rectangles of the pictures that this one is made of; together they are all of it.
         verified: uint8 `(p, classes)`, 1 where the background of a part is known not to be that class; None where
             nobody wants to know.

@@ -108,6 +108,7 @@ class DetectionTrainer(keras.Model):
             ops.convert_to_tensor(anchors.boxes),
             ops.convert_to_tensor(anchors.cell_sides),
             ancestors=options.get("ancestors"),
+            region_classes=options.get("region_classes"),
             level_sizes=anchors.level_sizes,
         )[0]
 

@@ -285,8 +285,9 @@ def test_output_is_needed_and_must_be_free(run, tmp_path):
 
 def test_a_full_disk_leaves_the_earlier_conversion(run, tmp_path):
     class Network:
-        def save(self, path):
-            Path(path).write_bytes(b"half")
+        def save(self, path, *, zipped):
+            Path(path).mkdir()
+            (Path(path) / "model.weights.h5").write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
     settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))

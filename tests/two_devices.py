@@ -32,6 +32,8 @@ TRUTH = [
     [(1, 0.4, 0.4, 1, 1), (0, 0, 0, 0.3, 0.3), (1, 0.5, 0, 1, 0.4)],
     [(0, 0.2, 0.2, 0.9, 0.8), (1, 0, 0.5, 0.4, 1)],
 ]
+REGIONS = [[(2, 0, 0, 1, 1)], [], [], [(1, 0.5, 0, 1, 0.5)]]  # 2 means both classes
+REGION_CLASSES = np.array([[1, 0], [0, 1], [1, 1]], "float32")
 
 
 def make_tiny_backbone_known() -> None:
@@ -52,7 +54,7 @@ def batch(step: int, rows=None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     order = np.random.default_rng(step).permutation(BATCH)
     if rows is not None:
         order = order[rows.start : rows.stop]
-    return pictures(BATCH, 32, 32)[order], {name: value[order] for name, value in targets(TRUTH).items()}
+    return pictures(BATCH, 32, 32)[order], {name: value[order] for name, value in targets(TRUTH, REGIONS).items()}
 
 
 class Steps(keras.utils.PyDataset):
@@ -93,7 +95,7 @@ def make_trainer(scope, *, frozen: bool, optimizer: str) -> DetectionTrainer:
         network = network_from_settings(settings)
         if frozen:
             backbones.freeze(network, batch_norm=True)
-        trainer = DetectionTrainer(network, settings["anchors"])
+        trainer = DetectionTrainer(network, settings["anchors"], region_classes=REGION_CLASSES)
     peak = 1e-2 if optimizer == "sgd" else 1e-3
     with trainer.scope():
         schedule = Schedule(peak=peak, steps=STEPS, warm_up=5)

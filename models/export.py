@@ -89,12 +89,15 @@ def write_export(
         "preprocessing" and "outputs" are JSON, "example" is Python.
 
     Raises:
-        InputError: Keras runs on another backend than TensorFlow, a package is missing, or something is in the way.
+        InputError: Keras runs on another backend than TensorFlow, a package is missing, something is in the way, or the
+            network has layers that the form cannot hold.
     """
     target = check_target(target, form)
     require_packages(form)
     options = {"nms_iou": nms_iou, "score_threshold": score_threshold}
     model = _exported_model(detector)
+    if form == "onnx":
+        _refuse_groups(model)
     about = description(detector.settings, target, form, **options)
     if form == "onnx":
         with replacing(target) as path:
@@ -125,6 +128,16 @@ def require_packages(form: Format) -> None:
             import tf2onnx  # noqa: F401
         except ImportError as error:
             raise InputError(f"--export onnx needs {error.name}, which is not installed: {INSTALL}") from None
+
+
+def _refuse_groups(model: keras.Model) -> None:
+    """Keras compiles convolutions in groups by XLA, for which ONNX has no operation."""
+    for layer in model._flatten_layers():
+        if getattr(layer, "groups", 1) > 1 and isinstance(layer, keras.layers.Conv2D):
+            raise InputError(
+                f"--export onnx: the layer {layer.name} is a convolution in groups (ConvNeXt has them), which ONNX's "
+                "writer does not know: take --export tf_saved_model"
+            )
 
 
 def _exported_model(detector) -> keras.Model:

@@ -38,6 +38,7 @@ from oid.images import find_images
 from oid.sources.conversion import convert
 from oid.sources.splits import choose_sets
 from oid.sources.writing import class_labels, image_ids
+from training.data_set import read_data_set
 
 
 def contents(folder):
@@ -154,7 +155,9 @@ def test_areas_where_any_class_may_be_teach_nothing(tmp_path):
     for level in ("1", "all"):
         result = Result(tmp_path / "out", level)
         assert set(result.classes) == {"/m/car", "/m/cyclist"}
-        assert result.ignored() == [("c", label, "ancestor_class") for label in result.classes]
+        assert result.ignored() == [("c", "/m/anything", "ancestor_class")]
+        train = read_data_set(str(data_set), str(tmp_path / "out"), level, "train")
+        assert train.region_classes[train.regions.labels].tolist() == [[1, 1]]  # neither class learns anything there
         assert [float(x) for x in result.regions[0][2:6]] == [0.5, 1, 0.5, 1]
     tree = read_hierarchy(layout.annotation_file(data_set, layout.HIERARCHY))
     classes = read_class_descriptions(layout.annotation_file(data_set, layout.CLASS_DESCRIPTIONS))

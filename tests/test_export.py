@@ -359,8 +359,11 @@ def test_real_backbones(tmp_path, backbone):
     expected = load_model(folder, precision=None).model.predict_on_batch(batch)
     found = outputs_of(tmp_path / "model.onnx", batch)
     np.testing.assert_allclose(found["scores"], expected["scores"], atol=1e-3)
-    close = np.abs(found["boxes"] - expected["boxes"]).max(axis=-1) < 1e-3  # equal scores may change places
-    assert close.mean() > 0.99
+    # equal scores may change places; random weights make VGG's outputs so large that rounding shows
+    for mine, theirs in zip(found["boxes"], expected["boxes"], strict=True):
+        distances = np.abs(mine[:, None] - theirs).max(axis=2)
+        assert (distances.min(axis=0) < 1e-2).mean() > 0.99
+        assert (distances.min(axis=1) < 1e-2).mean() > 0.99
 
 
 def test_convolutions_in_groups_are_refused():

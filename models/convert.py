@@ -29,7 +29,7 @@ from models.legacy_checkpoint import LegacyStructure, open_legacy_checkpoint
 from models.published_classes import in_another_order
 from models.released import BACKBONE, COCO_NAMES, Structure, load_state, read_structure
 from oid.annotations import read_class_descriptions
-from oid.files import InputError, output_file, require_file
+from oid.files import InputError, output_file, replacing_folder, require_file
 
 SETTINGS, MODEL = "settings.json", "model.keras"  # as in models.detector, which starts the framework
 SOURCE = "converted_from"  # the key of settings.json that tells a conversion from a training
@@ -354,23 +354,9 @@ def write_run(folder: Path, settings: dict, network) -> None:
     """Writes a run that `models.load_model` takes; the folder is complete, or it is as it was before."""
     from models.detector import inference_model
 
-    final = folder.resolve()
-    new, old = (final.with_name(f".{os.getpid()}.{final.name}.{which}") for which in ("new", "old"))
-    try:
-        new.mkdir(parents=True)
+    with replacing_folder(folder) as new:
         _save(inference_model(network, settings), new / MODEL)
         (new / SETTINGS).write_text(json.dumps(settings, indent=1), encoding="utf-8")
-        if final.exists():
-            final.rename(old)
-        new.rename(final)
-    except OSError as error:  # Keras' writers give no file name
-        if old.exists() and not final.exists():
-            old.rename(final)
-        reason = error.strerror or error
-        raise InputError(f"{folder} cannot be written ({reason}): make room, or choose another --output") from error
-    finally:
-        for path in (new, old):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 if __name__ == "__main__":

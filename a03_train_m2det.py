@@ -90,7 +90,7 @@ def main(
     warm_up_steps: int | None = None,
     weight_decay: float = 0.03,
     clip_norm: float = 10.0,
-    ema: bool = True,
+    ema: bool = False,
     # measured how
     validation_images: int = a00.VALIDATION_IMAGES,
     validate_every: int = 1,
@@ -173,7 +173,8 @@ def main(
         warm_up_steps: in which it rises (default: 100, at most a tenth of all)
         weight_decay: decoupled from the gradient, of everything but biases and batch norm
         clip_norm: longest gradient of all weights together; 0 = any
-        ema: validate and keep the moving average of the weights
+        ema: validate and keep the moving average of the weights (at the end of a training, whose
+            learning rate has fallen to nearly 0, it was measured to gain nothing)
         validation_images: at most so many images measure an epoch; 0 = all
         validate_every: epochs between two measurements
         patience: stop after so many measurements without a better mAP; 0 = never

@@ -3,10 +3,11 @@
     python benchmarks/ablation.py --voc ../BCCD_Dataset/BCCD
     python benchmarks/ablation.py --voc ../BCCD_Dataset/BCCD --variants mixup --seeds 0 --epochs 1 --steps_per_epoch 5
 
-Trains every variant with every seed by a03 on the trainval split of a data set in Pascal VOC's layout, or with `--demo`
-on the demonstration's generated data, whose labels are incomplete as Open Images' are. Nothing is chosen on the images
-that measure: the weights after the last step count. The difference of a variant to `base` is bootstrapped over images,
-paired: the same images are drawn for both, and the seeds are averaged. An interval that holds 0 is noise.
+Trains every variant with every seed by a03: on the trainval split of a data set in Pascal VOC's layout (`--voc`), on
+one in Open Images' layout (`--oid`), or on the demonstration's generated data, whose labels are incomplete as Open
+Images' are (`--demo`). Nothing is chosen on the images that measure: the weights after the last step count. The
+difference of a variant to `base` is bootstrapped over images, paired: the same images are drawn for both, and the seeds
+are averaged. An interval that holds 0 is noise.
 
 Finished runs are not repeated: it goes on where it was stopped, and another `--variants` adds to what is there.
 """
@@ -31,7 +32,7 @@ VARIANTS: dict[str, dict[str, object]] = {  # name -> what differs from a03's de
     "loss focal, atss": {"class_loss": "focal", "assignment": "atss"},
     "box loss ciou": {"box_loss": "ciou"},
     "box loss smooth_l1": {"box_loss": "smooth_l1"},
-    "no ema": {"ema": False},
+    "ema": {"ema": True},
     "no mosaic": {"mosaic": 0.0},
     "mixup": {"mixup": 0.15},
     "ssd crops": {"crop": "ssd"},
@@ -49,6 +50,7 @@ VARIANTS: dict[str, dict[str, object]] = {  # name -> what differs from a03's de
 def main(
     *,
     voc: str | None = None,
+    oid: str | None = None,
     demo: bool = False,
     folder: str = "ablation",
     variants: tuple[str, ...] = ("base",),
@@ -62,7 +64,8 @@ def main(
 
     Args:
         voc: folder of a data set in Pascal VOC's layout, with the splits trainval and test
-        demo: the demonstration's data instead
+        oid: folder of a data set in Open Images' layout, with the splits train and validation
+        demo: the demonstration's data
         folder: for data and runs
         variants: names of VARIANTS in this file, or all; base is always among them
         seeds: of the training
@@ -71,13 +74,13 @@ def main(
         steps_per_epoch: with --epochs
         resamples: of the bootstrap
     """
-    if (voc is None) == (not demo):
-        raise InputError("give --voc or --demo: one data set to measure on")
+    if sum(map(bool, (voc, oid, demo))) != 1:
+        raise InputError("give --voc, --oid or --demo: one data set to measure on")
     names = list(dict.fromkeys(["base", *(VARIANTS if variants == ("all",) else variants)]))
     if unknown := [name for name in names if name not in VARIANTS]:
         raise InputError(f"--variants {unknown[0]!r} is unknown, there are: {', '.join(VARIANTS)}")
-    data_set, output = Path(folder) / "data_set", Path(folder) / "output"
-    prepare(voc, data_set, output)
+    data_set, output = Path(oid or Path(folder) / "data_set").absolute(), Path(folder) / "output"
+    prepare(voc, demo, data_set, output)
     length = {"time_budget": time_budget} if epochs is None else {"epochs": epochs, "steps_per_epoch": steps_per_epoch}
     found: dict[str, list[list[Curves]]] = {}
     for seed in seeds:
@@ -91,10 +94,10 @@ def main(
     print_table(found, resamples)
 
 
-def prepare(voc: str | None, data_set: Path, output: Path) -> None:
+def prepare(voc: str | None, demo: bool, data_set: Path, output: Path) -> None:
     """The data set, and a01's files of level 1."""
     source = VOC_FLAGS | {"source_path": Path(voc).absolute()} if voc else {}
-    if not voc:
+    if demo:
         run("-m", "demo.make_data_set", dataset_path=data_set)
     run("a01_create_training_files.py", dataset_path=data_set, output_path=output, levels="1", **source)
 

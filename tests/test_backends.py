@@ -25,7 +25,7 @@ from training.trainer import DetectionTrainer
 settings = tiny_settings(channels=16)
 network = network_from_settings(settings)
 trainer = DetectionTrainer(network, settings["anchors"])
-optimizer = make_optimizer(Schedule(peak=0.01, steps=10), weight_decay=0.01)
+optimizer = make_optimizer(Schedule(peak=0.01, steps=10), ema=True, weight_decay=0.01)
 trainer.compile(optimizer=optimizer, jit_compile="auto" if keras.backend.backend() == "jax" else False)
 optimizer.build(network.trainable_variables)
 before = [np.array(keras.ops.convert_to_numpy(weight)) for weight in network.trainable_weights]

@@ -29,7 +29,7 @@ def small_trainer(*, seed: int = 0, units: int = 8) -> keras.Model:
     keras.utils.set_random_seed(seed)
     layers = [keras.layers.Dense(units), keras.layers.Dropout(0.5, seed=seed), keras.layers.Dense(1)]
     model = keras.Sequential([keras.Input((4,)), *layers])
-    optimizer = make_optimizer(Schedule(peak=0.1, steps=100), weight_decay=0.01, accumulate=2)
+    optimizer = make_optimizer(Schedule(peak=0.1, steps=100), ema=True, weight_decay=0.01, accumulate=2)
     model.compile(optimizer=optimizer, loss="mse", run_eagerly=True)
     optimizer.build(model.trainable_variables)
     return model

@@ -188,7 +188,7 @@ def trained():
     keras.utils.set_random_seed(1)
     network = network_from_settings(SETTINGS)
     trainer = DetectionTrainer(network, SETTINGS["anchors"])
-    optimizer = make_optimizer(Schedule(peak=0.01, steps=10), weight_decay=0.01)
+    optimizer = make_optimizer(Schedule(peak=0.01, steps=10), ema=True, weight_decay=0.01)
     trainer.compile(optimizer=optimizer, run_eagerly=True)
     optimizer.build(network.trainable_variables)
     truth = targets([[(0, 0.1, 0.1, 0.5, 0.6)], [(1, 0.4, 0.4, 1, 1)]])

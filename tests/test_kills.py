@@ -28,7 +28,8 @@ STEPS = 40
 FLAGS = (
     "--backbone tiny --precision float32 --image_size 64 --tums 1 --scales 1 --channels 16 --batch_size 2 --epochs 4 "
 )
-FLAGS += "--steps_per_epoch 10 --accumulate 2 --workers 2 --checkpoint_steps 3 --validate_every 2 --deterministic "
+FLAGS += "--steps_per_epoch 10 --accumulate 2 --ema true --workers 2 --checkpoint_steps 3 --validate_every 2 "
+FLAGS += "--deterministic "
 KILLS = int(os.environ.get("KILLS", "100"))  # of the slow test
 
 

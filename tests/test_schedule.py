@@ -117,7 +117,7 @@ def constant(rate: float) -> Schedule:
 def after(batches, **options) -> list[np.ndarray]:
     """The weights of `linear` after a training step with each of the batches `(x, y)`, mean squared error."""
     model = linear()
-    model.compile(optimizer=make_optimizer(constant(0.01), **{"weight_decay": 0.1} | options), loss="mse")
+    model.compile(optimizer=make_optimizer(constant(0.01), ema=True, **{"weight_decay": 0.1} | options), loss="mse")
     for x, y in batches:
         model.train_on_batch(x, y)
     return values(model.trainable_variables)
@@ -161,7 +161,7 @@ def test_weights_decay_but_biases_and_batch_norm_do_not(optimizer):
     inputs = keras.Input((4, 4, 3))
     x = keras.layers.Conv2D(5, 3, name="conv")(inputs)
     model = keras.Model(inputs, keras.layers.BatchNormalization(name="norm")(x))
-    made = make_optimizer(constant(0.1), optimizer=optimizer, weight_decay=0.5)
+    made = make_optimizer(constant(0.1), optimizer=optimizer, ema=True, weight_decay=0.5)
     for weight in model.trainable_variables:
         weight.assign(np.full(weight.shape, 2.0))
     made.build(model.trainable_variables)
@@ -197,7 +197,7 @@ def test_the_end_of_fit_leaves_the_weights_and_not_their_average():
     found = []
     for ends in ([2], [1, 2]):
         model = linear()
-        model.compile(optimizer=make_optimizer(constant(0.01), weight_decay=0.0), loss="mse")
+        model.compile(optimizer=make_optimizer(constant(0.01), ema=True, weight_decay=0.0), loss="mse")
         for begin, end in zip([0, *ends], ends, strict=False):
             model.fit(x, y, batch_size=4, initial_epoch=begin, epochs=end, shuffle=False, verbose=0)
         found.append(values(model.trainable_variables))
@@ -212,9 +212,9 @@ def test_averages_reach_back_a_twenty_fifth_of_the_training():
 
 
 def test_the_optimizers_are_the_ones_that_were_asked_for():
-    sgd = make_optimizer(constant(0.1), optimizer="sgd", weight_decay=0.0, clip_norm=0.0)
+    sgd = make_optimizer(constant(0.1), optimizer="sgd", ema=True, weight_decay=0.0, clip_norm=0.0)
     assert isinstance(sgd, keras.optimizers.SGD)
     assert sgd.momentum == 0.9
-    adamw = make_optimizer(constant(0.1), weight_decay=0.0)
+    adamw = make_optimizer(constant(0.1), ema=True, weight_decay=0.0)
     assert isinstance(adamw, keras.optimizers.AdamW)
     assert adamw.global_clipnorm == 10

@@ -368,7 +368,7 @@ def test_batches_without_anything_to_find_and_boxes_without_area_give_a_finite_l
     keras.utils.set_random_seed(0)
     network = network_from_settings(settings)
     model = trainer.DetectionTrainer(network, settings["anchors"])
-    optimizer = make_optimizer(Schedule(peak=1e-3, steps=10), weight_decay=0.03)
+    optimizer = make_optimizer(Schedule(peak=1e-3, steps=10), ema=True, weight_decay=0.03)
     model.compile(optimizer=optimizer, jit_compile=False)
     data = read_data_set(trained.data_set, trained.output, "1", "train")
     images, targets = batches.Batches(data, image_size=96, batch_size=4, max_gt_boxes=6).batch(0)

@@ -99,7 +99,7 @@ def make_trainer(scope, *, frozen: bool, optimizer: str) -> DetectionTrainer:
     peak = 1e-2 if optimizer == "sgd" else 1e-3
     with trainer.scope():
         schedule = Schedule(peak=peak, steps=STEPS, warm_up=5)
-        made = make_optimizer(schedule, optimizer=optimizer, weight_decay=0.03, clip_norm=1.0)
+        made = make_optimizer(schedule, optimizer=optimizer, ema=True, weight_decay=0.03, clip_norm=1.0)
         trainer.compile(optimizer=made, jit_compile=keras.backend.backend() == "jax")
         made.build(network.trainable_variables)
     return trainer

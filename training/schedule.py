@@ -98,12 +98,12 @@ def make_optimizer(
     *,
     optimizer: Literal["adamw", "sgd"] = "adamw",
     weight_decay: float,
+    ema: bool,
     clip_norm: float = 10.0,
-    ema: bool = True,
     accumulate: int = 1,
     average_over: int | None = None,
 ) -> keras.optimizers.Optimizer:
-    """AdamW, or SGD with momentum 0.9, with clipped gradients and a moving average of the weights.
+    """AdamW, or SGD with momentum 0.9, with clipped gradients and, where it is wanted, a moving average of the weights.
 
     The average reaches back over about a twenty-fifth of the training, at most 5,000 steps: long enough to be smooth,
     short enough that a short training is not measured by what its weights were in its first half.
@@ -112,8 +112,8 @@ def make_optimizer(
         schedule: the learning rate.
         optimizer: "adamw" (beta_2 0.99) or "sgd".
         weight_decay: decoupled from the gradient, times the learning rate; not applied to biases and batch norm.
-        clip_norm: the gradient of all weights together is made no longer than this; 0 = as long as it is.
         ema: whether there is an exponential moving average of the weights.
+        clip_norm: the gradient of all weights together is made no longer than this; 0 = as long as it is.
         accumulate: gradients of so many steps are averaged to one update.
         average_over: the steps of the training that the average is meant for (default: the schedule's).
     """

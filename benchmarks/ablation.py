@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from a00_utils_and_constants import run_script
-from benchmarks.training_runs import VOC_FLAGS, measure, run, score, train_and_predict
+from benchmarks.training_runs import NEVER, VOC_FLAGS, measure, run, score, train_and_predict
 from oid.files import InputError
 from oid.resampling import Curves
 
@@ -34,6 +34,7 @@ VARIANTS: dict[str, dict[str, object]] = {  # name -> what differs from a03's de
     "box loss smooth_l1": {"box_loss": "smooth_l1"},
     "ema": {"ema": True},
     "no mosaic": {"mosaic": 0.0},
+    "more mosaic": {"mosaic": 1.0},
     "mixup": {"mixup": 0.15},
     "ssd crops": {"crop": "ssd"},
     "warp": {"resize": "warp"},
@@ -86,7 +87,7 @@ def main(
     for seed in seeds:
         for name in names:
             run_name = f"{name.replace(' ', '_').replace(',', '')}_{seed}"
-            flags = {"validate_every": 1_000_000, "seed": seed, **length, **VARIANTS[name]}
+            flags = {"validate_every": NEVER, "seed": seed, **length, **VARIANTS[name]}
             expanded, _ = train_and_predict(data_set, output, run_name, flags)
             found.setdefault(name, []).append(measure(data_set, expanded))
             at_50, at_all = score(found[name][-1:])

@@ -2,10 +2,11 @@
 
     python benchmarks/results.py --demo true
     python benchmarks/results.py --voc ../BCCD_Dataset/BCCD
-    python benchmarks/results.py --oid fruit_oid
+    python benchmarks/results.py --oid fruit_oid --epochs 30 --steps_per_epoch 250
 
-The demonstration for three seeds takes 25 minutes; a data set takes `--time_budget` for each seed. Finished runs are
-not repeated. A table stands in the README between two lines `<!-- NAME -->` and `<!-- end of NAME -->`; with
+The demonstration for three seeds takes 25 minutes; a data set takes `--time_budget` for each seed, or the epochs that
+are given. No epoch is chosen on the images that measure: the weights after the last step count. Finished runs are not
+repeated. A table stands in the README between two lines `<!-- NAME -->` and `<!-- end of NAME -->`; with
 `--readme none` it is only printed.
 """
 
@@ -21,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from a00_utils_and_constants import run_script
-from benchmarks.training_runs import ROOT, VOC_FLAGS, Cost, measure, run, score, train_and_predict
+from benchmarks.training_runs import NEVER, ROOT, VOC_FLAGS, Cost, measure, run, score, train_and_predict
 from oid.files import InputError, replacing, require_file
 from oid.images import find_images, read_image
 
@@ -35,6 +36,8 @@ def main(
     oid: str | None = None,
     seeds: tuple[int, ...] = (0, 1, 2),
     time_budget: str = "20m",
+    epochs: int | None = None,
+    steps_per_epoch: int | None = None,
     folder: str = "results",
     readme: str = "README.md",
 ) -> None:
@@ -46,6 +49,8 @@ def main(
         oid: folder of a data set in Open Images' layout, with the splits train and validation
         seeds: of data and training
         time_budget: of each training of --voc and --oid
+        epochs: instead of a time budget, so that other work on the machine changes nothing
+        steps_per_epoch: with --epochs
         folder: for data and runs
         readme: file whose tables are replaced; none = print only
     """
@@ -56,15 +61,16 @@ def main(
         for name in (name for name, given in wanted.items() if given):
             find_table(Path(readme), name)  # before hours of training
     folder = Path(folder).absolute()
+    length = {"time_budget": time_budget} if epochs is None else {"epochs": epochs, "steps_per_epoch": steps_per_epoch}
     tables = {}
     if demo:
         tables["demonstration"] = demonstration(folder / "demo", seeds)
     if voc:
         flags = {"dataset_path": folder / "voc" / "data_set", **VOC_FLAGS, "source_path": Path(voc).absolute()}
-        tables["Pascal VOC"] = data_set_table(flags, folder / "voc" / "output", seeds, time_budget)
+        tables["Pascal VOC"] = data_set_table(flags, folder / "voc" / "output", seeds, length)
     if oid:
         flags = {"dataset_path": Path(oid).absolute()}
-        tables["photographs"] = data_set_table(flags, folder / "oid" / "output", seeds, time_budget)
+        tables["photographs"] = data_set_table(flags, folder / "oid" / "output", seeds, length)
     for name, rows in tables.items():
         text = "\n".join([*rows, "", f"Made by `{command()}`, {machine()}, {datetime.date.today()}."])
         print(f"\n{name}\n{text}", flush=True)
@@ -90,10 +96,12 @@ def demonstration(folder: Path, seeds: tuple[int, ...]) -> list[str]:
     return rows
 
 
-def data_set_table(flags: dict[str, object], output: Path, seeds: tuple[int, ...], time_budget: str) -> list[str]:
+def data_set_table(
+    flags: dict[str, object], output: Path, seeds: tuple[int, ...], length: dict[str, object]
+) -> list[str]:
     """A row per seed: what the training cost, what the network finds, and what it costs to use; then the mean.
 
-    `flags` are a01's that say where the data set is, or how it is made.
+    `flags` are a01's that say where the data set is, or how it is made; `length` are a03's that say how long it trains.
     """
     run("a01_create_training_files.py", output_path=output, levels="1", **flags)
     data_set = flags["dataset_path"]
@@ -104,7 +112,8 @@ def data_set_table(flags: dict[str, object], output: Path, seeds: tuple[int, ...
     scores = []
     for seed in seeds:
         name = f"seed_{seed}"
-        expanded, cost = train_and_predict(data_set, output, name, {"time_budget": time_budget, "seed": seed})
+        chosen = {**length, "seed": seed, "validate_every": NEVER}
+        expanded, cost = train_and_predict(data_set, output, name, chosen)
         spent = remembered(output / f"{name}.cost.json", cost)
         scores.append(score([measure(data_set, expanded)]))
         milliseconds = 1e3 * inference_seconds(output / "weights" / name, data_set / "validation")

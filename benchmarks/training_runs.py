@@ -21,6 +21,7 @@ from oid.resampling import Curves, curves
 
 ROOT = Path(__file__).resolve().parent.parent
 IOUS = np.linspace(0.5, 0.95, 10)
+NEVER = 1_000_000  # --validate_every, where no epoch is to be chosen on the images that measure
 VOC_FLAGS = {"source": "voc", "source_splits": ("train=trainval", "validation=test")}  # a01's, with --source_path
 
 

@@ -63,7 +63,7 @@ BOX_COLUMNS = (
 LABEL_COLUMNS = "ImageID,Source,LabelName,Confidence"
 PARENT_ONLY_SHARE = 0.02  # of the boxes: labelled with the parent, as annotators do who cannot tell which child it is
 PARTLY_VERIFIED_SHARE = 0.25  # of the images: 40 % of the absent classes were not looked for
-UNVERIFIED_SHARE = 0.04  # of the images with several classes: one that is there was not looked for and has no boxes
+UNVERIFIED_SHARE = 0.04
 
 
 @dataclass(frozen=True)
@@ -74,28 +74,38 @@ class _Image:
     labels: list[str]
 
 
-def main(*, dataset_path: str = "demo_data/data_set", images: int = 600, seed: int = 0) -> None:
+def main(
+    *,
+    dataset_path: str = "demo_data/data_set",
+    images: int = 600,
+    seed: int = 0,
+    unverified_share: float = UNVERIFIED_SHARE,
+) -> None:
     """Of `images`, a sixth is for validation and a thirtieth for test, without annotations; the rest is for training.
 
     Args:
         dataset_path: the folder to make; one that exists already is never overwritten.
         images: how many images in all; at least 30.
         seed: the same seed gives the same files, byte for byte.
+        unverified_share: of the images with several classes, so many have one that was not looked for: it is to be seen,
+            but has no boxes and is not verified.
     """
     target = Path(dataset_path)
-    parameters = {"images": images, "seed": seed, "version": VERSION}
+    parameters = {"images": images, "seed": seed, "unverified_share": unverified_share, "version": VERSION}
     if not target.name:
         raise InputError(f"--dataset_path {target} is no name of a new folder: give one, such as demo_data/data_set")
     if images < 30:
         raise InputError(f"--images {images} is too few for three splits: give at least 30")
     if seed < 0:
         raise InputError(f"--seed {seed} is negative: give 0 or more")
+    if not 0 <= unverified_share <= 1:
+        raise InputError(f"--unverified_share {unverified_share} is no share: give a number from 0 to 1")
     if is_there(target, parameters):
         print(f"{target} is already there: {images} images, seed {seed}")
         return
     temporary = target.with_name(f".{os.getpid()}.{target.name}")
     try:
-        counts = write_data_set(temporary, **split_sizes(images), seed=seed)
+        counts = write_data_set(temporary, **split_sizes(images), seed=seed, unverified_share=unverified_share)
         (temporary / MARK).write_text(json.dumps(parameters) + "\n")
         os.replace(temporary, target)  # complete or not there at all
     finally:
@@ -103,7 +113,7 @@ def main(*, dataset_path: str = "demo_data/data_set", images: int = 600, seed: i
     print(f"{target}: " + "; ".join(counts))
 
 
-def is_there(target: Path, parameters: dict[str, int]) -> bool:
+def is_there(target: Path, parameters: dict[str, float]) -> bool:
     """Whether `target` was made from these parameters.
 
     Raises:
@@ -126,7 +136,9 @@ def split_sizes(images: int) -> dict[str, int]:
     return {"train": images - validation - test, "validation": validation, "test": test}
 
 
-def write_data_set(folder: Path, *, train: int, validation: int, test: int, seed: int) -> list[str]:
+def write_data_set(
+    folder: Path, *, train: int, validation: int, test: int, seed: int, unverified_share: float
+) -> list[str]:
     """Writes images and annotations; returns a sentence per split."""
     (folder / "annotations").mkdir(parents=True)
     tree = json.dumps(hierarchy(), indent=4)
@@ -136,7 +148,7 @@ def write_data_set(folder: Path, *, train: int, validation: int, test: int, seed
     photos = backgrounds.photographs()
     counts = []
     for split, count in {"train": train, "validation": validation, "test": test}.items():
-        annotations = _write_images(folder / split, count, seed, photos)
+        annotations = _write_images(folder / split, count, seed, unverified_share, photos)
         boxes = [line for image_id in sorted(annotations) for line in annotations[image_id].boxes]
         labels = [line for image_id in sorted(annotations) for line in annotations[image_id].labels]
         if split == "test":
@@ -184,7 +196,9 @@ def parent(name: str, tree: dict = TREE) -> str | None:
     return None
 
 
-def _write_images(folder: Path, count: int, seed: int, photos: list[np.ndarray]) -> dict[str, _Image]:
+def _write_images(
+    folder: Path, count: int, seed: int, unverified_share: float, photos: list[np.ndarray]
+) -> dict[str, _Image]:
     """Draws and writes a split's images; returns {image id: annotation}."""
     folder.mkdir()
 
@@ -194,13 +208,18 @@ def _write_images(folder: Path, count: int, seed: int, photos: list[np.ndarray])
         picture, objects = scenes.scene(rng, photos)
         encoded = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])[1]
         (folder / f"{digest[:16]}.jpg").write_bytes(encoded.tobytes())
-        return digest[:16], annotate(rng, digest[:16], objects)
+        return digest[:16], annotate(rng, digest[:16], objects, unverified_share)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(tqdm(pool.map(write, range(count)), total=count, desc=folder.name, unit="image", leave=False))
 
 
-def annotate(rng: np.random.Generator, image_id: str, objects: list[scenes.SceneObject]) -> _Image:
+def annotate(
+    rng: np.random.Generator,
+    image_id: str,
+    objects: list[scenes.SceneObject],
+    unverified_share: float = UNVERIFIED_SHARE,
+) -> _Image:
     """Decides what the annotators saw: the boxes, and which classes they verified as present or absent.
 
     As in Open Images, a class is boxed only where it is verified as present, then exhaustively.
@@ -208,7 +227,7 @@ def annotate(rng: np.random.Generator, image_id: str, objects: list[scenes.Scene
     names = [thing.name for thing in objects]
     present = dict.fromkeys(names)
     unverified = set()
-    if len(present) > 1 and rng.random() < UNVERIFIED_SHARE:
+    if len(present) > 1 and rng.random() < unverified_share:
         unverified.add(names[-1])
     boxed = {}  # object's number: the class that its box names
     for number, name in enumerate(names):

@@ -117,6 +117,27 @@ def test_no_negative_label_contradicts_a_box():
     assert inner_negative
 
 
+def test_as_many_images_as_asked_for_have_a_class_that_nobody_looked_for(tmp_path):
+    """It has no boxes and no label; pictures, and the other classes, stay as they are."""
+    found = {}
+    for share in (0.0, 1.0):
+        make_data_set.main(dataset_path=str(tmp_path / str(share)), images=60, seed=5, unverified_share=share)
+        annotations = tmp_path / str(share) / "annotations"
+        boxes, labels = defaultdict(set), defaultdict(dict)
+        for row in rows(annotations / "train-annotations-bbox.csv"):
+            boxes[row["ImageID"]].add(row["LabelName"])
+        for row in rows(annotations / "train-annotations-human-imagelabels-boxable.csv"):
+            labels[row["ImageID"]][row["LabelName"]] = row["Confidence"]
+        pictures = {path: digest for path, digest in digests(tmp_path / str(share)).items() if path.suffix == ".jpg"}
+        found[share] = boxes, labels, pictures
+    (complete, _, pictures), (fewer, labels, same_pictures) = found[0.0], found[1.0]
+    assert pictures == same_pictures
+    lost = {image_id: complete[image_id] - fewer[image_id] for image_id in complete}
+    assert {len(lost[image_id]) for image_id in lost if len(complete[image_id]) > 1} == {1}
+    assert {len(lost[image_id]) for image_id in lost if len(complete[image_id]) == 1} == {0}
+    assert not any(label in labels[image_id] for image_id, gone in lost.items() for label in gone)
+
+
 def test_boxes_are_tight_around_the_drawn_object():
     """A scene with a flat background and no noise shows where the object is; the box must be there to the pixel."""
     for seed in range(40):

@@ -87,8 +87,8 @@ def main(
         dataset_path: the folder to make; one that exists already is never overwritten.
         images: how many images in all; at least 30.
         seed: the same seed gives the same files, byte for byte.
-        unverified_share: of the images with several classes, so many have one that was not looked for: it is to be seen,
-            but has no boxes and is not verified.
+        unverified_share: of the images with several classes, so many have one that was not looked for: it is to be
+            seen, but has no boxes and is not verified.
     """
     target = Path(dataset_path)
     parameters = {"images": images, "seed": seed, "unverified_share": unverified_share, "version": VERSION}

@@ -214,6 +214,7 @@ def test_refuses_other_folders_and_other_parameters(data_set, tmp_path):
     [
         (["--images", "3"], "at least 30"),
         (["--seed", "-1"], "negative"),
+        (["--unverified_share", "2"], "give a number from 0 to 1"),
         (["--image", "30"], "did you mean --images"),
         (["--dataset_path", "."], "is no name of a new folder"),
     ],

@@ -105,7 +105,7 @@ def main(
     # on which machine
     skip_missing: bool = False,
     orientation: Literal["stored", "exif"] = a00.ORIENTATION,
-    workers: int = 1,
+    workers: int | None = None,
     cache_gb: float | None = None,
     seed: int = 0,
     deterministic: bool = False,
@@ -190,7 +190,7 @@ def main(
             training
         skip_missing: leave out images that have no file, or are damaged as far as a02 saw, instead of refusing to start
         orientation: pixels as stored in the file, or turned by the EXIF tag
-        workers: threads that prepare batches
+        workers: threads that prepare batches, at least 2 (default: one per core, at most 16)
         cache_gb: gigabytes of memory for reduced pictures (default: half of what is free); 0 = read them each time
         seed: of weights, order and augmentation
         deterministic: the same bits from the same seed on the same machine; slower
@@ -219,7 +219,8 @@ def _train(flags: dict, folder: Path, started: float, stop: stopping.Stop) -> No
     """Trains the run in `folder` from its beginning, or from its last checkpoint, until it is finished or stopped."""
     classes = read_classes(flags["output_path"], flags["level"])
     plan.parse_duration(flags["time_budget"])  # a mistake is said before anything starts
-    plan.share_few_cores(known_channels(flags), os.cpu_count() or 1)
+    plan.share_few_cores(known_channels(flags), plan.usable_cores())
+    flags["workers"] = flags["workers"] or plan.workers_for(plan.usable_cores())
     import keras  # here and below, because starting the framework takes seconds that --help and a mistake should not
 
     from training import devices, machines

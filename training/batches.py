@@ -286,11 +286,11 @@ class BatchSequence(keras.utils.PyDataset):
     Args:
         batches: of the whole training.
         start: the first step.
-        workers: threads that prepare batches.
+        workers: threads that prepare batches, see `training.plan.workers_for`.
         image_size: see `Batches.batch`.
     """
 
-    def __init__(self, batches: Batches, *, start: int = 0, workers: int = 1, image_size: int | None = None):
+    def __init__(self, batches: Batches, *, start: int = 0, workers: int = 2, image_size: int | None = None):
         super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=8)
         cv2.setNumThreads(1)  # `workers` is the number of threads; OpenCV's own gain nothing on pictures of this size
         self.batches = batches

@@ -1,7 +1,6 @@
 """The parts of a training, made from a03's flags: data, settings, networks, trainer, batches, validation."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def new_settings(flags: dict, classes: dict[str, str], train: DataSet, devices: 
     facts = plan.Facts(
         images=len(train),
         accelerator=accelerator,
-        cores=os.cpu_count() or 1,
+        cores=plan.usable_cores(),
         free_memory=plan.free_memory(),
         bfloat16=accelerator or plan.processor_has_bfloat16(),
         devices=devices,
@@ -157,6 +156,7 @@ def batches(flags: dict, settings: dict, train: DataSet, rules: LabelRules) -> B
     check_images(train, flags["orientation"], max_bad_images=flags["max_bad_images"])
     cache_gb = settings["training"]["cache_gb"] if flags["cache_gb"] is None else flags["cache_gb"]  # free to change
     print(f"chosen: {plan.cache_reason(len(train), settings['image_size'], cache_gb)}")
+    print(f"batches: {flags['workers']} threads prepare them")
     return Batches(
         train,
         image_size=settings["image_size"],

@@ -25,6 +25,7 @@ EPOCHS_IN_BUDGET = 30  # about so many, unless measuring the mAP would take too 
 VALIDATION_SHARE = 0.1
 SHORTEST = 20  # steps: a budget for fewer trains nothing
 FEW_CORES = 4  # up to here `share_few_cores` helps
+MOST_WORKERS = 16
 MARGIN = 0.02  # of a time budget is kept for saving, and for steps slower than those that were measured
 
 
@@ -195,6 +196,22 @@ def share_few_cores(channels: int | None, cores: int) -> None:
     if cores <= FEW_CORES and (channels or SMALL["channels"]) <= SMALL["channels"]:
         os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
         os.environ.setdefault("TF_NUM_INTEROP_THREADS", str(cores))
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on, of all that the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def workers_for(cores: int) -> int:
+    """Threads that prepare batches: one per core, because a fast accelerator waits for them.
+
+    At least 2: with one, Keras leaves them to TensorFlow's threads that tune themselves, and TensorFlow waits for their
+    end after an epoch, up to as long again as the epoch took.
+    """
+    return max(2, min(cores, MOST_WORKERS))
 
 
 def processor_has_bfloat16() -> bool:

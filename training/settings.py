@@ -18,7 +18,7 @@ ADDED = {"detector": "m2det"}  # flags that older runs do not know, and what the
 
 LOWEST = {
     **{"image_size": 32, "tums": 1, "scales": 1, "channels": 1, "batch_size": 1, "epochs": 1, "steps_per_epoch": 0},
-    **{"validation_images": 0, "validate_every": 1, "max_gt_boxes": 1, "workers": 1, "seed": 0, "accumulate": 1},
+    **{"validation_images": 0, "validate_every": 1, "max_gt_boxes": 1, "workers": 2, "seed": 0, "accumulate": 1},
     **{
         "warm_up_steps": 0,
         "freeze_backbone_epochs": 0,

@@ -113,22 +113,28 @@ def data_set_table(
     for seed in seeds:
         name = f"seed_{seed}"
         chosen = {**length, "seed": seed, "validate_every": NEVER}
+        begun = (output / "weights" / name).exists()
         expanded, cost = train_and_predict(data_set, output, name, chosen)
-        spent = remembered(output / f"{name}.cost.json", cost)
+        spent = remembered(output / f"{name}.cost.json", None if begun else cost)
         scores.append(score([measure(data_set, expanded)]))
         milliseconds = 1e3 * inference_seconds(output / "weights" / name, data_set / "validation")
-        cells = [f"{spent.wall / 60:.1f}, {spent.cpu / 60:.1f}", *(f"{value:.3f}" for value in scores[-1])]
+        minutes = f"{spent.wall / 60:.1f}, {spent.cpu / 60:.1f}" if spent else "not known: it was stopped on its way"
+        cells = [minutes, *(f"{value:.3f}" for value in scores[-1])]
         rows.append(f"| {seed} | {' | '.join(cells)} | {milliseconds:.1f} |")
         print(rows[-1], flush=True)
     mean, spread = np.mean(scores, axis=0), np.std(scores, axis=0, ddof=1) if len(scores) > 1 else (0.0, 0.0)
     return [*rows, f"| mean (spread) | | {mean[0]:.3f} ({spread[0]:.3f}) | {mean[1]:.3f} ({spread[1]:.3f}) | |"]
 
 
-def remembered(path: Path, cost: Cost) -> Cost:
-    """The cost of the training, which a repetition that finds it finished must not forget."""
+def remembered(path: Path, cost: Cost | None) -> Cost | None:
+    """The cost of a training: None for one that had begun before, whose beginning nobody measured.
+
+    What was measured is kept, as a repetition that finds the training finished must not forget it.
+    """
     if path.is_file():
         return Cost(**json.loads(path.read_text()))
-    path.write_text(json.dumps(vars(cost)))
+    if cost:
+        path.write_text(json.dumps(vars(cost)))
     return cost
 
 

@@ -80,24 +80,24 @@ def test_without_a_hierarchy_nobody_knows_of_coarse_classes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "labels", "image_labels", "said"),
+    ("asked", "labels", "image_labels", "said", "regions"),
     [
-        (("verified", "ancestors", "regions"), ["apple", "fruit"], True, "verified, ancestors, regions"),
-        (("verified", "ancestors", "regions"), ["apple", "carrot"], True, "verified, regions"),
-        (("verified", "ancestors"), ["apple", "fruit"], False, "ancestors"),
-        (("ancestors",), ["apple", "carrot"], True, "none"),
-        (("none",), ["apple", "fruit"], True, "none"),
-        (("depictions",), ["apple", "fruit"], True, "depictions"),
+        (("verified", "ancestors", "regions"), ["apple", "fruit"], True, "verified, ancestors, regions", "all"),
+        (("verified", "ancestors", "regions"), ["apple", "carrot"], True, "verified, regions", "all"),
+        (("verified", "ancestors"), ["apple", "fruit"], False, "ancestors", "none"),
+        (("ancestors",), ["apple", "carrot"], True, "none", "none"),
+        (("none",), ["apple", "fruit"], True, "none", "none"),
+        (("depictions",), ["apple", "fruit"], True, "depictions", "depictions"),
+        (("depictions", "regions"), ["apple", "fruit"], True, "depictions, regions", "all"),
     ],
 )
-def test_the_rules_that_are_said_are_those_in_force(tmp_path, capsys, asked, labels, image_labels, said):
+def test_the_rules_that_are_said_are_those_in_force(tmp_path, capsys, asked, labels, image_labels, said, regions):
     flags = {"dataset_path": data_set(tmp_path), "label_rules": asked}
     meant = np.eye(2, dtype="float32")
     rules = in_force(flags, labels, SimpleNamespace(has_image_labels=image_labels, region_classes=meant))
     first, *reasons = capsys.readouterr().out.splitlines()
     assert first == f"label rules: {said}"
-    assert (rules.verified, rules.ancestors is not None, rules.regions) == tuple(
-        rule in said for rule in ("verified", "ancestors", "regions")
-    )
-    assert rules.region_classes is (meant if "regions" in said else None)
+    assert (rules.verified, rules.ancestors is not None) == tuple(rule in said for rule in ("verified", "ancestors"))
+    assert rules.regions == regions
+    assert rules.region_classes is (None if regions == "none" else meant)
     assert len(reasons) == len(set(asked) & {"verified", "ancestors"} - set(said.split(", ")))

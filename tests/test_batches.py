@@ -203,11 +203,14 @@ def test_a_letterboxed_training_ends_with_pictures_as_inference_sees_them(data):
 
 
 def test_a_rule_that_is_off_leaves_its_targets_out(data):
-    both = {"regions": True, "verified": True, "num_classes": 3}
+    both = {"regions": "all", "verified": True, "num_classes": 3}
     _, targets = make(data, **both).batch(0)
     assert set(targets) == {"boxes", "labels", "regions", "region_labels", "parts", "verified"}
-    for rule, names in (("regions", {"regions", "region_labels"}), ("verified", {"parts", "verified"})):
-        _, fewer = make(data, **both | {rule: False}).batch(0)
+    for off, names in (
+        ({"regions": "none"}, {"regions", "region_labels"}),
+        ({"verified": False}, {"parts", "verified"}),
+    ):
+        _, fewer = make(data, **both | off).batch(0)
         assert set(targets) - set(fewer) == names
         for name in fewer:
             np.testing.assert_array_equal(fewer[name], targets[name])
@@ -245,15 +248,25 @@ def test_targets_of_500_classes_are_a_few_kilobytes(data):
 
 
 # === Limits and mistakes =============================================================================================
-def test_boxes_beyond_the_limit_are_left_out_and_counted_once(data):
+def rows_of(targets, row: int, boxes: str, labels: str) -> list[list[float]]:
+    """What is in a picture of a batch, a label and its box, in their order."""
+    rows = np.column_stack([targets[labels][row], targets[boxes][row]])
+    return rows[rows[:, 0] >= 0].tolist()
+
+
+def test_boxes_beyond_the_limit_are_ignored_regions_and_counted_once(data):
     wide, narrow = make(data, mosaic=1.0, max_gt_boxes=50), make(data, mosaic=1.0, max_gt_boxes=2)
     total = 0
     for step in range(4):
         images, targets = narrow.batch(step)
         all_images, all_targets = wide.batch(step)
         np.testing.assert_array_equal(images, all_images)
-        np.testing.assert_array_equal(targets["boxes"], all_targets["boxes"][:, :2])
-        np.testing.assert_array_equal(targets["labels"], all_targets["labels"][:, :2])
+        for row in range(5):
+            kept, every = (rows_of(t, row, "boxes", "labels") for t in (targets, all_targets))
+            regions, before = (rows_of(t, row, "regions", "region_labels") for t in (targets, all_targets))
+            assert kept == [box for box in every if box in kept]
+            assert len(kept) == min(2, len(every))
+            assert regions == before + [box for box in every if box not in kept]
         beyond = int((all_targets["labels"][:, 2:] >= 0).sum())
         assert narrow.boxes_left_out(range(step, step + 1)) == beyond
         total += beyond

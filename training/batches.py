@@ -7,7 +7,6 @@ step, too.
 
 import contextlib
 import dataclasses
-import functools
 import threading
 from collections.abc import Iterator
 
@@ -21,13 +20,14 @@ from oid.images import Orientation, read_image
 from training import machines
 from training.augmentation import MAX_PARTS, MOSAIC_TILES, Crop, augment
 from training.data_set import DataSet
+from training.label_rules import IgnoredRegions
 from training.pictures import Pictures
-from training.samples import Sample
+from training.samples import Sample, with_boxes, with_regions
 from training.sampling import epoch_order
 
 AHEAD = 128  # the other pictures of a mosaic are among the next so many: they are decoded once for both uses
 TRIED_FIRST = 8  # images, one of which must be readable before anything begins
-MAX_REGIONS = 128  # per picture; those beyond are left out, counted and said
+MAX_REGIONS = 128  # per picture; the smallest beyond are left out, counted and said
 
 
 class BadImages(InputError):
@@ -42,7 +42,8 @@ class Batches:
         image_size: side of the network's input in pixels.
         batch_size: images per batch.
         seed: of everything random.
-        max_gt_boxes: boxes per image of a batch; those beyond are left out, and counted by `boxes_left_out`.
+        max_gt_boxes: boxes per image of a batch, a row for each class of an object; those beyond become ignored
+            regions, see `training.samples.with_boxes`, and are counted by `boxes_left_out`.
         mosaic: share of the images that are mosaics of four.
         mixup: share of the images, mosaics included, that are blended with another picture.
         crop: "zoom" or "ssd", which part of a picture is shown, see `training.crops`.
@@ -55,7 +56,7 @@ class Batches:
             alike.
         num_classes: of the network; only `verified` needs it.
         verified: whether the targets say which classes are verified where.
-        regions: whether the targets have the ignored regions.
+        regions: which ignored regions the targets have, see `training.label_rules.LabelRules`.
         max_bad_images: so many images that cannot be read are replaced by others, each said once; 0 = none.
     """
 
@@ -77,7 +78,7 @@ class Batches:
         weights: np.ndarray | None = None,
         num_classes: int = 0,
         verified: bool = False,
-        regions: bool = True,
+        regions: IgnoredRegions = "all",
         max_bad_images: int = 0,
     ):
         if verified and num_classes < 1:
@@ -92,10 +93,11 @@ class Batches:
         self.crop = crop
         self.resize = resize
         self.close_at = close_at
-        self.weights = weights
+        self.weights = np.ones(len(data)) if weights is None else weights
         self.num_classes = num_classes
         self.verified = verified
-        self.regions = regions
+        self.regions = regions != "none"
+        self._ignored = data.depictions if regions == "depictions" else data.regions
         self.max_bad_images = max_bad_images
         self._bad: dict[int, InputError] = {}
         self._bad_lock = threading.Lock()
@@ -125,23 +127,22 @@ class Batches:
             BadImages: more images than `max_bad_images` cannot be read.
         """
         side = image_size or self.image_size
-        samples = [self._sample(step, position, side) for position in positions or range(self.batch_size)]
-        targets = {}
+        made = [self._sample(step, position, side) for position in positions or range(self.batch_size)]
+        samples, boxes = zip(*made, strict=True)
+        regions, targets = (), {}
         targets["boxes"], targets["labels"] = _padded([(s.boxes, s.labels) for s in samples], self.max_gt_boxes)
-        boxes = sum(max(0, len(sample.labels) - self.max_gt_boxes) for sample in samples)
-        regions = 0
         if self.regions:
+            samples, regions = zip(*(with_regions(sample, MAX_REGIONS) for sample in samples), strict=True)
             found = [(s.regions, s.region_labels) for s in samples]
             targets["regions"], targets["region_labels"] = _padded(found, MAX_REGIONS)
-            regions = sum(max(0, len(sample.region_labels) - MAX_REGIONS) for sample in samples)
         if self.verified:
             targets["parts"] = np.zeros((len(samples), MAX_PARTS, 4), "float32")
             targets["verified"] = np.zeros((len(samples), MAX_PARTS, self.num_classes), "uint8")
             for row, sample in enumerate(samples):
                 targets["parts"][row, : len(sample.parts)] = sample.parts
                 targets["verified"][row, : len(sample.parts)] = sample.verified
-        if boxes or regions:
-            self._left_out[step] = boxes, regions
+        if any(boxes + regions):
+            self._left_out[step] = sum(boxes), sum(regions)
         return np.stack([sample.image for sample in samples]), targets
 
     def ids(self, step: int) -> list[str]:
@@ -181,9 +182,15 @@ class Batches:
                 f"{len(self._bad)} images could not be read and were replaced by others: {', '.join(self.bad_images)}"
             )
         if count := self.boxes_left_out(steps):
-            print(f"{count} boxes beyond --max_gt_boxes {self.max_gt_boxes} of a picture were left out")
+            became = "ignored regions" if self.regions else "background"
+            print(
+                f"{count} boxes beyond --max_gt_boxes {self.max_gt_boxes} of a picture were left out and are {became}"
+            )
         if count := self.regions_left_out(steps):
-            print(f"{count} ignored regions beyond {MAX_REGIONS} of a picture were left out: background counts there")
+            print(
+                f"{count} ignored regions beyond {MAX_REGIONS} of a picture, its smallest, were left out: background "
+                "counts there"
+            )
 
     def _draw(self, step: int, position: int) -> tuple[list[int], list[int], np.random.Generator]:
         """Which images make one picture of the batch: one, or four for a mosaic; none or one to blend in; and the
@@ -200,14 +207,13 @@ class Batches:
     def _image(self, place: int) -> int:
         """The image at a place of the endless line of epochs."""
         epoch, index = divmod(place, len(self.data))
-        if self.weights is None:
-            return int(_order(self.seed, epoch, len(self.data))[index])
         return int(epoch_order(self.weights, self.seed, epoch)[index])
 
-    def _sample(self, step: int, position: int, side: int) -> Sample:
+    def _sample(self, step: int, position: int, side: int) -> tuple[Sample, int]:
+        """One picture of the batch, and how many boxes of it had no room."""
         images, mixed, rng = self._draw(step, position)
         samples = [self._readable(image, step, position, slot) for slot, image in enumerate(images + mixed)]
-        return augment(
+        sample = augment(
             samples[: len(images)],
             side,
             rng,
@@ -215,6 +221,7 @@ class Batches:
             crop=self.crop,
             keep_aspect=self.resize == "letterbox" and step >= self.close_at,
         )
+        return with_boxes(sample, self.max_gt_boxes, rng)
 
     def _readable(self, image: int, step: int, position: int, slot: int) -> Sample:
         """An image as it is, or what stands in for it."""
@@ -256,7 +263,7 @@ class Batches:
 
     def _untouched(self, image: int) -> Sample:
         """An image of the data set as it is."""
-        sample = Sample(self.pictures[image], *self.data.objects.of(image), *self.data.regions.of(image))
+        sample = Sample(self.pictures[image], *self.data.objects.of(image), *self._ignored.of(image))
         if not self.verified:
             return sample
         verified = np.zeros((1, self.num_classes), "uint8")
@@ -269,15 +276,8 @@ def _padded(lists: list[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[np.
     boxes = np.zeros((len(lists), width, 4), "float32")
     labels = np.full((len(lists), width), -1, "int32")
     for row, (b, c) in enumerate(lists):
-        kept = min(len(b), width)
-        boxes[row, :kept], labels[row, :kept] = b[:kept], c[:kept]
+        boxes[row, : len(b)], labels[row, : len(c)] = b, c
     return boxes, labels
-
-
-@functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, length: int) -> np.ndarray:
-    """The order of the images in one pass through the data."""
-    return np.random.default_rng([seed, epoch, length]).permutation(length)
 
 
 class BatchSequence(keras.utils.PyDataset):

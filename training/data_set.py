@@ -37,6 +37,11 @@ class Boxes:
         rows = slice(self.offsets[image], self.offsets[image + 1])
         return self.boxes[rows], self.labels[rows]
 
+    def only(self, chosen: np.ndarray) -> "Boxes":
+        """Some of the boxes, those where bool `(boxes,)` is true."""
+        before = np.concatenate([[0], np.cumsum(chosen)])
+        return Boxes(before[self.offsets], self.boxes[chosen], self.labels[chosen])
+
     @property
     def image(self) -> np.ndarray:
         """The image of each box, int64 `(boxes,)`, ascending."""
@@ -77,6 +82,11 @@ class DataSet:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    @functools.cached_property
+    def depictions(self) -> Boxes:
+        """Those of the regions that are depictions."""
+        return self.regions.only(self.depiction)
 
     def verified_of(self, image: int) -> np.ndarray:
         """The classes that people have verified in an image, int32 `(n,)`, ascending.

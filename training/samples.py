@@ -49,3 +49,37 @@ def assembled(image: np.ndarray, tiles: list[tuple[Sample, tuple[int, int, int, 
         np.concatenate(parts),
         np.concatenate(known) if known else None,
     )
+
+
+def with_boxes(sample: Sample, most: int, rng: np.random.Generator) -> tuple[Sample, int]:
+    """A sample with at most so many boxes, and how many others became ignored regions, so that they are no background.
+
+    Which objects stay is drawn, so that none is always left out; they keep all their classes, each of which is a row.
+    """
+    if len(sample.labels) <= most:
+        return sample, 0
+    _, of_object = np.unique(sample.boxes, axis=0, return_inverse=True)
+    turn = rng.permutation(of_object.max() + 1)[of_object.reshape(-1)]
+    fits = np.cumsum(np.bincount(turn)) <= most
+    fits[0] = True  # an object of more classes than there is room for has some of them
+    kept = fits[turn]
+    kept &= np.cumsum(kept) <= most
+    left = dataclasses.replace(
+        sample,
+        boxes=sample.boxes[kept],
+        labels=sample.labels[kept],
+        regions=np.concatenate([sample.regions, sample.boxes[~kept]]),
+        region_labels=np.concatenate([sample.region_labels, sample.labels[~kept]]),
+    )
+    return left, int(np.count_nonzero(~kept))
+
+
+def with_regions(sample: Sample, most: int) -> tuple[Sample, int]:
+    """A sample with its largest regions, at most so many, which cover most anchors; and how many had no room."""
+    beyond = max(0, len(sample.region_labels) - most)
+    if not beyond:
+        return sample, 0
+    sides = sample.regions[:, 2:] - sample.regions[:, :2]
+    largest = np.sort(np.argsort(-sides.prod(axis=1), kind="stable")[:most])
+    kept = dataclasses.replace(sample, regions=sample.regions[largest], region_labels=sample.region_labels[largest])
+    return kept, beyond

@@ -149,7 +149,8 @@ def main(
         epochs: passes of steps_per_epoch steps; the learning rate falls to its end over all of them
         steps_per_epoch: batches per epoch; 0 = each image once
         batch_size: images per step
-        accumulate: gradients of so many steps make one update, for batches that do not fit
+        accumulate: gradients of so many steps make one update, for batches that do not fit; each step counts alike, so
+            an object counts more in a step of few objects
         precision: bfloat16 = mixed: weights, losses and updates stay in float32 (default: where the machine has it)
         label_rules: which of Open Images' rules hold: verified = no gradient for a class that is not verified in an
             image, ancestors = none against a class above a box's own, regions = none in a01's ignored regions,
@@ -159,14 +160,18 @@ def main(
         box_loss: giou, ciou, or smooth_l1 (as published)
         sampling: images = each once per pass, classes = a class, then an image with it, repeat_factor = images of rare
             classes more often
-        sampling_exponent: classes: 0 = every class alike, 1 = as frequent as it is; repeat_factor: of the factor (0.5)
+        sampling_exponent: classes: 0 = every class alike, 1 = as frequent as it is; repeat_factor: of the factor (0.5);
+            images: not used
         negatives: share of pictures without any object of the level (default: as they come)
-        resize: how pictures become square: letterbox = on grey, keeping their aspect ratio, or warp (as published)
-        crop: zoom = scaled, shifted and cropped at random, ssd = crops that keep an overlap, and expansion
+        resize: how pictures become square: letterbox = on grey, keeping their aspect ratio (training pictures are also
+            stretched towards a square at random until 85 % of the steps), or warp (as published)
+        crop: zoom = scaled, shifted and cropped at random, ssd = crops that keep an overlap, and expansion, of pictures
+            that are in no mosaic
         mosaic: share of the training pictures that are made of four, until the last 15 % of the steps; 0 = off
         mixup: share of the training pictures that are blended with another, as long; 0 = off
         multi_scale: other sizes of the input, in pixels; each epoch has one of all at random, the last ones image_size
-        max_gt_boxes: boxes per training picture; those beyond are left out, counted and said
+        max_gt_boxes: boxes per training picture, each class of an object being one; those beyond, drawn at random, are
+            ignored regions (with the label rules regions or depictions, else background), counted and said
         optimizer: adamw, or sgd with momentum 0.9
         learning_rate: the highest, after the warm-up
         schedule: how it falls: cosine, or the paper's steps (a tenth at 60 %, again at 80 %)

@@ -325,7 +325,7 @@ class EpochEnd(keras.callbacks.Callback):
         print(f"epoch {newest['epoch']}  mAP {score:.4f}{' best' if best else ''}", flush=True)
 
     def _measure(self, *, measured: bool) -> tuple[float | None, bool]:
-        """The mAP of the averaged weights, and whether they are the best so far; None if not measured."""
+        """The mAP of the weights (with --ema of their average), and whether it is the best; None if not measured."""
         if self.validate and not measured:
             return None, False
         with averaged_weights(self.trainer):

@@ -9,7 +9,11 @@ import numpy as np
 
 from oid.images import Orientation, read_image
 
-KEPT_SIDE = 1.6  # pictures have at most so many times the network's side: enough for any zoom, and 1024 / 2 for 320
+# Pictures have at most so many times the network's side; for 320 that is 1024 / 2, to which a JPEG is decoded
+# quickly. The largest zoom, of 1.7, enlarges them hardly, its stretch towards a square and a larger size of
+# --multi_scale a little, a small patch of --crop ssd to twice its pixels and more; to spare that the cache would need
+# the square of more.
+KEPT_SIDE = 1.6
 RECENT_PICTURES = 160  # besides the cache: those of the last batches, which the next mosaics show again
 RECENT_BYTES = 2**28
 

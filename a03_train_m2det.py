@@ -215,7 +215,7 @@ def main(
         try:
             _train(flags, folder, started, stop)
         except stopping.Stopped:
-            print(f"{folder}: stopped by {stop.reason} before the first step: run the same command to go on")
+            print(f"{folder}: stopped by {stop.reason} before its next step: run the same command to go on")
     if stop.by_keyboard:
         raise KeyboardInterrupt
 
@@ -274,7 +274,7 @@ def _train_on(sharing, flags: dict, classes: dict, folder: Path, started: float,
     watch = {"batches": batches, "stop": stop, "began": began, "validate": validate, "exported": exported}
     end = loop.epoch_end(folder, trainer, state, flags, settings, **watch)
     if not state["step"]:
-        loop.plan_length(flags, settings["training"], trainer, batches, end, deadline)
+        loop.plan_length(flags, settings, trainer, batches, end, deadline)
         state.update(machines.from_first(lambda: state))
         loop.compile_for(trainer, state, flags, backbone=settings["backbone"])
     state["settings"] = settings

@@ -1,8 +1,11 @@
 """Proves the learning rate over a training, whose end may move, and what the optimizer does with gradients."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
+from conftest import run_on_backend
 
 from training.schedule import COSINE_END, Schedule, averaging, make_optimizer
 
@@ -81,10 +84,43 @@ def test_moving_the_end_reaches_what_is_compiled_already():
     assert float(compiled(tf.constant(50))) == pytest.approx(0.01)
 
 
+MOVED_ON_JAX = """
+import json
+import keras, numpy as np
+from training.schedule import Schedule, make_optimizer
+traced = []
+class Traced(keras.Sequential):
+    def compute_loss(self, *arguments, **options):
+        traced.append(None)
+        return super().compute_loss(*arguments, **options)
+x, y = np.ones((4, 3), "float32"), np.ones((4, 1), "float32")
+def train(*, compile_again):
+    keras.utils.set_random_seed(0)
+    schedule = Schedule(peak=0.01, steps=10**6)
+    model = Traced([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(optimizer=make_optimizer(schedule, optimizer="sgd", weight_decay=0.0, ema=False), loss="mse")
+    model.fit(x, y, epochs=3, verbose=0)
+    before = len(traced)
+    schedule.move_end(6, at=3)
+    if compile_again:
+        model.train_function = None
+    model.fit(x, y, epochs=3, verbose=0)
+    weights = np.concatenate([np.ravel(keras.ops.convert_to_numpy(weight)) for weight in model.weights])
+    return weights.tolist(), len(traced) - before, schedule.get_config()["steps"]
+print(json.dumps([train(compile_again=again) for again in (False, True)]))
+"""
+
+
+def test_moving_the_end_compiles_nothing_again_on_jax():
+    """The weights become those of a step that is compiled for the new end."""
+    (weights, traced, end), (expected, again, _) = json.loads(run_on_backend("jax", MOVED_ON_JAX))
+    assert (traced, end) == (0, 6)
+    assert again > 0
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("shape", ["cosine", "steps"])
 def test_its_config_makes_the_same_again_after_json(shape):
-    import json
-
     schedule = Schedule(peak=0.3, steps=100, shape=shape, warm_up=7, offset=20)
     schedule.move_end(70, at=30)
     again = Schedule(**json.loads(json.dumps(schedule.get_config())))

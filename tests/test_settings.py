@@ -8,7 +8,8 @@ import pytest
 
 import a03_train_m2det as a03
 from oid.files import InputError
-from training.settings import FREE_TO_CHANGE, LABEL_RULES, LOWEST, SHARES, check_flags, known_channels
+from training import settings
+from training.settings import FREE_TO_CHANGE, LABEL_RULES, LOWEST, SHARES, check_flags, check_length, known_channels
 
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(a03.main).parameters.items()}
 
@@ -94,6 +95,47 @@ def test_random_weights_are_not_frozen(name):
     assert refusal(**{name: 1}) == sentence
     check_flags(DEFAULTS | {name: 1, "backbone_weights": "imagenet"})
     check_flags(DEFAULTS | {name: 1, "init_from": "run"})
+
+
+def test_a_backbone_is_frozen_for_good_or_until_it_thaws():
+    assert refusal(freeze_backbone=True, freeze_backbone_epochs=2, init_from="run") == (
+        "--freeze_backbone with --freeze_backbone_epochs 2: the first is for the whole training, the second until it "
+        "thaws: leave one out"
+    )
+
+
+@pytest.mark.parametrize("frozen", [3, 4])
+def test_a_backbone_that_would_never_thaw_is_refused(frozen):
+    sentence = (
+        f"--freeze_backbone_epochs {frozen} in a training of 3 epochs would never thaw: give fewer, or "
+        "--freeze_backbone if that is what is meant"
+    )
+    assert refusal(freeze_backbone_epochs=frozen, epochs=3, init_from="run") == sentence
+    with pytest.raises(InputError) as error:
+        check_length(DEFAULTS | {"freeze_backbone_epochs": frozen}, 3, 100)  # planned
+    assert str(error.value) == sentence
+    check_flags(DEFAULTS | {"freeze_backbone_epochs": frozen, "epochs": frozen + 1, "init_from": "run"})
+
+
+def test_a_warm_up_that_is_longer_than_the_training_is_refused():
+    sentence = (
+        "--warm_up_steps 31 in a training of 30 steps would never reach the learning rate: give fewer, or leave it out"
+    )
+    assert refusal(warm_up_steps=31, epochs=3, steps_per_epoch=10) == sentence
+    with pytest.raises(InputError) as error:
+        check_length(DEFAULTS | {"warm_up_steps": 31}, 3, 10)  # planned
+    assert str(error.value) == sentence
+    check_flags(DEFAULTS | {"warm_up_steps": 30, "epochs": 3, "steps_per_epoch": 10})
+    check_flags(DEFAULTS | {"warm_up_steps": 31, "epochs": 3, "steps_per_epoch": 0})  # so many as there are images
+
+
+def test_tensorboard_is_looked_for_before_anything_starts(monkeypatch):
+    check_flags(DEFAULTS | {"tensorboard": True})
+    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda name: None)
+    check_flags(DEFAULTS)
+    assert refusal(tensorboard=True) == (
+        "--tensorboard needs the package of that name: pip install tensorboard, or leave it out"
+    )
 
 
 @pytest.mark.parametrize("sizes", [(0,), (320, 16), (-64,)])

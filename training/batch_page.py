@@ -109,7 +109,8 @@ def steps_to_show(trainer: DetectionTrainer, flags: dict, state: dict, count: in
     begin, shown = state["step"], []
     for step in range(begin, begin + count):
         if state["total"]:
-            size = loop.size_of(step // state["steps"], tuple(trainer.sizes), total=state["total"], seed=flags["seed"])
+            total = loop.planned_at_closing(state)
+            size = loop.size_of(step // state["steps"], tuple(trainer.sizes), total=total, seed=flags["seed"])
             shown.append((step, size, step >= loop.close_at(state)))
         else:
             shown.append((step, trainer.sizes[(step - begin) % len(trainer.sizes)], False))

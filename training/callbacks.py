@@ -34,6 +34,9 @@ class FiniteLossGuard(keras.callbacks.Callback):
         run: folder of the run; RUN/bad_batch.json gets what the message says.
         batches: knows which images a step had.
         state: its `step` is the number of steps before this one.
+
+    Attributes:
+        last_good: the newest checkpoint, with its step, in words; empty before the first.
     """
 
     def __init__(self, run: Path, batches: Batches, state: dict):
@@ -41,7 +44,7 @@ class FiniteLossGuard(keras.callbacks.Callback):
         self.run = run
         self.batches = batches
         self.state = state
-        self.last_good = "nothing: there is no checkpoint yet"
+        self.last_good = ""
 
     def on_train_batch_end(self, batch, logs=None):
         loss = float(logs["loss"])  # the mean over the epoch so far: one bad batch is enough
@@ -61,14 +64,14 @@ class FiniteLossGuard(keras.callbacks.Callback):
 
     def failure(self, step: int, what: str) -> NonFiniteLoss:
         """The error that ends the training; writes the same to a file."""
-        ids = self.batches.ids(step)
-        report = {"step": step, "what": what, "images": ids, "last_good_checkpoint": self.last_good}
+        ids, good = self.batches.ids(step), self.last_good or "nothing: there is no checkpoint yet"
+        report = {"step": step, "what": what, "images": ids, "last_good_checkpoint": good}
         if machines.is_first():
             with replacing(self.run / BAD_BATCH) as path:
                 path.write_text(json.dumps(report, indent=1), encoding="utf-8")
         return NonFiniteLoss(
             f"{what}: look at its images {' '.join(ids)} and their boxes ({self.run / BAD_BATCH} lists them), or train "
-            f"another --run with a lower --learning_rate; the same command goes on from {self.last_good}"
+            f"another --run with a lower --learning_rate; the same command goes on from {good}"
         )
 
 
@@ -217,6 +220,9 @@ class EpochEnd(keras.callbacks.Callback):
         patience: the training stops after so many measurements without a better mAP; 0 = it does not.
         exported: the same network in float32, where the other trains in less; None = the other itself.
         writer: takes the numbers of each epoch as TensorBoard's `Writer` does, or None.
+
+    Attributes:
+        measuring: seconds that measuring the mAP took, each time, the newest last.
     """
 
     def __init__(
@@ -243,22 +249,38 @@ class EpochEnd(keras.callbacks.Callback):
         self.validate_every = validate_every
         self.patience = patience
         self.writer = writer
-        self._costs: list[float] = []
+        self.measuring: list[float] = []
+        self._costs: list[float] = []  # of the epochs, without that
         self.begin_steps(builds=True)
 
     @property
     def seconds_per_epoch(self) -> float | None:
         """The mean of the newest three epochs, without building the graph; other work makes single ones slow.
 
-        None before the first one of this process.
+        With an epoch's share of measuring the mAP. None before the first epoch of this process.
         """
-        return float(np.mean(self._costs[-3:])) if self._costs else None
+        if not self._costs:
+            return None
+        return float(np.mean(self._costs[-3:])) + self._seconds_to_measure / self.validate_every
+
+    @property
+    def seconds_at_the_end(self) -> float:
+        """What the last epoch, which is measured in any case, can take beyond its share of measuring."""
+        return self._seconds_to_measure * (1 - 1 / self.validate_every)
+
+    @property
+    def _seconds_to_measure(self) -> float:
+        return float(np.mean(self.measuring[-3:])) if self.measuring else 0.0
 
     @property
     def out_of_patience(self) -> bool:
         """Whether the newest `patience` measurements were none of them the best."""
         scores = [row["mAP"] for row in self.state["history"] if row["mAP"] != ""]
         return 0 < self.patience < len(scores) and max(scores[-self.patience :]) <= max(scores[: -self.patience])
+
+    def forget_costs(self) -> None:
+        """To be called when epochs take longer from now on than those before, because the backbone thaws."""
+        self._costs.clear()
 
     def begin_steps(self, *, builds: bool) -> None:
         """To be called before the steps of an epoch.
@@ -285,9 +307,13 @@ class EpochEnd(keras.callbacks.Callback):
         state, number, begin = self.state, self.state["epochs"] + 1, time.perf_counter()
         losses = {name: round(float(value), 6) for name, value in self.trainer.get_metrics_result().items()}
         score, best = self._measure(measured=number == state["total"] or number % self.validate_every == 0)
+        rest = time.perf_counter() - begin
+        if score is not None:
+            self.measuring.append(rest)
+            rest = 0.0
         seconds = self._seconds_of_a_step()
         if seconds:
-            self._costs.append(seconds * state["steps"] + time.perf_counter() - begin + self.saver.cost)
+            self._costs.append(seconds * state["steps"] + rest + self.saver.cost)
         said = replan(number)
         if number == state["total"] and score is None:  # it has become the last one
             score, best = self._measure(measured=True)

@@ -31,6 +31,7 @@ from oid.files import InputError, replacing
 from training import machines
 from training.averages import averaged_weights
 from training.history import write_history
+from training.schedule import LINE
 
 TRAINING = "training.npz"
 NETWORK_WEIGHTS = detector.CHECKPOINT_WEIGHTS.name
@@ -49,11 +50,13 @@ def new_state() -> dict:
     """The state of a training that has not begun.
 
     Its entries: `step`, the steps done; `epochs` finished of `total`, `steps` per epoch, the `schedule` of the learning
-    rate, `average_over` so many steps, `seconds` used in all and `epoch_seconds` in the epoch begun, the `best` mAP and
-    the SHA-256 of its `best_model`, `history`, and the `means` (sums and counts of the epoch's losses).
+    rate, `average_over` so many steps, `closed`, see `training.loop.planned_at_closing`, `seconds` used in all and
+    `epoch_seconds` in the epoch begun, the `best` mAP and the SHA-256 of its `best_model`, `history`, and the `means`
+    (sums and counts of the epoch's losses).
     """
-    begun = {"step": 0, "epochs": 0, "total": 0, "steps": 0, "schedule": {}, "average_over": None, "seconds": 0.0}
-    return begun | {"epoch_seconds": 0.0, "best": -1.0, "best_model": "", "history": [], "means": []}
+    begun = {"step": 0, "epochs": 0, "total": 0, "steps": 0, "schedule": {}, "average_over": None, "closed": 0}
+    times = {"seconds": 0.0, "epoch_seconds": 0.0}
+    return begun | times | {"best": -1.0, "best_model": "", "history": [], "means": []}
 
 
 def best_so_far(state: dict) -> str:
@@ -138,8 +141,12 @@ def _publish(run: Path) -> None:
 
 
 def _variables(trainer: keras.Model) -> list[keras.Variable]:
-    """All that a step changes but the sums of the losses; in the same order for the same settings."""
-    return [*trainer.variables, *trainer.optimizer.variables]
+    """All that a step changes but the sums of the losses; in the same order for the same settings.
+
+    The end of the schedule, which the optimizer has among its variables, is in the state.
+    """
+    of_optimizer = [variable for variable in trainer.optimizer.variables if variable.name != LINE]
+    return [*trainer.variables, *of_optimizer]
 
 
 def _save_arrays(path: Path, variables: list[keras.Variable]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from models.anchors import anchors_per_cell
+from models.backbones import all_layers
 from models.detector import load_model
 from oid import layout
 from oid.files import InputError
@@ -37,13 +38,14 @@ def initialise(network: keras.Model, settings: dict, flags: dict) -> None:
     """Takes over the weights of the run that `--init_from` names, and says what begins anew.
 
     Raises:
-        InputError: it is no run, or nothing of it fits.
+        InputError: it is no run, nothing of it fits, or random weights of the backbone would be kept.
     """
     run = flags["init_from"]
     source = load_model(layout.run_folder(flags["output_path"], run), precision=None)
     taken = take_over_weights(source, network, settings)
     if not taken.layers:
         raise InputError(f"--init_from {run}: not one layer fits; it needs the same detector, backbone and channels")
+    _check_frozen(taken.anew, network, source.settings["backbone"], settings["backbone"], flags)
     names = ", ".join(taken.anew[:12]) + (f" and {len(taken.anew) - 12} more" if len(taken.anew) > 12 else "")
     print(f"--init_from {run}: {taken.layers} layers taken over, {len(taken.anew)} begin anew{names and ': '}{names}")
     if taken.partly:
@@ -52,6 +54,17 @@ def initialise(network: keras.Model, settings: dict, flags: dict) -> None:
         print(
             f"--init_from {run}: it knows {known} of the {all_of_them} classes, whose part of the classifier "
             f"({', '.join(taken.partly)}) is taken over{rest}"
+        )
+
+
+def _check_frozen(anew: list[str], network: keras.Model, old: str, new: str, flags: dict) -> None:
+    """Refuses to freeze a backbone whose weights neither the other run nor a file has given."""
+    frozen = [name for name in ("freeze_backbone", "freeze_backbone_epochs") if flags[name]]
+    inside = {layer.name for layer in all_layers(network.get_layer(new))}
+    if frozen and flags["backbone_weights"] == "none" and (random := [name for name in anew if name in inside]):
+        raise InputError(
+            f"--{frozen[0]} would keep random weights: {len(random)} layers of {new} ({random[0]}, ...) are not in "
+            f"--init_from {flags['init_from']}, with its {old}: give --backbone_weights as well, or its backbone"
         )
 
 

@@ -3,6 +3,7 @@
 Between epochs the backbone may thaw, the size of the input may change, and a time budget may move the end.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +14,20 @@ from keras import ops
 
 from models import backbones
 from models.detector import Detector, runs_on_cpu
-from training import machines, plan
+from training import machines, memory, plan
 from training.batches import BadImages, Batches, BatchSequence
 from training.callbacks import EpochEnd, FiniteLossGuard, Progress, Saver, set_means
 from training.checkpoints import best_so_far, note_images
 from training.schedule import Schedule, make_optimizer
+from training.settings import check_length
 from training.stopping import Stop, Stopped
 from training.trainer import DetectionTrainer
+from training.validation import BATCH
 
 CLOSED = 0.85  # of the training; the rest sees whole pictures, at the network's own size
 STEPS_TO_WARM, STEPS_TO_MEASURE = 6, 30
+FEWEST_STEPS = 3  # the first builds the graph, the second may still wait for pictures
+MEASURING_SHARE = 0.03  # of a time budget: longer steps are fewer, and a longer measurement of the mAP is made once
 WARM_UP = 100  # steps, at most a tenth of the training
 
 
@@ -32,36 +37,45 @@ def new_schedule(flags: dict, learning_rate: float, steps: int) -> dict:
     return Schedule(peak=learning_rate, steps=steps, shape=flags["schedule"], warm_up=max(1, warm_up)).get_config()
 
 
-def plan_length(flags: dict, chosen: dict, trainer, batches: Batches, end: EpochEnd, deadline: float | None) -> None:
+def plan_length(flags: dict, settings: dict, trainer, batches: Batches, end: EpochEnd, deadline: float | None) -> None:
     """Fills in `total` epochs of so many `steps` and the `schedule`: as given, as time allows, or by the images.
 
     Args:
         flags: a03's.
-        chosen: `settings["training"]`.
-        trainer: compiled; it gets the optimizer of the plan.
+        settings: of the run.
+        trainer: compiled; it is to be compiled again for the plan.
         batches: of the whole training.
         end: its `state` gets the plan.
         deadline: when a time budget ends, on `time.monotonic`'s clock; None = never.
 
     Raises:
-        InputError: there is no time for a training.
+        InputError: there is no time for a training, or none so long as its flags need.
     """
-    images = len(batches.data)
+    images, chosen, state = len(batches.data), settings["training"], end.state
     if flags["epochs"] is not None:
         total, steps = flags["epochs"], flags["steps_per_epoch"] or max(1, images // chosen["batch_size"])
     elif deadline is not None:
-        build, step, validation = measure(trainer, batches, end, workers=flags["workers"])
-        total, steps = plan.budget_length(deadline - time.monotonic() - build, step=step, validation=validation)
+        if thaws := flags["freeze_backbone_epochs"]:  # the steps after the thaw take longer, and are most
+            compile_for(trainer, state, flags, backbone=settings["backbone"], epoch=thaws)
+        seconds = MEASURING_SHARE * (deadline - time.monotonic())
+        build, step, validation = measure(trainer, batches, end, workers=flags["workers"], seconds=seconds)
+        often = {"validation": validation, "validate_every": flags["validate_every"]}
+        build *= 2 if thaws else 1
+        total, steps = plan.budget_length(deadline - time.monotonic() - build, step=step, **often)
         pictures = total * steps * chosen["batch_size"]
         print(
             f"chosen: {total} epochs of {steps} steps for --time_budget {flags['time_budget']}, "
             f"{pictures / images:.0f} passes: a step takes {step:.3f} s ({chosen['batch_size'] / step:.1f} images/s), "
             f"measuring the mAP {validation:.1f} s"
         )
+        measuring = plan.seconds_to_measure(total, **often)
+        share = measuring / (measuring + total * steps * step)
+        if share > plan.VALIDATION_SHARE:
+            print(f"measuring the mAP takes {share:.0%} of the time: fewer images by --validation_images take less")
     else:
         total, steps, reason = plan.fixed_length(images, chosen["batch_size"])
         print(f"chosen: {reason}")
-    state = end.state
+    check_length(flags, total, steps)
     state.update(total=total, steps=steps, average_over=total * steps)
     state["schedule"] = new_schedule(flags, chosen["learning_rate"], total * steps)
 
@@ -100,41 +114,80 @@ def compile_for(trainer: DetectionTrainer, state: dict, flags: dict, *, backbone
     trainer.schedule, trainer.compiled_for = schedule, epoch
 
 
-def measure(trainer: DetectionTrainer, batches: Batches, end: EpochEnd, *, workers: int) -> tuple[float, float, float]:
-    """Seconds to build the graph, of a training step, of measuring the mAP; afterwards all weights are as before."""
+def measure(
+    trainer: DetectionTrainer, batches: Batches, end: EpochEnd, *, workers: int, seconds: float
+) -> tuple[float, float, float]:
+    """Seconds to build the graph, of a training step, of measuring the mAP; afterwards all weights are as before.
+
+    Args:
+        trainer: compiled as it trains most of the time.
+        batches: of the whole training.
+        end: validates.
+        workers: threads that prepare batches.
+        seconds: that all steps together may take without the first, which builds the graph, but for `FEWEST_STEPS`;
+            the mAP is measured once only where that takes longer.
+    """
     variables = [*trainer.variables, *trainer.optimizer.variables]
     before = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
-    clock = _StepTimes()
+    clock = _StepTimes(seconds)
     steps = STEPS_TO_WARM + STEPS_TO_MEASURE
     batches.close_at = steps  # mosaics and mixtures belong to what is measured
     sequence = BatchSequence(batches, workers=workers)
-    with sequence.mistakes_as_they_are():
+    with sequence.mistakes_as_they_are(), _memory(end, trainer.sizes[0]):
         began = time.perf_counter()
         trainer.fit(sequence, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0, callbacks=[clock])
     for variable, value in zip(variables, before, strict=True):
         variable.assign(value)
-    validation = 0.0
     if end.validate:
-        end.validate(end.detector)  # the first time compiles, and fills the cache
-        ready = time.perf_counter()
+        end.measuring.append(_seconds_to_validate(end, seconds))
+    warm = min(STEPS_TO_WARM, (len(clock.times) - 1) // 2)
+    step = float(np.median(np.diff(clock.times[warm:])))
+    return max(clock.times[0] - began - step, 0.0), step, end.measuring[-1] if end.validate else 0.0
+
+
+def _seconds_to_validate(end: EpochEnd, long: float) -> float:
+    """Of measuring the mAP; the second time, when the pictures are in memory, unless the first was `long`."""
+    side = end.detector.settings["image_size"]
+    end.detector.detect(np.zeros((BATCH, side, side, 3), "uint8"), sizes=[(side, side)] * BATCH)  # compiles
+    for _ in range(2):
+        began = time.perf_counter()
         end.validate(end.detector)
-        validation = time.perf_counter() - ready
-    step = float(np.median(np.diff(clock.times[STEPS_TO_WARM:])))
-    return max(clock.times[0] - began - step, 0.0), step, validation
+        took = time.perf_counter() - began
+        if machines.from_first(lambda took=took: took > long):
+            break
+    return took
 
 
 class _StepTimes(keras.callbacks.Callback):
-    def __init__(self):
+    """When each step ended; no more steps than fit into so many seconds after the first, but `FEWEST_STEPS`."""
+
+    def __init__(self, seconds: float):
         super().__init__()
+        self.seconds = seconds
         self.times: list[float] = []
 
     def on_train_batch_end(self, batch, logs=None):
+        float(logs["loss"])  # waits until an accelerator has done the step
         self.times.append(time.perf_counter())
+        over = machines.from_first(lambda: self.times[-1] - self.times[0] >= self.seconds)
+        if over and len(self.times) >= FEWEST_STEPS:
+            self.model.stop_training = True
+
+
+def _memory(end: EpochEnd, image_size: int) -> contextlib.AbstractContextManager:
+    """Around `fit`: a lack of memory is said in one sentence."""
+    checkpoint = end.saver.guard.last_good
+    return memory.shortage_in_one_sentence(batch_size=end.batch_size, image_size=image_size, checkpoint=checkpoint)
+
+
+def planned_at_closing(state: dict) -> int:
+    """The epochs of which the last `CLOSED` part is closed: all, unless the end was moved after it had begun."""
+    return state.get("closed") or state["total"]
 
 
 def close_at(state: dict) -> int:
     """The first step without mosaics and mixtures."""
-    return int(CLOSED * state["total"] * state["steps"])
+    return int(CLOSED * planned_at_closing(state) * state["steps"])
 
 
 def size_of(epoch: int, sizes: tuple[int, ...], *, total: int, seed: int) -> int:
@@ -216,7 +269,7 @@ def run(
                 break
             _train_epoch(trainer, batches, end, flags, backbone=backbone)
             stop.check()
-            end.finish_epoch(lambda done: _keep_to(deadline, trainer, end, done))
+            end.finish_epoch(lambda done: _keep_to(deadline, trainer, end, flags, done))
         end.measure_last()
     except Stopped:
         end.saver.save_if_needed()
@@ -244,8 +297,9 @@ def _train_epoch(trainer: DetectionTrainer, batches: Batches, end: EpochEnd, fla
     state, epoch = end.state, end.state["epochs"]
     if epoch and epoch == flags["freeze_backbone_epochs"] and trainer.compiled_for < epoch:
         compile_for(trainer, state, flags, backbone=backbone, epoch=epoch)
+        end.forget_costs()
         print(f"the backbone thaws after epoch {epoch}")
-    size = size_of(epoch, tuple(trainer.sizes), total=state["total"], seed=flags["seed"])
+    size = size_of(epoch, tuple(trainer.sizes), total=planned_at_closing(state), seed=flags["seed"])
     trainer.look_at(size)
     batches.close_at = close_at(state)
     left = (epoch + 1) * state["steps"] - state["step"]
@@ -253,7 +307,7 @@ def _train_epoch(trainer: DetectionTrainer, batches: Batches, end: EpochEnd, fla
         return
     sequence = BatchSequence(batches, start=state["step"], workers=flags["workers"], image_size=size)
     end.begin_steps(builds=trainer.train_function is None)
-    with sequence.mistakes_as_they_are():
+    with sequence.mistakes_as_they_are(), _memory(end, size):
         trainer.fit(
             sequence,
             steps_per_epoch=left,
@@ -277,8 +331,10 @@ def _end_here(end: EpochEnd) -> None:
         end.saver.save()
 
 
-def _keep_to(deadline: float | None, trainer: DetectionTrainer, end: EpochEnd, done: int) -> str:
-    """Moves the end of the training when the newest epoch says that the plan misses the deadline by much.
+def _keep_to(deadline: float | None, trainer: DetectionTrainer, end: EpochEnd, flags: dict, done: int) -> str:
+    """Moves the end of the training when the newest epochs say that the plan misses the deadline by much.
+
+    While the backbone is frozen not to a later one, as the epochs after the thaw take longer. What is closed stays so.
 
     Returns:
         what there is to say about it; empty where the plan stays.
@@ -286,15 +342,15 @@ def _keep_to(deadline: float | None, trainer: DetectionTrainer, end: EpochEnd, d
     state, planned, epoch = end.state, end.state["total"], end.seconds_per_epoch
     if deadline is None or epoch is None:
         return ""
-    left, epoch = machines.from_first(lambda: (deadline - time.monotonic(), epoch))
-    total = plan.epochs_that_fit(left, epoch, done=done, planned=planned)
-    if total == planned:
+    left, epoch, last = machines.from_first(lambda: (deadline - time.monotonic(), epoch, end.seconds_at_the_end))
+    total = plan.epochs_that_fit(left - last, epoch, done=done, planned=planned)
+    if total == planned or (total > planned and done <= flags["freeze_backbone_epochs"]):
         return ""
+    if state["step"] >= close_at(state):
+        state["closed"] = planned_at_closing(state)
     state["total"] = total
     if done == total:
         return f"the time is over after {total} of {planned} epochs"
     trainer.schedule.move_end(total * state["steps"], at=done * state["steps"])
     state["schedule"] = trainer.schedule.get_config()
-    if keras.backend.backend() == "jax":  # what it compiled holds the line as a constant
-        trainer.forget_functions()
     return f"{left / 60:.1f} minutes are left: {total} epochs instead of {planned}"

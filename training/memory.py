@@ -4,16 +4,19 @@ The parts are counted from the network and the batch. What a framework adds to t
 gradient (buffers of convolutions, gradients on their way) is a factor that was measured, see `ACTIVATIONS`.
 """
 
+import contextlib
 import math
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 
 import keras
 
 from models.cost import result_bytes, weight_bytes
 from models.detector import runs_on_cpu
 from models.pieces import PIECE
+from oid.files import InputError
 from training import plan
 from training.batches import MAX_REGIONS
 from training.devices import accelerator_bytes
@@ -28,6 +31,7 @@ GRAPH_OF_JAX = 4_500_000  # the same with what compiles it
 CONTEXT = 2**29  # bytes that an accelerator's own software takes
 WAITING = 10  # batches between the threads that prepare them and the step
 MOMENTS = {"adamw": 2, "sgd": 1}
+FULL = ("ResourceExhaustedError", "OutOfMemoryError", "MemoryError")  # of TensorFlow, PyTorch, Python; JAX's has a text
 
 
 def expected_bytes(
@@ -120,6 +124,35 @@ def report(parts: dict[str, int], *, program: int, free: int, batch_size: int) -
         lower.append(f"--cache_gb, whose pictures take {_gib(parts['pictures'])} GiB")
     lower += ["--image_size", "--tums", "--channels"]
     return f"{said}\nmemory: it will not fit: lower {', or '.join(lower)}"
+
+
+@contextlib.contextmanager
+def shortage_in_one_sentence(*, batch_size: int, image_size: int, checkpoint: str) -> Iterator[None]:
+    """Around `fit`: says what to lower where the framework finds no memory, and where the training goes on.
+
+    Args:
+        batch_size: images per step.
+        image_size: side of its pictures in pixels.
+        checkpoint: the newest, with its step, in words; empty where there is none: then all flags may still change.
+
+    Raises:
+        InputError: there is no memory for a step.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ not in FULL and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        lower = "a lower --batch_size (--accumulate adds several up), a lower --image_size or a smaller network"
+        remedy = f"give {lower}"
+        if checkpoint:
+            remedy = (
+                f"{checkpoint}, goes on by the same command where more memory is free; or let another --run start from "
+                f"its weights by --init_from, with {lower}"
+            )
+        raise InputError(
+            f"the memory does not suffice for a step of {batch_size} images of {image_size} pixels: {remedy}"
+        ) from error
 
 
 def _gib(size: float) -> str:

@@ -23,7 +23,7 @@ CACHED_SHARE = 0.5  # of the free memory that reduced pictures may take
 PICTURES_OF_SMALL_DATA = 32_000  # seen in the whole training, where no time budget says how many
 PASSES = 12  # the same for many images
 EPOCHS = 40
-EPOCHS_IN_BUDGET = 30  # about so many, unless measuring the mAP would take too large a share of the time
+EPOCHS_IN_BUDGET = 30  # so many, unless measuring the mAP would take too large a share of the time
 VALIDATION_SHARE = 0.1
 SHORTEST = 20  # steps: a budget for fewer trains nothing
 FEW_CORES = 4  # up to here `share_few_cores` helps
@@ -131,21 +131,29 @@ def fixed_length(images: int, batch_size: int) -> tuple[int, int, str]:
     return EPOCHS, steps, reason
 
 
-def budget_length(seconds: float, *, step: float, validation: float) -> tuple[int, int]:
-    """Epochs and steps per epoch that fill a time.
+def seconds_to_measure(epochs: int, *, validation: float, validate_every: int) -> float:
+    """What all measurements of the mAP take; the arguments are those of `budget_length`."""
+    return math.ceil(epochs / validate_every) * validation
+
+
+def budget_length(seconds: float, *, step: float, validation: float, validate_every: int = 1) -> tuple[int, int]:
+    """Epochs and steps per epoch that fill a time: as many as measuring the mAP and whole steps allow.
 
     Args:
         seconds: that are left.
         step: seconds of one training step.
-        validation: seconds of what comes after each epoch.
+        validation: seconds of what comes after an epoch that is measured.
+        validate_every: so many epochs; the last one is measured in any case.
 
     Raises:
         InputError: there is no time for a training.
     """
     usable = seconds * (1 - MARGIN)
-    epoch = max(usable / EPOCHS_IN_BUDGET, validation / VALIDATION_SHARE, SHORTEST * step)  # steps are whole numbers
-    epochs = max(1, int(usable // (epoch + validation)))
-    steps = int((usable / epochs - validation) / step)
+    for epochs in range(EPOCHS_IN_BUDGET, 0, -1):
+        measuring = seconds_to_measure(epochs, validation=validation, validate_every=validate_every)
+        steps = int((usable - measuring) / (epochs * step))  # whole numbers
+        if steps >= SHORTEST and measuring <= VALIDATION_SHARE * (usable - measuring):
+            break
     if steps * epochs < SHORTEST:
         need = SHORTEST * step + validation
         raise InputError(

@@ -13,6 +13,7 @@ COSINE_END = 0.01  # of the highest rate
 DROPS = (0.6, 0.8)  # where the paper divides the rate by ten: after 90 and 120 of 150 epochs (section 4.1)
 AVERAGED_SHARE = 1 / 25  # of the training that the moving average of the weights reaches back
 LONGEST_AVERAGE = 5000  # steps
+LINE = "schedule"  # name of the variable that the learning rate is computed from
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
@@ -29,6 +30,9 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         begin: the step from which progress grows evenly up to the end.
         begin_progress: the progress at `begin`; 0 unless the end of the training was moved on its way.
         offset: the step that an optimizer calls 0, when it did not begin with the training.
+
+    Attributes:
+        line: a variable of `begin`, `begin_progress` and `steps`.
     """
 
     def __init__(
@@ -49,8 +53,8 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         self.shape = shape
         self.warm_up = warm_up
         self.offset = offset
-        # a variable, so that what TensorFlow compiled follows when the end is moved
-        self._line = keras.Variable([begin, begin_progress, steps], trainable=False, dtype="float32", name="schedule")
+        # a variable, so that what is compiled follows when the end is moved
+        self.line = keras.Variable([begin, begin_progress, steps], trainable=False, dtype="float32", name=LINE)
 
     @property
     def steps(self) -> int:
@@ -58,7 +62,7 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
         return round(self._numbers()[2])
 
     def _numbers(self) -> tuple[float, float, float]:
-        begin, begin_progress, steps = ops.convert_to_numpy(self._line)
+        begin, begin_progress, steps = ops.convert_to_numpy(self.line)
         return float(begin), float(begin_progress), float(steps)
 
     def progress(self, step: int) -> float:
@@ -69,11 +73,11 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
 
     def move_end(self, steps: int, *, at: int) -> None:
         """From step `at` on, with the rate that it has there, the training goes to an end after `steps` steps."""
-        self._line.assign([at, self.progress(at), steps])
+        self.line.assign([at, self.progress(at), steps])
 
     def __call__(self, step):
         step = ops.cast(step, "float32") + self.offset
-        begin, begin_progress, steps = ops.unstack(ops.convert_to_tensor(self._line))
+        begin, begin_progress, steps = ops.unstack(ops.convert_to_tensor(self.line))
         share = (step - begin) / ops.maximum(1.0, steps - begin)
         progress = ops.clip(begin_progress + (1.0 - begin_progress) * share, 0.0, 1.0)
         if self.shape == "cosine":
@@ -131,6 +135,7 @@ def make_optimizer(
         made = keras.optimizers.SGD(momentum=0.9, **options)
     if weight_decay:
         made.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    made.line = schedule.line  # one of its variables from now on: JAX gives these to what it compiled, no others
     # each `fit` would end with the average in place of the weights, and there is one per epoch
     made.finalize_variable_values = lambda variables: None
     return made

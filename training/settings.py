@@ -1,5 +1,6 @@
 """The flags of a training: which values make no training, and whether a run may go on with them."""
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -69,8 +70,36 @@ def check_flags(flags: dict) -> None:
         raise InputError(f"--label_rules {words}: give some of {', '.join(LABEL_RULES)}, or none")
     if flags["show_batches"] and flags["processes"] > 1:
         raise InputError(f"--show_batches {flags['show_batches']} needs one process: leave out --processes")
+    if flags["tensorboard"] and importlib.util.find_spec("tensorboard") is None:
+        raise InputError("--tensorboard needs the package of that name: pip install tensorboard, or leave it out")
     _check_detector(flags)
     _check_frozen(flags)
+    if flags["epochs"] is not None:
+        check_length(flags, flags["epochs"], flags["steps_per_epoch"] or None)
+
+
+def check_length(flags: dict, epochs: int, steps_per_epoch: int | None) -> None:
+    """Refuses a backbone that never thaws, and a learning rate that never reaches its peak.
+
+    Args:
+        flags: a03's.
+        epochs: of the training, given or planned.
+        steps_per_epoch: None = not known yet.
+
+    Raises:
+        InputError: naming the flag and how long the training is.
+    """
+    frozen, warm_up = flags["freeze_backbone_epochs"], flags["warm_up_steps"] or 0
+    if frozen >= epochs:
+        raise InputError(
+            f"--freeze_backbone_epochs {frozen} in a training of {epochs} epochs would never thaw: give fewer, or "
+            "--freeze_backbone if that is what is meant"
+        )
+    if steps_per_epoch is not None and warm_up > epochs * steps_per_epoch:
+        raise InputError(
+            f"--warm_up_steps {warm_up} in a training of {epochs * steps_per_epoch} steps would never reach the "
+            "learning rate: give fewer, or leave it out"
+        )
 
 
 def _check_detector(flags: dict) -> None:
@@ -85,10 +114,16 @@ def _check_detector(flags: dict) -> None:
 
 
 def _check_frozen(flags: dict) -> None:
+    """Refuses to freeze what is random, and what is to thaw for good."""
     random = flags["backbone_weights"] == "none" and not flags["init_from"]
     for name in ("freeze_backbone", "freeze_batch_norm", "freeze_backbone_epochs"):
         if flags[name] and random:
             raise InputError(f"--{name} would keep random weights: give --backbone_weights or --init_from as well")
+    if flags["freeze_backbone"] and flags["freeze_backbone_epochs"]:
+        raise InputError(
+            f"--freeze_backbone with --freeze_backbone_epochs {flags['freeze_backbone_epochs']}: the first is for the "
+            "whole training, the second until it thaws: leave one out"
+        )
 
 
 def check_source(flags: dict) -> None:

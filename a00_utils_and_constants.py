@@ -18,9 +18,9 @@ BACKBONE = None  # models/backbones.py has the table; the paper has "vgg16" and 
 BACKBONE_WEIGHTS = "none"  # "imagenet" downloads them once, "none" trains from scratch, or a .h5 / .keras file
 IMAGE_SIZE = None  # pixels, the side of the square that the network sees; the paper has 320, 512 and 800
 TUMS, SCALES, CHANNELS = None, None, None  # U-shape modules, maps per module, channels per map; the paper: 8, 6, 128
-VARIANT = "paper"  # the network of the paper's figures, or of the authors' "released" code (8, 6, 256)
+VARIANT = None  # "paper" = the network of its figures, as None is, or of the authors' "released" code (8, 6, 256)
 HEAD = "auto"  # "conv" as published; "shared" by the scales, for hundreds of classes; "light", for small networks
-ANCHORS = "square"  # one per cell, or the "official" six, or a file that a02 makes
+ANCHORS = None  # "square" = one per cell, as None is, or the "official" six, or a file that a02 makes
 EPOCHS = None  # a number here counts instead of TIME_BUDGET; validation and a checkpoint after each
 STEPS_PER_EPOCH = None  # with EPOCHS; 0 or None = each training image once
 BATCH_SIZE = None  # images per step

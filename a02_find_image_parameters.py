@@ -77,7 +77,7 @@ def main(
     image_size: int | None = IMAGE_SIZE,
     scales: int | None = SCALES,
     resize: Literal["warp", "letterbox"] = "letterbox",
-    anchors: str = ANCHORS,
+    anchors: str | None = ANCHORS,
     anchors_per_cell: int | None = None,
     seed: int = 0,
 ) -> None:
@@ -96,7 +96,7 @@ def main(
         image_size: side of the network's square in pixels (default: 192, a03's small network).
         scales: maps of the network, as in a03 (default: 4, or fewer where the image is small).
         resize: how pictures become square, as in a03.
-        anchors: those that are compared with k-means: square, official, or a file, as in a03.
+        anchors: those that are compared with k-means: square, official, or a file, as in a03 (default: square).
         anchors_per_cell: so many by k-means in each cell (default: as many as --anchors has).
         seed: of the boxes that are drawn where a class has more than 5,000, and of k-means.
     """
@@ -108,7 +108,7 @@ def main(
         raise InputError(f"--anchors_per_cell {anchors_per_cell}: give 1 or more")
     if seed < 0 or seed >= 2**32:
         raise InputError(f"--seed is {seed}: it must be from 0 to 4294967295")
-    sets = compared_sets(image_size or SMALL_IMAGE_SIZE, scales, anchors)
+    sets = compared_sets(image_size or SMALL_IMAGE_SIZE, scales, anchors or "square")
     way = Way(orientation, not no_md5, threads or os.cpu_count() or 1)
     measured = [split for split in dict.fromkeys(splits) if measure_split(dataset_path, output_path, split, way)]
     if not measured:

@@ -33,7 +33,7 @@ from a00_utils_and_constants import run_script
 from oid.files import output_file, replacing
 from training import plan, stopping
 from training.data_set import read_classes
-from training.settings import check_flags, check_source, known_channels, saved_settings
+from training.settings import check_flags, check_source, known_channels, saved_settings, weight_decay_of
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's alarm where there is no GPU
 
@@ -52,10 +52,10 @@ def main(
     tums: int | None = a00.TUMS,
     scales: int | None = a00.SCALES,
     channels: int | None = a00.CHANNELS,
-    variant: Literal["paper", "released"] = a00.VARIANT,
+    variant: Literal["paper", "released"] | None = a00.VARIANT,
     sfam: bool | None = None,
     head: Literal["auto", "conv", "shared", "light"] = a00.HEAD,
-    anchors: str = a00.ANCHORS,
+    anchors: str | None = a00.ANCHORS,
     taps: tuple[str, ...] | None = None,
     init_from: str | None = None,
     freeze_backbone: bool = False,
@@ -88,7 +88,7 @@ def main(
     learning_rate: float | None = a00.LEARNING_RATE,
     schedule: Literal["cosine", "steps"] = "cosine",
     warm_up_steps: int | None = None,
-    weight_decay: float = 0.03,
+    weight_decay: float | None = None,
     clip_norm: float = 10.0,
     ema: bool = False,
     # measured how
@@ -131,16 +131,16 @@ def main(
         tums: number of thinned U-shape modules (the paper: 8)
         scales: maps per module, from an eighth of the image downwards (the paper: 6; RetinaNet's: 5)
         channels: channels of each map of each module (the paper: 128; the released code and RetinaNet's paper: 256)
-        variant: paper = the network of its figures, released = that of the authors' code
+        variant: paper = the network of its figures, released = that of the authors' code (default: paper)
         sfam: whether the pyramid's channels are weighed (default: as published, paper yes, released no)
         head: conv = one convolution per scale as published, shared = two subnets for all scales, light = these with one
             convolution instead of four; auto = shared for more than 100 classes, light in the small network of a03
         anchors: square = one per cell, official = the published six, or RetinaNet's nine, or a file of sizes, like
-            a02's OUTPUT/anchors_level_<n>.json, which is read once
+            a02's OUTPUT/anchors_level_<n>.json, which is read once (default: square)
         taps: two layers of the backbone to read, at strides of 8 and 16 pixels, and for RetinaNet a third, at 32
             (default: those of the table)
         init_from: start from the weights of another run (name or folder), where they fit, also one of other classes or
-            one that models.convert made; the layers that do not fit are named
+            one that models.convert made; what is open of the network is as there; the layers that do not fit are named
         freeze_backbone: the backbone keeps its weights
         freeze_batch_norm: batch norm keeps its weights and statistics, for batches of very few images
         freeze_backbone_epochs: the backbone keeps its weights for so many epochs
@@ -173,10 +173,11 @@ def main(
         max_gt_boxes: boxes per training picture, each class of an object being one; those beyond, drawn at random, are
             ignored regions (with the label rules regions or depictions, else background), counted and said
         optimizer: adamw, or sgd with momentum 0.9
-        learning_rate: the highest, after the warm-up
+        learning_rate: the highest, after the warm-up (default: by the optimizer, and whether weights are random)
         schedule: how it falls: cosine, or the paper's steps (a tenth at 60 %, again at 80 %)
         warm_up_steps: in which it rises (default: 100, at most a tenth of all)
-        weight_decay: decoupled from the gradient, of everything but biases and batch norm
+        weight_decay: decoupled from the gradient, of everything but biases and batch norm (default: adamw 0.03, sgd
+            0.0005)
         clip_norm: longest gradient of all weights together; 0 = any
         ema: validate and keep the moving average of the weights (at the end of a training, whose
             learning rate has fallen to nearly 0, it was measured to gain nothing)
@@ -256,6 +257,7 @@ def _train_on(sharing, flags: dict, classes: dict, folder: Path, started: float,
     train = parts.training_data(flags)
     rules = label_rules.in_force(flags, list(classes), train)
     settings = settings or machines.from_first(lambda: parts.new_settings(flags, classes, train, sharing.count))
+    flags["weight_decay"] = weight_decay_of(settings)
     sharing.check_batch_size(settings["training"]["batch_size"])
     with sharing.scope():
         network, exported = parts.networks(flags, settings, begins=not state["step"])

@@ -2,7 +2,7 @@
 
 The devices are two that the CPU is made; the trainings are `two_devices.py`, in processes of their own, because a
 backend's devices are fixed when it starts. The batch is half empty: N_pos must be that of the whole batch. Gradients
-are clipped, and weights decay.
+are clipped, and weights decay. What accelerators can is asked of stand-ins for the backends.
 """
 
 import csv
@@ -12,10 +12,14 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import ROOT
+
+from models.detector import runs_on_cpu
+from training import devices
 
 slow = pytest.mark.slow
 CASES = [
@@ -105,3 +109,83 @@ def test_a_run_goes_on_with_another_number_of_devices(photographs, tmp_path, bef
     for mine, other in zip(*rows, strict=True):
         for column in ("epoch", "loss", "class_loss", "box_loss", "learning_rate"):
             assert float(mine[column]) == pytest.approx(float(other[column]), rel=1e-4)
+
+
+# === What accelerators can ===========================================================================================
+def gpu(capability) -> SimpleNamespace:
+    """A device as JAX has it, which carries all that the others are asked for."""
+    return SimpleNamespace(platform="gpu", compute_capability=capability)
+
+
+TPU = SimpleNamespace(platform="tpu")
+
+
+def stand_in(monkeypatch, backend: str, found: list) -> None:
+    """Makes a backend one that has these devices."""
+
+    def pair(device) -> tuple[int, ...]:
+        return tuple(int(part) for part in device.compute_capability.split("."))
+
+    def details(device) -> dict[str, object]:
+        known = device.compute_capability.replace(".", "").isdecimal()
+        return {"device_name": "x"} | ({"compute_capability": pair(device)} if known else {})
+
+    gpus, tpus = ([device for device in found if device.platform == kind] for kind in ("gpu", "tpu"))
+    config = SimpleNamespace(
+        list_physical_devices=lambda kind: {"GPU": gpus, "TPU": []}[kind],
+        list_logical_devices=lambda kind: {"GPU": gpus, "TPU": tpus}[kind],
+        experimental=SimpleNamespace(get_device_details=details),
+    )
+    cuda = SimpleNamespace(
+        is_available=lambda: bool(gpus), device_count=lambda: len(gpus), get_device_capability=lambda i: pair(gpus[i])
+    )
+    modules = {
+        "tensorflow": SimpleNamespace(config=config),
+        "jax": SimpleNamespace(local_devices=lambda: found),
+        "torch": SimpleNamespace(cuda=cuda, version=SimpleNamespace(hip=None)),
+    }
+    monkeypatch.setattr(devices.keras.backend, "backend", lambda: backend)
+    monkeypatch.setitem(sys.modules, backend, modules[backend])
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+@pytest.mark.parametrize(
+    ("capabilities", "has_it"),
+    [
+        (["6.0"], False),  # P100
+        (["7.0"], False),  # V100
+        (["7.5"], False),  # T4
+        (["8.0"], True),  # A100
+        (["8.9"], True),
+        (["9.0", "9.0"], True),
+        (["10.0"], True),
+        (["9.0", "7.5"], False),  # the slowest of those that share a batch
+        ([], False),
+    ],
+)
+def test_gpus_have_bfloat16_from_compute_capability_8_on(monkeypatch, backend, capabilities, has_it):
+    stand_in(monkeypatch, backend, [gpu(capability) for capability in capabilities])
+    assert devices.accelerators_have_bfloat16() == has_it
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_a_tpu_has_bfloat16(monkeypatch, backend):
+    stand_in(monkeypatch, backend, [TPU, TPU])
+    assert devices.accelerators_have_bfloat16()
+
+
+def test_accelerators_that_do_not_say_what_they_are_count_as_without(monkeypatch):
+    for backend in ("tensorflow", "jax"):
+        with monkeypatch.context() as patch:
+            stand_in(patch, backend, [gpu("gfx90a")])
+            assert not devices.accelerators_have_bfloat16()
+    stand_in(monkeypatch, "jax", [SimpleNamespace(platform="METAL")])
+    assert not devices.accelerators_have_bfloat16()
+    stand_in(monkeypatch, "torch", [gpu("9.0")])
+    sys.modules["torch"].version.hip = "6.2"  # AMD's 9.0 is another
+    assert not devices.accelerators_have_bfloat16()
+
+
+def test_the_processor_of_the_tests_is_no_accelerator():
+    if runs_on_cpu():
+        assert not devices.accelerators_have_bfloat16()

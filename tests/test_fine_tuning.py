@@ -6,15 +6,15 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from tiny_network import pictures, targets, tiny_settings
+from tiny_network import pictures, targets, tiny_settings, write_settings
 
 import a03_train_m2det as a03
-from models.anchors import anchor_settings
+from models.anchors import anchor_settings, settings_of_sizes
 from models.backbones import all_layers
 from models.detector import network_from_settings
 from models.legacy_checkpoint import BLOCKS
-from training import loop
-from training.detectors import anchors_of
+from training import loop, plan
+from training.detectors import OF_NETWORK, anchors_of, network_settings, with_source
 from training.fine_tuning import same_classes, take_over_weights
 from training.trainer import DetectionTrainer
 
@@ -143,7 +143,7 @@ def test_what_a_network_was_built_with_as_frozen_stays_so_when_the_rest_thaws():
     trainer = DetectionTrainer(network, tiny_settings()["anchors"])
     assert trainer.always_frozen == (frozen,)
     flags = {name: parameter.default for name, parameter in inspect.signature(a03.main).parameters.items()}
-    flags |= {"freeze_backbone_epochs": 1, "learning_rate": 0.1}
+    flags |= {"freeze_backbone_epochs": 1, "learning_rate": 0.1, "weight_decay": 0.03}
     state = {"steps": 1, "average_over": 2, "schedule": loop.new_schedule(flags, 0.1, 2)}
     before = [layer.get_weights() for layer in (frozen, free)]
     for epoch in range(2):
@@ -154,3 +154,112 @@ def test_what_a_network_was_built_with_as_frozen_stays_so_when_the_rest_thaws():
     after = [layer.get_weights() for layer in (frozen, free)]
     assert all(np.array_equal(a, b) for a, b in zip(after[0], before[0], strict=True))
     assert not any(np.array_equal(a, b) for a, b in zip(after[1], before[1], strict=True))
+
+
+# === What is open of the network comes from the run ==================================================================
+DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(a03.main).parameters.items()}
+
+
+def chosen_for(run, source: dict | None, **flags: object) -> tuple[dict, dict, list[str]]:
+    """What a03 makes of its defaults and `flags`: those of `with_source`, the network's settings, the reasons."""
+    if source:
+        write_settings(run, source)
+        flags = {"init_from": str(run)} | flags
+    network, reasons = with_source(DEFAULTS | flags)
+    machine = plan.Facts(images=500, accelerator=False, cores=2, free_memory=2**30)
+    chosen, _ = plan.fill_in(network, machine)
+    anchors = anchors_of(chosen["detector"], chosen["image_size"], chosen["scales"], network["anchors"])
+    return network, network_settings(network, chosen, 2) | {"anchors": anchors}, reasons
+
+
+OTHER = {"backbone": "mobilenet_v2_0.35", "image_size": 128, "tums": 3, "channels": 32, "head": "shared"}
+RETINANET = {"detector": "retinanet", "backbone": "vgg16", "image_size": 160, "scales": 4, "channels": 48}
+RETINANET |= {"head": "light", "anchors": anchors_of("retinanet", 160, 4, "official")}
+SOURCES = {
+    "m2det": tiny_settings(**OTHER),
+    "released": tiny_settings(variant="released", sfam=False, anchors=anchor_settings(64, 3, anchors="official")),
+    "taps": tiny_settings(backbone="resnet50", taps=["conv3_block4_out", "conv4_block6_out"], sfam=False),
+    "retinanet": {name: value for name, value in tiny_settings(**RETINANET).items() if name not in ("tums", "variant")},
+    "own anchors": tiny_settings(anchors=settings_of_sizes([[[0.1, 0.2]], [[0.3, 0.2]], [[0.5, 0.5]]], [8, 4, 2])),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_is_open_of_the_network_is_as_in_the_run(tmp_path, name):
+    source = SOURCES[name]
+    detector = source.get("detector", "m2det")
+    _, network, (reason,) = chosen_for(tmp_path / "run", source, detector=detector)
+    names = ["backbone", "image_size", "scales", "channels", "head", "taps", "anchors"]
+    names += ["variant", "tums", "sfam"] if detector == "m2det" else []
+    assert {name: network[name] for name in names} == {name: source[name] for name in names}
+    assert reason.startswith(f"backbone {source['backbone']}, image_size {source['image_size']}, ")
+    assert reason.endswith(f", because the weights of {tmp_path / 'run'} are for these")
+    _, from_checkpoint, _ = chosen_for(tmp_path, None, detector=detector, init_from=str(tmp_path / "run/checkpoint"))
+    assert from_checkpoint == network
+
+
+def test_then_every_layer_fits(tmp_path):
+    source = SOURCES["released"]
+    _, network, _ = chosen_for(tmp_path, source)
+    assert {name: network[name] for name in OF_NETWORK} == {name: source[name] for name in OF_NETWORK}
+    taken, found = take_over(source, source | network)
+    assert (found.anew, found.partly) == ([], [])
+    assert len(taken) > 20
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"backbone": "vgg16"},
+        {"channels": 64, "tums": 1},
+        {"head": "light", "sfam": False, "variant": "released"},
+        {"anchors": "square", "scales": 2},
+    ],
+    ids=str,
+)
+def test_what_is_given_wins(tmp_path, given):
+    source = SOURCES["m2det"] | {"anchors": anchor_settings(128, 3, anchors="official")}
+    network, settings, (reason,) = chosen_for(tmp_path, source, **given)
+    others = set(OF_NETWORK) - set(given)
+    assert {name: settings[name] for name in others} == {name: source[name] for name in others}
+    assert {name: network[name] for name in given} == given
+    assert not any(f"{name} " in reason for name in given)
+    if "anchors" in given:
+        assert settings["anchors"] == anchor_settings(128, 2)
+
+
+def test_at_another_size_there_are_as_many_maps_as_fit_and_the_same_set_of_anchors(tmp_path):
+    source = SOURCES["m2det"] | {"scales": 5, "anchors": anchor_settings(128, 5, anchors="official")}
+    _, network, _ = chosen_for(tmp_path, source, image_size=64)
+    assert network["scales"] == 4
+    assert network["anchors"] == anchor_settings(64, 4, anchors="official")
+    _, network, _ = chosen_for(tmp_path, SOURCES["own anchors"], image_size=96)
+    assert network["anchors"]["sizes"] == SOURCES["own anchors"]["anchors"]["sizes"]
+    assert network["anchors"]["feature_map_sides"] == [12, 6, 3]
+
+
+def test_sizes_for_another_number_of_maps_are_left(tmp_path):
+    _, network, (reason,) = chosen_for(tmp_path, SOURCES["own anchors"], scales=2)
+    assert network["anchors"] == anchor_settings(64, 2)
+    assert "anchors" not in reason
+
+
+def test_a_run_of_the_other_detector_gives_its_backbone_and_its_size(tmp_path):
+    network, settings, (reason,) = chosen_for(tmp_path, SOURCES["retinanet"])
+    assert (settings["backbone"], settings["image_size"]) == ("vgg16", 160)
+    assert reason == f"backbone vgg16, image_size 160, because the weights of {tmp_path} are for these"
+    assert {name: settings[name] for name in ("tums", "channels")} == {"tums": 2, "channels": 64}
+    assert (network["anchors"], network["variant"], network["taps"]) == ("square", "paper", None)
+
+
+def test_pixels_are_prepared_as_the_backbones_weights_expect(tmp_path):
+    source = tiny_settings(preprocessing={**tiny_settings()["preprocessing"], "normalisation": "ssd"}, backbone="vgg16")
+    for detector in ("m2det", "retinanet"):
+        assert chosen_for(tmp_path, source, detector=detector)[0]["normalisation"] == "ssd"
+    assert chosen_for(tmp_path, source, backbone="vgg19")[0]["normalisation"] is None
+
+
+def test_without_a_run_nothing_is_said():
+    network, reasons = with_source(DEFAULTS)
+    assert reasons == []
+    assert network == DEFAULTS | {"variant": "paper", "anchors": "square", "normalisation": None}

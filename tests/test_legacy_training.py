@@ -65,9 +65,12 @@ def test_training_goes_on_from_a_converted_checkpoint(photographs, source, capsy
 
 def test_flags_that_would_change_the_network_are_refused(source, tmp_path):
     flags = {"detector": "retinanet", "init_from": str(source), "backbone": None, "output_path": str(tmp_path)}
-    flags |= {"scales": None, "channels": None, "taps": None, "anchors": "square"}
-    assert detectors.with_source(flags)["detector"] == "legacy_retinanet"
-    assert detectors.with_source(flags | {"backbone": "vgg16"})["detector"] == "retinanet"
+    flags |= {"scales": None, "channels": None, "taps": None, "anchors": None, "image_size": None, "head": "auto"}
+    flags |= {"variant": None}
+    network, reasons = detectors.with_source(flags)
+    assert network["detector"] == "legacy_retinanet"
+    assert [reason.split(",")[0] for reason in reasons] == ["detector legacy_retinanet"]
+    assert detectors.with_source(flags | {"backbone": "vgg16"})[0]["detector"] == "retinanet"
     with pytest.raises(InputError, match="--channels 64 would change the network"):
         detectors.with_source(flags | {"channels": 64})
     with pytest.raises(InputError, match=r"--anchors mine\.json are not those of"):

@@ -1,25 +1,27 @@
 """Proves what a03 chooses where something is open, that it says why, and that a time budget is filled, not exceeded."""
 
+import functools
 import math
 import os
 
+import keras
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from models.anchors import smallest_image
+from models.backbones import BACKBONES, all_layers, build_backbone
 from oid.files import InputError
 from training import plan
 
 OPEN = {
-    **dict.fromkeys(
-        ("backbone", "image_size", "tums", "scales", "channels", "batch_size", "learning_rate", "precision", "cache_gb")
-    ),
+    **dict.fromkeys((*plan.PAPER, "batch_size", "learning_rate", "weight_decay", "precision", "cache_gb")),
     "backbone_weights": "none",
     "init_from": None,
+    "optimizer": "adamw",
 }
 GIVEN = {"backbone": "resnet50", "image_size": 256, "tums": 3, "scales": 2, "channels": 48}
-GIVEN |= {"batch_size": 5, "learning_rate": 0.123, "precision": "float32", "cache_gb": 0.5}
+GIVEN |= {"batch_size": 5, "learning_rate": 0.123, "weight_decay": 0.0, "precision": "float32", "cache_gb": 0.5}
 
 
 def facts(images: int = 500, *, accelerator: bool = False, free: int = 8 * 2**30) -> plan.Facts:
@@ -58,16 +60,16 @@ def test_the_parts_add_up(days, hours, minutes, seconds):
 
 # === Network, batch, learning rate, cache ============================================================================
 @pytest.mark.parametrize(
-    ("images", "accelerator", "network", "batch_size"),
+    ("images", "accelerator", "weights", "network", "batch_size"),
     [
-        (500, False, plan.SMALL, 8),
-        (1_700_000, False, plan.SMALL, 8),  # a processor would need years for the paper's
-        (9_999, True, plan.SMALL, 32),
-        (10_000, True, plan.PAPER, 32),
+        (500, False, "none", plan.SMALL, 8),
+        (1_700_000, False, "none", plan.SMALL, 8),  # a processor would need years for the paper's
+        (9_999, True, "none", plan.SMALL, 32),
+        (10_000, True, "imagenet", plan.PAPER, 32),
     ],
 )
-def test_what_is_open_follows_from_images_and_machine(images, accelerator, network, batch_size):
-    chosen, reasons = plan.fill_in(OPEN, facts(images, accelerator=accelerator))
+def test_what_is_open_follows_from_images_and_machine(images, accelerator, weights, network, batch_size):
+    chosen, reasons = plan.fill_in(OPEN | {"backbone_weights": weights}, facts(images, accelerator=accelerator))
     assert {name: chosen[name] for name in network} == network
     assert chosen["batch_size"] == batch_size
     assert all(value is not None for name, value in chosen.items() if name != "init_from")
@@ -75,23 +77,63 @@ def test_what_is_open_follows_from_images_and_machine(images, accelerator, netwo
     kind = "the paper" if network is plan.PAPER else "a small network"
     assert reasons[0].startswith(f"{images} images on {machine}: {kind} (backbone {network['backbone']}, image_size ")
     assert reasons[1] == f"batches of {batch_size} on {machine}"
-    assert len(reasons) == 4
+    assert len(reasons) == 5
     assert OPEN["backbone"] is None  # the argument is untouched
 
 
+@pytest.mark.parametrize("detector", ["m2det", "retinanet"])
+@pytest.mark.parametrize("weights", ["none", "imagenet"])
+@pytest.mark.parametrize("large", [False, True])
+def test_an_open_backbone_can_begin_with_the_weights_that_are_asked_for(detector, weights, large):
+    """ImageNet's are there; random ones have batch norm, or they hardly learn."""
+    machine = facts(10_000, accelerator=large)
+    chosen, reasons = plan.fill_in(OPEN | {"detector": detector, "backbone_weights": weights}, machine)
+    name = chosen["backbone"]
+    assert f"(backbone {name}, image_size " in reasons[0]
+    usual = (plan.SMALL if not large else plan.PAPER if detector == "m2det" else plan.RETINANET)["backbone"]
+    assert sum(reason.startswith(f"backbone {name}, because ") for reason in reasons) == (name != usual)
+    if weights == "imagenet":
+        assert BACKBONES[name].pretrained
+    else:
+        assert has_batch_norm(name)
+
+
+@functools.cache
+def has_batch_norm(backbone: str) -> bool:
+    return any(isinstance(layer, keras.layers.BatchNormalization) for layer in all_layers(build_backbone(backbone, 64)))
+
+
+def test_the_usual_backbones_lack_what_their_substitutes_have():
+    assert not has_batch_norm(plan.PAPER["backbone"])
+    assert not BACKBONES[plan.SMALL["backbone"]].pretrained
+
+
+def test_a_file_of_weights_needs_its_backbone():
+    with pytest.raises(InputError) as error:
+        plan.fill_in(OPEN | {"backbone_weights": "file.h5"}, facts())
+    assert str(error.value) == "--backbone_weights file.h5 needs --backbone: name the one whose weights they are"
+    chosen, _ = plan.fill_in(OPEN | {"backbone_weights": "file.h5", "backbone": "vgg16"}, facts())
+    assert chosen["backbone"] == "vgg16"
+
+
 @pytest.mark.parametrize(
-    ("change", "rate", "why"),
+    ("change", "rates", "why"),
     [
-        ({}, 2e-3, "the weights begin at random"),
-        ({"backbone_weights": "imagenet"}, 2e-4, "the weights have learned already"),
-        ({"backbone_weights": "file.h5"}, 2e-4, "the weights have learned already"),
-        ({"init_from": "other"}, 2e-4, "the weights have learned already"),
+        ({}, {"adamw": 2e-3, "sgd": 2e-2}, "the weights begin at random"),
+        ({"backbone_weights": "imagenet"}, {"adamw": 2e-4, "sgd": 2e-3}, "the weights have learned already"),
+        ({"backbone_weights": "file.h5"}, {"adamw": 2e-4, "sgd": 2e-3}, "the weights have learned already"),
+        ({"init_from": "other"}, {"adamw": 2e-4, "sgd": 2e-3}, "the weights have learned already"),
     ],
 )
-def test_weights_that_have_learned_are_changed_less(change, rate, why):
-    chosen, reasons = plan.fill_in(OPEN | change, facts())
-    assert chosen["learning_rate"] == rate
-    assert f"learning rate {rate:g}, because {why}" in reasons
+@pytest.mark.parametrize(("optimizer", "decay"), [("adamw", 0.03), ("sgd", 5e-4)])
+def test_weights_that_have_learned_are_changed_less_and_each_optimizer_has_its_rates(
+    change, rates, why, optimizer, decay
+):
+    """The ablation's for SGD from random weights, the paper's for SGD from others."""
+    chosen, reasons = plan.fill_in(OPEN | {"backbone": "vgg16", "optimizer": optimizer} | change, facts())
+    assert (chosen["learning_rate"], chosen["weight_decay"]) == (rates[optimizer], decay)
+    assert f"learning rate {rates[optimizer]:g} for {optimizer}, because {why}" in reasons
+    assert f"weight decay {decay:g}, because the optimizer is {optimizer}" in reasons
 
 
 @given(

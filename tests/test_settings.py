@@ -151,12 +151,44 @@ def test_sizes_for_several_scales_are_sizes(sizes):
         ("legacy_retinanet", {"channels": 64}, 64),
         ("legacy_retinanet", {"backbone": "vgg16"}, None),
         ("legacy_retinanet", {"detector": "m2det"}, None),
-        ("retinanet", {}, None),
+        ("retinanet", {}, 48),
+        ("retinanet", {"channels": 64}, 64),
+        ("retinanet", {"detector": "m2det"}, None),
+        ("m2det", {"detector": "m2det", "backbone": "vgg16"}, 48),
         (None, {}, None),  # there is no such run: that is said later
     ],
 )
-def test_a_converted_networks_channels_are_known_before_a_framework_starts(tmp_path, detector, changes, channels):
+def test_the_channels_of_another_run_are_known_before_a_framework_starts(tmp_path, detector, changes, channels):
     if detector:
-        (tmp_path / "settings.json").write_text(json.dumps({"detector": detector}))
+        (tmp_path / "settings.json").write_text(json.dumps({"detector": detector, "channels": 48}))
     flags = DEFAULTS | {"detector": "retinanet", "init_from": str(tmp_path)} | changes
     assert known_channels(flags) == channels
+    assert known_channels(flags | {"init_from": str(tmp_path / "checkpoint")}) == channels
+
+
+# === Runs of before ==================================================================================================
+def state_of(flags: dict, **training: object) -> dict:
+    """Of a run that has begun with these flags."""
+    flags = json.loads(json.dumps(flags))
+    return {"step": 9, "settings": {"flags": flags, "classes": [], "training": training}}
+
+
+def test_a_run_from_before_some_flags_were_open_goes_on_with_what_it_had(tmp_path):
+    before = DEFAULTS | settings.OPENED
+    state = state_of(before, batch_size=8)
+    found = settings.saved_settings(tmp_path, DEFAULTS, {}, state)
+    assert settings.weight_decay_of(found) == 0.03
+    assert settings.saved_settings(tmp_path, before, {}, state) == found
+
+
+@pytest.mark.parametrize("name", settings.OPENED)
+def test_what_was_given_then_is_still_needed(tmp_path, name):
+    was, now = {"weight_decay": 0.5, "variant": "released", "anchors": "official"}[name], None
+    with pytest.raises(InputError, match=f"was begun with --{name} {was}, now it is {now}"):
+        settings.saved_settings(tmp_path, DEFAULTS, {}, state_of(DEFAULTS | settings.OPENED | {name: was}))
+    with pytest.raises(InputError, match=f"was begun with --{name} {now}, now it is {was}"):
+        settings.saved_settings(tmp_path, DEFAULTS | {name: was}, {}, state_of(DEFAULTS))
+
+
+def test_a_chosen_weight_decay_counts():
+    assert settings.weight_decay_of(state_of(DEFAULTS, weight_decay=5e-4)["settings"]) == 5e-4

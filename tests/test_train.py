@@ -7,8 +7,10 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
+import signal
 from types import SimpleNamespace
 
 import h5py
@@ -25,7 +27,7 @@ from models.anchors import anchor_settings
 from models.detector import network_from_settings
 from oid import layout
 from oid.files import InputError
-from training import batches, trainer
+from training import batches, parts, trainer
 from training.data_set import read_data_set
 from training.sampling import image_weights
 from training.schedule import Schedule, make_optimizer
@@ -80,7 +82,8 @@ def test_what_is_printed(trained):
     assert "no class of this level lies above another in the hierarchy: there are no ancestors to spare" in lines
     chosen = [line.removeprefix("chosen: ") for line in lines if line.startswith("chosen: ")]
     assert [reason.split(",")[0] for reason in chosen] == [
-        "learning rate 0.002",  # nothing else is open in TINY
+        "learning rate 0.002 for adamw",  # nothing else is open in TINY
+        "weight decay 0.03",
         "1 anchor per cell",
         "12 images: cache on",
     ]
@@ -193,7 +196,12 @@ def test_a_loss_that_is_not_finite_stops_and_the_run_then_goes_on_exactly(traine
     assert len(history(folder)) == 1  # the epoch before is safe
     assert all(np.all(np.isfinite(value)) for value in tensors(folder / "checkpoint/training.npz").values())
 
-    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "training_data", lambda flags: os.kill(os.getpid(), signal.SIGTERM))
+        a03.main(**flags)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"{folder}: stopped by SIGTERM before its next step: run the same command to go on"
+    )
     a03.main(**flags)
     assert "going on after epoch 1 of 2" in capsys.readouterr().out
     for name in ("training.npz", "network.weights.h5"):  # weights, averages, the optimizer's moments and step
@@ -226,6 +234,19 @@ def test_a_run_that_has_learned_nothing_yet_may_change_its_settings(trained, mon
     assert json.loads((folder / "settings.json").read_text())["flags"]["batch_size"] == 2
 
 
+def test_no_memory_for_a_step_is_one_sentence(trained, monkeypatch):
+    class ResourceExhaustedError(Exception):
+        pass
+
+    def fit(*arguments, **options):
+        raise ResourceExhaustedError("OOM when allocating tensor")
+
+    monkeypatch.setattr(trainer.DetectionTrainer, "fit", fit)
+    with pytest.raises(InputError, match=r"^the memory does not suffice for a step of 4 images of 96 pixels: give "):
+        a03.main(**trained.flags | {"run": "full"})
+    assert not (trained.output / "weights" / "full" / "checkpoint").exists()
+
+
 def test_a_training_that_lost_its_checkpoint_is_not_overwritten(trained, tmp_path):
     shutil.copytree(trained.output / "level_1_files", tmp_path / "level_1_files")
     shutil.copytree(trained.folder, tmp_path / "weights" / "trained")
@@ -238,13 +259,18 @@ def test_a_training_that_lost_its_checkpoint_is_not_overwritten(trained, tmp_pat
 # === Another training: other classes, a missing file, no validation images, few ground-truth boxes ===================
 @pytest.fixture(scope="module")
 def other(trained, tmp_path_factory):
-    """The level `all` from the weights of `trained`, without validation images, with a file missing, two threads."""
+    """The level `all` from the weights of `trained`, without validation images, with a file missing, two threads.
+
+    The network is left open, except what `trained` says of it.
+    """
     folder = tmp_path_factory.mktemp("other")
     shutil.copytree(trained.data_set, folder / "data", ignore=shutil.ignore_patterns("validation", "t03.*"))
     create_training_files(dataset_path=str(folder / "data"), output_path=str(folder / "out"), levels=("all",))
-    flags = {**TINY, "dataset_path": str(folder / "data"), "output_path": str(folder / "out"), "level": "all"}
+    from_source = ("backbone", "image_size", "tums", "scales", "channels")
+    flags = {name: value for name, value in TINY.items() if name not in from_source} | {"level": "all"}
+    flags |= {"dataset_path": str(folder / "data"), "output_path": str(folder / "out")}
     flags |= {"max_gt_boxes": 1, "workers": 2, "init_from": str(trained.folder), "epochs": 1, "steps_per_epoch": 0}
-    return SimpleNamespace(flags=flags, folder=folder / "out" / "weights" / "tiny_level_all")
+    return SimpleNamespace(flags=flags, folder=folder / "out" / "weights" / "m2det_level_all")
 
 
 def test_a_missing_image_is_refused_before_anything_is_written(other):
@@ -253,7 +279,7 @@ def test_a_missing_image_is_refused_before_anything_is_written(other):
     assert not other.folder.exists()
 
 
-def test_another_class_set_starts_from_the_weights_of_a_run(other, capsys):
+def test_another_class_set_starts_from_the_weights_of_a_run_with_its_network(other, trained, capsys):
     a03.main(**other.flags, skip_missing=True)
     printed = capsys.readouterr().out
     assert "train: 1 images have no file, or a damaged one, and are left out" in printed
@@ -263,6 +289,9 @@ def test_another_class_set_starts_from_the_weights_of_a_run(other, capsys):
     taken, anew = re.search(r"(\d+) layers taken over, (\d+) begin anew$", printed, flags=re.MULTILINE).groups()
     assert int(taken) > 20
     assert int(anew) == 0
+    of_network = "variant paper, tums 1, scales 2, channels 16, sfam True, head conv, anchors square"
+    why = f"because the weights of {trained.folder} are for these"
+    assert f"chosen: backbone tiny, image_size 96, {of_network}, {why}" in printed.splitlines()
     assert "it knows 3 of the 6 classes, whose part of the classifier (classes1, classes2) is taken over" in printed
     assert int(re.search(r"(\d+) boxes beyond --max_gt_boxes 1 of a picture", printed)[1]) > 0
     (row,) = history(other.folder)
@@ -293,6 +322,17 @@ def test_what_is_frozen_stays_and_the_rest_learns(trained, tmp_path, frozen, cap
     assert len(should_stay) >= 6
     assert changed.isdisjoint(should_stay)
     assert changed >= {path for path in after if path.endswith("kernel")} - should_stay
+
+
+@pytest.mark.parametrize("frozen", ["freeze_backbone", "freeze_backbone_epochs"])
+def test_another_backbone_than_that_of_the_run_it_starts_from_is_not_frozen(trained, frozen):
+    flags = trained.flags | {"run": "mistake", "init_from": str(trained.folder), "backbone": "vgg_small", frozen: 1}
+    with pytest.raises(InputError) as error:
+        a03.main(**flags)
+    start, remedy = str(error.value).split(" are not in ")
+    assert re.fullmatch(rf"--{frozen} would keep random weights: \d+ layers of vgg_small \(\w+, \.\.\.\)", start)
+    assert remedy == (f"--init_from {trained.folder}, with its tiny: give --backbone_weights as well, or its backbone")
+    assert not (trained.output / "weights" / "mistake").exists()
 
 
 # === Mistakes ========================================================================================================

@@ -7,10 +7,13 @@ batch.
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
+
+BFLOAT16_FROM = (8, 0)  # NVIDIA's compute capability; P100 has 6.0, V100 7.0, T4 7.5, A100 8.0
 
 
 # === Inside a step ===================================================================================================
@@ -105,6 +108,38 @@ def accelerator_bytes() -> int | None:
 
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
     return min(limits) if all(limits) else None
+
+
+def accelerators_have_bfloat16() -> bool:
+    """Whether all of them multiply in bfloat16: TPUs do, and NVIDIA's GPUs from compute capability 8.0 on.
+
+    False where they do not say what they are.
+    """
+    found = list(_capabilities())
+    return bool(found) and all(capability >= BFLOAT16_FROM for capability in found)
+
+
+def _capabilities() -> Iterator[tuple[int, ...]]:
+    """The compute capability of each accelerator, (major, minor); () where it has none."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        yield from [BFLOAT16_FROM] * len(tf.config.list_logical_devices("TPU"))
+        for gpu in tf.config.list_physical_devices("GPU"):
+            yield tuple(tf.config.experimental.get_device_details(gpu).get("compute_capability", ()))
+    elif keras.backend.backend() == "jax":
+        import jax
+
+        for device in jax.local_devices():
+            text = "8.0" if device.platform == "tpu" else str(getattr(device, "compute_capability", ""))
+            known = re.fullmatch(r"(\d+)\.(\d+)", text)  # AMD's are called gfx90a
+            yield tuple(map(int, known.groups())) if known else ()
+    else:
+        import torch
+
+        nvidia = torch.cuda.is_available() and torch.version.hip is None  # AMD's GPUs pass for CUDA's there
+        for index in range(torch.cuda.device_count() if nvidia else 0):
+            yield torch.cuda.get_device_capability(index)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import keras
 
-from models.anchors import NAMED_SETS, anchors_per_cell, settings_of_sizes
+from models.anchors import NAMED_SETS, anchors_per_cell
 from models.cost import print_cost
 from models.detector import Detector, network_from_settings, runs_on_cpu
 from models.resized import at_size
@@ -14,11 +14,14 @@ from oid.files import InputError
 from training import checkpoints, detectors, fine_tuning, plan
 from training.batches import Batches, check_images
 from training.data_set import DataSet, read_data_set
+from training.devices import accelerators_have_bfloat16
 from training.label_rules import LabelRules
 from training.loop import compile_for, new_schedule
 from training.sampling import image_weights
 from training.trainer import DetectionTrainer
 from training.validation import make_validation
+
+CHOSEN = ("batch_size", "learning_rate", "weight_decay", "precision", "cache_gb")  # saved as a run's `training`
 
 
 def training_data(flags: dict) -> DataSet:
@@ -45,13 +48,13 @@ def new_settings(flags: dict, classes: dict[str, str], train: DataSet, devices: 
         accelerator=accelerator,
         cores=plan.usable_cores(),
         free_memory=plan.free_memory(),
-        bfloat16=accelerator or plan.processor_has_bfloat16(),
+        bfloat16=accelerators_have_bfloat16() if accelerator else plan.processor_has_bfloat16(),
         devices=devices,
     )
-    network = detectors.with_source(flags)
+    network, from_source = detectors.with_source(flags)
     chosen, reasons = plan.fill_in(network, facts)
     anchors, why = _anchors(network, chosen)
-    for reason in reasons + ([why] if why else []):
+    for reason in from_source + reasons + ([why] if why else []):
         print(f"chosen: {reason}")
     settings = {
         "classes": [{"label": label, "name": name} for label, name in classes.items()],
@@ -60,11 +63,11 @@ def new_settings(flags: dict, classes: dict[str, str], train: DataSet, devices: 
             "interpolation": "area",
             "orientation": flags["orientation"],
             "pixels": "RGB, 0 to 255",
-            "normalisation": None,  # the backbone's own
+            "normalisation": network["normalisation"],
         },
         "anchors": anchors,
         **detectors.network_settings(network, chosen, len(classes)),
-        "training": {name: chosen[name] for name in ("batch_size", "learning_rate", "precision", "cache_gb")},
+        "training": {name: chosen[name] for name in CHOSEN},
         "flags": flags,
     }
     return json.loads(json.dumps(settings))  # as it will be read again: lists for tuples
@@ -80,7 +83,7 @@ def _anchors(flags: dict, chosen: dict) -> tuple[dict, str | None]:
     anchors = detectors.anchors_of(chosen["detector"], chosen["image_size"], chosen["scales"], name)
     if name == "square":
         return anchors, "1 anchor per cell, because the assignment finds the size"
-    if name in NAMED_SETS:
+    if name in NAMED_SETS or isinstance(name, list):  # the second: those of --init_from
         return anchors, None
     resize = json.loads(Path(name).read_text(encoding="utf-8")).get("resize")
     if resize not in (None, flags["resize"]):
@@ -89,15 +92,6 @@ def _anchors(flags: dict, chosen: dict) -> tuple[dict, str | None]:
             f"--resize {flags['resize']}, or train with --resize {resize}"
         )
     return anchors, f"{anchors_per_cell(anchors)} anchors per cell, as {name} has them"
-
-
-def _anchors_at(size: int, flags: dict, settings: dict) -> dict:
-    """The same anchors at another size of the input; a file of sizes is not read again, it may have changed."""
-    detector, scales = settings.get("detector", "m2det"), settings["scales"]
-    name = "official" if detector == detectors.LEGACY else flags["anchors"]
-    if name in NAMED_SETS:
-        return detectors.anchors_of(detector, size, scales, name)
-    return settings_of_sizes(settings["anchors"]["sizes"], detectors.sides_of(detector, size, scales))
 
 
 def networks(flags: dict, settings: dict, *, begins: bool) -> tuple[keras.Model, keras.Model | None]:
@@ -123,9 +117,9 @@ def trainer(
     flags: dict, settings: dict, network: keras.Model, state: dict, folder: Path, rules: LabelRules
 ) -> DetectionTrainer:
     """The network with its losses and optimizer, as new or as the checkpoint left them."""
-    views = {}
+    views, detector, anchors = {}, settings.get("detector", "m2det"), detectors.set_of(settings)
     for size in flags["multi_scale"] or ():
-        description = _anchors_at(size, flags, settings)
+        description = detectors.anchors_of(detector, size, settings["scales"], anchors)
         views[size] = at_size(network, settings, size), description
     made = DetectionTrainer(
         network,

@@ -18,6 +18,10 @@ from training.pictures import KEPT_SIDE
 SMALL = {"backbone": "residual_small", "image_size": 192, "tums": 2, "scales": 4, "channels": 64}
 PAPER = {"backbone": "vgg16", "image_size": 320, "tums": 8, "scales": 6, "channels": 128}
 RETINANET = {"backbone": "resnet50", "image_size": 512, "scales": 5, "channels": 256}  # of its paper, at a smaller size
+BACKBONE_FROM_RANDOM = "resnet50"  # instead of the paper's, which has no batch norm
+BACKBONE_FROM_IMAGENET = "mobilenet_v2"  # instead of the small one, for which there are none; at its cost
+RATES = {"adamw": (2e-3, 2e-4), "sgd": (2e-2, 2e-3)}  # from random weights, from others; the paper: sgd's second
+WEIGHT_DECAYS = {"adamw": 0.03, "sgd": 5e-4}
 MANY_IMAGES = 10_000  # from here on the paper's network has enough to learn from
 CACHED_SHARE = 0.5  # of the free memory that reduced pictures may take
 PICTURES_OF_SMALL_DATA = 32_000  # seen in the whole training, where no time budget says how many
@@ -53,38 +57,33 @@ class Facts:
 
 
 def fill_in(settings: dict, facts: Facts) -> tuple[dict, list[str]]:
-    """Chooses what is None of the network (`SMALL`), batch_size, learning_rate, precision and cache_gb.
+    """Chooses what is None of the network (`SMALL`), batch_size, learning_rate, weight_decay, precision and cache_gb.
 
     Args:
-        settings: these names, and detector, backbone_weights, init_from.
+        settings: these names, and detector, backbone_weights, init_from, optimizer.
         facts: what is known of the data and the machine.
 
     Returns:
         the settings with nothing open, and one sentence for each decision.
+
+    Raises:
+        InputError: there is a file of weights, and no backbone that they are for.
     """
-    chosen, reasons = dict(settings), []
-    large = facts.accelerator and facts.images >= MANY_IMAGES
-    network, machine = PAPER if large else SMALL, "an accelerator" if facts.accelerator else f"{facts.cores} CPU cores"
-    if (detector := settings.get("detector", "m2det")) != "m2det":
-        large = large or detector != "retinanet"  # what was published goes on as it is
-        network = RETINANET if large else {name: value for name, value in SMALL.items() if name != "tums"}
-    if opened := [name for name in network if settings[name] is None]:
-        for name in opened:
-            chosen[name] = network[name]
-        if settings["scales"] is None:
-            while chosen["scales"] > 1 and smallest_image(chosen["scales"]) > chosen["image_size"]:
-                chosen["scales"] -= 1
-        what = ", ".join(f"{name} {chosen[name]}" for name in opened)
-        reasons.append(f"{facts.images} images on {machine}: {'the paper' if large else 'a small network'} ({what})")
+    machine = "an accelerator" if facts.accelerator else f"{facts.cores} CPU cores"
+    chosen, reasons = _fill_in_network(settings, facts, machine)
     if settings["batch_size"] is None:
         each = math.ceil((32 if facts.accelerator else 8) / facts.devices)
         chosen["batch_size"] = each * facts.devices
         reasons.append(f"batches of {chosen['batch_size']} on {machine}")
+    optimizer = settings["optimizer"]
     if settings["learning_rate"] is None:
-        pretrained = settings["backbone_weights"] != "none" or settings["init_from"]
-        chosen["learning_rate"] = 2e-4 if pretrained else 2e-3
+        pretrained = settings["backbone_weights"] != "none" or bool(settings["init_from"])
+        chosen["learning_rate"] = RATES[optimizer][pretrained]
         why = "the weights have learned already" if pretrained else "the weights begin at random"
-        reasons.append(f"learning rate {chosen['learning_rate']:g}, because {why}")
+        reasons.append(f"learning rate {chosen['learning_rate']:g} for {optimizer}, because {why}")
+    if settings["weight_decay"] is None:
+        chosen["weight_decay"] = WEIGHT_DECAYS[optimizer]
+        reasons.append(f"weight decay {chosen['weight_decay']:g}, because the optimizer is {optimizer}")
     if settings["precision"] is None:
         chosen["precision"] = "bfloat16" if facts.bfloat16 else "float32"
         why = "this machine has instructions for it" if facts.bfloat16 else "this machine has none for bfloat16"
@@ -92,6 +91,44 @@ def fill_in(settings: dict, facts: Facts) -> tuple[dict, list[str]]:
     if settings["cache_gb"] is None:
         chosen["cache_gb"] = round(CACHED_SHARE * facts.free_memory / 2**30, 2)
     return chosen, reasons
+
+
+def _fill_in_network(settings: dict, facts: Facts, machine: str) -> tuple[dict, list[str]]:
+    """The part of `fill_in` that is about the network."""
+    chosen, reasons = dict(settings), []
+    large = facts.accelerator and facts.images >= MANY_IMAGES
+    network = PAPER if large else SMALL
+    if (detector := settings.get("detector", "m2det")) != "m2det":
+        large = large or detector != "retinanet"  # what was published goes on as it is
+        network = RETINANET if large else {name: value for name, value in SMALL.items() if name != "tums"}
+    opened = [name for name in network if settings[name] is None]
+    chosen |= {name: network[name] for name in opened}
+    if "backbone" in opened:
+        chosen["backbone"], why = _backbone_for(settings["backbone_weights"], network["backbone"])
+        reasons += [f"backbone {chosen['backbone']}, because {why}"] if why else []
+    if "scales" in opened:
+        while chosen["scales"] > 1 and smallest_image(chosen["scales"]) > chosen["image_size"]:
+            chosen["scales"] -= 1
+    if opened:
+        what = ", ".join(f"{name} {chosen[name]}" for name in opened)
+        kind = "the paper" if large else "a small network"
+        reasons.insert(0, f"{facts.images} images on {machine}: {kind} ({what})")
+    return chosen, reasons
+
+
+def _backbone_for(weights: str, usual: str) -> tuple[str, str | None]:
+    """A backbone that can begin with these weights, and why it is not the usual one, if it is not.
+
+    Raises:
+        InputError: they are in a file, which does not say what they are for.
+    """
+    if weights not in ("none", "imagenet"):
+        raise InputError(f"--backbone_weights {weights} needs --backbone: name the one whose weights they are")
+    if weights == "none" and usual == PAPER["backbone"]:
+        return BACKBONE_FROM_RANDOM, f"random weights need batch norm, which {usual} has not"
+    if weights == "imagenet" and usual == SMALL["backbone"]:
+        return BACKBONE_FROM_IMAGENET, f"there are no ImageNet weights of {usual}"
+    return usual, None
 
 
 def head_for(settings: dict, chosen: dict, num_classes: int) -> str:

@@ -16,6 +16,7 @@ FREE_TO_CHANGE = {
 }
 
 ADDED = {"detector": "m2det"}  # flags that older runs do not know, and what they were
+OPENED = {"weight_decay": 0.03, "variant": "paper", "anchors": "square"}  # flags now open, and what they were before
 
 LOWEST = {
     **{"image_size": 32, "tums": 1, "scales": 1, "channels": 1, "batch_size": 1, "epochs": 1, "steps_per_epoch": 0},
@@ -108,7 +109,8 @@ def _check_detector(flags: dict) -> None:
         if flags["taps"] is not None and len(flags["taps"]) != 2:
             raise InputError(f"--taps names {len(flags['taps'])} layers: name two, at strides of 8 and 16 pixels")
         return
-    given = [name for name in ("tums", "sfam") if flags[name] is not None] + ["variant"] * (flags["variant"] != "paper")
+    given = [name for name in ("tums", "sfam") if flags[name] is not None]
+    given += ["variant"] if flags["variant"] == "released" else []
     if given:
         raise InputError(f"--{given[0]} {flags[given[0]]} belongs to M2Det: leave it out, or use --detector m2det")
 
@@ -132,24 +134,30 @@ def check_source(flags: dict) -> None:
     Raises:
         InputError: naming what `--init_from` says.
     """
-    if not flags["init_from"]:
-        return
-    folder = layout.run_folder(flags["output_path"], flags["init_from"])
-    files = [folder / "settings.json", folder.parent / "settings.json"]  # the second: of a run's checkpoint
-    if not any(path.is_file() for path in files):
+    if flags["init_from"] and not (source_run(flags) / "settings.json").is_file():
+        folder = layout.run_folder(flags["output_path"], flags["init_from"])
         raise InputError(f"--init_from {flags['init_from']}: {folder} is no run: it has no settings.json; name another")
 
 
+def source_run(flags: dict) -> Path:
+    """The folder with the settings of the run that `--init_from` names, also where it names the run's checkpoint."""
+    folder = layout.run_folder(flags["output_path"], flags["init_from"])
+    return folder if (folder / "settings.json").is_file() else folder.parent
+
+
 def known_channels(flags: dict) -> int | None:
-    """Channels of the pyramid as far as they are known before a framework starts: asked for, or a converted network's.
+    """Channels of the pyramid as far as they are known before a framework starts: asked for, or another run's.
 
     Args:
         flags: a03's.
     """
-    if flags["channels"] is None and flags["init_from"] and flags["detector"] == "retinanet" and not flags["backbone"]:
-        source = _read_or_nothing(layout.run_folder(flags["output_path"], flags["init_from"]) / "settings.json")
-        return LEGACY_CHANNELS if source.get("detector") == "legacy_retinanet" else None
-    return flags["channels"]
+    if flags["channels"] is not None or not flags["init_from"]:
+        return flags["channels"]
+    source = _read_or_nothing(source_run(flags) / "settings.json")
+    detector = source.get("detector", "m2det")
+    if detector == "legacy_retinanet":
+        return LEGACY_CHANNELS if flags["detector"] == "retinanet" and not flags["backbone"] else None
+    return source.get("channels") if detector == flags["detector"] else None
 
 
 def saved_settings(folder: Path, flags: dict, classes: dict[str, str], state: dict) -> dict | None:
@@ -172,7 +180,8 @@ def saved_settings(folder: Path, flags: dict, classes: dict[str, str], state: di
     before = state["settings"]
     for name, value in json.loads(json.dumps(flags)).items():  # as it was read: lists for tuples
         was = before["flags"].get(name, ADDED.get(name))
-        if name not in FREE_TO_CHANGE and was != value:
+        as_before = value is None and name in OPENED and was == OPENED[name]
+        if name not in FREE_TO_CHANGE and was != value and not as_before:
             raise InputError(
                 f"{folder} was begun with --{name} {was}, now it is {value}: use the same value, or choose another "
                 f"--run (with --init_from {folder.name} to start from its weights)"
@@ -188,6 +197,11 @@ def saved_settings(folder: Path, flags: dict, classes: dict[str, str], state: di
                 "the file, or remove it to have it made again"
             )
     return before
+
+
+def weight_decay_of(settings: dict) -> float:
+    """That of a run; those from before it was chosen have it in their flags."""
+    return settings["training"].get("weight_decay", settings["flags"]["weight_decay"])
 
 
 def _read_or_nothing(path: Path) -> dict:

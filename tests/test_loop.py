@@ -5,6 +5,7 @@ The trainings are few and shared, because building a graph is most of a tiny one
 
 import contextlib
 import csv
+import inspect
 import io
 import itertools
 import json
@@ -411,3 +412,213 @@ def test_a_budget_that_is_none_is_one_sentence(trained, tmp_path, monkeypatch, b
         a03.main(**flags)
     assert "\n" not in str(error.value)
     assert not (runs / "short").exists()
+
+
+# === The plan, without a network =====================================================================================
+FLAGS = {name: parameter.default for name, parameter in inspect.signature(a03.main).parameters.items()}
+FLAGS |= {"epochs": None, "time_budget": "20m", "workers": 2}
+
+
+class SlowTrainer:
+    """Its first step takes `build` seconds more than the others, and each changes its only weight."""
+
+    sizes = (64,)
+    stop_training = False
+
+    def __init__(self, clock, *, step: float, build: float):
+        self.clock, self.step, self.build, self.steps = clock, step, build, 0
+        self.weight = keras.Variable([1.0, 2.0])
+        self.variables, self.optimizer = [self.weight], SimpleNamespace(variables=[])
+
+    def fit(self, sequence, *, steps_per_epoch, callbacks, **options):
+        for callback in callbacks:
+            callback.set_model(self)
+        while self.steps < steps_per_epoch and not self.stop_training:
+            self.clock.now += self.step + self.build * (self.steps == 0)
+            self.weight.assign_add([1.0, 1.0])
+            self.steps += 1
+            for callback in callbacks:
+                callback.on_train_batch_end(self.steps, {"loss": 1.0})
+
+
+class SlowEnd:
+    """Its first measurement takes `reading` seconds more, and whatever is looked at first compiles for `build`."""
+
+    def __init__(self, clock, *, validation: float, reading: float = 0.0, build: float = 0.0):
+        self.clock, self.seconds, self.reading, self.build, self.measured = clock, validation, reading, build, 0
+        self.state, self.measuring, self.batch_size = {"steps": 0}, [], 8
+        self.saver = SimpleNamespace(guard=SimpleNamespace(last_good=""))
+        self.detector = SimpleNamespace(settings={"image_size": 64}, detect=self.detect)
+
+    def detect(self, pictures, *, sizes):
+        assert pictures.shape == (len(sizes), 64, 64, 3)
+        self.clock.now += self.build
+        self.build = 0.0
+
+    def validate(self, detector) -> float:
+        self.clock.now += self.seconds + self.build + self.reading * (self.measured == 0)
+        self.build = 0.0
+        self.measured += 1
+        return 0.5
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = SimpleNamespace(now=0.0)
+    read = SimpleNamespace(monotonic=lambda: now.now, perf_counter=lambda: now.now)
+    monkeypatch.setattr(loop, "time", read)
+    monkeypatch.setattr(callbacks, "time", read)
+    return now
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "validation", "times"),
+    [
+        (0.125, 36, 2.0, 2),  # quick ones are measured often
+        (6.75, 1 + 6, 400.0, 1),  # in 36 s after the first; and what takes long once
+        (100.0, 3, 0.0, 2),
+    ],
+)
+def test_measuring_for_a_budget_has_a_bound_and_changes_nothing(clock, step, steps, validation, times):
+    """3 % of 20 minutes are 36 s. What building and compiling takes is not taken for steps or measurements."""
+    trainer = SlowTrainer(clock, step=step, build=50.0)
+    end = SlowEnd(clock, validation=validation, reading=1.0, build=60.0)
+    build, found, measuring = loop.measure(trainer, batches_of(100), end, workers=2, seconds=36.0)
+    assert (trainer.steps, end.measured) == (steps, times)
+    assert (build, found) == (pytest.approx(50), pytest.approx(step))
+    assert measuring == pytest.approx(validation + (times == 1))
+    assert end.measuring == [measuring]
+    np.testing.assert_array_equal(np.array(trainer.weight), [1, 2])
+
+
+def batches_of(images: int):
+    return SimpleNamespace(data=range(images), batch_size=8, close_at=0)
+
+
+@pytest.fixture
+def planned(clock, monkeypatch):
+    """Plans 20 minutes in which a step takes a second and building 50 s; what was done before, and the state."""
+    done = []
+
+    def plan_with(flags: dict, validation: float = 0.0) -> dict:
+        def measure(*arguments, **options):
+            done.append("measured")
+            return 50.0, 1.0, validation
+
+        monkeypatch.setattr(loop, "measure", measure)
+        monkeypatch.setattr(loop, "compile_for", lambda *arguments, epoch, **options: done.append(f"epoch {epoch}"))
+        end = SlowEnd(clock, validation=0.0)
+        settings = {"training": {"batch_size": 8, "learning_rate": 0.1}, "backbone": "tiny"}
+        loop.plan_length(FLAGS | flags, settings, None, batches_of(100), end, clock.now + 1200)
+        return end.state
+
+    return SimpleNamespace(with_flags=plan_with, done=done)
+
+
+def test_a_plan_measures_the_steps_after_the_thaw_and_builds_twice(planned):
+    frozen = planned.with_flags({"freeze_backbone_epochs": 3})
+    assert planned.done == ["epoch 3", "measured"]
+    assert 0.95 * 1100 < frozen["total"] * frozen["steps"] <= 1100
+    never = planned.with_flags({})
+    assert planned.done[2:] == ["measured"]
+    assert 0.95 * 1150 < never["total"] * never["steps"] <= 1150
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"freeze_backbone_epochs": 30}, "--freeze_backbone_epochs 30 in a training of 30 epochs would never thaw"),
+        ({"warm_up_steps": 2000}, "--warm_up_steps 2000 in a training of 1110 steps would never reach"),
+    ],
+)
+def test_a_plan_that_is_too_short_for_its_flags_is_refused(planned, flags, sentence):
+    with pytest.raises(InputError, match=sentence):
+        planned.with_flags(flags)
+
+
+@pytest.mark.parametrize(
+    ("validation", "every", "said"), [(200.0, 1, True), (200.0, 5, True), (50.0, 1, False), (10.0, 1, False)]
+)
+def test_measuring_that_takes_too_large_a_share_is_said(planned, capsys, validation, every, said):
+    """Of 1,127 s: 200 s are more than a tenth however seldom they are, twice 50 s are less."""
+    state = planned.with_flags({"validate_every": every}, validation)
+    assert ("fewer images by --validation_images take less" in capsys.readouterr().out) == said
+    measured = math.ceil(state["total"] / every)
+    assert 0.95 * 1127 < state["total"] * state["steps"] + measured * validation <= 1127
+
+
+# === When the end moves ==============================================================================================
+class Epochs:
+    """A training with a deadline, of which only the time of its epochs is real."""
+
+    def __init__(self, clock, patch, *, total: int, steps: int = 10, deadline: float, every: int = 1, frozen: int = 0):
+        patch.setattr(callbacks, "_Interruptible", lambda *arguments: None)
+        patch.setattr(callbacks.detector, "inference_model", lambda *arguments: None)
+        self.clock, self.deadline, self.moves = clock, clock.now + deadline, []
+        self.flags = FLAGS | {"freeze_backbone_epochs": frozen}
+        state = checkpoints.new_state() | {"total": total, "steps": steps}
+        self.trainer = SimpleNamespace(network=None, schedule=Schedule(peak=1.0, steps=total * steps))
+        saver = SimpleNamespace(run=None, trainer=self.trainer, state=state, stop=None, cost=0.0)
+        self.end = callbacks.EpochEnd(saver, {}, validate=lambda detector: 0.0, batch_size=1, validate_every=every)
+        self.state = state
+
+    def train(self, *, step: float, validation: float = 0.0) -> None:
+        """An epoch, and what `EpochEnd` takes from it."""
+        state, end = self.state, self.end
+        end.begin_steps(builds=False)
+        for number in range(state["steps"]):
+            self.clock.now += step
+            state["step"] += 1
+            end.on_train_batch_end(number)
+        state["epochs"] += 1
+        if state["epochs"] in (state["total"],) or state["epochs"] % end.validate_every == 0:
+            self.clock.now += validation
+            end.measuring.append(validation)
+        end._costs.append(end._seconds_of_a_step() * state["steps"])
+        if loop._keep_to(self.deadline, self.trainer, end, self.flags, state["epochs"]):
+            self.moves.append(state["total"])
+
+
+def test_an_epoch_has_its_share_of_measuring_and_the_last_one_all_of_it(clock, monkeypatch):
+    """Ten epochs of 10 s and four measurements of 30 s, 220 s, fit into 223 s: nothing is moved on the way."""
+    training = Epochs(clock, monkeypatch, total=10, deadline=223.0, every=3)
+    training.end.measuring.append(30.0)  # by the plan
+    while training.state["epochs"] < training.state["total"]:
+        training.train(step=1.0, validation=30.0)
+    assert (training.state["total"], training.moves) == (10, [])
+    assert clock.now == 220
+    assert training.end.seconds_per_epoch == pytest.approx(10)
+    assert training.end.seconds_to_measure == pytest.approx(30)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_what_is_closed_stays_closed_when_the_budget_grows(clock, monkeypatch, closed):
+    """17 of 20 epochs close; then there is time for many more."""
+    training = Epochs(clock, monkeypatch, total=20, deadline=203.0)
+    for _ in range(17 if closed else 16):
+        training.train(step=1.0)
+    assert training.moves == []
+    training.deadline += 300
+    training.train(step=1.0)
+    state = training.state
+    assert state["total"] > 40
+    if closed:
+        assert loop.close_at(state) == 170 <= state["step"]
+        sizes = {loop.size_of(epoch, (96, 64), total=loop.planned_at_closing(state), seed=0) for epoch in range(18, 40)}
+        assert sizes == {96}
+    else:  # at the beginning of the 17th epoch
+        assert loop.close_at(state) in (170, int(0.85 * 10 * state["total"]))
+
+
+def test_while_the_backbone_is_frozen_the_end_moves_to_earlier_only(clock, monkeypatch):
+    training = Epochs(clock, monkeypatch, total=20, deadline=400.0, frozen=2)
+    training.train(step=1.0)
+    training.train(step=1.0)
+    assert training.moves == []  # though twice as many would fit
+    training.end.forget_costs()
+    training.train(step=2.5)
+    assert training.end.seconds_per_epoch == pytest.approx(25)
+    assert training.moves == [int(3 + 355 * 0.99 // 25)]
+    slow = Epochs(clock, monkeypatch, total=20, deadline=400.0, frozen=2)
+    slow.train(step=4.0)
+    assert slow.moves == [int(1 + 360 * 0.99 // 40)]

@@ -18,6 +18,7 @@ from tiny_network import tiny_settings
 
 from models.cost import result_bytes, weight_bytes
 from models.detector import network_from_settings
+from oid.files import InputError
 from training import memory
 
 FLAGS = {"optimizer": "adamw", "ema": True, "accumulate": 1, "max_gt_boxes": 100, "multi_scale": None}
@@ -158,3 +159,50 @@ def test_no_growth_over_2000_steps(photographs, tmp_path):
     assert len(sizes) == 2200
     before, after = sizes[100:200].mean(), sizes[2100:2200].mean()
     assert after < 1.01 * before, (before, after)
+
+
+# === When there is none left =========================================================================================
+class ResourceExhaustedError(Exception):
+    """As TensorFlow's."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """As PyTorch's."""
+
+
+class XlaRuntimeError(RuntimeError):
+    """As JAX's."""
+
+
+SHORTAGES = [
+    ResourceExhaustedError("Graph execution error:\nOOM when allocating tensor with shape[8,64,96,96]"),
+    OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes."),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("checkpoint", ["", "the last good checkpoint, runs/one/checkpoint of step 7"])
+def test_no_memory_is_one_sentence_with_the_remedy(error, checkpoint):
+    with (
+        pytest.raises(InputError) as found,
+        memory.shortage_in_one_sentence(batch_size=8, image_size=192, checkpoint=checkpoint),
+    ):
+        raise error
+    said = str(found.value)
+    assert said.startswith("the memory does not suffice for a step of 8 images of 192 pixels: ")
+    assert all(flag in said for flag in ("--batch_size", "--accumulate", "--image_size"))
+    assert "\n" not in said
+    assert (f"{checkpoint}, goes on by the same command" in said) == bool(checkpoint)
+    assert ("another --run start from its weights by --init_from" in said) == bool(checkpoint)  # it may not change
+
+
+@pytest.mark.parametrize("error", [XlaRuntimeError("INTERNAL: no"), InputError("a file"), KeyboardInterrupt()])
+def test_other_errors_stay_what_they_are(error):
+    with (
+        pytest.raises(type(error)) as found,
+        memory.shortage_in_one_sentence(batch_size=8, image_size=192, checkpoint=""),
+    ):
+        raise error
+    assert found.value is error

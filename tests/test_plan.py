@@ -267,6 +267,30 @@ def test_the_plan_follows_the_newest_epochs(seconds, done, planned, expected):
     assert plan.epochs_that_fit(seconds, 95.0, done=done, planned=planned) == expected
 
 
+@given(
+    epoch=st.floats(0.5, 100),
+    validation=VALIDATION,
+    every=st.integers(1, 12),
+    done=st.integers(0, 40),
+    more=st.integers(0, 60),
+    spare=st.floats(0.001, 0.999),
+)
+def test_what_is_left_is_measured_as_often_as_it_will_be(epoch, validation, every, done, more, spare):
+    """So many epochs fit when the time is for them and not for one more, however often they are measured."""
+    planned = done + more + 1000  # so that it is off by more than 5 %
+
+    def seconds(total: int) -> float:
+        measured = sum(number % every == 0 or number == total for number in range(done + 1, total + 1))
+        return (total - done) * epoch + measured * validation
+
+    expected = done + more
+    left = seconds(expected) + spare * (seconds(expected + 1) - seconds(expected))
+    found = plan.epochs_that_fit(
+        left / (1 - plan.MARGIN / 2), epoch, done=done, planned=planned, validation=validation, validate_every=every
+    )
+    assert found == expected
+
+
 @given(seconds=st.floats(-1e3, 1e6), epoch=st.floats(0.01, 1e4), done=st.integers(1, 1000), more=st.integers(0, 1000))
 def test_what_fits_ends_in_time_or_nearly(seconds, epoch, done, more):
     planned = done + more

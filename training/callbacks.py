@@ -257,19 +257,13 @@ class EpochEnd(keras.callbacks.Callback):
     def seconds_per_epoch(self) -> float | None:
         """The mean of the newest three epochs, without building the graph; other work makes single ones slow.
 
-        With an epoch's share of measuring the mAP. None before the first epoch of this process.
+        Without measuring the mAP. None before the first epoch of this process.
         """
-        if not self._costs:
-            return None
-        return float(np.mean(self._costs[-3:])) + self._seconds_to_measure / self.validate_every
+        return float(np.mean(self._costs[-3:])) if self._costs else None
 
     @property
-    def seconds_at_the_end(self) -> float:
-        """What the last epoch, which is measured in any case, can take beyond its share of measuring."""
-        return self._seconds_to_measure * (1 - 1 / self.validate_every)
-
-    @property
-    def _seconds_to_measure(self) -> float:
+    def seconds_to_measure(self) -> float:
+        """The mean of the newest three measurements of the mAP; 0 before the first one of this process."""
         return float(np.mean(self.measuring[-3:])) if self.measuring else 0.0
 
     @property
@@ -382,7 +376,8 @@ class EpochEnd(keras.callbacks.Callback):
         speed = "" if row["images_per_second"] == "" else f"  {row['images_per_second']:.1f} images/s"
         left = ""
         if self.seconds_per_epoch is not None:
-            left = f"  {self.seconds_per_epoch * (self.state['total'] - row['epoch']) / 60:.1f} min left"
+            seconds = self.seconds_per_epoch + self.seconds_to_measure / self.validate_every
+            left = f"  {seconds * (self.state['total'] - row['epoch']) / 60:.1f} min left"
         print(
             f"epoch {row['epoch']}/{self.state['total']}  loss {row['loss']:.3f} (class {row['class_loss']:.3f}, "
             f"box {row['box_loss']:.3f}){score}{speed}{left}",

@@ -59,16 +59,17 @@ def plan_length(flags: dict, settings: dict, trainer, batches: Batches, end: Epo
             compile_for(trainer, state, flags, backbone=settings["backbone"], epoch=thaws)
         seconds = MEASURING_SHARE * (deadline - time.monotonic())
         build, step, validation = measure(trainer, batches, end, workers=flags["workers"], seconds=seconds)
-        often = {"validation": validation, "validate_every": flags["validate_every"]}
+        every = flags["validate_every"]
         build *= 2 if thaws else 1
-        total, steps = plan.budget_length(deadline - time.monotonic() - build, step=step, **often)
+        seconds = deadline - time.monotonic() - build
+        total, steps = plan.budget_length(seconds, step=step, validation=validation, validate_every=every)
         pictures = total * steps * chosen["batch_size"]
         print(
             f"chosen: {total} epochs of {steps} steps for --time_budget {flags['time_budget']}, "
             f"{pictures / images:.0f} passes: a step takes {step:.3f} s ({chosen['batch_size'] / step:.1f} images/s), "
             f"measuring the mAP {validation:.1f} s"
         )
-        measuring = plan.seconds_to_measure(total, **often)
+        measuring = plan.measurements(total, every) * validation
         share = measuring / (measuring + total * steps * step)
         if share > plan.VALIDATION_SHARE:
             print(f"measuring the mAP takes {share:.0%} of the time: fewer images by --validation_images take less")
@@ -342,8 +343,9 @@ def _keep_to(deadline: float | None, trainer: DetectionTrainer, end: EpochEnd, f
     state, planned, epoch = end.state, end.state["total"], end.seconds_per_epoch
     if deadline is None or epoch is None:
         return ""
-    left, epoch, last = machines.from_first(lambda: (deadline - time.monotonic(), epoch, end.seconds_at_the_end))
-    total = plan.epochs_that_fit(left - last, epoch, done=done, planned=planned)
+    left, epoch, measuring = machines.from_first(lambda: (deadline - time.monotonic(), epoch, end.seconds_to_measure))
+    often = {"validation": measuring, "validate_every": end.validate_every}
+    total = plan.epochs_that_fit(left, epoch, done=done, planned=planned, **often)
     if total == planned or (total > planned and done <= flags["freeze_backbone_epochs"]):
         return ""
     if state["step"] >= close_at(state):

@@ -168,9 +168,9 @@ def fixed_length(images: int, batch_size: int) -> tuple[int, int, str]:
     return EPOCHS, steps, reason
 
 
-def seconds_to_measure(epochs: int, *, validation: float, validate_every: int) -> float:
-    """What all measurements of the mAP take; the arguments are those of `budget_length`."""
-    return math.ceil(epochs / validate_every) * validation
+def measurements(epochs: int, validate_every: int, *, done: int = 0) -> int:
+    """How many of the epochs after the first `done` are measured: each of so many, and the last one in any case."""
+    return math.ceil(epochs / validate_every) - done // validate_every
 
 
 def budget_length(seconds: float, *, step: float, validation: float, validate_every: int = 1) -> tuple[int, int]:
@@ -187,7 +187,7 @@ def budget_length(seconds: float, *, step: float, validation: float, validate_ev
     """
     usable = seconds * (1 - MARGIN)
     for epochs in range(EPOCHS_IN_BUDGET, 0, -1):
-        measuring = seconds_to_measure(epochs, validation=validation, validate_every=validate_every)
+        measuring = measurements(epochs, validate_every) * validation
         steps = int((usable - measuring) / (epochs * step))  # whole numbers
         if steps >= SHORTEST and measuring <= VALIDATION_SHARE * (usable - measuring):
             break
@@ -200,19 +200,30 @@ def budget_length(seconds: float, *, step: float, validation: float, validate_ev
     return epochs, steps
 
 
-def epochs_that_fit(seconds: float, epoch: float, *, done: int, planned: int) -> int:
+def epochs_that_fit(
+    seconds: float, epoch: float, *, done: int, planned: int, validation: float = 0.0, validate_every: int = 1
+) -> int:
     """The number of epochs when those to come take as long as the newest: the planned one unless it is off by 5 %.
 
     Args:
         seconds: that are left.
-        epoch: seconds of the newest epoch, validation included.
+        epoch: seconds of the newest epoch, without measuring the mAP.
         done: epochs so far.
         planned: epochs in all.
+        validation: seconds of a measurement.
+        validate_every: as in `budget_length`.
     """
-    fit = done + max(0, int(seconds * (1 - MARGIN / 2) // epoch))
+    usable = seconds * (1 - MARGIN / 2)
+
+    def fits(total: int) -> bool:
+        measured = measurements(total, validate_every, done=done)
+        return (total - done) * epoch + measured * validation <= usable
+
+    most = done + max(0, int(usable // (epoch + validation / validate_every)))  # the last one may be one too many
+    fit = next((total for total in range(most, done, -1) if fits(total)), done)
     left = planned - done
     off = abs(fit - planned) > max(0.05 * left, 0.5)
-    return max(done, fit) if off else planned
+    return fit if off else planned
 
 
 def parse_duration(text: str) -> float | None:

@@ -87,7 +87,8 @@ def _operations_of_call(layer, node) -> int:
 
     A separable convolution has two kernels; a grouped one has a kernel that is thinner by the groups.
     """
-    kernels = [w for w in layer.weights if w.path.split("/")[-1].endswith("kernel")]
+    weights = getattr(layer, "weights", ())  # the products inside MobileNetV3 are no layers
+    kernels = [w for w in weights if w.path.split("/")[-1].endswith("kernel")]
     positions = math.prod(node.outputs[0].shape[1:-1])
     return positions * sum(math.prod(kernel.shape) for kernel in kernels)
 

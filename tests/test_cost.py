@@ -30,7 +30,7 @@ def test_by_hand():
     inside = keras.Input((8, 8, 3))
     backbone = keras.Model(inside, layers.Conv2D(5, 3, strides=2, padding="same")(inside))  # 4 x 4
     image = keras.Input((8, 8, 3))
-    x = layers.BatchNormalization()(backbone(image))
+    x = 2.0 * layers.BatchNormalization()(backbone(image))  # the product is no layer
     y = layers.SeparableConv2D(7, 3, padding="same", use_bias=False, name="separable")(x)
     y = layers.DepthwiseConv2D(3, padding="valid", use_bias=False)(y)  # 2 x 2
     y = layers.Conv2D(14, 1, groups=7, use_bias=False)(y)

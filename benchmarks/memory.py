@@ -88,7 +88,7 @@ def main(
     }
     network = network_from_settings(settings)
     rules = {"ancestors": np.eye(num_classes, k=1, dtype="f"), "region_classes": np.eye(num_classes, dtype="f")}
-    trainer = DetectionTrainer(network, settings["anchors"], **rules)
+    trainer = DetectionTrainer(network, settings["anchors"], batch_size=batch_size, **rules)
     optimizer = make_optimizer(Schedule(peak=1e-4, steps=100), ema=True, weight_decay=0.03)
     plain = keras.backend.backend() == "tensorflow" and runs_on_cpu()
     trainer.compile(optimizer=optimizer, jit_compile=False if plain else "auto")

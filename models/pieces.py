@@ -1,4 +1,7 @@
-"""Work on a batch in pieces of a few images, so that tensors of ground truth x anchors stay small."""
+"""Work on a batch in pieces of a few images, so that tensors of ground truth x anchors stay small.
+
+No piece is smaller than one image: 228 rows and 32,760 anchors make tensors of 30 MB.
+"""
 
 from keras import ops
 
@@ -11,7 +14,7 @@ def in_pieces(function, arguments: tuple, pairs: int):
     Args:
         function: treats the images of a batch independently; from tensors with the batch in front to a tuple of such
             tensors. Gradients are not meant to flow through it.
-        arguments: tensors with the batch in front.
+        arguments: tensors with the batch in front; it should be known, or each image may be a piece.
         pairs: boxes x anchors of one image.
 
     Returns:

@@ -1,4 +1,5 @@
-"""Proves that every combination of losses trains a step; `test_devices.py` proves that devices can share it."""
+"""Proves that every combination of losses trains a step, and in which pieces `fit` assigns a batch; `test_devices.py`
+proves that devices can share it."""
 
 import itertools
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_network import pictures, targets, tiny_settings, two_pictures
 
+from models import losses, pieces
 from models.detector import network_from_settings
 from models.losses import ASSIGNMENTS, BOX_WEIGHTS, CLASS_LOSSES
 from training.trainer import DetectionTrainer
@@ -71,3 +73,52 @@ def test_a_batch_without_objects_counts_its_background_once(stepping):
     stepping.reset_metrics()
     assert found["box_loss"] == 0
     assert 0 < float(found["class_loss"]) < np.inf
+
+
+# === Pieces ==========================================================================================================
+class Repeated(keras.utils.PyDataset):
+    """The same four pictures in every step."""
+
+    num_batches = None
+
+    def __getitem__(self, index: int):
+        halves = two_pictures(), targets([[(1, 0.2, 0.1, 0.9, 0.5)], []])
+        return pictures(4, 32, 32), {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """A function from the batch size that the trainer is told to the losses of a `fit` and the images of its pieces."""
+    settings = tiny_settings(image_size=32, scales=2, channels=16)
+    keras.utils.set_random_seed(0)
+    network = network_from_settings(settings)
+
+    def fit(batch_size: int | None, piece: int) -> tuple[list[float], set[int | None]]:
+        seen, pure = set(), losses.task_aligned_assignment
+
+        def noted(logits, *others):
+            seen.add(logits.shape[0])
+            return pure(logits, *others)
+
+        trainer = DetectionTrainer(network, settings["anchors"], batch_size=batch_size)
+        trainer.compile(optimizer=keras.optimizers.SGD(0.0), jit_compile=False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(losses, "task_aligned_assignment", noted)
+            patch.setattr(pieces, "PIECE", piece * 8 * len(trainer.anchors.boxes))  # 8 rows: boxes and regions
+            history = trainer.fit(Repeated(), steps_per_epoch=2, epochs=1, shuffle=False, verbose=0).history
+        return [history[name][0] for name in ("class_loss", "box_loss")], seen
+
+    return fit
+
+
+def test_fit_assigns_as_many_pictures_together_as_there_is_room_for(fitted):
+    """TensorFlow's `fit` does not say how many a batch has: told, it is divided evenly, and the losses are the same."""
+    whole, images = fitted(4, 100)
+    assert images == {4}
+    for room, expected in ((3, 2), (1, 1)):
+        found, images = fitted(4, room)
+        assert images == {expected}
+        np.testing.assert_allclose(found, whole, rtol=1e-5)
+    untold, images = fitted(None, 2)
+    assert images == {1}
+    np.testing.assert_allclose(untold, whole, rtol=1e-5)

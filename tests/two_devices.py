@@ -95,7 +95,7 @@ def make_trainer(scope, *, frozen: bool, optimizer: str) -> DetectionTrainer:
         network = network_from_settings(settings)
         if frozen:
             backbones.freeze(network, batch_norm=True)
-        trainer = DetectionTrainer(network, settings["anchors"], region_classes=REGION_CLASSES)
+        trainer = DetectionTrainer(network, settings["anchors"], batch_size=BATCH, region_classes=REGION_CLASSES)
     peak = 1e-2 if optimizer == "sgd" else 1e-3
     with trainer.scope():
         schedule = Schedule(peak=peak, steps=STEPS, warm_up=5)

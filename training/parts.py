@@ -124,6 +124,7 @@ def trainer(
     made = DetectionTrainer(
         network,
         settings["anchors"],
+        batch_size=settings["training"]["batch_size"],
         views=views,
         ancestors=rules.ancestors,
         region_classes=rules.region_classes,

@@ -17,6 +17,8 @@ class DetectionTrainer(keras.Model):
     Args:
         network: from images to `{"classes", "boxes"}`, see `models.m2det.build_m2det`.
         anchors: the description that `models.anchors.make_anchors` takes.
+        batch_size: images per step, of all devices together; every step of `fit` has so many. None = as the tensors
+            have, and unknown where they do not say: TensorFlow's `fit` leaves it open.
         views: `{image size: (network, anchors)}`, the same weights for other sizes of the input.
         **losses: of `models.losses.detection_losses`.
 
@@ -29,11 +31,13 @@ class DetectionTrainer(keras.Model):
         network: keras.Model,
         anchors: dict,
         *,
+        batch_size: int | None = None,
         views: dict[int, tuple[keras.Model, dict]] | None = None,
         **losses,
     ):
         super().__init__(name="trainer")
         self.network = network
+        self.batch_size = batch_size
         self.always_frozen = tuple(layer for layer in all_layers(network) if not layer.trainable)
         self.loss_options = {"assignment": "task_aligned", "box_coding": "distances"} | losses
         own = network.input.shape[1]
@@ -127,6 +131,9 @@ class DetectionTrainer(keras.Model):
             devices, at least 1), plus the regularisers of the backbone.
         """
         anchors = self.anchors
+        if self.batch_size and y_pred["classes"].shape[0] is None:  # the assignment divides batches that it knows
+            share = self.batch_size // devices_in_sync()
+            y_pred, y = keras.tree.map_structure(lambda x: ops.reshape(x, (share, *x.shape[1:])), (y_pred, y))
         class_sum, box_sum, normaliser = detection_losses(
             y_pred,
             y,

@@ -250,8 +250,10 @@ class Batches:
         with self._bad_lock:
             if image in self._bad:  # another thread was faster
                 return
-            self._bad[image] = error
-            count, limit = len(self._bad), self.max_bad_images
+            limit = self.max_bad_images
+            if len(self._bad) <= limit:  # else another thread is about to end the training, and says this number
+                self._bad[image] = error
+            count = len(self._bad)
         if limit == 0:
             raise BadImages(str(error))
         if count > limit or count == len(self.data):

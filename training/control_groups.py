@@ -9,10 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 MEMORY = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # version 2, 1
-DROPPABLE = (
-    "total_inactive_file",
-    "inactive_file",
-)  # page cache in memory.stat; version 1's second leaves out children
+DROPPABLE = ("total_inactive_file", "inactive_file")  # page cache; version 1's second leaves out groups below
 
 
 def memory_left(system: str | Path = "/") -> int | None:

@@ -24,7 +24,7 @@ from training import devices
 slow = pytest.mark.slow
 CASES = [
     pytest.param(("tensorflow", "synchronised", "sgd"), id="tensorflow-synchronised-sgd"),
-    pytest.param(("jax", "synchronised", "sgd"), id="jax-synchronised-sgd"),
+    pytest.param(("jax", "synchronised", "sgd"), marks=slow, id="jax-synchronised-sgd"),
     *(
         pytest.param((backend, batch_norm, optimizer), marks=slow, id=f"{backend}-{batch_norm}-{optimizer}")
         for backend in ("tensorflow", "jax")

@@ -248,6 +248,7 @@ print(keras.backend.backend(), largest_difference(network, folded(network)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_other_backends(backend):
     name, difference = run_on_backend(backend, SCRIPT).split()

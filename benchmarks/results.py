@@ -99,7 +99,7 @@ def demonstration(folder: Path, seeds: tuple[int, ...]) -> list[str]:
 def data_set_table(
     flags: dict[str, object], output: Path, seeds: tuple[int, ...], length: dict[str, object]
 ) -> list[str]:
-    """A row per seed: what the training cost, what the network finds, and what it costs to use; then the mean.
+    """A row per seed: what the training cost, what the network finds, and what it costs to use; then their mean.
 
     `flags` are a01's that say where the data set is, or how it is made; `length` are a03's that say how long it trains.
     """
@@ -122,8 +122,10 @@ def data_set_table(
         cells = [minutes, *(f"{value:.3f}" for value in scores[-1])]
         rows.append(f"| {seed} | {' | '.join(cells)} | {milliseconds:.1f} |")
         print(rows[-1], flush=True)
-    mean, spread = np.mean(scores, axis=0), np.std(scores, axis=0, ddof=1) if len(scores) > 1 else (0.0, 0.0)
-    return [*rows, f"| mean (spread) | | {mean[0]:.3f} ({spread[0]:.3f}) | {mean[1]:.3f} ({spread[1]:.3f}) | |"]
+    if len(seeds) > 1:
+        mean, spread = np.mean(scores, axis=0), np.std(scores, axis=0, ddof=1)
+        rows.append(f"| mean (spread) | | {mean[0]:.3f} ({spread[0]:.3f}) | {mean[1]:.3f} ({spread[1]:.3f}) | |")
+    return rows
 
 
 def remembered(path: Path, cost: Cost | None) -> Cost | None:

@@ -106,7 +106,7 @@ def data_set_table(
     run("a01_create_training_files.py", output_path=output, levels="1", **flags)
     data_set = flags["dataset_path"]
     rows = [
-        "| seed | minutes, CPU minutes | mAP@0.5 | mAP@0.5:0.95 | CPU ms per image found |",
+        "| seed | minutes, CPU minutes | mAP@0.5 | mAP@0.5:0.95 | CPU ms from picture to boxes |",
         "|---|---|---|---|---|",
     ]
     scores = []

@@ -2,8 +2,10 @@
 targets say of each image what the data set says.
 """
 
+import contextlib
 import dataclasses
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -349,6 +351,45 @@ def test_an_image_that_cannot_be_read_stops_fit_with_its_name(data, tmp_path, wo
     with pytest.raises(InputError, match=r"broken\.jpg is cut short") as error, sequence.mistakes_as_they_are():
         model.fit(sequence, steps_per_epoch=11, epochs=2, shuffle=False, verbose=0)
     assert "\n" not in str(error.value)
+
+
+def test_waiting_for_a_batch_says_why_there_is_none(data):
+    """That of the batch asked for, whichever was prepared first."""
+
+    class Failing(Numbers):
+        def batch(self, step, image_size=None):
+            if step in (6, 8):
+                raise InputError(f"step {step} has no picture")
+            return super().batch(step)
+
+    sequence = BatchSequence(Failing(data, image_size=8, batch_size=1), start=5)
+    waiting = threading.Thread(target=sequence.wait_for, args=(0,), daemon=True)
+    waiting.start()
+    for index in (3, 2, 1):
+        with pytest.raises(InputError) if index != 2 else contextlib.nullcontext():
+            sequence[index]
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    sequence[0]
+    waiting.join(60)
+    assert not waiting.is_alive()
+    with pytest.raises(InputError, match="step 6 has no picture"):
+        sequence.wait_for(1)
+    sequence.wait_for(2)
+    with pytest.raises(InputError, match="step 8 has no picture"):
+        sequence.wait_for(3)
+
+
+def test_a_mistake_around_the_steps_is_not_taken_for_one_of_a_batch(data):
+    class Failing(Numbers):
+        def batch(self, step, image_size=None):
+            raise InputError("no picture")
+
+    sequence = BatchSequence(Failing(data, image_size=8, batch_size=1))
+    with pytest.raises(InputError, match="no picture"):
+        sequence[0]
+    with pytest.raises(InputError, match="the disk is full"), sequence.mistakes_as_they_are():
+        raise InputError("the disk is full")
 
 
 def test_other_exceptions_pass_unchanged(data):

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import threading
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ import a03_train_m2det as a03
 from oid.files import InputError
 from training import checkpoints
 from training.batches import BadImages, Batches, check_images
+from training.callbacks import Saver
 from training.data_set import read_data_set
 from training.validation import make_validation
 
@@ -186,23 +188,31 @@ def flags(trained, tmp_path):
 
 
 def test_too_many_bad_images_end_a_training_that_goes_on_when_they_are_mended(flags, tmp_path, monkeypatch, capsys):
-    """The images vanish after its first step; what was learned is saved."""
+    """The images vanish after its second step; what was learned is saved, and nothing of a third step."""
     folder, images, away = tmp_path / "out" / "weights" / "run", tmp_path / "data" / "train", tmp_path / "away"
-    usual = Batches.batch
+    batch, counted, gone = Batches.batch, Saver.on_train_batch_end, threading.Event()
 
-    def batch(self, step, image_size=None):
-        if step == 2:
+    def waiting(self, step, image_size=None):
+        assert step < 2 or gone.wait(60)  # batches are prepared ahead
+        return batch(self, step, image_size)
+
+    def counting(self, index, logs=None):
+        counted(self, index, logs)
+        if self.state["step"] == 2:
             images.rename(away)
-        return usual(self, step, image_size)
+            gone.set()
 
     flags |= {"steps_per_epoch": 6, "cache_gb": 0.0, "max_bad_images": 1, "mosaic": 0.0}
     monkeypatch.setattr("training.pictures.RECENT_PICTURES", 0)
-    monkeypatch.setattr(Batches, "batch", batch)
+    monkeypatch.setattr(Batches, "batch", waiting)
+    monkeypatch.setattr(Saver, "on_train_batch_end", counting)
     with pytest.raises(InputError, match=r"2 of 12 training images cannot be read, and --max_bad_images is 1"):
         a03.main(**flags)
-    assert checkpoints.find_checkpoint(folder)[1]["step"] == 2
+    saved, state, _ = checkpoints.find_checkpoint(folder)
+    assert state["step"] == 2
+    with np.load(saved / checkpoints.TRAINING) as arrays:
+        assert [int(array) for array in arrays.values() if array.ndim == 0 and array.dtype.kind == "i"] == [2]
     away.rename(images)
-    monkeypatch.setattr(Batches, "batch", usual)
     capsys.readouterr()
     a03.main(**flags)
     assert "going on after epoch 0 of 1 and 2 of 6 steps" in capsys.readouterr().out

@@ -299,6 +299,8 @@ class BatchSequence(keras.utils.PyDataset):
         self.start = start
         self.image_size = image_size
         self._mistake: InputError | None = None
+        self._prepared: dict[int, InputError | None] = {}  # index -> why not, of batches that nobody has waited for
+        self._news = threading.Condition()
 
     @property
     def num_batches(self) -> None:
@@ -306,19 +308,38 @@ class BatchSequence(keras.utils.PyDataset):
         return None
 
     def __getitem__(self, index: int):
+        mistake = None
         try:
             positions = machines.share_of(self.batches.batch_size)
             share = {} if positions is None else {"positions": positions}
             return self.batches.batch(self.start + index, self.image_size, **share)
         except InputError as error:
-            self._mistake = error
+            self._mistake = mistake = error
             raise
+        finally:
+            with self._news:
+                self._prepared[index] = mistake
+                self._news.notify_all()
+
+    def wait_for(self, index: int) -> None:
+        """Waits until the threads of a running `fit` have prepared a batch.
+
+        Raises:
+            InputError: they could not.
+        """
+        with self._news:
+            self._news.wait_for(lambda: index in self._prepared)
+            mistake = self._prepared.pop(index)
+        if mistake is not None:
+            raise mistake
 
     @contextlib.contextmanager
     def mistakes_as_they_are(self) -> Iterator[None]:
         """Around `fit`: raises an InputError of a batch itself, not what the framework's data threads make of it."""
         try:
             yield
+        except InputError:
+            raise
         except Exception:
             if self._mistake:
                 raise self._mistake from None

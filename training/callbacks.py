@@ -14,7 +14,7 @@ from models import detector
 from oid.files import InputError, replacing
 from training import machines
 from training.averages import averaged_weights
-from training.batches import Batches
+from training.batches import Batches, BatchSequence
 from training.checkpoints import NEWEST, write_checkpoint
 from training.history import write_history
 from training.stopping import Stop
@@ -73,6 +73,21 @@ class FiniteLossGuard(keras.callbacks.Callback):
             f"{what}: look at its images {' '.join(ids)} and their boxes ({self.run / BAD_BATCH} lists them), or train "
             f"another --run with a lower --learning_rate; the same command goes on from {good}"
         )
+
+
+class BatchGuard(keras.callbacks.Callback):
+    """Begins no step whose batch could not be prepared.
+
+    TensorFlow fetches a batch inside the step: one that fails there has already counted itself and drawn from the
+    random seeds, and a checkpoint of what was learned would go on differently.
+    """
+
+    def __init__(self, sequence: BatchSequence):
+        super().__init__()
+        self.sequence = sequence
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.sequence.wait_for(batch)
 
 
 class Progress(keras.callbacks.Callback):

@@ -16,7 +16,7 @@ from models import backbones
 from models.detector import Detector, runs_on_cpu
 from training import machines, memory, plan
 from training.batches import BadImages, Batches, BatchSequence
-from training.callbacks import EpochEnd, FiniteLossGuard, Progress, Saver, set_means
+from training.callbacks import BatchGuard, EpochEnd, FiniteLossGuard, Progress, Saver, set_means
 from training.checkpoints import best_so_far, note_images
 from training.schedule import Schedule, make_optimizer
 from training.settings import check_length
@@ -316,7 +316,7 @@ def _train_epoch(trainer: DetectionTrainer, batches: Batches, end: EpochEnd, fla
             epochs=epoch + 1,
             shuffle=False,
             verbose=0,
-            callbacks=[end.saver.guard, Progress(state), end, end.saver],
+            callbacks=[BatchGuard(sequence), end.saver.guard, Progress(state), end, end.saver],
         )
 
 

@@ -74,7 +74,9 @@ def backends() -> list[str]:
     return [name for name in ("tensorflow", "jax", "torch") if importlib.util.find_spec(name)]
 
 
-@pytest.mark.parametrize(("variant", "head"), [pytest.param("paper", "shared", marks=pytest.mark.slow), ("released", "conv")])
+@pytest.mark.parametrize(
+    ("variant", "head"), [pytest.param("paper", "shared", marks=pytest.mark.slow), ("released", "conv")]
+)
 def test_every_backend_gives_the_same_outputs(variant, head):
     """A small network with six scales; the command ends with 1 where they differ."""
     assert "jax" in backends()

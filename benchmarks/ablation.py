@@ -7,7 +7,8 @@ Trains every variant with every seed by a03: on the trainval split of a data set
 one in Open Images' layout (`--oid`), or on the demonstration's generated data, whose labels are incomplete as Open
 Images' are (`--demo`). Nothing is chosen on the images that measure: the weights after the last step count. The
 difference of a variant to `base` is bootstrapped over images, paired: the same images are drawn for both, and the seeds
-are averaged. An interval that holds 0 is noise.
+are averaged. A training is never the same twice, either: what the seeds of a variant differ by, pooled over all
+variants, widens the interval. An interval that holds 0 is noise.
 
 Finished runs are not repeated: it goes on where it was stopped, and another `--variants` adds to what is there.
 """
@@ -109,14 +110,23 @@ def print_table(found: dict[str, list[list[Curves]]], resamples: int) -> None:
     rng = np.random.default_rng(0)
     draws = [np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(resamples)]
     base = np.array([score(found["base"], draw) for draw in draws])  # [resamples,2]
-    print(f"\n{count} images, {len(found['base'])} seeds, {resamples} resamples; differences to base in mAP points")
+    deviation, seeds = deviation_of_seeds(found), len(found["base"])
+    print(f"\n{count} images, {seeds} seeds, {resamples} resamples; differences to base in mAP points")
+    if deviation is None:
+        print("with one seed nobody knows how much a training varies: the intervals are those of the images alone")
+        deviation = np.zeros(2)
+    else:
+        print(f"standard deviation of a training: {100 * deviation[0]:.1f} at .5, {100 * deviation[1]:.1f} at .5:.95")
     print("| variant | mAP@.5 | difference (95 %) | | mAP@.5:.95 | difference (95 %) | |")
     print("|---|---|---|---|---|---|---|")
     for name, runs in found.items():
         cells = []
-        differences = None if name == "base" else np.array([score(runs, draw) for draw in draws]) - base
+        if name != "base":
+            differences = np.array([score(runs, draw) for draw in draws]) - base
+            of_training = deviation * (1 / seeds + 1 / len(runs)) ** 0.5
+            differences += of_training * rng.standard_normal(differences.shape)
         for column, (mean, reference) in enumerate(zip(score(runs), score(found["base"]), strict=True)):
-            if differences is None:
+            if name == "base":
                 cells += [f"{mean:.4f}", "", ""]
                 continue
             low, high = np.quantile(differences[:, column], [0.025, 0.975])
@@ -124,6 +134,17 @@ def print_table(found: dict[str, list[list[Curves]]], resamples: int) -> None:
             difference = 100 * (mean - reference)
             cells += [f"{mean:.4f}", f"{difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})", verdict]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def deviation_of_seeds(found: dict[str, list[list[Curves]]]) -> np.ndarray | None:
+    """Standard deviation `(2,)` of a run's two mAPs around its variant's mean, pooled over the variants.
+
+    None where all have one seed.
+    """
+    scores = [np.array([score([run]) for run in runs]) for runs in found.values()]
+    squares = sum(((of_variant - of_variant.mean(0)) ** 2).sum(0) for of_variant in scores)
+    freedom = sum(len(of_variant) - 1 for of_variant in scores)
+    return np.sqrt(squares / freedom) if freedom else None
 
 
 if __name__ == "__main__":

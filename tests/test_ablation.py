@@ -1,9 +1,10 @@
-"""The table of the ablation: gains and losses are told from noise by images drawn for both variants alike."""
+"""The table of the ablation: gains and losses are told from noise by images drawn for both variants alike, and by what
+trainings of one variant differ by."""
 
 import numpy as np
 import pytest
 
-from benchmarks.ablation import print_table
+from benchmarks.ablation import deviation_of_seeds, print_table
 from oid.metric import Detections, GroundTruth
 from oid.metric import score as matched
 from oid.resampling import curves
@@ -58,6 +59,27 @@ def test_another_choice_of_images_is_noise(capsys):
     assert word == "noise"
     assert low < 0 < high
     assert low < mean < high
+
+
+def test_a_gain_smaller_than_what_trainings_differ_by_is_noise(capsys):
+    """Without the third variant, of which one training finds all and one nothing, it is sure: see above."""
+    half, everything = np.arange(IMAGES) % 2 == 0, np.ones(IMAGES, bool)
+    found = {"base": [run(half)] * 2, "all": [run(everything)] * 2, "wild": [run(everything), run(~everything)]}
+    mean, low, high, word = verdicts(found, capsys)["all"]
+    assert word == "noise"
+    assert low < 0 < mean < high
+
+
+def test_the_deviation_of_a_training_is_pooled_over_the_variants(capsys):
+    """Of 1 and 0 it is the square root of 1/2 with one degree of freedom; beside an equal pair there are two."""
+    everything = np.ones(IMAGES, bool)
+    equal, different = [run(everything)] * 2, [run(everything), run(~everything)]
+    np.testing.assert_allclose(deviation_of_seeds({"base": different}), 0.5**0.5)
+    np.testing.assert_allclose(deviation_of_seeds({"base": different, "equal": equal}), 0.5)
+    np.testing.assert_allclose(deviation_of_seeds({"base": different, "one": equal[:1]}), 0.5**0.5)
+    assert deviation_of_seeds({"base": equal[:1], "one": different[:1]}) is None
+    print_table({"base": equal[:1]}, resamples=2)
+    assert "the intervals are those of the images alone" in capsys.readouterr().out
 
 
 def test_seeds_are_averaged(capsys):

@@ -7,8 +7,8 @@ Trains every variant with every seed by a03: on the trainval split of a data set
 one in Open Images' layout (`--oid`), or on the demonstration's generated data, whose labels are incomplete as Open
 Images' are (`--demo`). Nothing is chosen on the images that measure: the weights after the last step count. The
 difference of a variant to `base` is bootstrapped over images, paired: the same images are drawn for both, and the seeds
-are averaged. A training is never the same twice, either: what the seeds of a variant differ by, pooled over all
-variants, widens the interval. An interval that holds 0 is noise.
+are averaged. A training is never the same twice, either: by how much the difference varies from seed to seed, pooled
+over all variants, widens the interval. An interval that holds 0 is noise.
 
 Finished runs are not repeated: it goes on where it was stopped, and another `--variants` adds to what is there.
 """
@@ -110,21 +110,21 @@ def print_table(found: dict[str, list[list[Curves]]], resamples: int) -> None:
     rng = np.random.default_rng(0)
     draws = [np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(resamples)]
     base = np.array([score(found["base"], draw) for draw in draws])  # [resamples,2]
-    deviation, seeds = deviation_of_seeds(found), len(found["base"])
+    deviation, seeds = deviation_of_differences(found), len(found["base"])
     print(f"\n{count} images, {seeds} seeds, {resamples} resamples; differences to base in mAP points")
     if deviation is None:
         print("with one seed nobody knows how much a training varies: the intervals are those of the images alone")
         deviation = np.zeros(2)
     else:
-        print(f"standard deviation of a training: {100 * deviation[0]:.1f} at .5, {100 * deviation[1]:.1f} at .5:.95")
+        at_50, at_all = 100 * deviation
+        print(f"standard deviation of a difference from seed to seed: {at_50:.1f} at .5, {at_all:.1f} at .5:.95")
     print("| variant | mAP@.5 | difference (95 %) | | mAP@.5:.95 | difference (95 %) | |")
     print("|---|---|---|---|---|---|---|")
     for name, runs in found.items():
         cells = []
         if name != "base":
             differences = np.array([score(runs, draw) for draw in draws]) - base
-            of_training = deviation * (1 / seeds + 1 / len(runs)) ** 0.5
-            differences += of_training * rng.standard_normal(differences.shape)
+            differences += deviation / seeds**0.5 * rng.standard_normal(differences.shape)
         for column, (mean, reference) in enumerate(zip(score(runs), score(found["base"]), strict=True)):
             if name == "base":
                 cells += [f"{mean:.4f}", "", ""]
@@ -136,15 +136,17 @@ def print_table(found: dict[str, list[list[Curves]]], resamples: int) -> None:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def deviation_of_seeds(found: dict[str, list[list[Curves]]]) -> np.ndarray | None:
-    """Standard deviation `(2,)` of a run's two mAPs around its variant's mean, pooled over the variants.
+def deviation_of_differences(found: dict[str, list[list[Curves]]]) -> np.ndarray | None:
+    """Standard deviation `(2,)`, over the seeds, of the differences of both mAPs to base, pooled over the variants.
 
-    None where all have one seed.
+    Those of the same seed are compared: they begin with the same weights and see the same pictures.
+    None where there is one seed.
     """
-    scores = [np.array([score([run]) for run in runs]) for runs in found.values()]
-    squares = sum(((of_variant - of_variant.mean(0)) ** 2).sum(0) for of_variant in scores)
-    freedom = sum(len(of_variant) - 1 for of_variant in scores)
-    return np.sqrt(squares / freedom) if freedom else None
+    if len(found["base"]) < 2 or len(found) < 2:
+        return None
+    scores = {name: np.array([score([run]) for run in runs]) for name, runs in found.items()}  # [seeds,2]
+    base = scores.pop("base")
+    return np.sqrt(np.mean([(of_variant - base).var(axis=0, ddof=1) for of_variant in scores.values()], axis=0))
 
 
 if __name__ == "__main__":

@@ -69,5 +69,8 @@ def check_places(sample: Sample, labels: tuple[int, ...] = (0, 1, 2), edge: floa
         if np.min(box[2:] - box[:2]) < 4:
             continue  # a sliver, which interpolation has mixed with its surroundings
         assert seen is not None, (label, box)
+        at_frame = np.any((box <= 0) | (box >= side))
+        if at_frame and sample.image[..., label].max() < 1.9 * edge:
+            continue  # only the blur of its edge is inside the frame, as when a small picture is magnified much
         assert np.abs(seen - box).max() <= 1.25, (label, seen, box)
     return became

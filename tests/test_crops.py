@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from drawn_objects import NO_BOXES, NO_LABELS, check_places, check_sample, empty, picture
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from oid.boxes import iou_matrix
@@ -36,6 +36,9 @@ def dark_outside():
 @pytest.mark.parametrize("keep_aspect", [False, True], ids=["warp", "letterbox"])
 @settings(max_examples=150, deadline=None)
 @given(seed=SEEDS, side=SIDES)
+@example(
+    seed=18681931, side=201
+)  # far zoom warps a picture of 94 x 93 twelvefold, and cuts an object in its edge's blur
 def test_boxes_stay_on_their_objects(way, keep_aspect, seed, side):
     rng = np.random.default_rng(seed)
     after = WAYS[way](picture(rng), side, rng, keep_aspect=keep_aspect)

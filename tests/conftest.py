@@ -6,11 +6,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
+
+
+def pytest_configure(config):
+    """The quick tests draw the same cases every time, so that nobody's change fails by another's; `make test-all` draws
+    new ones."""
+    hypothesis.settings.register_profile("the same", derandomize=True)
+    if config.getoption("markexpr"):
+        hypothesis.settings.load_profile("the same")
 
 
 @pytest.fixture(scope="session")

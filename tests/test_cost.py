@@ -44,6 +44,7 @@ def test_by_hand():
     }
 
 
+@pytest.mark.slow
 def test_hundreds_of_classes_stay_affordable():
     """The default for 500 classes: VGG16, 320 pixels, 8 modules of 6 scales."""
     for anchors_per_cell in (1, 6):
@@ -66,6 +67,7 @@ def test_the_paper_variant_has_the_parameters_of_its_table(modules, width):
     assert total(network)[0] / 1e6 == pytest.approx(PAPER_TABLE[modules, width], rel=0.03)
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_three_parts():
     arguments = "--backbone residual_small --num_classes 20 --image_size 96 --tums 1 --scales 3 --channels 16"
     done = run_script("models.cost", *arguments.split())

@@ -76,6 +76,7 @@ print(json.dumps(result))
 """
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_at_full_size():
     """16 images at 512 pixels, with 100 boxes and 128 regions: one tensor over all their pairs has 456 MB."""
     result = json.loads(run_on_backend("jax", MEMORY_PROGRAM))

@@ -111,6 +111,7 @@ def fitted():
     return fit
 
 
+@pytest.mark.slow
 def test_fit_assigns_as_many_pictures_together_as_there_is_room_for(fitted):
     """TensorFlow's `fit` does not say how many a batch has: told, it is divided evenly, and the losses are the same."""
     whole, images = fitted(4, 100)

@@ -113,7 +113,8 @@ def print_table(found: dict[str, list[list[Curves]]], resamples: int) -> None:
     deviation, seeds = deviation_of_differences(found), len(found["base"])
     print(f"\n{count} images, {seeds} seeds, {resamples} resamples; differences to base in mAP points")
     if deviation is None:
-        print("with one seed nobody knows how much a training varies: the intervals are those of the images alone")
+        if len(found) > 1:
+            print("one seed cannot tell how much a training varies: the intervals are those of the images alone")
         deviation = np.zeros(2)
     else:
         at_50, at_all = 100 * deviation

@@ -74,16 +74,17 @@ from typing import Literal
 import numpy as np
 import polars as pl
 
-from a00_utils_and_constants import DATASET_PATH, LEVELS, OUTPUT_PATH, run_script
-from oid import layout
-from oid.annotation_rows import Rows, no_image_labels, read_box_rows, read_image_label_rows
+from a00_utils_and_constants import DATASET_PATH, LEVELS, OUTPUT_PATH
+from oid import paths
 from oid.annotations import read_class_descriptions, write_class_descriptions
+from oid.command_line import run_script
 from oid.files import InputError, require_file, require_folder
 from oid.hierarchy import Hierarchy, read_hierarchy
-from oid.level_files import Source, write_levels
-from oid.level_rules import Classes, mean_boxes
+from oid.levels.rows import Rows, no_image_labels, read_box_rows, read_image_label_rows
+from oid.levels.rules import Classes, mean_boxes
+from oid.levels.write import Source, write_levels
 from oid.sources.conversion import convert
-from oid.sources.exports import export as write_export
+from oid.sources.export import export as write_export
 
 SPLITS = ("train", "validation")
 
@@ -148,9 +149,9 @@ def main(
 
     counts = write_levels(output_path, classes, chosen, list(sources.values()))
     for level, labels in chosen.items():
-        write_classes(layout.level_class_descriptions(output_path, level), classes, labels)
-        write_classes(layout.level_left_out_classes(output_path, level), classes, left_out[level])
-        print(f"\nlevel {level}: {len(labels)} classes, in {layout.level_folder(output_path, level)}")
+        write_classes(paths.level_class_descriptions(output_path, level), classes, labels)
+        write_classes(paths.level_left_out_classes(output_path, level), classes, left_out[level])
+        print(f"\nlevel {level}: {len(labels)} classes, in {paths.level_folder(output_path, level)}")
         print_table(counts[level])
         print_names(f"left out, fewer than --min_boxes {min_boxes}", map(classes.names.get, left_out[level]))
 
@@ -159,11 +160,11 @@ def main(
 def read_classes(dataset_path: str, labels_filter: tuple[str, ...] | None, parent_label: str | None) -> Classes:
     """Reads hierarchy and descriptions, and prints which classes are kept."""
     download = "download it from https://storage.googleapis.com/openimages/web/download.html"
-    boxable_path = layout.annotation_file(dataset_path, layout.CLASS_DESCRIPTIONS)
+    boxable_path = paths.annotation_file(dataset_path, paths.CLASS_DESCRIPTIONS)
     boxable = read_class_descriptions(require_file(boxable_path, download))
-    deciding_path = layout.evaluated_class_descriptions(dataset_path)
+    deciding_path = paths.evaluated_class_descriptions(dataset_path)
     names = read_class_descriptions(deciding_path)
-    hierarchy_path = layout.annotation_file(dataset_path, layout.HIERARCHY)
+    hierarchy_path = paths.annotation_file(dataset_path, paths.HIERARCHY)
     hierarchy = read_hierarchy(require_file(hierarchy_path, download))
     print_names(f"not in {boxable_path.name}, dropped", [name for label, name in names.items() if label not in boxable])
     kept = {label: name for label, name in names.items() if label in boxable and label != hierarchy.root}
@@ -257,9 +258,9 @@ def choose_classes(
 # === Reading the source ==============================================================================================
 def read_source(dataset_path: str, split: str, classes: Classes) -> Source:
     """Reads and checks boxes and image labels of a split, and prints what is dropped."""
-    boxes_path = layout.box_annotations(dataset_path, split)
+    boxes_path = paths.box_annotations(dataset_path, split)
     require_file(boxes_path, f"a01 needs the {split} boxes, see https://storage.googleapis.com/openimages/web/")
-    labels_path = layout.image_label_annotations(dataset_path, split)
+    labels_path = paths.image_label_annotations(dataset_path, split)
     boxes = read_box_rows(boxes_path, classes.labels)
     print_rows(boxes_path, boxes, classes)
     if labels_path.exists():

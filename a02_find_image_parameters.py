@@ -32,11 +32,11 @@ from typing import Literal, NamedTuple
 
 from tqdm import tqdm
 
-from a00_utils_and_constants import ANCHORS, DATASET_PATH, IMAGE_SIZE, ORIENTATION, OUTPUT_PATH, SCALES, run_script
-from models.anchors import NAMED_SETS, anchor_settings, settings_of_sizes, smallest_image
-from oid import layout
-from oid.annotations import read_class_descriptions
-from oid.coverage_report import (
+from a00_utils_and_constants import ANCHORS, DATASET_PATH, IMAGE_SIZE, ORIENTATION, OUTPUT_PATH, SCALES
+from oid import paths
+from oid.anchors.data_set_page import LevelSection, title_of, write_page
+from oid.anchors.grids import NAMED_SETS, anchor_settings, settings_of_sizes, smallest_image
+from oid.anchors.report import (
     PERCENTILES,
     AnchorSet,
     Coverage,
@@ -47,11 +47,14 @@ from oid.coverage_report import (
     size_rows,
     write_class_table,
 )
-from oid.data_set_page import LevelSection, title_of, write_page
+from oid.anchors.sampled_boxes import SampledBoxes, read_image_sizes, sample_boxes
+from oid.annotations import read_class_descriptions
+from oid.command_line import run_script
 from oid.files import InputError, replacing
-from oid.image_table import Journal, Known, is_unchanged, known_rows, with_known
-from oid.images import ImageList, image_id, image_parameters, list_images
-from oid.sampled_boxes import SampledBoxes, read_image_sizes, sample_boxes
+from oid.images.find import ImageList, image_id, list_images
+from oid.images.read import image_parameters
+from oid.images.table import Journal, Known, is_unchanged, known_rows, with_known
+from oid.machine import usable_cores
 
 SPLITS = ("train", "validation", "test")
 PROBLEM_COLUMNS = ["path", "reason"]
@@ -109,7 +112,7 @@ def main(
     if seed < 0 or seed >= 2**32:
         raise InputError(f"--seed is {seed}: it must be from 0 to 4294967295")
     sets = compared_sets(image_size or SMALL_IMAGE_SIZE, scales, anchors or "square")
-    way = Way(orientation, not no_md5, threads or os.cpu_count() or 1)
+    way = Way(orientation, not no_md5, threads or usable_cores())
     measured = [split for split in dict.fromkeys(splits) if measure_split(dataset_path, output_path, split, way)]
     if not measured:
         raise InputError(f"{dataset_path} has no images in {', '.join(splits)}: check --dataset_path and --splits")
@@ -158,7 +161,7 @@ def measure_split(dataset_path: str, output_path: str, split: str, way: Way) -> 
         print(f"{split}: {folder} {'is not there' if images is None else 'holds no images'}, passed over")
         return False
     print(f"{split}: {len(images.names)} images in {folder}", flush=True)
-    table, problem_table = layout.image_params(output_path, split), layout.image_problems(output_path, split)
+    table, problem_table = paths.image_params(output_path, split), paths.image_problems(output_path, split)
     settings = table.with_suffix(".json")
     journal = Journal(table.with_name(f"{table.stem}.{way.orientation}.unfinished.csv"), started)
     sources = [table, journal.path] if _orientation_of(settings) == way.orientation else [journal.path]
@@ -296,7 +299,7 @@ def compared_sets(image_size: int, scales: int | None, anchors: str) -> list[Anc
 
 def write_statistics(output_path: str, measured: list[str], levels: tuple[str, ...] | None, view: View) -> None:
     """Writes tables and anchors of the levels, and the page, of all splits that were measured now or before."""
-    tables = {split: layout.image_params(output_path, split) for split in dict.fromkeys((*SPLITS, *measured))}
+    tables = {split: paths.image_params(output_path, split) for split in dict.fromkeys((*SPLITS, *measured))}
     image_sizes = {split: read_image_sizes(path) for split, path in tables.items() if path.is_file()}
     image_sizes = {split: sizes for split, sizes in image_sizes.items() if len(sizes)}
     if not image_sizes:
@@ -305,14 +308,14 @@ def write_statistics(output_path: str, measured: list[str], levels: tuple[str, .
     for split, sizes in image_sizes.items():
         print(f"{split}: {len(sizes)} images")
         print_percentiles(image_rows(sizes))
-    made = layout.levels_made(output_path)
+    made = paths.levels_made(output_path)
     for level in levels or ():
         if level not in made:
             raise InputError(f"--levels {level}: {output_path} has no such level: run a01 with --levels {level}")
     if not made:
         print(f"{output_path} has no level of a01, so nothing is said of boxes and anchors")
     sections = [level_section(output_path, level, image_sizes, view) for level in dict.fromkeys(levels or made)]
-    page = layout.data_set_page(output_path)
+    page = paths.data_set_page(output_path)
     sections = [section for section in sections if section]
     write_page(page, image_sizes=image_sizes, sections=sections, image_size=view.image_size, resize=view.resize)
     print(f"plots: {page}")
@@ -324,10 +327,10 @@ def level_section(output_path: str, level: str, image_sizes: dict, view: View) -
     Returns:
         What the page says of it; None where no split that was measured has boxes of the level.
     """
-    names = read_class_descriptions(layout.level_class_descriptions(output_path, level))
+    names = read_class_descriptions(paths.level_class_descriptions(output_path, level))
     samples = {}
     for split, sizes in image_sizes.items():
-        path = layout.level_boxes(output_path, level, split)
+        path = paths.level_boxes(output_path, level, split)
         if path.is_file():
             how = {"image_size": view.image_size, "letterbox": view.resize == "letterbox", "seed": view.seed}
             boxes = sample_boxes(path, list(names), sizes, most_per_class=MOST_PER_CLASS, **how)
@@ -344,14 +347,14 @@ def level_section(output_path: str, level: str, image_sizes: dict, view: View) -
     after = len(view.sets) + list(found).index(view.per_cell) if view.per_cell in found else None
     coverages = [measure(split, boxes, sets) for split, boxes in samples.items()]
     table = class_table(coverages, names, 0, after, view.image_size)
-    path = layout.level_coverage(output_path, level)
+    path = paths.level_coverage(output_path, level)
     write_class_table(path, table)
     print(f"  worst-covered classes: {path}")
     for number in (0, after):
         shares = [f"{coverage.share(number):.1%} of {coverage.split}" for coverage in coverages if number is not None]
         if shares:
             print(f"  IoU of 0.5 or more with an anchor of {title_of(sets[number])}: {', '.join(shares)}")
-    write_anchors(layout.level_anchors(output_path, level), level, sets, after, coverages[0], view)
+    write_anchors(paths.level_anchors(output_path, level), level, sets, after, coverages[0], view)
     classes = table.filter(table["split"] == coverages[0].split)
     return LevelSection(level, coverages, sets, 0, after, classes, path.name)
 

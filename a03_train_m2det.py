@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Literal
 
 import a00_utils_and_constants as a00
-from a00_utils_and_constants import run_script
+from oid import machine
+from oid.command_line import run_script
 from oid.files import output_file, replacing
 from training import plan, stopping
 from training.data_set import read_classes
@@ -225,8 +226,8 @@ def _train(flags: dict, folder: Path, started: float, stop: stopping.Stop) -> No
     """Trains the run in `folder` from its beginning, or from its last checkpoint, until it is finished or stopped."""
     classes = read_classes(flags["output_path"], flags["level"])
     plan.parse_duration(flags["time_budget"])  # a mistake is said before anything starts
-    plan.share_few_cores(known_channels(flags), plan.usable_cores())
-    flags["workers"] = flags["workers"] or plan.workers_for(plan.usable_cores())
+    plan.share_few_cores(known_channels(flags), machine.usable_cores())
+    flags["workers"] = flags["workers"] or plan.workers_for(machine.usable_cores())
     import keras  # here and below, because starting the framework takes seconds that --help and a mistake should not
 
     from training import devices, machines

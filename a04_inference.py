@@ -30,12 +30,14 @@ import numpy as np
 from tqdm import tqdm
 
 import a00_utils_and_constants as a00
-from a00_utils_and_constants import run_script
-from oid import layout
+from oid import paths
+from oid.command_line import run_script
 from oid.files import InputError, output_file, replacing, require_folder
-from oid.fusion import fuse
-from oid.images import find_images, list_images, read_image
-from oid.predictions import KAGGLE_COLUMNS, open_for_writing, prediction_string
+from oid.fusion.fuse import fuse
+from oid.images.find import find_images, list_images
+from oid.images.read import read_image
+from oid.machine import usable_cores
+from oid.predictions.files import KAGGLE_COLUMNS, open_for_writing, prediction_string
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's alarm where there is no GPU
 
@@ -96,14 +98,14 @@ def main(
         export_path: file .onnx, or folder of the SavedModel, to write; by default exports/<run> below output_path
     """
     _check(locals())
-    folder = layout.run_folder(output_path, run)
+    folder = paths.run_folder(output_path, run)
     if not any((path / "settings.json").is_file() for path in (folder, folder.parent)):
         raise InputError(f"{folder} is no run: it has no settings.json; train one with a03, or name another by --run")
     if export:
-        _export(folder, export_path or layout.run_export(output_path, run, export), locals())
+        _export(folder, export_path or paths.run_export(output_path, run, export), locals())
         return
     source = require_folder(images or Path(dataset_path) / split, "name the folder with the images by --images")
-    target = output_file(predictions or layout.run_predictions(output_path, split, run), "--predictions")
+    target = output_file(predictions or paths.run_predictions(output_path, split, run), "--predictions")
     files = _images_of(source)
     from models import load_model  # here, because starting the framework takes seconds that --help should not
 
@@ -239,7 +241,7 @@ def _published(detector, pictures: list, *, score_threshold: float, mirror: bool
 
     keras-retinanet's detections above 0.05, at most 300, of the image and of its mirrored one are fused: a box in one
     of the two keeps half its score. Boxes without area, which the network can give, are left out. The script weights
-    coordinates by the number of boxes, `oid.fusion` by score.
+    coordinates by the number of boxes, `oid.fusion.fuse` by score.
     """
     views = pictures + [np.ascontiguousarray(picture[:, ::-1]) for picture in pictures] * mirror
     options = {"nms": "published", "nms_iou": PUBLISHED_NMS_IOU, "score_threshold": PUBLISHED_SCORE}
@@ -292,7 +294,7 @@ def _batches(files: dict[str, Path], detector, orientation: str, batch_size: int
         return image_id, detector.prepare(picture), picture.shape[:2], ""
 
     items = list(files.items())
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads or usable_cores()) as pool:
         waiting = None
         for begin in range(0, len(items), batch_size):
             coming = [pool.submit(read, item) for item in items[begin : begin + batch_size]]

@@ -15,10 +15,11 @@ import numpy as np
 from tqdm import tqdm
 
 import a00_utils_and_constants as a00
-from oid import layout
+from oid import paths
+from oid.command_line import run_script
 from oid.files import InputError, output_file, require_file
 from oid.hierarchy import Hierarchy, read_hierarchy
-from oid.predictions import PredictionFile, Predictions, PredictionWriter
+from oid.predictions.files import PredictionFile, Predictions, PredictionWriter
 
 IMAGES_PER_BLOCK = 4096  # read, expanded and written together
 
@@ -58,13 +59,13 @@ def main(
 
     if not 0.0 <= nms_iou <= 1.0:
         raise InputError(f"--nms_iou {nms_iou} is not in the range from 0 to 1")
-    source = predictions or layout.run_predictions(output_path, split, run)
+    source = predictions or paths.run_predictions(output_path, split, run)
     predictions = require_file(source, "run a04 first, or name a prediction file by --predictions")
-    expanded = output_file(expanded or layout.expanded_predictions(predictions), "--expanded")
+    expanded = output_file(expanded or paths.expanded_predictions(predictions), "--expanded")
     if expanded.resolve() == predictions.resolve():
         raise InputError(f"--expanded {expanded} is the file that is read: give it another name")
-    tree = read_hierarchy(hierarchy or layout.annotation_file(dataset_path, layout.HIERARCHY))
-    classes = read_class_descriptions(class_descriptions or layout.evaluated_class_descriptions(dataset_path))
+    tree = read_hierarchy(hierarchy or paths.annotation_file(dataset_path, paths.HIERARCHY))
+    classes = read_class_descriptions(class_descriptions or paths.evaluated_class_descriptions(dataset_path))
     expand_file(predictions, expanded, tree, set(classes), only_new=only_new, nms_iou=nms_iou)
 
 
@@ -72,7 +73,7 @@ def expand_file(
     source: Path, target: Path, tree: Hierarchy, classes: set[str], *, only_new: bool, nms_iou: float
 ) -> None:
     """Expands a prediction file block by block, and prints what came of it."""
-    from oid.expansion import Expansion  # nor this: Numba
+    from oid.predictions.expand import Expansion  # nor this: Numba
 
     file, expansion = PredictionFile(source), Expansion(tree, classes)
     read, written = collections.Counter(), collections.Counter()
@@ -126,4 +127,4 @@ def listed(counter: collections.Counter) -> str:
 
 
 if __name__ == "__main__":
-    a00.run_script(main)
+    run_script(main)

@@ -15,7 +15,6 @@ the search has not seen, and saves them; --settings applies them to files of the
 
 import itertools
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,10 +24,12 @@ import numpy as np
 from tqdm import tqdm
 
 import a00_utils_and_constants as a00
-from oid import layout
+from oid import paths
+from oid.command_line import run_script
 from oid.files import InputError, output_file, require_file
-from oid.fusion import count_unusual, fuse_images
-from oid.predictions import PredictionFile, Predictions, PredictionWriter
+from oid.fusion.fuse import count_unusual, fuse_images
+from oid.machine import usable_cores
+from oid.predictions.files import PredictionFile, Predictions, PredictionWriter
 
 IMAGES_PER_BLOCK = 1024  # of each file, in memory at a time
 USED_BY = {  # the methods, or conf_type, that look at a flag
@@ -99,36 +100,36 @@ def main(
         threads: images are shared out to so many, the result is the same; 0 = one per core.
     """
     flags = dict(locals())
-    paths = [Path(name) for name in predictions or layout.all_expanded_predictions(output_path, split)]
-    ensemble = output_file(ensemble or layout.submission(output_path, split), "--ensemble")
-    check_flags(paths, ensemble, flags)
-    threads = threads or os.cpu_count() or 1
+    file_paths = [Path(name) for name in predictions or paths.all_expanded_predictions(output_path, split)]
+    ensemble = output_file(ensemble or paths.submission(output_path, split), "--ensemble")
+    check_flags(file_paths, ensemble, flags)
+    threads = threads or usable_cores()
     if tune:
-        tune_settings(paths, ensemble, flags, threads)
+        tune_settings(file_paths, ensemble, flags, threads)
         return
     options = {name: flags[name] for name in (*USED_BY, "weights", "skip_box_threshold")}
     options |= {"iou_threshold": fusion_iou, "limit": limit or None, "threads": threads}
     if settings:
-        options |= tuned_options(settings, paths)
-    models = Models([PredictionFile(path) for path in paths])
+        options |= tuned_options(settings, file_paths)
+    models = Models([PredictionFile(path) for path in file_paths])
     written = 0
     with PredictionWriter(ensemble) as writer:
         for block in fused_blocks(models, method, options):
             writer.write(block)
             written += len(block.boxes)
-    print_inputs(paths, models, options["weights"], options["skip_box_threshold"])
+    print_inputs(file_paths, models, options["weights"], options["skip_box_threshold"])
     print(f"wrote {ensemble}: {len(models.image_ids)} images, {written} boxes fused from {models.counts[:, 0].sum()}")
 
 
-def check_flags(paths: Sequence[Path], ensemble: Path, flags: dict) -> None:
+def check_flags(file_paths: Sequence[Path], ensemble: Path, flags: dict) -> None:
     """Raises InputError for flags that make no sense."""
-    if not paths:
+    if not file_paths:
         raise InputError(
             f"no *.expanded.csv in {ensemble.parent}: run a05_expand_hierarchy.py first, or name files by --predictions"
         )
-    if ensemble.resolve() in [path.resolve() for path in paths]:
+    if ensemble.resolve() in [path.resolve() for path in file_paths]:
         raise InputError(f"--ensemble {ensemble} is one of the files that are read: give it another name")
-    check_weights(flags["weights"], len(paths))
+    check_weights(flags["weights"], len(file_paths))
     if not 0.0 <= flags["fusion_iou"] <= 1.0:
         raise InputError(f"--fusion_iou {flags['fusion_iou']} is not in the range from 0 to 1")
     for name in ("skip_box_threshold", "score_threshold"):
@@ -247,10 +248,10 @@ def fused_blocks(models: Models, method: str, options: dict[str, object]) -> Ite
 
 
 def print_inputs(
-    paths: Sequence[Path], models: Models, weights: Sequence[float] | None, skip_box_threshold: float
+    file_paths: Sequence[Path], models: Models, weights: Sequence[float] | None, skip_box_threshold: float
 ) -> None:
     """Says per file what it had, what it lacked, and which of its boxes fusion has changed or left out."""
-    for model, path in enumerate(paths):
+    for model, path in enumerate(file_paths):
         boxes, outside, without_area, below = models.counts[model].tolist()
         weight = 1.0 if weights is None else weights[model]
         print(f"read {path}: {models.num_images[model]} images, {boxes} boxes, weight {weight:g}")
@@ -264,11 +265,11 @@ def print_inputs(
                 print(f"  {count} {what}")
 
 
-def tuned_options(settings: str, paths: Sequence[Path]) -> dict[str, object]:
+def tuned_options(settings: str, file_paths: Sequence[Path]) -> dict[str, object]:
     """The keywords of `fuse_images` that a settings file gives."""
-    from oid.tuned_settings import model_names, read_tuned_settings
+    from oid.fusion.tuned_settings import model_names, read_tuned_settings
 
-    tuned = read_tuned_settings(settings, model_names(paths))
+    tuned = read_tuned_settings(settings, model_names(file_paths))
     return {
         "weights": tuned.weights,
         "iou_threshold": tuned.fusion_iou,
@@ -277,27 +278,29 @@ def tuned_options(settings: str, paths: Sequence[Path]) -> dict[str, object]:
     }
 
 
-def tune_settings(paths: Sequence[Path], ensemble: Path, flags: dict, threads: int) -> None:
+def tune_settings(file_paths: Sequence[Path], ensemble: Path, flags: dict, threads: int) -> None:
     """Searches settings, prints what they gain, and saves them."""
-    from oid.ground_truth import read_ground_truth
-    from oid.ground_truth_files import find_ground_truth
-    from oid.tuned_settings import FusionSettings, model_names, write_tuned_settings
-    from oid.tuning import print_tuning, tune
+    from oid.fusion.search import print_tuning, tune
+    from oid.fusion.tuned_settings import FusionSettings, model_names, write_tuned_settings
+    from oid.metric.ground_truth import read_ground_truth
+    from oid.metric.ground_truth_files import find_ground_truth
 
     default = ensemble.with_name(ensemble.name.removesuffix(".gz").removesuffix(".csv") + ".tuned.json")
     target = output_file(flags["settings"] or default, "--settings")
-    names = model_names(paths)
-    for path in paths:
+    names = model_names(file_paths)
+    for path in file_paths:
         require_file(path, "name prediction files by --predictions")
     names_of_flags = ("dataset_path", "split", "boxes", "image_labels")
     *files, classes = find_ground_truth(*(flags[name] for name in names_of_flags))
     truth, report = read_ground_truth(*files, list(classes) if classes else None)
     print(f"ground truth: {len(truth.image_ids)} images, {len(truth.boxes)} boxes of {len(report.labels)} classes")
     tuning = tune(
-        (PredictionFile(path) for path in paths),
+        (PredictionFile(path) for path in file_paths),
         truth,
         report.labels,
-        base=FusionSettings((1.0,) * len(paths), flags["fusion_iou"], flags["skip_box_threshold"], flags["conf_type"]),
+        base=FusionSettings(
+            (1.0,) * len(file_paths), flags["fusion_iou"], flags["skip_box_threshold"], flags["conf_type"]
+        ),
         trials=flags["trials"],
         folds=flags["folds"],
         seed=flags["seed"],
@@ -310,4 +313,4 @@ def tune_settings(paths: Sequence[Path], ensemble: Path, flags: dict, threads: i
 
 
 if __name__ == "__main__":
-    a00.run_script(main)
+    run_script(main)

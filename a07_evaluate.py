@@ -23,17 +23,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import a00_utils_and_constants as a00
-from oid import layout
+from oid import paths
+from oid.command_line import run_script
 from oid.files import InputError, output_file, replacing, require_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from oid.coco_metric import CocoMatcher
-    from oid.error_kinds import ErrorKinds
-    from oid.evaluation import Selection
-    from oid.ground_truth import GroundTruthReport
-    from oid.metric import GroundTruth, Matcher, Metrics
+    from oid.metric.challenge import GroundTruth, Matcher, Metrics
+    from oid.metric.coco import CocoMatcher
+    from oid.metric.errors import ErrorKinds
+    from oid.metric.evaluation import Selection
+    from oid.metric.ground_truth import GroundTruthReport
 
 RULES = {  # what each key of `Metrics.dropped` is called on the screen
     "unverified_class": "of a class that is not verified in the image",
@@ -90,16 +91,16 @@ def main(
     check_range("group_of_weight", group_of_weight, 0 <= group_of_weight <= 1, "0 to 1")
     check_range("iou", iou, 0 < iou <= 1, "above 0 to 1")
     check_range("classes_shown", classes_shown, classes_shown >= 0, "0 up")
-    source = require_file(predictions or layout.submission(output_path, split), "run a04 to a06, or give --predictions")
-    target = output_file(metrics or layout.metrics_file(source), "--metrics")
+    source = require_file(predictions or paths.submission(output_path, split), "run a04 to a06, or give --predictions")
+    target = output_file(metrics or paths.metrics_file(source), "--metrics")
 
-    from oid.coco_metric import CocoMatcher
-    from oid.error_kinds import ErrorKinds
-    from oid.evaluation import Selection, measure
-    from oid.ground_truth import read_ground_truth, read_sizes
-    from oid.ground_truth_files import find_ground_truth
-    from oid.metric import Matcher
-    from oid.predictions import PredictionFile
+    from oid.metric.challenge import Matcher
+    from oid.metric.coco import CocoMatcher
+    from oid.metric.errors import ErrorKinds
+    from oid.metric.evaluation import Selection, measure
+    from oid.metric.ground_truth import read_ground_truth, read_sizes
+    from oid.metric.ground_truth_files import find_ground_truth
+    from oid.predictions.files import PredictionFile
 
     *files, names = find_ground_truth(dataset_path, split, boxes, image_labels, hierarchy, class_descriptions)
     truth, report = read_ground_truth(*files, list(names) if names else None)
@@ -110,7 +111,7 @@ def main(
     matcher = Matcher(truth, num_classes=size, group_of_weight=group_of_weight, iou_threshold=iou)
     curves = find_curves(curve or (), names, matcher)
     kinds = ErrorKinds(matcher) if errors else None
-    sizes_file = image_params or layout.image_params(output_path, split)
+    sizes_file = image_params or paths.image_params(output_path, split)
     coco_matcher = CocoMatcher(truth, read_sizes(sizes_file, truth.image_ids), num_classes=size) if coco else None
     selection = Selection(truth, names)
     file = PredictionFile(source, allow_swapped_corners=True)
@@ -128,7 +129,7 @@ def main(
 
 def find_curves(wanted: Sequence[str], names: Mapping[str, str], matcher: Matcher) -> list[int]:
     """The class indices of labels or names, none of them without ground truth."""
-    from oid.metric_report import find_class
+    from oid.metric.report import find_class
 
     found = [find_class(word, names) for word in wanted]
     for word, index in zip(wanted, found, strict=True):
@@ -179,7 +180,7 @@ def print_missing_classes(selection: Selection, result: Metrics, labels: tuple[s
 
 def metrics_content(result: Metrics, labels: Sequence[str], matcher: Matcher, iou: float) -> dict:
     """What X.metrics.json has in any case, null where AP is not defined; prints for how many classes."""
-    from oid.metric_report import number_or_none
+    from oid.metric.report import number_or_none
 
     average_precision = [number_or_none(ap) for ap in result.average_precision]
     undefined = average_precision.count(None)
@@ -208,7 +209,7 @@ def report_details(
     Returns:
         What X.metrics.json has of the last two.
     """
-    from oid import metric_report as tables
+    from oid.metric import report as tables
 
     rows = tables.class_table(result, names, selection.per_class)
     tables.print_class_table(rows, shown)
@@ -231,7 +232,7 @@ def write_curves(
     target: Path, matcher: Matcher, curves: Sequence[int], names: Mapping[str, str], result: Metrics
 ) -> None:
     """Writes a table and a picture for each class of `curves`."""
-    from oid.curve_picture import write_curve
+    from oid.metric.curve_picture import write_curve
 
     labels = list(names)
     for index in curves:
@@ -247,4 +248,4 @@ def write_metrics(path: Path, content: dict) -> None:
 
 
 if __name__ == "__main__":
-    a00.run_script(main)
+    run_script(main)

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from a00_utils_and_constants import run_script
 from benchmarks.training_runs import NEVER, VOC_FLAGS, measure, run, score, train_and_predict
+from oid.command_line import run_script
 from oid.files import InputError
-from oid.resampling import Curves
+from oid.fusion.resampling import Curves
 
 VARIANTS: dict[str, dict[str, object]] = {  # name -> what differs from a03's defaults
     "base": {},

@@ -24,10 +24,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import a00_utils_and_constants as a00
 from benchmarks.training_runs import ROOT, measure, run, score
-from oid import layout
+from oid import paths
+from oid.command_line import run_script
 from oid.files import InputError
-from oid.images import read_image
-from oid.predictions import Predictions, write_predictions
+from oid.images.read import read_image
+from oid.predictions.files import Predictions, write_predictions
 from training.data_set import DataSet, read_classes, read_data_set
 
 THEIRS = {"mobilenet": "mobilenet224_1.0", "resnet50": "resnet50"}  # our name of a backbone -> theirs
@@ -69,11 +70,11 @@ def main(
     task = {"folder": str(folder), "backbone": THEIRS[backbone], "side": side, "minutes": minutes}
     task |= {"learning_rate": learning_rate, "seed": seed}
     worker = [python, str(ROOT / "benchmarks" / "keras_retinanet_worker.py"), json.dumps(task)]
-    paths = ["--dataset_path", str(data_set), "--output_path", str(output), "--run", "ours"]
+    file_paths = ["--dataset_path", str(data_set), "--output_path", str(output), "--run", "ours"]
     flags = ["--time_budget", f"{minutes:g}m", "--backbone", backbone, "--image_size", str(side), "--seed", str(seed)]
     flags += ["--validate_every", "1000000"]  # the last weights count, on both sides
     theirs = start(worker, cores[0], folder / "theirs.log")
-    ours = start([sys.executable, "a03_train_m2det.py", *paths, *flags], cores[-1], folder / "ours.log")
+    ours = start([sys.executable, "a03_train_m2det.py", *file_paths, *flags], cores[-1], folder / "ours.log")
     for process, log in ((theirs, folder / "theirs.log"), (ours, folder / "ours.log")):
         if process.wait():
             raise InputError(f"one of the trainings failed: {log} says why")
@@ -88,7 +89,7 @@ def main(
         seen = sum(float(row["images_per_second"]) * float(row["seconds"]) for row in csv.DictReader(file))
     print(f"{backbone}, {minutes:g} minutes on one core each, from random weights:")
     for name, file, pictures in (("keras-retinanet", theirs_file, result["images"]), ("here", ours_file, round(seen))):
-        expanded = layout.expanded_predictions(file)
+        expanded = paths.expanded_predictions(file)
         run("a05_expand_hierarchy.py", dataset_path=data_set, predictions=file, expanded=expanded)
         at_50, at_all = score([measure(data_set, expanded)])
         print(f"  {name:16} {pictures:7} pictures seen  mAP@.5 {at_50:.4f}  mAP@.5:.95 {at_all:.4f}")
@@ -128,4 +129,4 @@ def start(command: list[str], core: int, log: Path) -> subprocess.Popen:
 
 
 if __name__ == "__main__":
-    a00.run_script(main)
+    run_script(main)

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from a00_utils_and_constants import run_script
+from oid.command_line import run_script
 
 os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 CLASSES = (3, 500)
@@ -85,8 +85,8 @@ def main(
     """
     import tensorflow as tf
 
-    from models.anchors import anchor_settings, anchors_per_level, cell_sides, make_anchors
     from models.losses import detection_losses
+    from oid.anchors.grids import anchor_settings, anchors_per_level, cell_sides, make_anchors
 
     settings = anchor_settings(image_size, scales, anchors=anchors)
     places, cells, levels = make_anchors(settings), cell_sides(settings), anchors_per_level(settings)

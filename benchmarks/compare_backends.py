@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from a00_utils_and_constants import run_script
+from oid.command_line import run_script
 from oid.files import InputError
 
 PACKAGES = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}

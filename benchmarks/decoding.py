@@ -26,7 +26,7 @@ from typing import Literal
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from a00_utils_and_constants import run_script
+from oid.command_line import run_script
 from oid.files import InputError
 
 COUNT, SCORE_THRESHOLD, MAX_BOXES = 1000, 0.01, 300
@@ -94,8 +94,8 @@ def straight(anchors: np.ndarray, softmax: bool) -> Callable[[dict], dict]:
 
 def ways(description: dict, softmax: bool) -> dict[str, Callable[[np.ndarray, dict], tuple]]:
     """What is timed: functions of one image's outputs, as tensors with the batch in front and as arrays."""
-    from models.anchors import make_anchors
     from models.decoding import TopBoxes, suppress, top_boxes
+    from oid.anchors.grids import make_anchors
 
     activation = "softmax" if softmax else "sigmoid"
     anchors = make_anchors(description)
@@ -164,7 +164,7 @@ def main(
     how = use_one_core()
     import keras
 
-    from models.anchors import anchor_settings, make_anchors
+    from oid.anchors.grids import anchor_settings, make_anchors
 
     softmax = score_activation == "softmax"
     description = anchor_settings(image_size, 6, anchors="official")

@@ -13,7 +13,6 @@ Which model is the best, and which methods are worth a row, is seen on the same 
 their choice.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,17 +21,19 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import a00_utils_and_constants as a00
-from oid import layout
+from oid import paths
+from oid.command_line import run_script
 from oid.files import InputError
-from oid.fusion import fuse_images
-from oid.ground_truth import read_ground_truth
-from oid.ground_truth_files import find_ground_truth
-from oid.measured_fusion import MeasuredFusion, ValidationBoxes, gather
-from oid.metric import Detections, GroundTruth, score
-from oid.predictions import PredictionFile
-from oid.resampling import Curves, curves
-from oid.tuned_settings import FusionSettings, model_names
-from oid.tuning import describe, divide, spread, tune
+from oid.fusion.fuse import fuse_images
+from oid.fusion.measured import MeasuredFusion, ValidationBoxes, gather
+from oid.fusion.resampling import Curves, curves
+from oid.fusion.search import describe, divide, spread, tune
+from oid.fusion.tuned_settings import FusionSettings, model_names
+from oid.machine import usable_cores
+from oid.metric.challenge import Detections, GroundTruth, score
+from oid.metric.ground_truth import read_ground_truth
+from oid.metric.ground_truth_files import find_ground_truth
+from oid.predictions.files import PredictionFile
 
 Row = tuple[str, Curves | None, Curves]  # name, all images (None: not defined), folds
 FUSIONS = {  # row, method, flag with its IoU
@@ -77,14 +78,14 @@ def main(
         draws: of the bootstrap
         seed: of folds, tuning and bootstrap
     """
-    paths = [Path(name) for name in predictions or layout.all_expanded_predictions(output_path, split)]
-    if len(paths) < 2:
-        raise InputError(f"{len(paths)} prediction files: name two or more by --predictions")
-    names, threads = model_names(paths), os.cpu_count() or 1
+    file_paths = [Path(name) for name in predictions or paths.all_expanded_predictions(output_path, split)]
+    if len(file_paths) < 2:
+        raise InputError(f"{len(file_paths)} prediction files: name two or more by --predictions")
+    names, threads = model_names(file_paths), usable_cores()
     *files, classes = find_ground_truth(dataset_path, split, boxes, image_labels)
     truth, report = read_ground_truth(*files, list(classes) if classes else None)
     fold = divide(len(truth.image_ids), folds, seed)
-    data = gather((PredictionFile(path) for path in paths), truth, report.labels)
+    data = gather((PredictionFile(path) for path in file_paths), truth, report.labels)
     ious = {"fusion_iou": fusion_iou, "nms_iou": nms_iou}
 
     found = {name: of_model(data, model) for model, name in enumerate(names)}
@@ -92,7 +93,7 @@ def main(
         found[name] = fused(data, method, iou_threshold=ious[flag], sigma=sigma, threads=threads)
     rows = [measured(name, truth, detections, len(report.labels), fold) for name, detections in found.items()]
     if trials:
-        rows += tuned_rows(paths, data, truth, report.labels, fold, fusion_iou, trials, seed, threads)
+        rows += tuned_rows(file_paths, data, truth, report.labels, fold, fusion_iou, trials, seed, threads)
     print_table(rows, names, fold, draws, seed)
 
 
@@ -117,7 +118,7 @@ def measured(name: str, truth: GroundTruth, detections: Detections, num_classes:
 
 
 def tuned_rows(
-    paths: Sequence[Path],
+    file_paths: Sequence[Path],
     data: ValidationBoxes,
     truth: GroundTruth,
     labels: Sequence[str],
@@ -128,8 +129,8 @@ def tuned_rows(
     threads: int,
 ) -> list[Row]:
     """The rows of settings that were searched, each fold's on the others; prints what was found on all images."""
-    base = FusionSettings((1.0,) * len(paths), fusion_iou)
-    models = (PredictionFile(path) for path in paths)
+    base = FusionSettings((1.0,) * len(file_paths), fusion_iou)
+    models = (PredictionFile(path) for path in file_paths)
     options = {"group_of_weight": a00.GROUP_OF_WEIGHT, "threads": threads}
     folds = int(fold.max()) + 1
     tuning = tune(models, truth, labels, base=base, trials=trials, folds=folds, seed=seed, **options)
@@ -182,4 +183,4 @@ def _interval(value: float, draws: np.ndarray, form: str) -> str:
 
 
 if __name__ == "__main__":
-    a00.run_script(main)
+    run_script(main)

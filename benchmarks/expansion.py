@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from a00_utils_and_constants import run_script
 from benchmarks.processes import measured
+from oid.command_line import run_script
 from oid.hierarchy import Hierarchy, read_hierarchy
-from oid.predictions import PredictionFile, Predictions, PredictionWriter
+from oid.predictions.files import PredictionFile, Predictions, PredictionWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAVES, INNER = 443, 57  # as the challenge has them

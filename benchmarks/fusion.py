@@ -22,10 +22,10 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from a00_utils_and_constants import run_script
 from benchmarks.processes import measured
-from oid.fusion import METHODS, fuse, fuse_images
-from oid.predictions import Predictions, PredictionWriter
+from oid.command_line import run_script
+from oid.fusion.fuse import METHODS, fuse, fuse_images
+from oid.predictions.files import Predictions, PredictionWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = 500
@@ -55,7 +55,7 @@ def main(*, small: bool = False, images: int = 0, repeats: int = 3) -> None:
 def print_first_run() -> None:
     """What the first call takes in a new process: with an empty cache, where it compiles, and after that."""
     code = (
-        "import time; start = time.process_time(); from oid.fusion import fuse; "
+        "import time; start = time.process_time(); from oid.fusion.fuse import fuse; "
         "fuse('wbf', [[[0, 0, 1, 1]]], [[0.5]], [[1]]); print(time.process_time() - start)"
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -33,10 +33,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import a02_find_image_parameters as a02
-from a00_utils_and_constants import run_script
 from benchmarks.processes import measured
-from oid import layout
+from oid import paths
 from oid.annotations import BOX_COLUMNS
+from oid.command_line import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH, HEIGHT = 1024, 768
@@ -137,9 +137,9 @@ def run_a02(data: Path, output: Path, count: int, *, no_md5: bool) -> Cost:
 
 def pillow(folder: Path, count: int) -> Cost:
     """The ancestor's way without pyvips."""
-    paths = sorted(folder.iterdir())[:count]
+    file_paths = sorted(folder.iterdir())[:count]
     start, cpu = time.perf_counter(), time.process_time()
-    for path in paths:
+    for path in file_paths:
         with Image.open(path) as image:
             _ = np.array(image).shape
         digest = hashlib.md5()
@@ -148,7 +148,7 @@ def pillow(folder: Path, count: int) -> Cost:
                 digest.update(piece)
         digest.hexdigest()
         path.stat()
-    return (time.perf_counter() - start) / len(paths), (time.process_time() - cpu) / len(paths)
+    return (time.perf_counter() - start) / len(file_paths), (time.process_time() - cpu) / len(file_paths)
 
 
 def vips(python: str, folder: Path, count: int) -> Cost:
@@ -197,10 +197,10 @@ def make_names(train: Path, folder: Path, count: int) -> list[str]:
 def make_level(output: Path, ids: list[str], count: int) -> None:
     """Writes the files of a level as a01 does, with `count` boxes."""
     labels = [f"/m/{number:05}" for number in range(CLASSES)]
-    path = layout.level_boxes(output, "1", "train")
+    path = paths.level_boxes(output, "1", "train")
     path.parent.mkdir(parents=True)
     names = [f"{label},Class {number}" for number, label in enumerate(labels)]
-    layout.level_class_descriptions(output, "1").write_text("\n".join([*names, ""]))
+    paths.level_class_descriptions(output, "1").write_text("\n".join([*names, ""]))
     rng = np.random.default_rng(1)
     shares = 1 / np.arange(1, CLASSES + 1) ** 1.3
     known, classes = pl.Series(ids), pl.Series(labels)

@@ -28,8 +28,8 @@ import numpy as np
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from a00_utils_and_constants import run_script
-from oid.images import read_image
+from oid.command_line import run_script
+from oid.images.read import read_image
 from training.batches import Batches
 from training.data_set import Boxes
 

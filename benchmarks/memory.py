@@ -13,10 +13,10 @@ from typing import Literal
 import keras
 import numpy as np
 
-from a00_utils_and_constants import run_script
-from models.anchors import anchor_settings
 from models.cost import result_bytes
 from models.detector import network_from_settings, runs_on_cpu
+from oid.anchors.grids import anchor_settings
+from oid.command_line import run_script
 from training import memory
 from training.batches import MAX_REGIONS
 from training.schedule import Schedule, make_optimizer

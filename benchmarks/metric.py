@@ -33,11 +33,11 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from a00_utils_and_constants import run_script
-from oid import layout
-from oid.coco_metric import CocoMatcher, in_pixels
-from oid.metric import Detections, GroundTruth, evaluate
-from oid.predictions import Predictions, PredictionWriter
+from oid import paths
+from oid.command_line import run_script
+from oid.metric.challenge import Detections, GroundTruth, evaluate
+from oid.metric.coco import CocoMatcher, in_pixels
+from oid.predictions.files import Predictions, PredictionWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 4096  # images that are written at a time
@@ -122,10 +122,10 @@ def write_inputs(
     tree = [{"LabelName": labels[k], "Subcategory": leaves[k::inner]} for k in range(inner)]
     ids = np.array([f"{number:016x}" for number in rng.permutation(images) * 7919 + 10**15])
     truth, _ = synthetic(rng, images, classes, boxes, 0)
-    annotations = layout.box_annotations(folder, "validation")
+    annotations = paths.box_annotations(folder, "validation")
     annotations.parent.mkdir(parents=True)
-    layout.annotation_file(folder, layout.HIERARCHY).write_text(json.dumps({"LabelName": "root", "Subcategory": tree}))
-    layout.annotation_file(folder, layout.CLASS_DESCRIPTIONS).write_text(
+    paths.annotation_file(folder, paths.HIERARCHY).write_text(json.dumps({"LabelName": "root", "Subcategory": tree}))
+    paths.annotation_file(folder, paths.CLASS_DESCRIPTIONS).write_text(
         "".join(f"{label},Class {index}\n" for index, label in enumerate(labels))
     )
     with open(annotations, "w", encoding="utf-8") as file:
@@ -133,7 +133,7 @@ def write_inputs(
         columns = (truth.box_image, truth.box_class, truth.boxes.tolist(), truth.box_group_of)
         for image, label, (a, b, c, d), group in zip(*columns, strict=True):
             file.write(f"{ids[image]},{labels[label]},{a:.6f},{c:.6f},{b:.6f},{d:.6f},{int(group)}\n")
-    with open(layout.image_label_annotations(folder, "validation"), "w", encoding="utf-8") as file:
+    with open(paths.image_label_annotations(folder, "validation"), "w", encoding="utf-8") as file:
         file.write("ImageID,LabelName,Confidence\n")
         pairs = np.unique(np.stack([truth.label_image, truth.label_class], axis=1), axis=0)
         for image, label in pairs:
@@ -211,14 +211,14 @@ def beside_map_boxes(rng: np.random.Generator, images: int, boxes: int, predicti
     def ours(truth: GroundTruth) -> float:
         return evaluate(truth, detections, num_classes=500).mean_average_precision
 
-    show("oid.metric, with group-of boxes and unverified classes", 5, lambda: ours(truth))
+    show("oid.metric.challenge, with group-of boxes and unverified classes", 5, lambda: ours(truth))
     plain = dataclasses.replace(
         truth,
         box_group_of=np.zeros(len(truth.boxes), dtype=bool),
         label_image=detections.image,
         label_class=detections.class_index,
     )
-    here = show("oid.metric, without", 5, lambda: ours(plain))
+    here = show("oid.metric.challenge, without", 5, lambda: ours(plain))
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints when its Cython part is missing
             from map_boxes import mean_average_precision_for_boxes
@@ -261,7 +261,7 @@ def beside_pycocotools(rng: np.random.Generator, images: int, boxes: int, predic
 
     ours(*synthetic(rng, 2, 2, 5, 5)[:1], np.ones((2, 2)), synthetic(rng, 2, 2, 5, 5)[1], 2)
     print(f"COCO's metric, {images:,} images, {predictions:,} predictions, 20 classes, and AP:")
-    here = show("oid.coco_metric", 3, lambda: ours(truth, sizes, detections, 20))
+    here = show("oid.metric.coco", 3, lambda: ours(truth, sizes, detections, 20))
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from a00_utils_and_constants import run_script
+from oid.command_line import run_script
 from oid.files import InputError
 
 RELEASED = {"backbone": "vgg16", "variant": "released", "num_classes": 81, "anchors_per_cell": 6, "head": "conv"}
@@ -154,7 +154,7 @@ def official_training(*, checkout: str, size: int, batch: int):
     network = official_network(checkout, size).train()
     from layers.modules.multibox_loss import MultiBoxLoss
 
-    from models.anchors import anchor_settings, make_anchors
+    from oid.anchors.grids import anchor_settings, make_anchors
 
     corners = make_anchors(anchor_settings(size, 6, anchors="official"))
     centre, sides = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
@@ -199,8 +199,8 @@ def training(*, network: dict, size: int, batch: int, policy: str = "float32"):
     """A step with our losses, and SGD as theirs."""
     import keras
 
-    from models.anchors import anchor_settings
     from models.m2det import build_m2det
+    from oid.anchors.grids import anchor_settings
     from training.batches import MAX_REGIONS
     from training.trainer import DetectionTrainer
 
@@ -222,7 +222,7 @@ def training(*, network: dict, size: int, batch: int, policy: str = "float32"):
 
 
 def convolutions(*, layout: str, size: int, batch: int):
-    """VGG16's convolutions, half of the network's operations, with maps in either layout."""
+    """VGG16's convolutions, half of the network's operations, with maps in either paths."""
     import keras
     from keras import layers
 
@@ -242,10 +242,10 @@ def convolutions(*, layout: str, size: int, batch: int):
 
 def detection(*, network: dict, size: int, batch: int, precision: str):
     """Pictures to boxes: the network, decoding and suppression."""
-    from models.anchors import anchor_settings
     from models.detector import Detector, inference_model
     from models.heads import default_head
     from models.m2det import build_m2det
+    from oid.anchors.grids import anchor_settings
 
     classes = network["num_classes"]
     settings = {"anchors": anchor_settings(size, 6), "box_coding": "distances", "score_activation": "sigmoid"}

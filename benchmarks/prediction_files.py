@@ -24,15 +24,15 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from a00_utils_and_constants import run_script
-from oid.predictions import PredictionFile, Predictions, PredictionWriter, read_predictions, write_predictions
+from oid.command_line import run_script
+from oid.predictions.files import PredictionFile, Predictions, PredictionWriter, read_predictions, write_predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = 500
 BOXES = 100  # per image
 PYTHON_IMAGES = 3_000
 FIRST_CALL = (
-    "import sys, time, numpy; start = time.perf_counter(); from oid.predictions import *; "
+    "import sys, time, numpy; start = time.perf_counter(); from oid.predictions.files import *; "
     "found = Predictions.from_images(['a'], ['x'], [([0], [0.5], [[0, 0, 1, 1]])]); "
     "write_predictions(sys.argv[1], found); read_predictions(sys.argv[1]); print(time.perf_counter() - start)"
 )

@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from a00_utils_and_constants import run_script
 from benchmarks.training_runs import NEVER, ROOT, VOC_FLAGS, Cost, measure, run, score, train_and_predict
+from oid.command_line import run_script
 from oid.files import InputError, replacing, require_file
-from oid.images import find_images, read_image
+from oid.images.find import find_images
+from oid.images.read import read_image
 
 BATCH = 16  # images at a time where inference is timed
 

@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from a00_utils_and_constants import run_script
 from benchmarks.processes import measured
 from models.legacy_checkpoint import LegacyStructure
+from oid.command_line import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (50, 101, 152)

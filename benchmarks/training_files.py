@@ -30,10 +30,10 @@ import numpy as np
 import polars as pl
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from a00_utils_and_constants import run_script
 from benchmarks.processes import measured
-from oid import layout
+from oid import paths
 from oid.annotations import BOX_COLUMNS, read_class_descriptions
+from oid.command_line import run_script
 from oid.files import InputError
 from oid.hierarchy import Hierarchy, read_hierarchy
 
@@ -77,7 +77,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="training_files_", dir=folder) as temporary:
         data_set = Path(folder if keep else temporary) / "data_set"
         make_data_set(data_set, size=size, v6=v6, metadata=metadata, seed=seed)
-        boxes = layout.box_annotations(data_set, "train")
+        boxes = paths.box_annotations(data_set, "train")
         print(f"{boxes.stat().st_size / 1e9:.2f} GB of boxes, {os.cpu_count()} processors", flush=True)
         if not keep:
             compare(data_set, Path(temporary), repeats, peer)
@@ -85,7 +85,7 @@ def main(
 
 def compare(data_set: Path, folder: Path, repeats: int, peer: bool) -> None:
     """Runs a01 and the ancestor's way, and prints what they cost."""
-    image_labels = [layout.image_label_annotations(data_set, split) for split in IMAGES]
+    image_labels = [paths.image_label_annotations(data_set, split) for split in IMAGES]
     for path in image_labels:
         path.rename(path.with_suffix(".hidden"))
     ours, theirs = [], []
@@ -105,7 +105,7 @@ def compare(data_set: Path, folder: Path, repeats: int, peer: bool) -> None:
     shutil.rmtree(folder / "output")
     show("a01, level 1 with image labels", [a01(data_set, folder, ["1"])])
     shutil.rmtree(folder / "output")
-    hierarchy = read_hierarchy(layout.annotation_file(data_set, layout.HIERARCHY))
+    hierarchy = read_hierarchy(paths.annotation_file(data_set, paths.HIERARCHY))
     heights = sorted({str(hierarchy.height(label)) for label in hierarchy.labels})
     show(f"a01, levels {' '.join(heights)} all", [a01(data_set, folder, [*heights, "all"])])
 
@@ -127,13 +127,13 @@ def show(what: str, runs: list[tuple[float, float, float]]) -> None:
 
 def in_a_process_of_its_own(data_set: Path, folder: Path) -> tuple[float, float, float]:
     """The same for the ancestor's way, with the classes that a01 found."""
-    classes = layout.level_class_descriptions(folder / "output", "1")
+    classes = paths.level_class_descriptions(folder / "output", "1")
     program = (
         "import sys; from benchmarks.training_files import in_the_ancestors_way; in_the_ancestors_way(*sys.argv[1:])"
     )
-    paths = (layout.box_annotations(data_set, "train"), classes, folder / "peer.csv")
+    file_paths = (paths.box_annotations(data_set, "train"), classes, folder / "peer.csv")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return measured([sys.executable, "-c", program, *map(str, paths)], environment)
+    return measured([sys.executable, "-c", program, *map(str, file_paths)], environment)
 
 
 def in_the_ancestors_way(boxes_path: str, classes_path: str, target: str) -> None:
@@ -151,9 +151,11 @@ def in_the_ancestors_way(boxes_path: str, classes_path: str, target: str) -> Non
 
 def print_rows(folder: Path) -> None:
     """How many boxes both wrote: a01 writes a box that is there twice once."""
-    paths = layout.level_boxes(folder / "output", "1", "train"), folder / "peer.csv"
+    file_paths = paths.level_boxes(folder / "output", "1", "train"), folder / "peer.csv"
     is_box = pl.col("LabelName").is_not_null()
-    counts = [pl.scan_csv(path, infer_schema=False).filter(is_box).select(pl.len()).collect().item() for path in paths]
+    counts = [
+        pl.scan_csv(path, infer_schema=False).filter(is_box).select(pl.len()).collect().item() for path in file_paths
+    ]
     print(f"boxes written: {counts[0]:,} and {counts[1]:,}")
 
 
@@ -167,10 +169,10 @@ def make_data_set(folder: Path, *, size: float, v6: bool = False, metadata: str 
     if metadata is None:
         write_made_classes(annotations, np.random.default_rng(seed))
     else:
-        for name in (layout.HIERARCHY, layout.CLASS_DESCRIPTIONS):
+        for name in (paths.HIERARCHY, paths.CLASS_DESCRIPTIONS):
             shutil.copyfile(Path(metadata) / name, annotations / name)
-    hierarchy = read_hierarchy(annotations / layout.HIERARCHY)
-    labels = list(read_class_descriptions(annotations / layout.CLASS_DESCRIPTIONS))
+    hierarchy = read_hierarchy(annotations / paths.HIERARCHY)
+    labels = list(read_class_descriptions(annotations / paths.CLASS_DESCRIPTIONS))
     tables = Tables(labels, hierarchy, np.random.default_rng(seed))
     for number, split in enumerate(IMAGES):
         rng = np.random.default_rng((seed, number))
@@ -193,8 +195,8 @@ def write_made_classes(annotations: Path, rng: np.random.Generator) -> None:
         parent = None if below_root else rng.choice(parents)
         (root if below_root else nodes[parent])["Subcategory"].append(node)
         depths.append(1 if below_root else depths[parent] + 1)
-    (annotations / layout.HIERARCHY).write_text(json.dumps(root))
-    with open(annotations / layout.CLASS_DESCRIPTIONS, "w", newline="") as file:
+    (annotations / paths.HIERARCHY).write_text(json.dumps(root))
+    with open(annotations / paths.CLASS_DESCRIPTIONS, "w", newline="") as file:
         csv.writer(file).writerows((name, f"class {number}") for number, name in enumerate(names))
 
 
@@ -232,8 +234,8 @@ def write_split(
     images = len(counts[0])
     numbers = np.sort(rng.integers(0, 2**63, images, dtype=np.uint64) * 2 + (split == "validation"))
     with (
-        open(layout.box_annotations(folder, split), "wb") as boxes_file,
-        open(layout.image_label_annotations(folder, split), "wb") as labels_file,
+        open(paths.box_annotations(folder, split), "wb") as boxes_file,
+        open(paths.image_label_annotations(folder, split), "wb") as labels_file,
     ):
         for first in range(0, images, BLOCK):
             block = slice(first, first + BLOCK)

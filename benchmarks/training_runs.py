@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from oid import layout
+from oid import paths
 from oid.annotations import read_class_descriptions
-from oid.evaluation import select_detections
 from oid.files import InputError
-from oid.ground_truth import read_ground_truth
+from oid.fusion.resampling import Curves, curves
 from oid.hierarchy import read_hierarchy
-from oid.metric import score as matched
-from oid.predictions import read_predictions
-from oid.resampling import Curves, curves
+from oid.metric.challenge import score as matched
+from oid.metric.evaluation import select_detections
+from oid.metric.ground_truth import read_ground_truth
+from oid.predictions.files import read_predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 IOUS = np.linspace(0.5, 0.95, 10)
@@ -62,21 +62,21 @@ def train_and_predict(data_set: Path, output: Path, run_name: str, flags: dict[s
 
     A finished run is not repeated; the cost is that of a03.
     """
-    paths = {"dataset_path": data_set, "output_path": output, "run": run_name}
-    found = layout.run_predictions(output, "validation", run_name)
-    expanded = layout.expanded_predictions(found)
-    cost = run("a03_train_m2det.py", **paths, **flags)
+    file_paths = {"dataset_path": data_set, "output_path": output, "run": run_name}
+    found = paths.run_predictions(output, "validation", run_name)
+    expanded = paths.expanded_predictions(found)
+    cost = run("a03_train_m2det.py", **file_paths, **flags)
     if not expanded.is_file():
-        run("a04_inference.py", **paths, images=data_set / "validation", predictions=found)
+        run("a04_inference.py", **file_paths, images=data_set / "validation", predictions=found)
         run("a05_expand_hierarchy.py", dataset_path=data_set, predictions=found, expanded=expanded)
     return expanded, cost
 
 
 def measure(data_set: Path, expanded: Path) -> list[Curves]:
     """The detections matched with the ground truth of all classes, at each IoU."""
-    tree = read_hierarchy(layout.annotation_file(data_set, layout.HIERARCHY))
-    classes = list(read_class_descriptions(layout.evaluated_class_descriptions(data_set)))
-    files = layout.box_annotations(data_set, "validation"), layout.image_label_annotations(data_set, "validation")
+    tree = read_hierarchy(paths.annotation_file(data_set, paths.HIERARCHY))
+    classes = list(read_class_descriptions(paths.evaluated_class_descriptions(data_set)))
+    files = paths.box_annotations(data_set, "validation"), paths.image_label_annotations(data_set, "validation")
     truth, report = read_ground_truth(*files, tree, classes)
     detections, _ = select_detections(read_predictions(expanded), truth, report.labels)
     size = len(report.labels)
@@ -85,6 +85,6 @@ def measure(data_set: Path, expanded: Path) -> list[Curves]:
 
 
 def score(seeds: list[list[Curves]], times: np.ndarray | None = None) -> tuple[float, float]:
-    """mAP at IoU 0.5, and the mean over all IoUs, averaged over the seeds; `times` as `oid.resampling` takes it."""
+    """mAP at IoU 0.5, and the mean over all IoUs, averaged over the seeds; `times` as in `oid.fusion.resampling`."""
     maps = np.array([[curve.mean_average_precision(times) for curve in run] for run in seeds])  # [seeds,ious]
     return float(maps[:, 0].mean()), float(maps.mean())

@@ -21,11 +21,11 @@ import ensemble_boxes
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from a00_utils_and_constants import run_script
-from oid.measured_fusion import MeasuredFusion, gather
-from oid.metric import GroundTruth
-from oid.predictions import Predictions, write_predictions
-from oid.tuned_settings import FusionSettings, read_tuned_settings
+from oid.command_line import run_script
+from oid.fusion.measured import MeasuredFusion, gather
+from oid.fusion.tuned_settings import FusionSettings, read_tuned_settings
+from oid.metric.challenge import GroundTruth
+from oid.predictions.files import Predictions, write_predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTS = 5  # in every image

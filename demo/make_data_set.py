@@ -20,10 +20,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from a00_utils_and_constants import run_script
 from demo import backgrounds, scenes, shapes
-from oid import layout
+from oid import paths
+from oid.command_line import run_script
 from oid.files import InputError
+from oid.machine import usable_cores
 
 VERSION = 1  # of the generator: another number for other pixels or rows
 MARK = "generated_by_demo.json"  # the file that says that a folder was made here, and from which parameters
@@ -142,9 +143,9 @@ def write_data_set(
     """Writes images and annotations; returns a sentence per split."""
     (folder / "annotations").mkdir(parents=True)
     tree = json.dumps(hierarchy(), indent=4)
-    layout.annotation_file(folder, layout.HIERARCHY).write_text(tree + "\n")
+    paths.annotation_file(folder, paths.HIERARCHY).write_text(tree + "\n")
     names = sorted((label, name) for name, label in LABELS.items())
-    _write_lines(layout.annotation_file(folder, layout.CLASS_DESCRIPTIONS), (f"{a},{b}" for a, b in names))
+    _write_lines(paths.annotation_file(folder, paths.CLASS_DESCRIPTIONS), (f"{a},{b}" for a, b in names))
     photos = backgrounds.photographs()
     counts = []
     for split, count in {"train": train, "validation": validation, "test": test}.items():
@@ -154,8 +155,8 @@ def write_data_set(
         if split == "test":
             counts.append(f"{split} {count} images without annotations")
             continue
-        _write_lines(layout.box_annotations(folder, split), [BOX_COLUMNS, *boxes])
-        _write_lines(layout.image_label_annotations(folder, split), [LABEL_COLUMNS, *labels])
+        _write_lines(paths.box_annotations(folder, split), [BOX_COLUMNS, *boxes])
+        _write_lines(paths.image_label_annotations(folder, split), [LABEL_COLUMNS, *labels])
         counts.append(f"{split} {count} images, {len(boxes)} boxes, {len(labels)} image-level labels")
     return counts
 
@@ -210,7 +211,7 @@ def _write_images(
         (folder / f"{digest[:16]}.jpg").write_bytes(encoded.tobytes())
         return digest[:16], annotate(rng, digest[:16], objects, unverified_share)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return dict(tqdm(pool.map(write, range(count)), total=count, desc=folder.name, unit="image", leave=False))
 
 

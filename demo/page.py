@@ -18,14 +18,16 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from a00_utils_and_constants import DATASET_PATH, ORIENTATION, OUTPUT_PATH, SPLIT, run_script
-from oid import layout
+from a00_utils_and_constants import DATASET_PATH, ORIENTATION, OUTPUT_PATH, SPLIT
+from oid import paths
 from oid.annotations import csv_errors, read_class_descriptions, scan_rows
+from oid.command_line import run_script
 from oid.files import InputError, output_file
 from oid.hierarchy import read_hierarchy
-from oid.images import find_images, read_image
+from oid.images.find import find_images
+from oid.images.read import read_image
 from oid.page import Table, draw_name, draw_outline, picture_html, scaled, table_html, write_page
-from oid.predictions import read_predictions
+from oid.predictions.files import read_predictions
 
 BOX_COLUMNS = ("ImageID", "LabelName", "XMin", "YMin", "XMax", "YMax", "IsGroupOf")
 LONGER_SIDE = 400  # pixels of a drawn picture
@@ -75,16 +77,16 @@ def main(
     """
     if pictures < 0 or not 0 <= score <= 1:
         raise InputError(f"--pictures {pictures} --score {score}: give 0 or more pictures, and a score from 0 to 1")
-    target = output_file(page or layout.submission(output_path, split).with_name("predictions.html"), "--page")
+    target = output_file(page or paths.submission(output_path, split).with_name("predictions.html"), "--page")
     files = [Path(name) for name in predictions or ()] or _default_predictions(output_path, split)
-    names = read_class_descriptions(layout.annotation_file(dataset_path, layout.CLASS_DESCRIPTIONS))
-    tree = read_hierarchy(layout.annotation_file(dataset_path, layout.HIERARCHY))
+    names = read_class_descriptions(paths.annotation_file(dataset_path, paths.CLASS_DESCRIPTIONS))
+    tree = read_hierarchy(paths.annotation_file(dataset_path, paths.HIERARCHY))
     images = find_images(Path(dataset_path) / split)
     if not images:
         raise InputError(f"{Path(dataset_path) / split} holds no images: check --dataset_path and --split")
     shown = choose(images, pictures)
     hidden = set() if all_classes else {label for label in tree.labels if tree.children(label)}
-    truth = layout.box_annotations(dataset_path, split)
+    truth = paths.box_annotations(dataset_path, split)
     panels = [read_truth(truth, shown, names)] if truth.is_file() else []
     panels += [read_panel(path, shown, names, score, hidden) for path in files]
     metrics = {panel_title(path): read_metrics(path) for path in files}
@@ -136,7 +138,7 @@ def panel_title(path: Path) -> str:
 
 def read_metrics(predictions: Path) -> dict | None:
     """What a07 wrote beside a prediction file, None where it did not."""
-    path = layout.metrics_file(predictions)
+    path = paths.metrics_file(predictions)
     if not path.is_file():
         return None
     try:
@@ -225,8 +227,8 @@ def write_predictions(
 
 
 def _default_predictions(output_path: str, split: str) -> list[Path]:
-    submission = layout.submission(output_path, split)
-    files = layout.all_expanded_predictions(output_path, split) + [submission] * submission.is_file()
+    submission = paths.submission(output_path, split)
+    files = paths.all_expanded_predictions(output_path, split) + [submission] * submission.is_file()
     if not files:
         raise InputError(f"{submission.parent} has no predictions: run a04 and a05 first, or give --predictions")
     return files

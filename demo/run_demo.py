@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from a00_utils_and_constants import run_script
 from demo.make_data_set import MARK
-from oid import layout
+from oid import paths
+from oid.command_line import run_script
 from oid.files import InputError, replacing
 
 ROOT = Path(__file__).resolve().parent.parent  # the project's folder, where the numbered scripts are
@@ -96,8 +96,8 @@ def main(
 def prepare(demo: Path, seed: int) -> list[Step]:
     """The data set, its training files, the sizes of its images."""
     data_set, output = demo / "data_set", demo / "output"
-    levels = [layout.level_class_descriptions(output, level) for level in ("1", "2", "all")]
-    tables = [layout.image_params(output, split) for split in ("train", "validation", "test")]
+    levels = [paths.level_class_descriptions(output, level) for level in ("1", "2", "all")]
+    tables = [paths.image_params(output, split) for split in ("train", "validation", "test")]
     made = [data_set / MARK]
     return [
         Step(_python("-m", "demo.make_data_set", dataset_path=data_set, seed=seed)),
@@ -109,12 +109,12 @@ def prepare(demo: Path, seed: int) -> list[Step]:
 def train_and_predict(demo: Path, backbone: str, training: dict[str, object]) -> list[Step]:
     """One network from training to expanded predictions and their metric."""
     run_name = backbone
-    model = layout.run_folder(demo / "output", run_name) / "model.keras"
-    found = layout.run_predictions(demo / "output", SPLIT, run_name)
+    model = paths.run_folder(demo / "output", run_name) / "model.keras"
+    found = paths.run_predictions(demo / "output", SPLIT, run_name)
     train = _python("a03_train_m2det.py", **_paths(demo), backbone=backbone, run=run_name, **training)
     images = demo / "data_set" / SPLIT
     predict = _python("a04_inference.py", **_paths(demo), run=run_name, images=images, predictions=found)
-    expanded = layout.expanded_predictions(found)
+    expanded = paths.expanded_predictions(found)
     expand = _python("a05_expand_hierarchy.py", **_paths(demo), predictions=found, expanded=expanded)
     return [
         Step(train),
@@ -133,11 +133,11 @@ def combine(demo: Path, backbones: Sequence[str]) -> list[Step]:
 
 def evaluate(demo: Path, predictions: Path) -> Step:
     """The metric of one prediction file."""
-    boxes = layout.box_annotations(demo / "data_set", SPLIT)
-    labels = layout.image_label_annotations(demo / "data_set", SPLIT)
+    boxes = paths.box_annotations(demo / "data_set", SPLIT)
+    labels = paths.image_label_annotations(demo / "data_set", SPLIT)
     files = {"predictions": predictions, "boxes": boxes, "image_labels": labels}
     command = _python("a07_evaluate.py", **_paths(demo), **files)
-    return Step(command, [predictions, boxes, labels], [layout.metrics_file(predictions)])
+    return Step(command, [predictions, boxes, labels], [paths.metrics_file(predictions)])
 
 
 def draw(demo: Path, backbones: Sequence[str]) -> Step:
@@ -170,7 +170,7 @@ def results(demo: Path, backbones: Sequence[str]) -> list[tuple[str, ...]]:
     expanded, fused = _predictions(demo, backbones)
     rows = []
     for backbone, path in zip(backbones, expanded, strict=True):
-        history = layout.run_folder(demo / "output", backbone) / "history.csv"
+        history = paths.run_folder(demo / "output", backbone) / "history.csv"
         with history.open(newline="", encoding="utf-8") as file:
             epochs = list(csv.DictReader(file))
         speeds = sorted(float(epoch["images_per_second"]) for epoch in epochs)
@@ -205,12 +205,12 @@ def _paths(demo: Path) -> dict[str, Path]:
 def _predictions(demo: Path, backbones: Sequence[str]) -> tuple[list[Path], Path]:
     """The expanded predictions of each network, and the fused ones."""
     output = demo / "output"
-    single = [layout.expanded_predictions(layout.run_predictions(output, SPLIT, name)) for name in backbones]
-    return single, layout.submission(output, SPLIT)
+    single = [paths.expanded_predictions(paths.run_predictions(output, SPLIT, name)) for name in backbones]
+    return single, paths.submission(output, SPLIT)
 
 
 def _map(predictions: Path) -> str:
-    return f"{json.loads(layout.metrics_file(predictions).read_text())['mAP']:.4f}"
+    return f"{json.loads(paths.metrics_file(predictions).read_text())['mAP']:.4f}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The networks, on `keras`, `keras.ops` and NumPy only, so that they run on the TensorFlow, JAX and PyTorch backends;
-and `detector`, which shows them pictures (OpenCV) and sorts out what they found (`oid.boxes`).
+and `detector`, which shows them pictures (OpenCV) and sorts out what they found (`oid.boxes.suppression`).
 
-Importing this package starts no framework: `models.anchors` works without one, `load_model` imports Keras when called.
+Importing this package starts no framework: `load_model` imports Keras when called.
 """
 
 

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
-from models.anchors import anchor_settings, retinanet_sizes
 from models.legacy_checkpoint import LegacyStructure, open_legacy_checkpoint
 from models.published_classes import in_another_order
 from models.released import BACKBONE, COCO_NAMES, Structure, load_state, read_structure
+from oid.anchors.grids import anchor_settings, retinanet_sizes
 from oid.annotations import read_class_descriptions
 from oid.files import InputError, output_file, replacing_folder, require_file
 

@@ -130,8 +130,8 @@ def main(
             shared for more than 100 classes
         anchors: one square per cell, or the official six
     """
-    from models.anchors import anchor_settings, anchors_per_cell
     from models.m2det import build_m2det
+    from oid.anchors.grids import anchor_settings, anchors_per_cell
 
     print_cost(
         build_m2det(

@@ -12,11 +12,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from models.anchors import make_anchors
 from models.box_coding import BOX_CODINGS
-from oid.boxes import classwise_nms, classwise_soft_nms
-from oid.decoding import best_pairs
-from oid.voting import vote_boxes
+from oid.anchors.grids import make_anchors
+from oid.boxes.best_pairs import best_pairs
+from oid.boxes.suppression import classwise_nms, classwise_soft_nms
+from oid.boxes.voting import vote_boxes
 
 BoxCoding = Literal["distances", "ssd", "corners"]
 ScoreActivation = Literal["sigmoid", "softmax"]
@@ -32,7 +32,7 @@ class TopBoxes(keras.layers.Layer):
     probabilities; entry 0 is the background, which is left out and not counted: label 0 is entry 1.
 
     Args:
-        anchors: the description that `models.anchors.make_anchors` takes.
+        anchors: the description that `oid.anchors.grids.make_anchors` takes.
         count: boxes per image; fewer when there are fewer (anchor, class) pairs.
         box_coding: what the four numbers of an anchor mean, see `models.box_coding`.
         score_activation: what makes scores of the class outputs.
@@ -181,7 +181,7 @@ def top_boxes(
     Args:
         classes: float32 `(anchors, classes)`, the raw class outputs.
         offsets: float32 `(anchors, 4)`, the raw box outputs.
-        anchors: `(anchors, 4)` from `models.anchors.make_anchors`.
+        anchors: `(anchors, 4)` from `oid.anchors.grids.make_anchors`.
         count: boxes, at most.
         score_threshold: boxes with a lower score are left out.
         box_coding: see `TopBoxes`.
@@ -245,11 +245,11 @@ def suppress(
         scores: `(n,)`.
         labels: `(n,)` integers.
         nms: "hard" removes boxes of one class that overlap a better one; "linear" and "gaussian" lower their scores,
-            see `oid.boxes.soft_nms`.
+            see `oid.boxes.suppression.soft_nms`.
         nms_iou: the overlap from which on this happens; "gaussian" does not use it.
         nms_sigma: the width of "gaussian".
-        vote_iou: after "hard", a box moves to the mean of those that overlap it by so much, see `oid.voting`, and goes
-            when it then overlaps a better one; 1 = none moves. The others keep what overlaps, as boxes of their own.
+        vote_iou: after "hard", a box moves to the mean of those that overlap it by so much, see `oid.boxes.voting`, and
+            goes when it then overlaps a better one; 1 = none moves. The others stay as boxes of their own.
         score_threshold: boxes with a lower score are left out, before and, where scores were lowered, after.
         max_boxes: at most so many.
 

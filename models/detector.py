@@ -1,9 +1,9 @@
 """A trained run as a detector: pictures in, boxes out.
 
 The graph ends at a fixed number of decoded boxes (`TopBoxes`), and the suppression behind it runs on the host, in
-`oid.boxes`; where the network runs on the CPU the host decodes, too. A run is a folder with `settings.json` (all that
-is needed to rebuild the network) and `model.keras` (the best weights, with the decoding inside), or a `checkpoint/` of
-a training that is still going on.
+`oid.boxes.suppression`; where the network runs on the CPU the host decodes, too. A run is a folder with
+`settings.json` (all that is needed to rebuild the network) and `model.keras` (the best weights, with the decoding
+inside), or a `checkpoint/` of a training that is still going on.
 
 A converted RetinaNet sees pictures of any shape: its model file ends at the raw outputs, and the anchors are made for
 each shape.
@@ -20,14 +20,14 @@ from typing import Literal
 import keras
 import numpy as np
 
-from models.anchors import anchors_of_picture, anchors_per_cell, make_anchors
 from models.decoding import TopBoxes, TopPairs, best_boxes, boxes_of_pairs, clip_ends, published_boxes, suppress
 from models.legacy_retinanet import build_legacy_retinanet
-from models.letterbox import RESIZES, boxes_of_picture, letterbox_to_square, resize_to_sides, warp_to_square
 from models.m2det import build_m2det
 from models.optimise import folded
 from models.retinanet import build_retinanet
+from oid.anchors.grids import anchors_of_picture, anchors_per_cell, make_anchors
 from oid.files import InputError
+from oid.images.letterbox import RESIZES, boxes_of_picture, letterbox_to_square, resize_to_sides, warp_to_square
 
 SETTINGS = "settings.json"
 MODEL = "model.keras"

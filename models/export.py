@@ -31,15 +31,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from models.anchors import retinanet_sizes
 from models.backbones import BACKBONES
 from models.box_coding import BOX_CODINGS
 from models.decoding import TopPairs
 from models.detector import MOST_BOXES, SIDES
-from models.letterbox import GREY
 from models.optimise import folded
 from models.preprocessing import PREPROCESSING
+from oid.anchors.grids import retinanet_sizes
 from oid.files import InputError, output_file, replacing, replacing_folder
+from oid.images.letterbox import GREY
 
 Format = Literal["onnx", "tf_saved_model"]
 ABOUT = Path("assets.extra") / "about.json"  # where TensorFlow leaves room for files that are not its own
@@ -177,7 +177,7 @@ class BoxesOfAnyShape(keras.layers.Layer):
         }
 
     def _anchors(self, height, width):
-        """As `models.anchors.anchors_of_picture`."""
+        """As `oid.anchors.grids.anchors_of_picture`."""
         levels = []
         for k, sizes in enumerate(retinanet_sizes(self.scales)):
             stride = 8 * 2**k

@@ -56,7 +56,7 @@ def build_legacy_retinanet(
     Returns:
         A functional model from raw RGB pixels `(batch, height, width, 3)`, 0 to 255, to a dict of float32 tensors:
         `classes`, logits `(batch, anchors, num_classes)`, and `boxes`, offsets `(batch, anchors, 4)` in the coding
-        "corners"; anchors in the order of `models.anchors.make_anchors`.
+        "corners"; anchors in the order of `oid.anchors.grids.make_anchors`.
     """
     image = keras.Input((image_size, image_size, 3), name="image")
     features = _pyramid(*_resnet(backbone, image.shape[1:], padding)(image))

@@ -55,7 +55,7 @@ def detection_losses(
         box_coding: a key of `models.box_coding.BOX_CODINGS`.
         ancestors: `(classes, classes)`, see `models.label_rules.silent_classes`.
         region_classes: `(region labels, classes)`, see `models.label_rules.ignored_regions`.
-        level_sizes: anchors of each map (`models.anchors.anchors_per_level`), which "atss" needs.
+        level_sizes: anchors of each map (`oid.anchors.grids.anchors_per_level`), which "atss" needs.
 
     Returns:
         A tuple of scalars `(class_sum, box_sum, normaliser)`: both sums, and the sum of the positives' targets.

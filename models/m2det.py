@@ -24,10 +24,10 @@ from typing import Literal
 import keras
 from keras import layers
 
-from models.anchors import PUBLISHED_SCALES, feature_map_sides
 from models.backbones import build_backbone
 from models.blocks import BATCH_NORM_MOMENTUM, conv_bn_relu, resize_to
 from models.heads import HEADS, SUBNET_DEPTHS, convolutional_head, default_head, shared_head
+from oid.anchors.grids import PUBLISHED_SCALES, feature_map_sides
 from oid.files import InputError
 
 VARIANTS = ("paper", "released")
@@ -74,7 +74,7 @@ def build_m2det(
     Returns:
         A functional model from raw RGB pixels `(batch, image_size, image_size, 3)`, 0 to 255, to a dict of float32
         tensors: `classes`, logits of shape `(batch, anchors, num_classes)`, and `boxes`, offsets of shape
-        `(batch, anchors, 4)`; anchors in the order of `models.anchors.make_anchors`.
+        `(batch, anchors, 4)`; anchors in the order of `oid.anchors.grids.make_anchors`.
 
     Raises:
         InputError: a size that makes no network.

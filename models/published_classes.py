@@ -14,7 +14,7 @@ order typed by hand. Neither is the order of the challenge's file, which a01 kee
 
 from typing import Literal
 
-from oid import layout
+from oid import paths
 from oid.annotations import read_class_descriptions, write_class_descriptions
 from oid.files import InputError, output_file
 
@@ -39,8 +39,8 @@ def main(dataset_path: str, *, output: str | None = None, number: Literal[443, 5
         number: of the classes: 443 for the checkpoints of 2018, 500 for those of 2019
     """
     target = output_file(output or f"classes_{number}.csv", "--output")
-    boxable = layout.annotation_file(dataset_path, layout.CLASS_DESCRIPTIONS)
-    challenge = layout.annotation_file(dataset_path, layout.CHALLENGE_CLASS_DESCRIPTIONS)
+    boxable = paths.annotation_file(dataset_path, paths.CLASS_DESCRIPTIONS)
+    challenge = paths.annotation_file(dataset_path, paths.CHALLENGE_CLASS_DESCRIPTIONS)
     try:
         classes = published_classes(read_class_descriptions(boxable), set(read_class_descriptions(challenge)))
     except ValueError as error:

@@ -23,7 +23,7 @@ import itertools
 
 import numpy as np
 
-from models.anchors import PUBLISHED_SCALES
+from oid.anchors.grids import PUBLISHED_SCALES
 from oid.files import InputError
 
 BACKBONE = "vgg16"

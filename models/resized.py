@@ -21,7 +21,7 @@ def at_size(network: keras.Model, settings: dict, image_size: int) -> keras.Mode
 
     Returns:
         A model from raw RGB pixels `(batch, image_size, image_size, 3)` to the same dict as `network`, with the anchors
-        of `models.anchors.anchor_settings` at that size.
+        of `oid.anchors.grids.anchor_settings` at that size.
 
     Raises:
         InputError: the image is too small for the network.

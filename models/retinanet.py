@@ -13,10 +13,10 @@ subnets belong to their level. The network of the published checkpoints, which h
 import keras
 from keras import layers
 
-from models.anchors import pyramid_sides
 from models.backbones import PYRAMID_STRIDES, STRIDES, build_backbone, find_backbone
 from models.blocks import conv_bn_relu, resize_to
 from models.heads import HEADS, SUBNET_DEPTHS, convolutional_head, shared_head
+from oid.anchors.grids import pyramid_sides
 from oid.files import InputError
 
 SMALLEST_IMAGE = 32  # pixels: five halvings inside the published backbones
@@ -55,7 +55,7 @@ def build_retinanet(
     Returns:
         A functional model from raw RGB pixels `(batch, image_size, image_size, 3)`, 0 to 255, to a dict of float32
         tensors: `classes`, logits of shape `(batch, anchors, num_classes)`, and `boxes`, offsets of shape
-        `(batch, anchors, 4)`; anchors in the order of `models.anchors.make_anchors`.
+        `(batch, anchors, 4)`; anchors in the order of `oid.anchors.grids.make_anchors`.
 
     Raises:
         InputError: a size that makes no network.

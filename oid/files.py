@@ -14,6 +14,15 @@ class InputError(Exception):
     """
 
 
+@contextlib.contextmanager
+def remedy(text: str) -> Iterator[None]:
+    """Adds `text` to the sentence of an InputError that the block raises: only scripts know which flag to change."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{error}: {text}") from error
+
+
 def require_file(path: str | os.PathLike, remedy: str) -> Path:
     """Returns `path` as a `Path`.
 

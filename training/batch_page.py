@@ -16,7 +16,7 @@ from keras import ops
 from tqdm import tqdm
 
 from models.assignment import centre_inside, pairwise_iou, same_boxes
-from oid import layout
+from oid import paths
 from oid.page import Table, corners, draw_name, draw_outline, picture_html, scaled, table_html, write_page
 from training import loop
 from training.batches import Batches
@@ -269,7 +269,7 @@ def classes_present(data: DataSet, images: list[int], flags: dict, labels: list[
     """The classes that are in each of some images, by a box, an ignored region of one, or an image-level label."""
     present = {image: {*data.objects.of(image)[1].tolist(), *_boxed_regions(data, image)} for image in images}
     number, index = {data.image_ids[image]: image for image in images}, {label: k for k, label in enumerate(labels)}
-    path = layout.level_image_labels(flags["output_path"], flags["level"], "train")
+    path = paths.level_image_labels(flags["output_path"], flags["level"], "train")
     rows = pl.scan_csv(path, infer_schema=False).filter(pl.col("Confidence") == "1", pl.col("ImageID").is_in(number))
     for image_id, label in rows.select("ImageID", "LabelName").collect().iter_rows():
         if label in index:

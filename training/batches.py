@@ -14,9 +14,9 @@ import cv2
 import keras
 import numpy as np
 
-from models.letterbox import Resize
 from oid.files import InputError
-from oid.images import Orientation, read_image
+from oid.images.letterbox import Resize
+from oid.images.read import Orientation, read_image
 from training import machines
 from training.augmentation import MAX_PARTS, MOSAIC_TILES, Crop, augment
 from training.data_set import DataSet
@@ -50,7 +50,7 @@ class Batches:
         resize: "warp" or "letterbox", as `settings["preprocessing"]["resize"]` has it for inference.
         close_at: the first step without mosaics and mixup, so that the end of the training sees whole pictures; with
             "letterbox" from here on in their own aspect ratio.
-        orientation: "stored" or "exif", see `oid.images.read_image`.
+        orientation: "stored" or "exif", see `oid.images.read.read_image`.
         cache_bytes: pictures are kept in memory, reduced, up to so many bytes, see `training.pictures`.
         weights: float64 `(images,)`, how often each image is drawn, see `training.sampling.image_weights`; None = all
             alike.
@@ -351,7 +351,7 @@ def check_images(data: DataSet, orientation: str, *, max_bad_images: int = 0) ->
 
     Args:
         data: the images.
-        orientation: see `oid.images.read_image`.
+        orientation: see `oid.images.read.read_image`.
         max_bad_images: of so many the next one is tried.
 
     Raises:

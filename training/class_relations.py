@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from oid import layout
+from oid import paths
 from oid.annotations import read_class_descriptions
 from oid.hierarchy import Hierarchy, read_hierarchy
 
@@ -63,13 +63,13 @@ def coarse_classes(dataset_path: str | Path, labels: list[str]) -> CoarseClasses
     below = _above(hierarchy, labels, hierarchy.labels).T
     found = np.flatnonzero(below.any(axis=1))
     coarse = tuple(hierarchy.labels[k] for k in found)
-    descriptions = layout.annotation_file(dataset_path, layout.CLASS_DESCRIPTIONS)
+    descriptions = paths.annotation_file(dataset_path, paths.CLASS_DESCRIPTIONS)
     names = read_class_descriptions(descriptions) if descriptions.is_file() else {}
     return CoarseClasses(coarse, tuple(names.get(label, label) for label in coarse), below[found])
 
 
 def _hierarchy(dataset_path: str | Path) -> Hierarchy | None:
-    path = layout.annotation_file(dataset_path, layout.HIERARCHY)
+    path = paths.annotation_file(dataset_path, paths.HIERARCHY)
     return read_hierarchy(path) if path.is_file() else None
 
 

@@ -10,8 +10,8 @@ import math
 import cv2
 import numpy as np
 
-from models.letterbox import GREY, letterbox_frame
-from oid.boxes import iou_matrix
+from oid.boxes.suppression import iou_matrix
+from oid.images.letterbox import GREY, letterbox_frame
 from training.samples import Sample, assembled
 
 FILL = GREY  # outside the picture

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from oid import layout
+from oid import paths
 from oid.annotations import read_class_descriptions
 from oid.files import InputError, require_file
-from oid.images import find_images
+from oid.images.find import find_images
 from training.class_relations import CoarseClasses, coarse_classes
 
 COORDINATES = ("XMin", "YMin", "XMax", "YMax")
@@ -124,7 +124,7 @@ def read_classes(output_path: str | Path, level: str) -> dict[str, str]:
     Raises:
         InputError: a01 has not made the level.
     """
-    path = layout.level_class_descriptions(output_path, level)
+    path = paths.level_class_descriptions(output_path, level)
     require_file(path, f"run a01_create_training_files.py with --levels {level}")
     return read_class_descriptions(path)
 
@@ -156,11 +156,11 @@ def read_data_set(
             ignored region means.
     """
     labels = list(read_classes(output_path, level))
-    box_file = layout.level_boxes(output_path, level, split)
+    box_file = paths.level_boxes(output_path, level, split)
     rows = _read(box_file, (*COORDINATES, "LabelName", "IsDepiction"))
-    region_file = layout.level_ignored_regions(output_path, level, split)
+    region_file = paths.level_ignored_regions(output_path, level, split)
     regions = _read(region_file, (*COORDINATES, "LabelName", "Reason"))
-    image_labels = _read(layout.level_image_labels(output_path, level, split), ("LabelName",))
+    image_labels = _read(paths.level_image_labels(output_path, level, split), ("LabelName",))
 
     listed = pl.concat([rows["ImageID"], regions["ImageID"]]).unique(maintain_order=True).to_list()
     files = _usable_files(dataset_path, output_path, split, listed, box_file, skip_missing=skip_missing)
@@ -201,7 +201,7 @@ def _meanings(
     Raises:
         InputError: a coarse label of which nobody knows what is below it.
     """
-    hierarchy = layout.annotation_file(dataset_path, layout.HIERARCHY)
+    hierarchy = paths.annotation_file(dataset_path, paths.HIERARCHY)
     below = pl.col("Reason") == BELOW
     found = regions.filter(below)["LabelName"].unique(maintain_order=True).to_list()
     if found and coarse is None:
@@ -242,7 +242,7 @@ def _usable_files(
     bad = [image_id for image_id in listed if image_id in files and files[image_id].parts[-2:] in damaged]
     if bad and not skip_missing:
         raise InputError(
-            f"{layout.image_problems(output_path, split)} lists {len(bad)} images of {box_file}, the first is "
+            f"{paths.image_problems(output_path, split)} lists {len(bad)} images of {box_file}, the first is "
             f"{files[bad[0]]}: replace them and run a02 again, or train without them by --skip_missing"
         )
     if missing and not skip_missing:
@@ -276,7 +276,7 @@ def _damaged(output_path: str | Path, split: str) -> set[tuple[str, ...]]:
 
     Not the ids: a02 lists what is no image at all, too, such as a text file beside its image.
     """
-    path = layout.image_problems(output_path, split)
+    path = paths.image_problems(output_path, split)
     if not path.is_file():
         return set()
     return {Path(file).parts[-2:] for file in pl.read_csv(path, infer_schema=False)["path"]}

@@ -4,7 +4,9 @@ M2Det and RetinaNet train alike. A run that starts from a converted checkpoint o
 network (`models.legacy_retinanet`): its backbone with frozen batch norm, its nine anchors per cell, its coding.
 """
 
-from models.anchors import (
+from models.backbones import BACKBONES
+from models.detector import read_settings
+from oid.anchors.grids import (
     NAMED_SETS,
     anchor_settings,
     feature_map_sides,
@@ -12,8 +14,6 @@ from models.anchors import (
     retinanet_anchor_settings,
     settings_of_sizes,
 )
-from models.backbones import BACKBONES
-from models.detector import read_settings
 from oid.files import InputError
 from training import plan
 from training.settings import source_run
@@ -119,9 +119,9 @@ def network_settings(flags: dict, chosen: dict, num_classes: int) -> dict:
 
 
 def anchors_of(detector: str, image_size: int, scales: int, anchors: str | list) -> dict:
-    """Describes a set of anchors of a detector; arguments and errors as `models.anchors.anchor_settings`.
+    """Describes a set of anchors of a detector; arguments and errors as `oid.anchors.grids.anchor_settings`.
 
-    `anchors` can also be the sizes themselves, see `models.anchors.settings_of_sizes`.
+    `anchors` can also be the sizes themselves, see `oid.anchors.grids.settings_of_sizes`.
     """
     if isinstance(anchors, list):
         return settings_of_sizes(anchors, sides_of(detector, image_size, scales))

@@ -7,10 +7,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from models.anchors import anchors_per_cell
 from models.backbones import all_layers
 from models.detector import load_model
-from oid import layout
+from oid import paths
+from oid.anchors.grids import anchors_per_cell
 from oid.files import InputError
 from training.detectors import same_boxes
 
@@ -41,7 +41,7 @@ def initialise(network: keras.Model, settings: dict, flags: dict) -> None:
         InputError: it is no run, nothing of it fits, or random weights of the backbone would be kept.
     """
     run = flags["init_from"]
-    source = load_model(layout.run_folder(flags["output_path"], run), precision=None)
+    source = load_model(paths.run_folder(flags["output_path"], run), precision=None)
     taken = take_over_weights(source, network, settings)
     if not taken.layers:
         raise InputError(f"--init_from {run}: not one layer fits; it needs the same detector, backbone and channels")

@@ -16,8 +16,8 @@ import keras
 from models.cost import result_bytes, weight_bytes
 from models.detector import runs_on_cpu
 from models.pieces import PIECE
+from oid import machine
 from oid.files import InputError
-from training import plan
 from training.batches import MAX_REGIONS
 from training.devices import accelerator_bytes
 from training.pictures import KEPT_SIDE
@@ -93,7 +93,7 @@ def print_expected(
     if runs_on_cpu():
         parts = expected_bytes(network, flags, batch_size=share, images=images, cache_gb=cache_gb, copies=here)
         parts["weights"] += exported * weight_bytes(network)[0]
-        print(report(parts, program=program, free=plan.free_memory() + resident_bytes(), batch_size=share))
+        print(report(parts, program=program, free=machine.free_memory() + resident_bytes(), batch_size=share))
     elif limit := accelerator_bytes() or smallest_gpu_bytes():
         share = max(1, share // here)
         parts = expected_bytes(network, flags, batch_size=share, images=0, cache_gb=0)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import keras
 
-from models.anchors import NAMED_SETS, anchors_per_cell
 from models.cost import print_cost
 from models.detector import Detector, network_from_settings, runs_on_cpu
 from models.resized import at_size
+from oid import machine
+from oid.anchors.grids import NAMED_SETS, anchors_per_cell
 from oid.files import InputError
 from training import checkpoints, detectors, fine_tuning, plan
 from training.batches import Batches, check_images
@@ -46,8 +47,8 @@ def new_settings(flags: dict, classes: dict[str, str], train: DataSet, devices: 
     facts = plan.Facts(
         images=len(train),
         accelerator=accelerator,
-        cores=plan.usable_cores(),
-        free_memory=plan.free_memory(),
+        cores=machine.usable_cores(),
+        free_memory=machine.free_memory(),
         bfloat16=accelerators_have_bfloat16() if accelerator else plan.processor_has_bfloat16(),
         devices=devices,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from oid.images import Orientation, read_image
+from oid.images.read import Orientation, read_image
 
 # Pictures have at most so many times the network's side; for 320 that is 1024 / 2, to which a JPEG is decoded
 # quickly. The largest zoom, of 1.7, enlarges them hardly, its stretch towards a square and a larger size of
@@ -27,7 +27,7 @@ class Pictures:
     Args:
         paths: the files.
         image_size: side of the network's input in pixels.
-        orientation: "stored" or "exif", see `oid.images.read_image`.
+        orientation: "stored" or "exif", see `oid.images.read.read_image`.
         cache_bytes: pictures stay in memory up to so many bytes, those that are read first. Any other is kept until
             `RECENT_PICTURES` more have been read, or `RECENT_BYTES`.
 

@@ -8,11 +8,9 @@ import dataclasses
 import math
 import os
 import re
-from pathlib import Path
 
-from models.anchors import smallest_image
+from oid.anchors.grids import smallest_image
 from oid.files import InputError
-from training import control_groups
 from training.pictures import KEPT_SIDE
 
 SMALL = {"backbone": "residual_small", "image_size": 192, "tums": 2, "scales": 4, "channels": 64}
@@ -256,16 +254,6 @@ def share_few_cores(channels: int | None, cores: int) -> None:
         os.environ.setdefault("TF_NUM_INTEROP_THREADS", str(cores))
 
 
-def usable_cores(system: str | Path = "/") -> int:
-    """The cores that this process may run on, of all that the machine has; with part of one's time it counts whole.
-
-    Args:
-        system: folder with proc and sys.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, control_groups.cores_allowed(system) or cores)
-
-
 def workers_for(cores: int) -> int:
     """Threads that prepare batches: one per core, because a fast accelerator waits for them.
 
@@ -283,19 +271,3 @@ def processor_has_bfloat16() -> bool:
     except OSError:
         return False
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def free_memory(system: str | Path = "/") -> int:
-    """Bytes that a program can take without hurting others, and without being ended by its container.
-
-    Args:
-        system: folder with proc and sys; 4 GiB are free where they do not say.
-    """
-    try:
-        with open(Path(system) / "proc" / "meminfo", encoding="ascii") as file:
-            lines = dict(line.split(":") for line in file)
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        free = 4 * 2**30
-    left = control_groups.memory_left(system)
-    return free if left is None else min(free, left)

@@ -5,7 +5,7 @@ import json
 import math
 from pathlib import Path
 
-from oid import layout
+from oid import paths
 from oid.files import InputError
 
 # a run can be continued with other values of these: they do not change what it learns
@@ -135,13 +135,13 @@ def check_source(flags: dict) -> None:
         InputError: naming what `--init_from` says.
     """
     if flags["init_from"] and not (source_run(flags) / "settings.json").is_file():
-        folder = layout.run_folder(flags["output_path"], flags["init_from"])
+        folder = paths.run_folder(flags["output_path"], flags["init_from"])
         raise InputError(f"--init_from {flags['init_from']}: {folder} is no run: it has no settings.json; name another")
 
 
 def source_run(flags: dict) -> Path:
     """The folder with the settings of the run that `--init_from` names, also where it names the run's checkpoint."""
-    folder = layout.run_folder(flags["output_path"], flags["init_from"])
+    folder = paths.run_folder(flags["output_path"], flags["init_from"])
     return folder if (folder / "settings.json").is_file() else folder.parent
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
-from models.anchors import anchors_per_level, cell_sides, make_anchors
 from models.backbones import all_layers
 from models.losses import assigned_targets, detection_losses, predictions
+from oid.anchors.grids import anchors_per_level, cell_sides, make_anchors
 from training.devices import clip_the_sum, copies_of, devices_in_sync, over_all_devices, scope_of
 
 
@@ -16,7 +16,7 @@ class DetectionTrainer(keras.Model):
 
     Args:
         network: from images to `{"classes", "boxes"}`, see `models.m2det.build_m2det`.
-        anchors: the description that `models.anchors.make_anchors` takes.
+        anchors: the description that `oid.anchors.grids.make_anchors` takes.
         batch_size: images per step, of all devices together; every step of `fit` has so many. None = as the tensors
             have, and unknown where they do not say: TensorFlow's `fit` leaves it open.
         views: `{image size: (network, anchors)}`, the same weights for other sizes of the input.

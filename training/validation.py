@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from models.detector import Detector
-from models.letterbox import letterbox_to_square, warp_to_square
 from oid.files import InputError
-from oid.images import read_image
-from oid.metric import Detections, GroundTruth, evaluate
+from oid.images.letterbox import letterbox_to_square, warp_to_square
+from oid.images.read import read_image
+from oid.metric.challenge import Detections, GroundTruth, evaluate
 from training.data_set import DataSet
 
 BATCH = 16

@@ -1,1 +1,1 @@
-"""Data sets of other formats: readers, what they describe in memory, and the ways from and to Open Images' layout."""
+"""Data sets of other formats: readers, what they describe in memory, and the ways from and to Open Images' paths."""

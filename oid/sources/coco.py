@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 
 from oid.files import InputError
-from oid.sources.description import Box, Picture
+from oid.sources.base import Box, Picture
 from oid.sources.problems import Problems
 
 PREFIX = "instances_"

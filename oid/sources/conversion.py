@@ -4,19 +4,19 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from oid import layout
+from oid import paths
 from oid.files import InputError
-from oid.sources.cleaning import clean_boxes, measure, report_duplicates
+from oid.sources.base import Picture, Source
+from oid.sources.clean import clean_boxes, measure, report_duplicates
 from oid.sources.coco import CocoSource
-from oid.sources.csv_files import CsvSource
-from oid.sources.description import Picture, Source
+from oid.sources.csv_table import CsvSource
 from oid.sources.folds import assign_folds
 from oid.sources.kitti import KittiSource
 from oid.sources.open_images import divide_open_images
 from oid.sources.problems import Problems
 from oid.sources.splits import choose_sets
 from oid.sources.voc import VocSource
-from oid.sources.writing import conversion, image_ids, mark, refuse_other, write_data_set
+from oid.sources.write import conversion, image_ids, mark, refuse_other, write_data_set
 
 READERS: dict[str, Callable[[Path], Source]] = {
     "csv": CsvSource,
@@ -114,9 +114,9 @@ def _convert_pictures(
     mark(folder, made)
     write_data_set(folder, classes, splits, reader.ignored_class)
     _print_counts(splits, len(classes), reader.ignored_class)
-    problems.write(layout.source_problems(folder))
-    problems.show(layout.source_problems(folder))
-    print(f"  made {folder}; which image has which id: {layout.source_images(folder)}\n", flush=True)
+    problems.write(paths.source_problems(folder))
+    problems.show(paths.source_problems(folder))
+    print(f"  made {folder}; which image has which id: {paths.source_images(folder)}\n", flush=True)
 
 
 def _read_sets(reader: Source, names: Sequence[str], problems: Problems) -> list[Picture]:

@@ -13,8 +13,8 @@ import math
 from pathlib import Path
 
 from oid.files import InputError
-from oid.images import find_images
-from oid.sources.description import Box, Picture
+from oid.images.find import find_images
+from oid.sources.base import Box, Picture
 from oid.sources.problems import Problems
 
 FOLDERS = (("image_2", "label_2"), ("images", "labels"))

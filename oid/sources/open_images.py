@@ -6,16 +6,16 @@ from pathlib import Path
 
 import polars as pl
 
-from oid import layout
+from oid import paths
 from oid.annotations import BOX_COLUMNS, csv_errors, read_boxes, read_class_descriptions, read_image_labels, scan_rows
 from oid.files import InputError, replacing, require_file
-from oid.images import find_images
-from oid.sources.cleaning import measure, report_duplicates
-from oid.sources.description import SPLITS, Box, Picture
+from oid.images.find import find_images
+from oid.sources.base import SPLITS, Box, Picture
+from oid.sources.clean import measure, report_duplicates
 from oid.sources.folds import assign_folds
 from oid.sources.problems import Problems
 from oid.sources.splits import choose_sets
-from oid.sources.writing import DIFFICULT, conversion, link_images, mark, refuse_other, write_images_table
+from oid.sources.write import DIFFICULT, conversion, link_images, mark, refuse_other, write_images_table
 
 COORDINATES = ("XMin", "XMax", "YMin", "YMax")
 FLAGS = {"occluded": "IsOccluded", "truncated": "IsTruncated", "group_of": "IsGroupOf", "difficult": DIFFICULT}
@@ -29,7 +29,7 @@ def divide_open_images(
     Images that are not on disk stay in the annotations, each a group of its own.
 
     Args:
-        source: a folder in Open Images' layout.
+        source: a folder in Open Images' paths.
         folder: DATASET, to be made.
         source_splits: which splits of the source become train, validation, test; without: train, if it is the only one.
         folds: the number of folds, None = `default_folds`.
@@ -39,7 +39,7 @@ def divide_open_images(
     Raises:
         InputError: the source has a validation split, or something of it is missing.
     """
-    sets = [split for split in SPLITS if layout.box_annotations(source, split).is_file()]
+    sets = [split for split in SPLITS if paths.box_annotations(source, split).is_file()]
     if not sets:
         raise InputError(f"{source} has no annotations/train-annotations-bbox.csv: is it in Open Images' layout?")
     chosen = choose_sets(sets, source_splits)
@@ -67,19 +67,19 @@ def divide_open_images(
     _write_tables(folder, files, taken)
     for split, found in pictures.items():
         print(f"  {split}: {len(found)} images on disk")
-    problems.write(layout.source_problems(folder))
-    problems.show(layout.source_problems(folder))
+    problems.write(paths.source_problems(folder))
+    problems.show(paths.source_problems(folder))
     print(f"  made {folder}\n", flush=True)
 
 
 def _tables(source: Path, chosen: dict[str, list[str]]) -> dict[str, tuple[list[Path], list[Path]]]:
     """{split: (box files, image-label files that exist)}, checked."""
-    for name in (layout.HIERARCHY, layout.CLASS_DESCRIPTIONS):
-        require_file(layout.annotation_file(source, name), "is --source_path in Open Images' layout?")
+    for name in (paths.HIERARCHY, paths.CLASS_DESCRIPTIONS):
+        require_file(paths.annotation_file(source, name), "is --source_path in Open Images' layout?")
     files = {}
     for split, names in chosen.items():
-        boxes = [layout.box_annotations(source, name) for name in names]
-        labels = [layout.image_label_annotations(source, name) for name in names]
+        boxes = [paths.box_annotations(source, name) for name in names]
+        labels = [paths.image_label_annotations(source, name) for name in names]
         files[split] = boxes, [path for path in labels if path.is_file()]
         for path in boxes:
             read_boxes(path)  # says which line is wrong, before anything is written
@@ -113,20 +113,20 @@ def _fold_of_images(boxes: list[Path], pictures: list[Picture], folds: int, fold
 
 
 def _copy_classes(source: Path, folder: Path) -> None:
-    for name in (layout.HIERARCHY, layout.CLASS_DESCRIPTIONS, layout.CHALLENGE_CLASS_DESCRIPTIONS):
-        if (path := layout.annotation_file(source, name)).is_file():
-            with replacing(layout.annotation_file(folder, name)) as temporary:
+    for name in (paths.HIERARCHY, paths.CLASS_DESCRIPTIONS, paths.CHALLENGE_CLASS_DESCRIPTIONS):
+        if (path := paths.annotation_file(source, name)).is_file():
+            with replacing(paths.annotation_file(folder, name)) as temporary:
                 shutil.copyfile(path, temporary)
 
 
 def _write_tables(folder: Path, files: dict[str, tuple[list[Path], list[Path]]], taken: set[str] | None) -> None:
     """Writes boxes and image labels of each split, the text of the source's rows."""
-    places = (layout.box_annotations, layout.image_label_annotations)
+    places = (paths.box_annotations, paths.image_label_annotations)
     for split, tables in files.items():
-        for place, paths in zip(places, tables, strict=True):
-            if not paths:
+        for place, file_paths in zip(places, tables, strict=True):
+            if not file_paths:
                 continue
-            rows = pl.concat([pl.read_csv(path, infer_schema=False) for path in paths], how="diagonal")
+            rows = pl.concat([pl.read_csv(path, infer_schema=False) for path in file_paths], how="diagonal")
             parts = {split: rows}
             if taken is not None and split == "train":
                 chosen = pl.col("ImageID").is_in(list(taken))
@@ -149,7 +149,7 @@ def read_pictures(data_set: Path, split: str, names: dict[str, str], problems: P
         Measured pictures, corners in pixels, in the order of the image ids.
     """
     path = require_file(
-        layout.box_annotations(data_set, split), "name a folder in Open Images' layout by --dataset_path"
+        paths.box_annotations(data_set, split), "name a folder in Open Images' layout by --dataset_path"
     )
     read_boxes(path)  # checks the values
     with open(path, encoding="utf-8-sig") as file:
@@ -157,7 +157,7 @@ def read_pictures(data_set: Path, split: str, names: dict[str, str], problems: P
     flags = {flag: column for flag, column in FLAGS.items() if column in columns}
     with csv_errors(path):
         table = scan_rows(path, list(dict.fromkeys([*BOX_COLUMNS, *flags.values()]))).collect()
-    labels = layout.image_label_annotations(data_set, split)
+    labels = paths.image_label_annotations(data_set, split)
     verified = read_image_labels(labels)["ImageID"].unique().to_list() if labels.is_file() else []
     wanted = sorted({*table["ImageID"].unique(), *verified})
     images = find_images(data_set / split)
@@ -175,8 +175,8 @@ def read_pictures(data_set: Path, split: str, names: dict[str, str], problems: P
 
 def read_class_names(data_set: Path) -> dict[str, str]:
     """{label: name} of the classes that count, in the order of the network's outputs."""
-    boxable = read_class_descriptions(layout.annotation_file(data_set, layout.CLASS_DESCRIPTIONS))
-    kept = read_class_descriptions(layout.evaluated_class_descriptions(data_set))
+    boxable = read_class_descriptions(paths.annotation_file(data_set, paths.CLASS_DESCRIPTIONS))
+    kept = read_class_descriptions(paths.evaluated_class_descriptions(data_set))
     return {label: name for label, name in kept.items() if label in boxable}
 
 

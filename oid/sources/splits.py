@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from oid.files import InputError
-from oid.sources.description import SPLITS
+from oid.sources.base import SPLITS
 
 _WORDS = {"train": r"train(?!_?val)", "validation": "val", "test": "test"}  # as the beginning of a word in a set's name
 

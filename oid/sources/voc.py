@@ -1,4 +1,4 @@
-"""Reads data sets in Pascal VOC's layout.
+"""Reads data sets in Pascal VOC's paths.
 
     Annotations/<name>.xml       one file for each image; objects with name, bndbox, and optionally truncated,
                                  occluded, difficult, group_of
@@ -17,8 +17,8 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from oid.files import InputError
-from oid.images import SUFFIXES
-from oid.sources.description import Box, Picture
+from oid.images.find import SUFFIXES
+from oid.sources.base import Box, Picture
 from oid.sources.problems import Problems
 from oid.sources.xml_files import LINE, XmlError, read_xml
 

@@ -1,0 +1,1 @@
+"""Anchors: grids, coverage, clusters, and the report on them (a02)."""

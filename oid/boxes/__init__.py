@@ -1,0 +1,1 @@
+"""Boxes: overlap, suppression, voting, and the compiled loops of it."""

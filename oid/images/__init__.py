@@ -1,0 +1,1 @@
+"""Images: finding, reading, measuring and resizing them."""

@@ -1,0 +1,1 @@
+"""The training files of each level of the class hierarchy (a01)."""

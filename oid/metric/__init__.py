@@ -1,0 +1,1 @@
+"""The Open Images Challenge metric, COCO's numbers, and kinds of error (a07)."""

@@ -1,0 +1,1 @@
+"""The tests; `tests/helpers/` has what several of them share."""

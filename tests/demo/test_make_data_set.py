@@ -1,0 +1,228 @@
+"""The generated data set: complete Open Images layout, tight boxes, consistent labels, the same bytes from one seed."""
+
+import csv
+import hashlib
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from demo import backgrounds, make_data_set, scenes, shapes
+from oid.files import InputError
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "data_set"
+    make_data_set.main(dataset_path=str(folder), images=120, seed=5)
+    return folder
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def digests(folder):
+    return {p.relative_to(folder): hashlib.md5(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+
+
+def nodes(node, depth=0):
+    yield node["LabelName"], depth
+    for child in node.get("Subcategory", []):
+        yield from nodes(child, depth + 1)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_ones(data_set, tmp_path):
+    make_data_set.main(dataset_path=str(tmp_path / "again"), images=120, seed=5)
+    make_data_set.main(dataset_path=str(tmp_path / "other"), images=30, seed=6)
+    assert digests(tmp_path / "again") == digests(data_set)
+    names = {p.name for p in data_set.rglob("*.jpg")}
+    assert not names & {p.name for p in (tmp_path / "other").rglob("*.jpg")}
+
+
+def test_layout_and_ids(data_set):
+    for split, count in {"train": 96, "validation": 20, "test": 4}.items():
+        ids = {p.stem for p in (data_set / split).iterdir()}
+        assert len(ids) == count
+        assert all(len(i) == 16 and int(i, 16) >= 0 for i in ids)
+        if split != "test":
+            boxes = rows(data_set / f"annotations/{split}-annotations-bbox.csv")
+            labels = rows(data_set / f"annotations/{split}-annotations-human-imagelabels-boxable.csv")
+            assert list(boxes[0]) == make_data_set.BOX_COLUMNS.split(",")
+            assert {r["ImageID"] for r in labels} == ids
+            assert {r["ImageID"] for r in boxes} < ids  # some images have no objects
+    assert not list(data_set.parent.glob(".*"))
+
+
+def test_hierarchy_has_three_levels_and_one_class_with_two_parents(data_set):
+    tree = json.loads((data_set / "annotations/bbox_labels_600_hierarchy.json").read_text())
+    found = list(nodes(tree))
+    assert max(depth for _, depth in found) >= 3
+    labels = [label for label, _ in found]
+    twice = [label for label in labels if labels.count(label) > 1]
+    assert set(twice) == {make_data_set.LABELS["Star"]}
+    text = (data_set / "annotations/class-descriptions-boxable.csv").read_text().splitlines()
+    described = [line.split(",")[0] for line in text]
+    assert set(described) == set(labels) - {"/m/0bl9f"}
+    assert len(shapes.SHAPES) >= 10
+    assert '"Part"' in (data_set / "annotations/bbox_labels_600_hierarchy.json").read_text()
+
+
+def test_boxes_are_valid_and_verified(data_set):
+    boxes = rows(data_set / "annotations/train-annotations-bbox.csv")
+    verified = defaultdict(dict)
+    for row in rows(data_set / "annotations/train-annotations-human-imagelabels-boxable.csv"):
+        assert row["LabelName"] not in verified[row["ImageID"]]
+        verified[row["ImageID"]][row["LabelName"]] = row["Confidence"]
+    for row in boxes:
+        x0, x1, y0, y1 = (float(row[k]) for k in ("XMin", "XMax", "YMin", "YMax"))
+        assert 0 <= x0 < x1 <= 1
+        assert 0 <= y0 < y1 <= 1
+        assert verified[row["ImageID"]][row["LabelName"]] == "1"
+    boxed = {(r["ImageID"], r["LabelName"]) for r in boxes}
+    positive = {(i, label) for i, found in verified.items() for label, sign in found.items() if sign == "1"}
+    assert boxed == positive
+    for flag in ("IsOccluded", "IsTruncated"):
+        assert {r[flag] for r in boxes} == {"0", "1"}
+
+
+def test_no_negative_label_contradicts_a_box():
+    """A class said to be absent is neither drawn nor a descendant's or ancestor's contradiction; over many images."""
+    name_of = {label: name for name, label in make_data_set.LABELS.items()}
+    names = list(shapes.SHAPES)
+    parent_only = unverified = inner_negative = 0
+    for seed in range(800):
+        rng = np.random.default_rng(seed)
+        drawn = list(rng.choice(names, rng.integers(0, 5)))
+        things = [scenes.SceneObject(str(n), (0.1, 0.1, 0.3, 0.3), False, False, False) for n in drawn]
+        result = make_data_set.annotate(rng, "0" * 16, things)
+        boxed = [name_of[line.split(",")[2]] for line in result.boxes]
+        negative = {name_of[line.split(",")[2]] for line in result.labels if line.endswith(",0")}
+        absent = set().union(*(make_data_set.leaves_below(name) for name in negative)) if negative else set()
+        assert not absent & set(drawn)
+        assert not negative & set(boxed)
+        parent_only += sum(name not in names for name in boxed)
+        unverified += len(boxed) < len(drawn)
+        inner_negative += any(name not in names for name in negative)
+    assert parent_only
+    assert unverified
+    assert inner_negative
+
+
+def test_as_many_images_as_asked_for_have_a_class_that_nobody_looked_for(tmp_path):
+    """It has no boxes and no label; pictures, and the other classes, stay as they are."""
+    found = {}
+    for share in (0.0, 1.0):
+        make_data_set.main(dataset_path=str(tmp_path / str(share)), images=60, seed=5, unverified_share=share)
+        annotations = tmp_path / str(share) / "annotations"
+        boxes, labels = defaultdict(set), defaultdict(dict)
+        for row in rows(annotations / "train-annotations-bbox.csv"):
+            boxes[row["ImageID"]].add(row["LabelName"])
+        for row in rows(annotations / "train-annotations-human-imagelabels-boxable.csv"):
+            labels[row["ImageID"]][row["LabelName"]] = row["Confidence"]
+        pictures = {path: digest for path, digest in digests(tmp_path / str(share)).items() if path.suffix == ".jpg"}
+        found[share] = boxes, labels, pictures
+    (complete, _, pictures), (fewer, labels, same_pictures) = found[0.0], found[1.0]
+    assert pictures == same_pictures
+    lost = {image_id: complete[image_id] - fewer[image_id] for image_id in complete}
+    assert {len(lost[image_id]) for image_id in lost if len(complete[image_id]) > 1} == {1}
+    assert {len(lost[image_id]) for image_id in lost if len(complete[image_id]) == 1} == {0}
+    assert not any(label in labels[image_id] for image_id, gone in lost.items() for label in gone)
+
+
+def test_boxes_are_tight_around_the_drawn_object():
+    """A scene with a flat background and no noise shows where the object is; the box must be there to the pixel."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        canvas = scenes._Canvas(np.full((240, 320, 3), 128, np.float32))
+        scenes._add_object(rng, canvas)
+        (thing,) = scenes._annotate(canvas)
+        visible = np.abs(canvas.picture - 128).max(axis=2) > 25
+        y, x = np.nonzero(visible)
+        expected = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
+        assert np.abs(np.array(thing.box) * (320, 240, 320, 240) - expected).max() <= 2
+
+
+def test_a_hidden_object_is_occluded_and_its_box_shrinks():
+    canvas = scenes._Canvas(np.full((100, 100, 3), 128, np.float32))
+    canvas.placed = [scenes._Placed("Square", False, 400, 400), scenes._Placed("Disc", False, 50, 100)]
+    canvas.owner[10:30, 10:30] = 0
+    canvas.owner[10:30, 10:20] = 1
+    square, disc = scenes._annotate(canvas)
+    assert square.box == (0.2, 0.1, 0.3, 0.3)
+    assert square.occluded
+    assert not square.truncated
+    assert disc.truncated
+
+
+def test_scenes_are_mixed():
+    photos = backgrounds.photographs()
+    found = [scenes.scene(np.random.default_rng(seed), photos) for seed in range(150)]
+    sizes = {picture.shape[:2] for picture, _ in found}
+    assert all(240 <= side <= 480 for size in sizes for side in size)
+    assert any(h > w for h, w in sizes)
+    assert any(h < w for h, w in sizes)
+    assert any(not things for _, things in found)
+    things = [thing for _, things in found for thing in things]
+    assert {thing.name for thing in things} == set(shapes.SHAPES)
+    assert any(thing.group_of for thing in things)
+    assert any(thing.occluded and not thing.group_of for thing in things)
+
+
+def test_colours_say_nothing_about_the_class():
+    """With one seed every class draws the same first colour, so the distributions are equal."""
+    below = [np.array([90.0, 120.0, 60.0])]
+    colours = [shapes.random_colour(np.random.default_rng(3), below) for _ in shapes.SHAPES]
+    assert np.ptp(colours, axis=0).max() == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_colours_differ_clearly(seed):
+    rng = np.random.default_rng(seed)
+    below = rng.uniform(0, 255, 3)
+    colour = shapes.random_colour(rng, [below])
+    lab = cv2.cvtColor(np.float32([[below, colour]]) / 255, cv2.COLOR_RGB2LAB)[0]
+    assert np.linalg.norm(lab[0] - lab[1]) >= 40
+
+
+def test_again_says_so_and_changes_nothing(data_set, capsys):
+    before = digests(data_set)
+    make_data_set.main(dataset_path=str(data_set), images=120, seed=5)
+    assert "already there" in capsys.readouterr().out
+    assert digests(data_set) == before
+
+
+def test_refuses_other_folders_and_other_parameters(data_set, tmp_path):
+    with pytest.raises(InputError, match="was made from"):
+        make_data_set.main(dataset_path=str(data_set), images=120, seed=6)
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(InputError, match="not made by this generator"):
+        make_data_set.main(dataset_path=str(tmp_path), images=30)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--images", "3"], "at least 30"),
+        (["--seed", "-1"], "negative"),
+        (["--unverified_share", "2"], "give a number from 0 to 1"),
+        (["--image", "30"], "did you mean --images"),
+        (["--dataset_path", "."], "is no name of a new folder"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, flags, words):
+    command = [sys.executable, "-m", "demo.make_data_set", "--dataset_path", str(tmp_path / "new"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,102 @@
+"""A program that starts trainings of a03 and ends them: `test_kills.py` talks to it by lines of JSON.
+
+Each training is a process of its own, a fork of one that has loaded TensorFlow, which takes longest. A line in is a
+task: `arguments` of a03's command line, the `log` for what it prints, and when to send which signal: `{"step": 7,
+"signal": 15}`, `{"operation": 12}` = before the twelfth operation on the run's files, `{"seconds": 0.5}` after its
+first step, or nothing. The line out is its exit code, negative for a signal.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import keras  # and with it TensorFlow: nothing may run in it before the fork, nor may Polars be imported
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+OPERATIONS = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}
+
+
+def add_tiny_backbone() -> None:
+    """`--backbone tiny`: three convolutions, and dropout, whose random state a checkpoint must have."""
+    import dataclasses
+
+    from models.backbones import BACKBONES
+    from models.blocks import conv_bn_relu
+
+    def build(*, input_tensor, weights=None):
+        x = conv_bn_relu(input_tensor, 8, 3, strides=4, name="first")
+        x = keras.layers.Dropout(0.2)(x)
+        x = conv_bn_relu(x, 16, 3, strides=2, name="shallow")
+        return keras.Model(input_tensor, conv_bn_relu(x, 16, 3, strides=2, name="deep"), name="tiny")
+
+    BACKBONES["tiny"] = dataclasses.replace(
+        BACKBONES["residual_small"], build=build, shallow="shallow_relu", deep="deep_relu", preprocessing="tf"
+    )
+
+
+def arm(when: dict, run: str, pipe: int) -> None:
+    """Makes the process end itself, or say when its first step is done."""
+    from training import callbacks
+
+    usual, left = callbacks.FiniteLossGuard.on_train_batch_end, [when.get("operation", 0)]
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 0:
+            os.write(pipe, b".")
+        if self.state["step"] == when.get("step"):
+            os.kill(os.getpid(), when.get("signal", signal.SIGKILL))
+        usual(self, batch, logs)
+
+    def hook(event, arguments):
+        if left[0] > 0 and event in OPERATIONS and isinstance(arguments[0], (str, Path)) and run in str(arguments[0]):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    callbacks.FiniteLossGuard.on_train_batch_end = on_train_batch_end
+    sys.addaudithook(hook)
+
+
+def train(task: dict, pipe: int) -> int:
+    """What a fork does; returns its exit code."""
+    log = os.open(task["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    sys.path[:0] = [str(ROOT)]
+    import a03_train_m2det as a03
+    from oid.command_line import run_script
+
+    add_tiny_backbone()
+    arm(task.get("when", {}), f"/weights/{task['run']}", pipe)
+    try:
+        run_script(a03.main, [*task["arguments"], "--run", task["run"]])
+    except SystemExit as end:
+        return end.code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    return 70
+
+
+def start(task: dict) -> int:
+    """Forks, waits for the training to end, and helps it to where the task says so."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if not process:
+        sys.exit(train(task, writing))  # as a script ends, with whatever threads there are
+    os.close(writing)
+    if "seconds" in task.get("when", {}) and os.read(reading, 1):
+        time.sleep(task["when"]["seconds"])
+        os.kill(process, signal.SIGKILL)
+    _, status = os.waitpid(process, 0)
+    os.close(reading)
+    return os.waitstatus_to_exitcode(status)
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        print(json.dumps(start(json.loads(line))), flush=True)

@@ -1,0 +1,96 @@
+"""Predictions for tests: files of both forms, random ones, and the ten lines of Python that read each form."""
+
+import csv
+import io
+import math
+
+import numpy as np
+from hypothesis import strategies as st
+
+from oid.predictions.files import Predictions
+
+KAGGLE = "ImageId,PredictionString\n"
+ROWS = "ImageID,LabelName,Score,XMin,XMax,YMin,YMax\n"
+BOX = "/m/0 0.5 0.1 0.2 0.3 0.4"
+
+printable = st.characters(codec="utf-8", exclude_categories=("C", "Z"))
+image_ids = st.lists(
+    st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), min_size=1, max_size=8).filter(str.strip)
+    | st.sampled_from(["007", "1e5", "NaN", "null", "-0", 'a"b', "a,b", "  padded "]),
+    unique=True,
+    max_size=6,
+)
+labels = st.text(printable, min_size=1, max_size=6).filter(lambda text: text.split() == [text]) | st.just("/m/0k4j")
+coordinate = st.floats(-0.5, 1.5)
+decimal = st.from_regex(r"\A[+-]?([0-9]{1,20}\.[0-9]{0,25}|\.[0-9]{1,25}|[0-9]{1,20})([eE][+-]?[0-9]{1,2})?\Z")
+
+
+@st.composite
+def some_predictions(draw):
+    images = []
+    vocabulary = draw(st.lists(labels, unique=True, min_size=1, max_size=4))
+    ids = draw(image_ids)
+    for _ in ids:
+        n = draw(st.integers(0, 3))
+        corners = np.array(draw(st.lists(coordinate, min_size=4 * n, max_size=4 * n))).reshape(n, 2, 2)
+        boxes = np.sort(corners, axis=1).reshape(n, 4)
+        label_index = draw(st.lists(st.integers(0, len(vocabulary) - 1), min_size=n, max_size=n))
+        images.append((label_index, draw(st.lists(st.floats(-1, 2), min_size=n, max_size=n)), boxes))
+    return Predictions.from_images(ids, vocabulary, images)
+
+
+def write(folder, text, name="predictions.csv"):
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def as_tuples(predictions):
+    """[(image, [(label, score, x1, y1, x2, y2), ...]), ...]: what the arrays mean."""
+    offsets = predictions.offsets()
+    return [
+        (
+            image_id,
+            [
+                (predictions.labels[predictions.label_index[i]], float(predictions.scores[i]), *predictions.boxes[i])
+                for i in range(offsets[image], offsets[image + 1])
+            ],
+        )
+        for image, image_id in enumerate(predictions.image_ids)
+    ]
+
+
+def assert_well_formed(predictions):
+    for array in (predictions.image_index, predictions.label_index):
+        assert array.dtype == np.int64
+    assert predictions.scores.dtype == predictions.boxes.dtype == np.float64
+    assert predictions.boxes.shape == (len(predictions.scores), 4)
+    assert np.all(np.diff(predictions.image_index) >= 0)
+
+
+def kaggle_in_python(text):
+    found = {}
+    for image_id, boxes in list(filter(None, csv.reader(io.StringIO(text, newline=""), strict=True)))[1:]:
+        tokens = boxes.split()
+        if not image_id.strip() or image_id in found or len(tokens) % 6:
+            raise ValueError
+        found[image_id] = [checked(tokens[i], *tokens[i + 1 : i + 6]) for i in range(0, len(tokens), 6)]
+    return list(found.items())
+
+
+def rows_in_python(text):
+    found = {}
+    for image_id, label, score, x1, x2, y1, y2 in list(
+        filter(None, csv.reader(io.StringIO(text, newline=""), strict=True))
+    )[1:]:
+        if not image_id.strip() or label.split() != [label]:
+            raise ValueError
+        found.setdefault(image_id, []).append(checked(label, score, x1, y1, x2, y2))
+    return list(found.items())
+
+
+def checked(label, *texts):
+    score, x1, y1, x2, y2 = numbers = [float(text) for text in texts]
+    if not all(map(math.isfinite, numbers)) or x1 > x2 or y1 > y2:
+        raise ValueError
+    return (label, score, x1, y1, x2, y2)

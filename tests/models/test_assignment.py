@@ -1,0 +1,289 @@
+"""Every box finds anchors, and the anchors are those of a slow reference, by all three assignments."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.assignment import centre_inside, classes_of_boxes, pairwise_iou, scores_of_boxes, task_aligned_assignment
+from models.box_coding import decode_distances
+from models.matching import atss_assignment, max_iou_assignment
+from oid.anchors.grids import cell_sides, make_anchors
+from oid.boxes.suppression import iou_matrix
+from tests.helpers.detection_cases import (
+    ANCHORS,
+    CELLS,
+    CENTRES,
+    LEVELS,
+    NUM_CLASSES,
+    logit_gradient,
+    numpy,
+    random_case,
+    reference_atss,
+    reference_max_iou,
+    reference_task_aligned,
+)
+from tests.helpers.tiny_network import targets
+
+
+def assign(truth, scores=None, boxes=None, anchors=ANCHORS, cells=CELLS):
+    """`task_aligned_assignment` as arrays; by default every score is 0.5 and the predictions are the anchors."""
+    batch = len(truth["labels"])
+    scores = np.full((batch, len(anchors), NUM_CLASSES), 0.5, "float32") if scores is None else scores
+    boxes = np.stack([anchors] * batch) if boxes is None else boxes
+    logits = np.log(scores) - np.log1p(-scores)
+    result = task_aligned_assignment(logits, boxes, truth["boxes"], truth["labels"], anchors, cells)
+    return tuple(map(numpy, result))
+
+
+# === IoU ===
+
+
+def test_iou_by_hand_and_against_the_host():
+    """Two unit squares shifted by half in both directions: 0.25 / 1.75 = 1/7."""
+    unit, shifted = np.array([[0, 0, 1, 1.0]], "float32"), np.array([[0.5, 0.5, 1.5, 1.5]], "float32")
+    np.testing.assert_allclose(numpy(pairwise_iou(unit, shifted)), [[1 / 7]], rtol=1e-6)
+    _, _, truth = random_case(0)
+    a, b = truth["boxes"][0], truth["regions"][0]
+    np.testing.assert_allclose(numpy(pairwise_iou(a, b)), iou_matrix(a, b), atol=1e-6)
+
+
+def test_boxes_without_area_overlap_nothing():
+    boxes = np.array([[0.5, 0.5, 0.5, 0.5], [0.2, 0.1, 0.2, 0.9], [0.6, 0.6, 0.4, 0.4], [0, 0, 1, 1]], "float32")
+    iou = numpy(pairwise_iou(boxes, boxes))
+    assert np.isfinite(iou).all()
+    np.testing.assert_array_equal(iou[:3], 0)
+
+
+# === Assignment ===
+
+
+def test_assignment_by_hand():
+    """Four anchors in a row, two boxes: two anchors each overlap the first, one the second, one nothing."""
+    anchors = np.array([[0, 0, 0.2, 0.2], [0.1, 0, 0.3, 0.2], [0.5, 0.5, 0.7, 0.7], [0.8, 0.8, 1, 1]], "float32")
+    truth = targets([[(1, 0.0, 0.0, 0.2, 0.2), (0, 0.5, 0.5, 0.7, 0.6)]])
+    assigned, target = assign(truth, anchors=anchors, cells=np.full(4, 0.1, "float32"))
+    assert assigned.tolist() == [[0, 0, 1, -1]]
+    # IoUs 1, 1/3 and 1/2: the best anchor of a box gets its IoU, another its share (1/3)^6
+    np.testing.assert_allclose(target, [[1, 3.0**-6, 0.5, 0]], rtol=1e-4)
+
+
+def test_a_higher_score_of_the_right_class_is_better_aligned():
+    truth = targets([[(1, 0.25, 0.25, 0.75, 0.75)]])
+    scores = np.full((1, len(ANCHORS), NUM_CLASSES), 0.5, "float32")
+    assigned, before = assign(truth, scores)
+    runner_up = np.flatnonzero((assigned[0] == 0) & (before[0] < before.max()))[0]
+    other_class, right_class = scores.copy(), scores.copy()
+    other_class[0, runner_up, 2] = right_class[0, runner_up, 1] = 0.9
+    np.testing.assert_array_equal(assign(truth, other_class)[1], before)
+    assert assign(truth, right_class)[1][0, runner_up] > before[0, runner_up]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(2e-3, 1), st.floats(2e-3, 1))
+def test_a_box_with_area_has_an_anchor(x, y, width, height):
+    """Anywhere, also on the border between cells or at the edge, and however much smaller than a cell."""
+    box = np.array([max(x - width / 2, 0), max(y - height / 2, 0), min(x + width / 2, 1), min(y + height / 2, 1)])
+    assigned, target = assign(targets([[(2, *box)]]))
+    assert (assigned == 0).any()
+    assert np.isfinite(target).all()
+    assert target.max() > 0
+    assert ((target > 0) <= (assigned == 0)).all()
+
+
+@pytest.mark.parametrize("side", [8, 40, 20, 10, 5])
+def test_a_tiny_box_on_the_border_of_cells_has_an_anchor(side):
+    description = {"feature_map_sides": [side], "steps": [1 / side], "sizes": [[[4 / side, 4 / side]]], "clip": False}
+    anchors, cells = make_anchors(description), cell_sides(description)
+    centre = np.arange(side + 1) / side
+    rows = [[(0, max(c - 1e-3, 0), 0.5 - 1e-3, min(c + 1e-3, 1), 0.5 + 1e-3)] for c in centre]
+    assigned, _ = assign(targets(rows), anchors=anchors, cells=cells)
+    assert (assigned == 0).any(axis=1).all()
+
+
+@pytest.mark.parametrize("box", [(0.5, 0.5, 0.5, 0.5), (0.2, 0.3, 0.2, 0.9), (0, 0, 1, 0), (0.7, 0.7, 0.3, 0.3)])
+def test_a_box_without_area_has_none(box):
+    assigned, target = assign(targets([[(0, *box), (1, 0.1, 0.1, 0.6, 0.6)]]))
+    assert set(assigned[0]) == {-1, 1}
+    assert np.isfinite(target).all()
+
+
+def test_padding_and_images_without_boxes_have_none():
+    truth = targets([[], [(0, 0.1, 0.1, 0.6, 0.6)]])
+    truth["boxes"][0] = (0.2, 0.2, 0.7, 0.7)  # padding with coordinates is still padding
+    truth["boxes"][1, 1:] = (0.1, 0.1, 0.6, 0.6)
+    assigned, target = assign(truth)
+    assert set(assigned[0]) == {-1}
+    assert set(assigned[1]) == {-1, 0}
+    np.testing.assert_array_equal(target[assigned < 0], 0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_assignment_equals_the_reference(seed):
+    offsets, logits, truth = random_case(seed)
+    scores, boxes = 1 / (1 + np.exp(-logits)), numpy(decode_distances(offsets, ANCHORS))
+    assigned, target = assign(truth, scores, boxes)
+    assert assigned.dtype == np.int32
+    assert (assigned >= 0).any()
+    assert target.min() >= 0
+    assert target.max() <= 1
+    np.testing.assert_array_equal(target[assigned < 0], 0)
+    for image in range(len(assigned)):  # alone, so the images of a batch do not touch each other
+        expected = reference_task_aligned(scores[image], boxes[image], truth["boxes"][image], truth["labels"][image])
+        np.testing.assert_array_equal(assigned[image], expected[0])
+        np.testing.assert_allclose(target[image], expected[1], rtol=1e-3, atol=1e-6)
+
+
+def test_the_order_of_the_boxes_does_not_matter():
+    offsets, logits, truth = random_case(7)
+    scores, boxes = 1 / (1 + np.exp(-logits)), numpy(decode_distances(offsets, ANCHORS))
+    assigned, target = assign(truth, scores, boxes)
+    order = np.array([3, 0, 4, 2, 1])
+    permuted = {name: value[:, order] for name, value in truth.items()}
+    assigned_permuted, target_permuted = assign(permuted, scores, boxes)
+    back = np.where(assigned_permuted >= 0, order[assigned_permuted], -1)
+    np.testing.assert_array_equal(back, assigned)
+    np.testing.assert_allclose(target_permuted, target, rtol=1e-5)
+
+
+def test_a_box_listed_with_two_classes_has_both():
+    """A class with its ancestor, as level `all` lists them: the same anchors learn both."""
+    box = (0.2, 0.2, 0.7, 0.7)
+    truth = targets([[(0, *box), (2, *box), (1, 0.6, 0.6, 1, 1)]])
+    classes = numpy(classes_of_boxes(truth["boxes"], truth["labels"], NUM_CLASSES))
+    assert classes[0].tolist() == [[1, 0, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]]
+    gradient = logit_gradient(truth)[0]
+    learned = (gradient < 0).sum(axis=0)  # a negative gradient raises the score
+    assert learned[0] == learned[2] > 0
+    np.testing.assert_array_equal(gradient[:, 0] < 0, gradient[:, 2] < 0)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 40])
+def test_scores_of_boxes_are_means_over_their_classes(num_classes):
+    """By either of the two ways; a class that is listed twice with a box counts once."""
+    rng = np.random.default_rng(num_classes)
+    a, b = (0.1, 0.1, 0.5, 0.5), (0.2, 0.2, 0.9, 0.9)
+    truth = targets([[(0, *a), (1, *a), (0, *a), (1, *b), (1, *b)]], width=6)
+    logits = rng.normal(size=(1, 7, num_classes)).astype("float32")
+    p = 1 / (1 + np.exp(-logits[0]))
+    score = numpy(scores_of_boxes(logits, truth["boxes"], truth["labels"]))[0]
+    for row in range(3):
+        np.testing.assert_allclose(score[row], (p[:, 0] + p[:, 1]) / 2, rtol=1e-5)
+    np.testing.assert_allclose(score[3:5], np.stack([p[:, 1]] * 2), rtol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1), st.floats(0.01, 1))
+def test_an_anchor_that_is_half_covered_has_its_centre_in_the_box(x, y, width, height):
+    """So the rule of ignored regions contains the published one, IoA >= 0.5."""
+    box = np.array([[[max(x - width, 0), max(y - height, 0), min(x + width, 1), min(y + height, 1)]]], "float32")
+    overlap = np.minimum(ANCHORS[:, 2:], box[0, :, 2:]) - np.maximum(ANCHORS[:, :2], box[0, :, :2])
+    covered = np.maximum(overlap, 0).prod(-1) / (ANCHORS[:, 2:] - ANCHORS[:, :2]).prod(-1)
+    assert (numpy(centre_inside(box, ANCHORS, CELLS))[0, 0] >= (covered >= 0.5)).all()
+
+
+# === Maximum IoU and ATSS ===
+
+
+def max_iou(truth, anchors=ANCHORS) -> np.ndarray:
+    assigned, target = map(numpy, max_iou_assignment(truth["boxes"], truth["labels"], anchors))
+    assert assigned.dtype == np.int32
+    np.testing.assert_array_equal(target, assigned >= 0)
+    return assigned
+
+
+def atss(truth) -> np.ndarray:
+    assigned, target = map(numpy, atss_assignment(truth["boxes"], truth["labels"], ANCHORS, CELLS, LEVELS))
+    assert assigned.dtype == np.int32
+    np.testing.assert_array_equal(target, assigned >= 0)
+    return assigned
+
+
+@st.composite
+def padded_boxes(draw):
+    """Boxes of all sizes, without area, of the whole image, and with several classes; padding with coordinates."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    boxes, labels = np.zeros((1, 6, 4), "float32"), np.full((1, 6), -1, "int32")
+    for row in range(6):
+        corner, size = rng.uniform(0, 0.9, 2), 10 ** rng.uniform(-3, 0, 2)
+        boxes[0, row] = [*corner, *np.minimum(corner + size, 1)]
+        kind = draw(st.sampled_from(["padding", "any", "any", "any", "no area", "whole", "same"]))
+        labels[0, row] = -1 if kind == "padding" else rng.integers(NUM_CLASSES)
+        if kind == "no area":
+            boxes[0, row, 2:] = boxes[0, row, :2]
+        elif kind == "whole":
+            boxes[0, row] = 0, 0, 1, 1
+        elif kind == "same" and row:
+            boxes[0, row] = boxes[0, row - 1]
+    return {"boxes": boxes, "labels": labels}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(padded_boxes())
+def test_max_iou_equals_the_reference(truth):
+    np.testing.assert_array_equal(max_iou(truth)[0], reference_max_iou(truth["boxes"][0], truth["labels"][0]))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(padded_boxes())
+def test_atss_equals_the_reference(truth):
+    np.testing.assert_array_equal(atss(truth)[0], reference_atss(truth["boxes"][0], truth["labels"][0]))
+
+
+def test_max_iou_by_hand():
+    """IoUs with the first box are 1, 1/3, 0.45 and 0; the second box overlaps its anchor by a hundredth."""
+    anchors = np.array([[0, 0, 0.2, 0.2], [0.1, 0, 0.3, 0.2], [0, 0, 0.2, 0.09], [0.8, 0.8, 1, 1]], "float32")
+    truth = targets([[(1, 0, 0, 0.2, 0.2), (0, 0.98, 0.98, 1, 1)]])
+    assert max_iou(truth, anchors).tolist() == [[0, -1, -2, 1]]
+    assert max_iou(targets([[]]), anchors).tolist() == [[-1, -1, -1, -1]]
+
+
+def test_of_two_boxes_that_take_one_anchor_the_better_gets_it():
+    anchors = np.array([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]], "float32")
+    worse, better = (0, 0, 0, 0.2, 0.2), (1, 0, 0, 0.3, 0.2)
+    assert max_iou(targets([[worse, better]]), anchors).tolist() == [[1, -1]]
+    assert max_iou(targets([[better, worse]]), anchors).tolist() == [[0, -1]]
+    assert max_iou(targets([[worse, (2, *worse[1:])]]), anchors).tolist() == [[0, -1]]  # equal: the first row
+
+
+def test_a_small_box_takes_the_nearest_of_the_anchors_that_hold_it():
+    """All anchors of one size that contain it have the same IoU."""
+    middle = CENTRES[27]
+    assigned = max_iou(targets([[(0, *(middle - 0.01), *(middle + 0.012))]]))[0]
+    assert np.flatnonzero(assigned == 0).tolist() == [27]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(2e-3, 1), st.floats(2e-3, 1))
+def test_a_box_with_area_has_an_anchor_by_maximum_iou(x, y, width, height):
+    box = np.array([max(x - width / 2, 0), max(y - height / 2, 0), min(x + width / 2, 1), min(y + height / 2, 1)])
+    assert (max_iou(targets([[(2, *box)]])) == 0).any()
+
+
+@pytest.mark.parametrize("assign_boxes", [max_iou, atss])
+def test_padding_and_boxes_without_area_take_no_anchor(assign_boxes):
+    truth = targets([[], [(0, 0.5, 0.5, 0.5, 0.5), (1, 0.1, 0.1, 0.6, 0.6)]])
+    truth["boxes"][0] = (0.2, 0.2, 0.7, 0.7)
+    truth["boxes"][1, 2:] = (0.1, 0.1, 0.6, 0.6)
+    assigned = assign_boxes(truth)
+    assert set(assigned[0]) == {-1}
+    assert set(assigned[1]) - {-2} == {-1, 1}
+    wider = {name: np.concatenate([value, np.full_like(value, -1)], axis=1) for name, value in truth.items()}
+    np.testing.assert_array_equal(assign_boxes(wider), assigned)
+
+
+@pytest.mark.parametrize("width", [0.02, 0.1, 0.5])
+def test_atss_is_the_same_in_a_mirror(width):
+    """Also for a box in the middle, whose candidates tie: none is taken for its index."""
+    box = np.array([0.5 - width / 2, 0.3, 0.5 + width / 2, 0.3 + width], "float32")
+    assigned = atss(targets([[(0, *box)]]))[0] == 0
+    assert assigned.any()
+    mirrored = np.round(np.column_stack([1 - CENTRES[:, 0], CENTRES[:, 1], CELLS]), 4).tolist()
+    places = np.round(np.column_stack([CENTRES, CELLS]), 4).tolist()
+    np.testing.assert_array_equal(assigned, [assigned[mirrored.index(place)] for place in places])
+
+
+def test_atss_needs_the_sizes_of_all_maps():
+    truth = targets([[]])
+    with pytest.raises(ValueError, match="do not add up"):
+        atss_assignment(truth["boxes"], truth["labels"], ANCHORS, CELLS, LEVELS[:-1])

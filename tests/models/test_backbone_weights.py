@@ -1,0 +1,244 @@
+"""A backbone's weights come from where the user says, without a download here, and frozen ones stay as they are."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from models.backbones import BACKBONES, all_layers, build_backbone, freeze
+from models.detector import network_from_settings
+from oid.files import InputError
+from tests.helpers.tiny_network import pictures, targets, tiny_settings
+from training.trainer import DetectionTrainer
+
+TRUTH = targets([[(0, 0.1, 0.1, 0.5, 0.6)], [(1, 0.4, 0.4, 1, 1)]], [[], [(0, 0, 0, 0.3, 0.3)]])
+SMALL = "mobilenet_0.25"
+
+# === --backbone_weights FILE ===
+
+
+@pytest.fixture(scope="module")
+def mobilenet():
+    return keras.applications.MobileNet(include_top=False, alpha=0.25, weights=None, input_shape=(96, 96, 3))
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".h5", ".keras"])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_weights_of_a_file_are_loaded(mobilenet, suffix, tmp_path):
+    file = tmp_path / f"body{suffix}"
+    (mobilenet.save_weights if suffix == ".weights.h5" else mobilenet.save)(file)
+    wanted = {weight.path: np.array(weight) for weight in mobilenet.weights}
+    loaded = build_backbone(SMALL, 64, str(file)).weights
+    assert len(loaded) > 50
+    for weight in loaded:
+        np.testing.assert_array_equal(np.array(weight), wanted[weight.path])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "constructor"),
+    [
+        ("resnet50", "ResNet50"),
+        ("resnet50_v2", "ResNet50V2"),
+        ("mobilenet", "MobileNet"),
+        ("mobilenet_v2", "MobileNetV2"),
+        ("mobilenet_v3_small", "MobileNetV3Small"),
+        ("densenet121", "DenseNet121"),
+        ("efficientnet_v2_b0", "EfficientNetV2B0"),
+        ("convnext_tiny", "ConvNeXtTiny"),
+        ("nasnet_mobile", "NASNetMobile"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_files_of_every_family_are_loaded(name, constructor, suffix, tmp_path):
+    """Files of `keras.applications` as Keras builds it by default, with preprocessing inside where it has one."""
+    source, file = getattr(keras.applications, constructor)(include_top=False, weights=None), tmp_path / f"b{suffix}"
+    (source.save_weights if suffix == ".weights.h5" else source.save)(file)
+    wanted = [np.array(weight) for weight in source.weights]
+    loaded = build_backbone(name, 64, str(file)).get_layer("backbone").weights
+    file.unlink()  # large, and pytest would keep it
+    assert len(loaded) == len(wanted)
+    for ours, theirs in zip(loaded, wanted, strict=True):
+        np.testing.assert_array_equal(np.array(ours), theirs)
+
+
+def test_a_file_of_our_own_backbone_is_loaded(tmp_path):
+    file = tmp_path / "small.weights.h5"
+    image = keras.Input((64, 64, 3))
+    body = BACKBONES["residual_small"].build(input_tensor=image)
+    body.save_weights(file)
+    first = np.array(body.get_layer("stem_conv").kernel)
+    loaded = build_backbone("residual_small", 96, str(file))
+    assert any(weight.shape == first.shape and np.array_equal(np.array(weight), first) for weight in loaded.weights)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage"),
+    [
+        (".weights.h5", "cut"),
+        (".weights.h5", "other architecture"),
+        (".h5", "garbage"),
+        (".h5", "other architecture"),
+        (".keras", "empty"),
+        (".keras", "cut"),
+        (".keras", "other architecture"),
+        (".txt", "garbage"),
+    ],
+)
+@pytest.mark.parametrize(
+    "name", ["residual_small", *(pytest.param(name, marks=pytest.mark.slow) for name in (SMALL, "vgg16"))]
+)
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_a_file_that_does_not_fit_is_one_sentence(name, suffix, damage, tmp_path, recwarn):
+    file = tmp_path / f"body{suffix}"
+    if damage in ("empty", "garbage"):
+        file.write_bytes(b"" if damage == "empty" else b"no weights" * 100)
+    else:
+        other = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3), keras.layers.Conv2D(2, 1)])
+        (other.save_weights if suffix == ".weights.h5" else other.save)(file)
+        if damage == "cut":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    recwarn.clear()
+    with pytest.raises(InputError) as error:
+        build_backbone(name, 64, str(file))
+    assert str(file) in str(error.value)
+    assert (f"does not fit {name}" if damage == "other architecture" else "cannot be read") in str(error.value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500 + len(str(file))
+    assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "name", "words"),
+    [
+        (".weights.h5", "mobilenet_0.5", r"conv1 has the shape \(3, 3, 3, 16\), in the file \(3, 3, 3, 8\)"),
+        (".keras", "mobilenet_0.5", r"conv1 has the shape \(3, 3, 3, 16\), in the file \(3, 3, 3, 8\)"),
+        (".h5", "mobilenet_0.5", r"conv1 has the shape \(3, 3, 3, 16\), in the file \(3, 3, 3, 8\)"),
+        (".h5", "vgg16", r"it has 13 layers with weights, the file 54"),
+        (".weights.h5", "vgg_small", r"stem_conv has the shape \(3, 3, 3, 32\), in the file \(3, 3, 3, 8\)"),
+        (".weights.h5", "vgg16", r"block1_conv1 has 2 tensors, in the file 1"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_the_first_difference_of_another_architecture_is_named(mobilenet, suffix, name, words, tmp_path):
+    file = tmp_path / f"body{suffix}"
+    (mobilenet.save_weights if suffix == ".weights.h5" else mobilenet.save)(file)
+    with pytest.raises(InputError, match=rf"--backbone_weights .*body{suffix} does not fit {name}: {words}"):
+        build_backbone(name, 64, str(file))
+
+
+@pytest.mark.parametrize("file", ["missing.weights.h5", "."])
+@pytest.mark.parametrize("name", ["residual_small", "vgg16"])
+def test_a_missing_file_is_one_sentence(name, file, tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        build_backbone(name, 64, str(tmp_path / file))
+
+
+# === --backbone_weights imagenet ===
+
+
+def test_imagenet_is_passed_on(monkeypatch):
+    asked, original = [], keras.applications.MobileNet
+
+    def constructor(*, weights, **options):
+        asked.append((weights, options["alpha"], options["include_top"]))
+        return original(weights=None, **options)
+
+    monkeypatch.setattr(keras.applications, "MobileNet", constructor)
+    build_backbone(SMALL, 64, "imagenet")
+    build_backbone("mobilenet_0.5", 64, "none")
+    assert asked == [("imagenet", 0.25, False), (None, 0.5, False)]
+
+
+@pytest.mark.parametrize("error", [Exception("URL fetch failure on https://host/file: None -- refused"), OSError("x")])
+def test_a_failed_download_is_one_sentence(monkeypatch, error):
+    def constructor(**options):
+        raise error
+
+    monkeypatch.setattr(keras.applications, "MobileNet", constructor)
+    with pytest.raises(InputError, match=r"--backbone_weights imagenet.*could not be downloaded"):
+        build_backbone(SMALL, 64, "imagenet")
+
+
+def test_imagenet_is_refused_where_there_is_none():
+    with pytest.raises(InputError, match="residual_small"):
+        build_backbone("residual_small", 64, "imagenet")
+
+
+# === Frozen weights and frozen batch norm ===
+
+
+def one_step(*, weights: bool, batch_norm: bool, whole: bool = False) -> dict[str, list[bool]]:
+    """Trains a step after `freeze` of the backbone, or of the whole network, and says of each tensor if it changed.
+
+    Returns:
+        Lists for `backbone` and `rest`, and of batch norms only for `backbone_norm` and `rest_norm`.
+    """
+    keras.utils.set_random_seed(0)
+    settings = tiny_settings()
+    network = network_from_settings(settings)
+    body = network.get_layer("residual_small")
+    freeze(network if whole else body, weights=weights, batch_norm=batch_norm)
+    trainer = DetectionTrainer(network, settings["anchors"])
+    trainer.compile(optimizer=keras.optimizers.SGD(0.1), run_eagerly=True)
+    before = [np.array(weight) for weight in network.weights]
+    trainer.train_on_batch(pictures(2), TRUTH)
+    changed, inside = {}, {id(weight) for weight in body.weights}
+    norms = {id(w) for x in all_layers(network) if isinstance(x, layers.BatchNormalization) for w in x.weights}
+    for weight, old in zip(network.weights, before, strict=True):
+        place = "backbone" if id(weight) in inside else "rest"
+        place += "_norm" if id(weight) in norms else ""
+        changed.setdefault(place, []).append(not np.array_equal(np.array(weight), old))
+    return changed
+
+
+def test_without_freezing_everything_moves():
+    changed = one_step(weights=False, batch_norm=False)
+    assert set(changed) == {"backbone", "backbone_norm", "rest", "rest_norm"}
+    assert all(np.mean(moved) > 0.5 for moved in changed.values())
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_frozen_backbone_stays_bit_by_bit(batch_norm):
+    changed = one_step(weights=True, batch_norm=batch_norm)
+    assert not any(changed["backbone"] + changed["backbone_norm"])  # moving statistics, too
+    assert np.mean(changed["rest"] + changed["rest_norm"]) > 0.5
+
+
+def test_frozen_batch_norms_stay_bit_by_bit_and_kernels_move():
+    changed = one_step(weights=False, batch_norm=True)
+    assert not any(changed["backbone_norm"])
+    assert np.mean(changed["backbone"]) > 0.5
+    assert np.mean(changed["rest_norm"]) > 0.5
+
+
+def test_batch_norms_of_the_whole_network_can_be_frozen():
+    changed = one_step(weights=False, batch_norm=True, whole=True)
+    assert not any(changed["backbone_norm"] + changed["rest_norm"])
+    assert np.mean(changed["backbone"] + changed["rest"]) > 0.5
+
+
+@pytest.mark.parametrize("what", ["weights", "batch_norm"])
+def test_frozen_batch_norm_uses_its_moving_statistics_in_training(what, tmp_path):
+    model = build_backbone("residual_small", 32)
+    maps = {}
+    for frozen in (False, True):
+        if frozen:
+            freeze(model, **{what: True})
+            assert (model.trainable_weights == []) == (what == "weights")
+        for training in (False, True):
+            maps[frozen, training] = np.array(model(pictures(2, 32, 32), training=training)[1])
+    assert np.abs(maps[False, True] - maps[False, False]).max() > 1e-3
+    np.testing.assert_array_equal(maps[True, True], maps[True, False])
+
+
+def test_batch_norms_forget_sooner_where_nothing_is_pretrained(mobilenet, tmp_path):
+    mobilenet.save_weights(tmp_path / "body.weights.h5")
+    for weights, momentum in (("none", 0.97), (str(tmp_path / "body.weights.h5"), 0.99)):
+        found = {
+            layer.momentum
+            for layer in all_layers(build_backbone(SMALL, 64, weights))
+            if isinstance(layer, layers.BatchNormalization)
+        }
+        assert found == {momentum}

@@ -1,0 +1,343 @@
+"""Each backbone gives two maps as the paper reads them, trains, saves and loads; taps and pixels can be chosen."""
+
+import dataclasses
+import gc
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras.applications.imagenet_utils import preprocess_input
+
+from models.backbones import BACKBONES, build_backbone, find_backbone
+from models.detector import network_from_settings
+from models.preprocessing import PREPROCESSING, Preprocessing
+from models.strides import without_strides
+from oid.files import InputError
+from tests.helpers.tiny_network import pictures, targets, tiny_settings
+from training.trainer import DetectionTrainer
+
+FAMILIES = [  # the smallest of each
+    "residual_small",
+    "vgg16",
+    "resnet50",
+    "resnet50_v2",
+    "mobilenet_0.25",
+    "mobilenet_v2_0.35",
+    "mobilenet_v3_small",
+    "densenet121",
+    "efficientnet_v2_b0",
+    "convnext_tiny",
+    "nasnet_mobile",
+]
+DEEP = ("densenet121", "convnext_tiny", "nasnet_mobile")  # hundreds of layers
+TRUTH = targets([[(0, 0.1, 0.1, 0.5, 0.6)], [(1, 0.4, 0.4, 1, 1)]], [[], [(0, 0, 0, 0.3, 0.3)]])
+SMALL = "mobilenet_0.25"
+
+
+@pytest.fixture
+def forget_models():
+    """Keras' memory of the large models of one test is gone before the next.
+
+    Python looks for garbage then only: over the thousands of objects of a network it is a fifth of the time.
+    """
+    gc.disable()
+    yield
+    keras.backend.clear_session()
+    gc.enable()
+
+
+def named(names, fast):
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def published(name: str, image_size: int) -> keras.Model:
+    """The architecture without its top, as Keras has it, with names that do not depend on what was built before."""
+    return without_strides(BACKBONES[name].build(input_tensor=keras.Input((image_size, image_size, 3))), ())
+
+
+def noise(side: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(1, side, side, 3)).astype("float32")
+
+
+def maps_of(body: keras.Model, names: list[str], pixels: np.ndarray) -> list[np.ndarray]:
+    """What the layers `names` give for `pixels`."""
+    part = keras.Model(body.inputs, [body.get_layer(name).output for name in names])
+    return [np.array(values) for values in keras.tree.flatten(part([pixels]))]
+
+
+# === One per family, and all of them ===
+
+
+def steps_saves_and_loads(model: keras.Model, network: keras.Model, truth: object, file: Path) -> None:
+    """A training step of the compiled `model` moves the weights of `network`; written and read, it answers the same."""
+    before = [np.array(weight) for weight in network.trainable_weights]
+    assert np.isfinite(model.train_on_batch(pictures(2), truth)).all()
+    moved = [np.any(np.array(w) != b) for w, b in zip(network.trainable_weights, before, strict=True)]
+    assert moved[0]  # the first kernel of the backbone
+    assert np.mean(moved) > 0.8  # not all: ReLUs in a tiny squeeze-and-excitation may be dead
+
+    network.save(file)
+    again = keras.saving.load_model(file, compile=False, safe_mode=True)
+    file.unlink()  # up to half a gigabyte, which pytest would keep
+    outputs, loaded = (keras.tree.flatten(m(pictures(1))) for m in (network, again))
+    assert len(outputs) == 2
+    for values, expected in zip(loaded, outputs, strict=True):
+        assert np.ptp(np.array(expected)) > 0
+        np.testing.assert_array_equal(np.array(values), np.array(expected))
+
+
+@pytest.mark.usefixtures("forget_models")
+@pytest.mark.parametrize("name", named(FAMILIES, set(FAMILIES) - set(DEEP)))
+def test_one_of_each_family_builds_trains_a_step_saves_and_loads(name, tmp_path):
+    model = build_backbone(name, 64)
+    assert [output.shape[1:3] for output in model.outputs] == [(8, 8), (4, 4)]
+    model.compile(optimizer=keras.optimizers.Adam(1e-3), loss="mse", run_eagerly=True)  # no graph to trace for one step
+    truth = [np.ones((2, *output.shape[1:]), "float32") for output in model.outputs]
+    steps_saves_and_loads(model, model, truth, tmp_path / "model.keras")
+
+
+@pytest.mark.usefixtures("forget_models")
+@pytest.mark.parametrize("name", named(BACKBONES, ["residual_small"]))
+def test_each_inside_m2det_builds_trains_a_step_saves_and_loads(name, tmp_path):
+    settings = tiny_settings(backbone=name)
+    network = network_from_settings(settings)
+    assert [output.shape[1:3] for output in network.get_layer(name).outputs] == [(8, 8), (4, 4)]
+    trainer = DetectionTrainer(network, settings["anchors"])
+    trainer.compile(optimizer=keras.optimizers.Adam(1e-3), run_eagerly=True)
+    steps_saves_and_loads(trainer, network, TRUTH, tmp_path / "network.keras")
+
+
+@pytest.mark.parametrize("name", named(BACKBONES, ["residual_small", "vgg16"]))
+@pytest.mark.parametrize("image_size", [32, 165])
+def test_the_maps_have_strides_8_and_16_at_any_size(name, image_size):
+    for tap, stride in zip(build_backbone(name, image_size).outputs, (8, 16), strict=True):
+        assert tap.shape[1] == tap.shape[2]
+        assert image_size // stride <= tap.shape[1] <= -(-image_size // stride)
+
+
+def test_the_size_of_a_bare_name_is_1():
+    """`mobilenet` is as wide as published, `mobilenet_0.5` half as wide."""
+    for name, channels in (("mobilenet_0.5", 512), ("mobilenet", 1024)):
+        assert BACKBONES[name].build(input_tensor=keras.Input((32, 32, 3))).output.shape[-1] == channels
+
+
+def test_a_wrong_name_lists_the_valid_ones():
+    with pytest.raises(InputError) as error:
+        find_backbone("vgg")
+    assert "'vgg'" in str(error.value)
+    assert all(name in str(error.value) for name in BACKBONES)
+
+
+def test_what_the_pytorch_backend_does_not_build_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(InputError, match=r"'nasnet_mobile'.*PyTorch"):
+        build_backbone("nasnet_mobile", 64)
+
+
+# === The reach of the deep tap ===
+
+STRIDED = [name for name, backbone in BACKBONES.items() if backbone.unstrided]
+CHEAP = ["mobilenet_0.25", "mobilenet_v3_small"]
+
+
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name not in STRIDED])
+def test_the_deep_tap_is_the_end_of_a_network_that_keeps_its_strides(name):
+    body = BACKBONES[name].build(input_tensor=keras.Input((64, 64, 3)))
+    assert body.layers[-1].name == BACKBONES[name].deep
+
+
+@pytest.mark.usefixtures("forget_models")
+@pytest.mark.parametrize("name", named(STRIDED, CHEAP))
+def test_a_network_without_a_stride_has_the_same_weights_and_a_finer_map(name):
+    """Every second value of a layer that lost its stride is what the published network gives there.
+
+    The deep tap is the end of the network, as in the paper, which reads ResNet's last stage: nothing of what was
+    trained on ImageNet is left out.
+    """
+    before = published(name, 96)
+    after = without_strides(before, BACKBONES[name].unstrided)
+    assert [layer.name for layer in after.layers] == [layer.name for layer in before.layers]
+    for old, new in zip(before.weights, after.weights, strict=True):
+        np.testing.assert_array_equal(np.array(old), np.array(new))
+    assert after.layers[-1].name == BACKBONES[name].deep
+    assert before.output.shape[1] == 3
+    assert after.output.shape == (None, 6, 6, before.output.shape[-1])
+
+    names = [n for n in BACKBONES[name].unstrided if not isinstance(before.get_layer(n), layers.ZeroPadding2D)]
+    for layer, (coarse,), (fine,) in zip(names, *(maps_of(b, names, noise(96)) for b in (before, after)), strict=True):
+        assert np.ptp(coarse) > 0
+        inner = slice(1, len(coarse) - 1)  # "same" padding and Keras' own differ at the border
+        differences = [
+            np.abs(fine[row::2, column::2][: len(coarse), : len(coarse)] - coarse)[inner, inner].max()
+            for row in (0, 1)
+            for column in (0, 1)
+        ]
+        assert min(differences) < 1e-4 * np.abs(coarse).max(), layer
+        assert max(differences) > 1e-2 * np.abs(coarse).max(), layer
+
+
+@pytest.mark.usefixtures("forget_models")
+@pytest.mark.parametrize(
+    ("name", "stage3", "stage4"),
+    [
+        pytest.param("resnet50_v2", "conv3_block4_out", "conv4_block5_out", marks=pytest.mark.slow),
+        pytest.param("resnet50", "conv3_block4_out", "conv4_block6_out", marks=pytest.mark.slow),
+        pytest.param("resnet152", "conv3_block8_out", "conv4_block36_out", marks=pytest.mark.slow),
+        pytest.param("densenet121", "pool3_relu", "conv4_block24_concat", marks=pytest.mark.slow),
+    ],
+)
+def test_stage_4_of_a_residual_network_stays_at_stride_8(name, stage3, stage4):
+    body = without_strides(published(name, 64), BACKBONES[name].unstrided)
+    sides = [body.get_layer(layer).output.shape[1] for layer in (stage3, stage4, BACKBONES[name].deep)]
+    assert sides == [8, 8, 4]
+
+
+def test_a_stride_of_a_layer_that_is_not_there_is_an_error():
+    with pytest.raises(ValueError, match="conv_dw_99"):
+        without_strides(published("mobilenet_0.25", 32), ("conv_dw_99",))
+
+
+def test_names_do_not_depend_on_what_was_built_before():
+    layers.Activation("relu")  # Keras counts it
+    first, second = (published("mobilenet_v3_small", 32) for _ in range(2))
+    assert [layer.name for layer in first.layers][1:] == [layer.name for layer in second.layers][1:]
+    assert {"activation", "activation_1"} < {layer.name for layer in first.layers}
+
+
+# === Taps of the user's choice ===
+
+
+def test_taps_can_be_chosen():
+    model = build_backbone("mobilenet_v2_0.35", 64, taps=("block_5_add", "block_16_project_BN"))
+    assert [output.shape[1:] for output in model.outputs] == [(8, 8, 16), (4, 4, 112)]
+
+
+def test_taps_of_the_network_as_published_are_found_too(monkeypatch):
+    """With the paper's rule the end of stage 4, which many detectors read, has a stride of 8 instead of 16."""
+    as_the_paper = dataclasses.replace(BACKBONES[SMALL], unstrided=("conv_pad_6", "conv_dw_6"))
+    monkeypatch.setitem(BACKBONES, SMALL, as_the_paper)
+    for taps in (None, ["conv_pw_5_relu", "conv_pw_11_relu"], ["conv_pw_11_relu", "conv_pw_13_relu"]):
+        sides = [output.shape[1] for output in build_backbone(SMALL, 64, taps=taps).outputs]
+        assert sides == [8, 4]
+
+
+@pytest.mark.parametrize(
+    ("taps", "words"),
+    [
+        (("shalow", "deep"), r"--taps shalow: residual_small has no such layer.*shallow"),
+        (("shallow", "§"), r"--taps §: residual_small has no such layer.*deep_add, deep"),
+        (("deep", "shallow"), r"--taps deep: its map has a stride of 16 pixels.*but 8 are needed"),
+        (("shallow", "shallow_1_bn"), r"--taps shallow_1_bn: its map has a stride of 8 pixels.*but 16 are needed"),
+        (("stem_relu", "deep"), r"--taps stem_relu: its map has a stride of 2 pixels.*but 8 are needed"),
+        (("shallow",), "--taps shallow: give two layers"),
+        (("shallow", "stage4_block1", "deep"), "give two layers"),
+    ],
+)
+def test_taps_that_do_not_fit_are_one_sentence(taps, words):
+    with pytest.raises(InputError, match=words) as error:
+        build_backbone("residual_small", 96, taps=taps)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tap_that_fits_neither_way_is_named_as_the_network_is_built():
+    with pytest.raises(InputError, match=r"--taps conv_pw_3_relu: its map has a stride of 4 pixels in mobilenet_0.25"):
+        build_backbone(SMALL, 96, taps=("conv_pw_3_relu", "conv_pw_11_relu"))
+
+
+def test_a_tap_without_a_map_is_one_sentence(monkeypatch):
+    def build(*, input_tensor, weights=None):
+        x = layers.Conv2D(4, 3, 8, padding="same", name="conv")(input_tensor)
+        return keras.Model(input_tensor, layers.GlobalAveragePooling2D(name="mean")(x))
+
+    monkeypatch.setitem(BACKBONES, "flat", dataclasses.replace(BACKBONES["residual_small"], build=build))
+    with pytest.raises(InputError, match=r"--taps mean.*no map"):
+        build_backbone("flat", 64, taps=("conv", "mean"))
+
+
+# === Pixels ===
+
+
+@pytest.mark.parametrize("mode", ["caffe", "tf", "torch"])
+def test_preprocessing_is_that_of_keras(mode):
+    images = pictures(2, 5, 7)
+    expected = preprocess_input(images.astype("float32"), data_format="channels_last", mode=mode)
+    np.testing.assert_allclose(np.array(Preprocessing(mode)(images)), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("ssd", (26, -117, -113)), ("tf128", (-0.921875, -1, 0.015625))])
+def test_preprocessing_by_hand(mode, expected):
+    pixel = np.array([[[[10, 0, 130]]]], "uint8")  # red, green, blue
+    np.testing.assert_array_equal(np.array(Preprocessing(mode)(pixel)).ravel(), expected)
+
+
+def test_preprocessing_none_leaves_the_pixels():
+    np.testing.assert_array_equal(np.array(Preprocessing("none")(pictures(1))), pictures(1))
+    with pytest.raises(ValueError, match="bgr"):
+        Preprocessing("bgr")
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("vgg16", "vgg16"),
+        ("vgg19", "vgg19"),
+        ("resnet50", "resnet"),
+        ("resnet101_v2", "resnet_v2"),
+        ("mobilenet", "mobilenet"),
+        ("mobilenet_v2_0.35", "mobilenet_v2"),
+        ("densenet169", "densenet"),
+        ("nasnet_mobile", "nasnet"),
+    ],
+)
+def test_the_table_names_what_each_pretrained_backbone_expects(name, module):
+    images = pictures(1, 4, 4).astype("float32")
+    expected = getattr(keras.applications, module).preprocess_input(images.copy())
+    np.testing.assert_allclose(np.array(Preprocessing(BACKBONES[name].preprocessing)(images)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "constructor"),
+    [
+        ("mobilenet_v3_small", "MobileNetV3Small"),
+        pytest.param("mobilenet_v3_large", "MobileNetV3Large", marks=pytest.mark.slow),
+        pytest.param("efficientnet_v2_b0", "EfficientNetV2B0", marks=pytest.mark.slow),
+        pytest.param("efficientnet_v2_b3", "EfficientNetV2B3", marks=pytest.mark.slow),
+        pytest.param("efficientnet_v2_s", "EfficientNetV2S", marks=pytest.mark.slow),
+        pytest.param("efficientnet_v2_m", "EfficientNetV2M", marks=pytest.mark.slow),
+        pytest.param("convnext_base", "ConvNeXtBase", marks=pytest.mark.slow),
+    ],
+)
+def test_the_table_does_what_keras_does_inside_some_networks(name, constructor):
+    model = getattr(keras.applications, constructor)(include_top=False, weights=None, input_shape=(32, 32, 3))
+    x = expected = pictures(1, 32, 32).astype("float32")
+    inside = [layer for layer in model.layers[:3] if isinstance(layer, layers.Rescaling | layers.Normalization)]
+    assert inside
+    for layer in inside:
+        expected = layer(expected)
+    actual = Preprocessing(BACKBONES[name].preprocessing)(x)
+    np.testing.assert_allclose(np.array(actual), np.array(expected), rtol=1e-4, atol=1e-4)
+    own = BACKBONES[name].build(input_tensor=keras.Input((32, 32, 3)))
+    assert not [layer for layer in own.layers if isinstance(layer, layers.Rescaling | layers.Normalization)]
+
+
+def test_the_backbone_sees_preprocessed_pixels():
+    """VGG's first map is the one of Keras' own network with Keras' own preprocessing."""
+    model = build_backbone("vgg16", 32)
+    reference = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3))
+    reference.set_weights(model.get_layer("backbone").get_weights()[: len(reference.weights)])
+    image = pictures(1, 32, 32).astype("float32")
+    expected = keras.Model(reference.input, reference.get_layer("block4_conv3").output)(
+        keras.applications.vgg16.preprocess_input(image.copy())
+    )
+    np.testing.assert_allclose(np.array(model(image)[0]), np.array(expected), rtol=1e-3, atol=1e-3)
+
+
+def test_preprocessing_can_be_chosen():
+    asked = [None, "ssd", "none"]
+    models = [build_backbone("residual_small", 32, preprocessing=mode) for mode in asked]
+    assert [model.get_layer("preprocessing").mode for model in models] == ["tf", "ssd", "none"]
+    with pytest.raises(InputError, match="preprocessing 'bgr' does not exist") as error:
+        build_backbone("residual_small", 32, preprocessing="bgr")
+    assert all(mode in str(error.value) for mode in PREPROCESSING)

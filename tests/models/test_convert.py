@@ -1,0 +1,447 @@
+"""`python -m models.convert` turns the released checkpoint into a run that detects as the checkpoint does, or refuses.
+
+Reading the file needs PyTorch, which is optional; all the rest is tested without it, on arrays.
+"""
+
+import csv
+import importlib.util
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import types
+import zipfile
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+import pytest
+
+from models import convert, load_model
+from models.released import COCO_NAMES, read_structure
+from oid.anchors.grids import make_anchors
+from oid.files import InputError
+from tests.helpers.project import ROOT
+from tests.helpers.released_checkpoint import MEAN_BGR, golden, random_state
+
+SMALL = {"channels": 8, "tums": 2, "outputs": 4, "sfam": True}
+CLASSES = {"/m/apple": "Apple", "/m/pear": "Pear, green", "/m/plum": "Plum"}
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None, reason="PyTorch is not installed: it is optional, pip install torch"
+)
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, np.ndarray]:
+    return random_state(**SMALL)
+
+
+@pytest.fixture(scope="module")
+def csv_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("classes") / "classes.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(CLASSES.items())
+    return path
+
+
+def convert_arrays(state: dict, file: Path, output: Path, **flags: object) -> None:
+    """The command on a checkpoint whose content is `state`, without PyTorch."""
+    file.write_bytes(b"stands for a checkpoint")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convert, "read_checkpoint", lambda path: dict(state))
+        convert.main(str(file), output=str(output), **flags)
+
+
+@pytest.fixture(scope="module")
+def run(state, csv_file, tmp_path_factory) -> Path:
+    """A run converted from `state`; to be read only."""
+    folder = tmp_path_factory.mktemp("converted")
+    convert_arrays(state, folder / "small.pth", folder / "runs" / "small", classes=str(csv_file), image_size=272)
+    return folder / "runs" / "small"
+
+
+@pytest.fixture(scope="module")
+def detector(run):
+    return load_model(run)
+
+
+def assert_same_detections(run: Path, detector) -> None:
+    pictures = np.random.default_rng(3).integers(0, 256, (1, 300, 200, 3), dtype="uint8")
+    expected = detector.predict_on_batch(pictures)
+    assert (expected["labels"] >= 0).sum() > 10
+    np.testing.assert_equal(load_model(run).predict_on_batch(pictures), expected)
+
+
+# === The run =========================================================================================================
+def test_settings(run):
+    settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+    assert settings["classes"] == [{"label": label, "name": name} for label, name in CLASSES.items()]
+    assert list(settings["preprocessing"].values()) == ["warp", "linear", "stored", "RGB, 0 to 255", "ssd"]
+    expected = {"variant": "released", "backbone": "vgg16", "image_size": 272, "tums": 2, "scales": 6, "channels": 8}
+    expected |= {"sfam": True, "head": "conv", "box_coding": "ssd", "score_activation": "softmax"}
+    assert {name: settings[name] for name in expected} == expected
+    assert make_anchors(settings["anchors"]).shape == (9366, 4)
+    assert settings["converted_from"] == "small.pth"
+    assert sorted(path.name for path in run.iterdir()) == ["model.keras", "settings.json"]
+    assert [path.name for path in run.parent.iterdir()] == ["small"]  # nothing temporary
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def decoded(loc: np.ndarray, conf: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes `(anchors, 4)` xyxy and scores `(anchors, classes)` as the released code makes them, in float64."""
+    loc, anchors = loc.astype("float64"), anchors.astype("float64")
+    centre, size = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2:] - anchors[:, :2]
+    centre, size = centre + 0.1 * loc[:, :2] * size, size * np.exp(0.2 * loc[:, 2:])
+    return np.concatenate([centre - size / 2, centre + size / 2], axis=1), softmax(conf.astype("float64"))[:, 1:]
+
+
+def suppressed(boxes: np.ndarray, scores: np.ndarray, nms_iou: float) -> list[tuple[float, int, np.ndarray]]:
+    """`(score, class, box)` of what greedy suppression within each class leaves of the scores above 0, best first."""
+    kept = []
+    for label in range(scores.shape[1]):
+        chosen = []
+        for index in sorted(np.flatnonzero(scores[:, label]), key=lambda index: -scores[index, label]):
+            box = boxes[index]
+            low = [np.maximum(box[:2], other[:2]) for other in chosen]
+            high = [np.minimum(box[2:], other[2:]) for other in chosen]
+            common = [np.prod(np.maximum(b - a, 0)) for a, b in zip(low, high, strict=True)]
+            area = np.prod(box[2:] - box[:2])
+            total = [area + np.prod(other[2:] - other[:2]) - c for other, c in zip(chosen, common, strict=True)]
+            if all(c <= nms_iou * t for c, t in zip(common, total, strict=True)):
+                chosen.append(box)
+                kept.append((scores[index, label], label, box))
+    return sorted(kept, key=lambda item: -item[0])
+
+
+def test_detects_what_its_raw_outputs_say(run, detector, state):
+    """Decoding, softmax without the background and suppression, on a drawn picture that is warped to the square."""
+    rng = np.random.default_rng(5)
+    picture = cv2.resize(rng.integers(0, 256, (9, 12, 3), dtype="uint8"), (600, 400), interpolation=cv2.INTER_CUBIC)
+    square = cv2.resize(picture, (272, 272), interpolation=cv2.INTER_LINEAR)
+    structure = read_structure(state, "small")
+    settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+    raw = convert.released_network(state, structure, settings, "small").predict_on_batch(square[None])
+    boxes, scores = decoded(raw["boxes"][0], raw["classes"][0], make_anchors(settings["anchors"]))
+
+    # so high that all remaining boxes are among those that the detector decodes, and between two scores
+    limit = np.sort(scores, axis=None)[-301:-299].mean()
+    boxes = np.clip(boxes, 0, 1)
+    scores = np.where((scores >= limit) & np.all(boxes[:, 2:] > boxes[:, :2], axis=1)[:, None], scores, 0)
+    expected = suppressed(boxes, scores, 0.45)
+    assert 10 < len(expected) < 300
+    assert len({label for _, label, _ in expected}) > 1
+
+    assert (detector.class_labels, detector.class_names) == (list(CLASSES), list(CLASSES.values()))
+    np.testing.assert_array_equal(detector.prepare(picture), square)
+    options = {"score_threshold": limit, "nms_iou": 0.45, "vote_iou": 1}
+    ((found, found_scores, labels),) = detector.detect(square[None], **options)
+    np.testing.assert_allclose(found_scores, [score for score, *_ in expected], rtol=1e-4)
+    np.testing.assert_array_equal(labels, [label for _, label, _ in expected])
+    np.testing.assert_allclose(found, [box for *_, box in expected], atol=1e-5)
+
+
+def test_a_conversion_can_be_repeated(state, csv_file, detector, tmp_path, capsys):
+    """Over an earlier one: both files are replaced."""
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "settings.json").write_text('{"converted_from": "other.pth"}', encoding="utf-8")
+    (output / "model.keras").write_bytes(b"other")
+    convert_arrays(state, tmp_path / "small.pth", output, classes=str(csv_file), image_size=272)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "small.pth"]
+    assert_same_detections(output, detector)
+    printed = capsys.readouterr().out
+    assert "2 TUMs of 6 scales with 8 channels, with SFAM, 3 classes and the background, " in printed
+    trainable = sum(
+        a.size for n, a in state.items() if "running" not in n and not re.match(r"leach\.1|.*fc..[1-5]\.", n)
+    )
+    batches = sum(name.endswith("num_batches_tracked") and not name.startswith("leach.1") for name in state)
+    assert f"{trainable - batches:,} parameters" in printed
+
+
+def test_golden_checkpoint(tmp_path):
+    """The run of the reference with SFAM, loaded again, has its outputs in front of the decoding."""
+    reference = golden("vgg_sfam_small")
+    structure = read_structure(reference.state, "golden")
+    names = {f"/m/{index}": str(index) for index in range(structure.outputs - 1)}
+    settings = convert.released_settings(structure, names, 272)
+    network = convert.released_network(reference.state, structure, settings, "golden")
+    convert.write_run(tmp_path / "run", settings, network)
+    model = load_model(tmp_path / "run").model
+    pixels = (reference.image.transpose(0, 2, 3, 1) + MEAN_BGR)[..., ::-1]
+    raw = keras.Model(model.input, {name: model.get_layer(name).output for name in ("boxes", "classes")})
+    found = raw.predict_on_batch(pixels)
+    for name, key in (("boxes", "loc"), ("classes", "conf")):
+        expected = reference.expected[key]
+        assert np.abs(found[name] - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+# === Classes =========================================================================================================
+def test_the_classes_of_coco():
+    classes = convert.read_classes(80, "m2det512_vgg.pth", None)
+    assert tuple(classes.values()) == COCO_NAMES
+    assert len(classes) == 80
+    assert not any(" " in label for label in classes)
+    assert list(classes.items())[:2] == [("person", "person"), ("bicycle", "bicycle")]
+    assert classes["traffic_light"] == "traffic light"
+    places = {name: index for index, name in enumerate(COCO_NAMES, start=1)}  # output 0 is the background
+    known = {"traffic light": 10, "stop sign": 12, "dog": 17, "backpack": 25, "banana": 47, "tv": 63, "toothbrush": 80}
+    assert {name: places[name] for name in known} == known
+
+
+def test_classes_from_a_file(csv_file):
+    assert convert.read_classes(3, "x.pth", str(csv_file)) == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"), [(81, "has 3 classes and x.pth has 80"), (3, "has 3 classes and x.pth has 2")]
+)
+def test_too_many_or_too_few_classes(csv_file, outputs, words):
+    with pytest.raises(InputError, match=words):
+        convert.read_classes(outputs - 1, "x.pth", str(csv_file), background=True)
+
+
+def test_other_classes_than_coco_must_be_named():
+    with pytest.raises(InputError, match=r"x\.pth has 20 classes, not the 80 of COCO: name them by --classes"):
+        convert.read_classes(20, "x.pth", None)
+
+
+# === Refusals ========================================================================================================
+def refuse(words: str, file: Path, output: Path, **flags: object) -> None:
+    """The command ends with one sentence, and leaves nothing behind."""
+    before = sorted(output.parent.rglob("*"))
+    with pytest.raises(InputError, match=words) as error:
+        convert.main(str(file), output=str(output), **flags)
+    assert "\n" not in str(error.value)
+    assert sorted(output.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("image_size", [0, -512, 256, 300, 520])
+def test_image_sizes_that_do_not_fit(tmp_path, image_size):
+    (tmp_path / "x.pth").write_bytes(b"x")
+    words = f"--image_size is {image_size}: it must be a multiple of 16, at least 272"
+    refuse(words, tmp_path / "x.pth", tmp_path / "run", image_size=image_size)
+
+
+FILES = {
+    "empty": (b"", "is empty"),
+    "text": (b"hello\n", "is neither a PyTorch checkpoint"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "cannot be read as HDF5"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_files_that_are_no_checkpoint(tmp_path, case):
+    content, words = FILES[case]
+    (tmp_path / "x.pth").write_bytes(content)
+    refuse(f"x.pth {words}", tmp_path / "x.pth", tmp_path / "run")
+
+
+def test_a_folder_or_nothing_in_place_of_a_checkpoint(tmp_path):
+    (tmp_path / "folder").mkdir()
+    refuse("folder is a folder, not a file", tmp_path / "folder", tmp_path / "run")
+    refuse("nothing does not exist", tmp_path / "nothing", tmp_path / "run")
+
+
+def test_without_pytorch_or_with_an_old_one(tmp_path, monkeypatch):
+    (tmp_path / "x.pth").write_bytes(b"PK\x03\x04")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    refuse("is read by PyTorch, which is not installed: pip install torch", tmp_path / "x.pth", tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(__version__="2.5.1+cpu"))
+    refuse(r"PyTorch 2\.5\.1\+cpu does not read files safely", tmp_path / "x.pth", tmp_path / "run")
+
+
+def test_a_checkpoint_that_does_not_fit(state, csv_file, tmp_path):
+    """What is wrong with names and shapes has its own tests; here: nothing is written."""
+    damaged = {name: array for name, array in state.items() if name != "conf.5.bias"}
+    with pytest.raises(InputError, match=r"conf\.5\.bias of shape \(24\) is missing"):
+        convert_arrays(damaged, tmp_path / "x.pth", tmp_path / "run", classes=str(csv_file), image_size=272)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
+
+
+def test_output_is_needed_and_must_be_free(run, tmp_path):
+    (tmp_path / "x.pth").write_bytes(b"hello")
+    with pytest.raises(InputError, match="--output is missing"):
+        convert.main(str(tmp_path / "x.pth"))
+    training = tmp_path / "training"
+    training.mkdir()
+    (training / "settings.json").write_text('{"classes": []}', encoding="utf-8")
+    refuse("training holds other files than an earlier conversion", tmp_path / "x.pth", training)
+    (training / "settings.json").write_text('{"converted_from": "y.pth"}', encoding="utf-8")
+    (training / "history.csv").write_text("epoch\n", encoding="utf-8")
+    refuse("training holds other files than an earlier conversion", tmp_path / "x.pth", training)
+    refuse("is a file, not a folder", tmp_path / "x.pth", tmp_path / "x.pth")
+    (tmp_path / "free").mkdir()
+    refuse("is neither a PyTorch checkpoint", tmp_path / "x.pth", tmp_path / "free")  # so the folder was accepted
+    (training / "history.csv").unlink()
+    refuse("is neither a PyTorch checkpoint", tmp_path / "x.pth", training)
+
+
+def test_a_full_disk_leaves_the_earlier_conversion(run, tmp_path):
+    class Network:
+        def save(self, path, *, zipped):
+            Path(path).mkdir()
+            (Path(path) / "model.weights.h5").write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "settings.json").write_text("earlier", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("models.detector.inference_model", lambda network, settings: network)
+        with pytest.raises(InputError, match=r"cannot be written .No space left on device."):
+            convert.write_run(output, settings, Network())
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (output / "settings.json").read_text(encoding="utf-8") == "earlier"
+
+
+# === The command line ================================================================================================
+def command(*arguments: object) -> subprocess.CompletedProcess:
+    """`python -m models.convert`, in the project's folder."""
+    line = [sys.executable, "-m", "models.convert", *map(str, arguments)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_help_and_a_mistake():
+    done = command("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "[--image_size INT] [--min_side INT] [--max_side INT] FILE" in " ".join(done.stdout.split())
+    done = command("nowhere.pth", "--output", "nowhere")
+    assert done.returncode == 2
+    assert done.stderr == "error: nowhere.pth does not exist: name the checkpoint to convert\n"
+
+
+# === Files of PyTorch ================================================================================================
+def save(content: object, path: Path, *, legacy: bool = False) -> Path:
+    import torch
+
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+def tensors(state: dict[str, np.ndarray], prefix: str = "") -> dict:
+    """A state_dict; names of one array are names of one tensor."""
+    import torch
+
+    made = {id(array): torch.from_numpy(array) for array in state.values()}
+    return {prefix + name: made[id(array)] for name, array in state.items()}
+
+
+@pytest.fixture
+def little() -> dict[str, np.ndarray]:
+    """Arrays of several kinds, two names of one among them."""
+    weight = np.arange(6, dtype="float32").reshape(2, 3)
+    return {"a.weight": weight, "b.weight": weight, "a.num_batches_tracked": np.zeros((), "int64")}
+
+
+@needs_torch
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
+def test_every_form_of_the_file(little, tmp_path, legacy, prefix, wrap):
+    content = tensors(little, prefix)
+    path = save({wrap: content, "epoch": 3} if wrap else content, tmp_path / "x.pth", legacy=legacy)
+    assert path.read_bytes().startswith(b"\x80\x02" if legacy else b"PK")
+    found = convert.read_checkpoint(path)
+    assert list(found) == list(little)
+    for name, array in found.items():
+        assert array.dtype == little[name].dtype
+        np.testing.assert_array_equal(array, little[name])
+
+
+@needs_torch
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_from_the_file_to_the_detections(state, csv_file, detector, tmp_path, legacy, prefix):
+    path = save(tensors(state, prefix), tmp_path / "small.pth", legacy=legacy)
+    convert.main(str(path), output=str(tmp_path / "run"), classes=str(csv_file), image_size=272)
+    assert_same_detections(tmp_path / "run", detector)
+
+
+@needs_torch
+def test_half_precision_becomes_float32(tmp_path):
+    import torch
+
+    path = save(
+        {"a": torch.full((2,), 0.5, dtype=torch.bfloat16), "b": torch.ones(1, dtype=torch.float64)}, tmp_path / "x"
+    )
+    found = convert.read_checkpoint(path)
+    assert {name: array.dtype for name, array in found.items()} == {"a": np.float32, "b": np.float32}
+    np.testing.assert_array_equal(found["a"], [0.5, 0.5])
+
+
+@needs_torch
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_would_run_code_runs_none(tmp_path, legacy):
+    import torch
+
+    class Harmful:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    path = save({"loc.0.weight": torch.zeros(1), "x": Harmful()}, tmp_path / "x.pth", legacy=legacy)
+    refuse("holds more than tensors, or is damaged, and none of its code was run", path, tmp_path / "run")
+    assert not (tmp_path / "harm").exists()
+    torch.load(path, weights_only=False)
+    assert (tmp_path / "harm").exists()  # the file would have run it
+
+
+@needs_torch
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
+def test_a_file_that_was_cut_short(little, tmp_path, legacy, share):
+    little["c.weight"] = np.zeros((50, 50), "float32")
+    path = save(tensors(little), tmp_path / "x.pth", legacy=legacy)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    refuse(
+        "x.pth (cannot be read as a PyTorch checkpoint|holds more than tensors, or is damaged)", path, tmp_path / "run"
+    )
+
+
+@needs_torch
+def test_other_files_that_pytorch_reads(tmp_path):
+    import torch
+
+    for content, words in (
+        (torch.zeros(3), "holds no table of tensors"),
+        ({}, "holds no table of tensors"),
+        ([torch.zeros(3)], "holds no table of tensors"),
+        ({"epoch": 3, "loc": torch.zeros(3)}, "epoch is no plain tensor"),
+        ({"a": torch.zeros(3).to_sparse()}, "a is no plain tensor"),
+        (torch.nn.Linear(2, 2), "holds more than tensors"),
+    ):
+        refuse(words, save(content, tmp_path / "x.pth"), tmp_path / "run")
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("config.json", "{}")
+    (tmp_path / "x.pth").write_bytes(archive.getvalue())
+    refuse("cannot be read as a PyTorch checkpoint", tmp_path / "x.pth", tmp_path / "run")
+
+
+@needs_torch
+def test_the_command_and_a04(state, csv_file, tmp_path):
+    """From the checkpoint to a file of predictions, with the commands that a user types."""
+    path = save(tensors(state, "module."), tmp_path / "small.pth", legacy=True)
+    images = tmp_path / "images"
+    images.mkdir()
+    picture = np.random.default_rng(4).integers(0, 256, (90, 120, 3), dtype="uint8")
+    cv2.imwrite(str(images / "one.png"), picture)
+    done = command(path, "--output", tmp_path / "run", "--classes", csv_file, "--image_size", 272)
+    assert done.returncode == 0, done.stderr
+    assert "* file" in done.stdout
+    line = re.search(r"wrote .*: python (.*) --images FOLDER --predictions FILE.csv", done.stdout)[1].split()
+    flags = ["--images", str(images), "--predictions", str(tmp_path / "out.csv"), "--score_threshold", "0.2"]
+    done = subprocess.run([sys.executable, *line, *flags], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 2
+    tokens = rows[1].removeprefix("one,").split(" ")
+    assert len(tokens) > 6
+    assert set(tokens[::6]) <= set(CLASSES)

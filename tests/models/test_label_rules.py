@@ -1,0 +1,289 @@
+"""Unverified classes, ancestors and ignored regions give no gradient exactly where the rules say, and others do."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from models.label_rules import silent_classes, unverified_parts
+from models.losses import ASSIGNMENTS, CLASS_LOSSES, assigned_targets, detection_losses
+from models.matching import max_iou_assignment
+from tests.helpers.detection_cases import (
+    ANCHORS,
+    CELLS,
+    CENTRES,
+    COARSE,
+    LEVELS,
+    NUM_CLASSES,
+    REGION_CLASSES,
+    SETTINGS,
+    check_coarse,
+    gradients,
+    logit_gradient,
+    numpy,
+    random_case,
+    with_parts,
+)
+from tests.helpers.tiny_network import targets
+
+WHOLE, LEFT, RIGHT = (0, 0, 1, 1), (0, 0, 0.5, 1), (0.5, 0, 1, 1)
+FRUIT = 2  # lies above the classes 0 and 1
+ANCESTORS = np.array([[0, 0, 1], [0, 0, 1], [0, 0, 0]], "float32")
+
+
+def without_regions(truth: dict) -> dict:
+    return {name: value for name, value in truth.items() if "region" not in name}
+
+
+def assigned_by(assignment: str, truth: dict) -> np.ndarray:
+    """Which box each anchor learns where the predictions are those of `logit_gradient`; one image."""
+    logits = np.full((1, len(ANCHORS), NUM_CLASSES), -1, "float32")
+    result = assigned_targets(assignment, logits, ANCHORS[None], truth, ANCHORS, CELLS, level_sizes=LEVELS)
+    return numpy(result[0])[0]
+
+
+# === Unverified classes ===
+
+
+@pytest.mark.parametrize(("assignment", "class_loss"), itertools.product(ASSIGNMENTS, CLASS_LOSSES))
+def test_an_unverified_class_gives_no_gradient_and_the_others_their_own(assignment, class_loss):
+    truth = without_regions(targets([[(0, 0.1, 0.1, 0.5, 0.6)]]))
+    options = {"assignment": assignment, "class_loss": class_loss}
+    plain = logit_gradient(truth, **options)[0]
+    ruled = logit_gradient(with_parts(truth, [WHOLE], [[1, 0, 1]]), **options)[0]
+    np.testing.assert_array_equal(ruled[:, 1], 0)
+    np.testing.assert_array_equal(ruled[:, [0, 2]], plain[:, [0, 2]])
+    background = assigned_by(assignment, truth) == -1
+    assert (plain[background] > 0).all()
+
+
+def test_with_all_classes_verified_the_rule_changes_nothing():
+    offsets, logits, truth = random_case(1)
+    plain = gradients(offsets, logits, truth)
+    ruled = gradients(offsets, logits, with_parts(truth, [LEFT, RIGHT], [[1] * 3] * 2))
+    for a, b in zip(plain, ruled, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_positive_of_an_unverified_class_learns():
+    """Its box is there, whoever verified what."""
+    truth = without_regions(targets([[(0, 0.1, 0.1, 0.5, 0.6)]]))
+    plain, ruled = (logit_gradient(t)[0] for t in (truth, with_parts(truth, [WHOLE], [[0, 0, 0]])))
+    positive = assigned_by("task_aligned", truth) == 0
+    np.testing.assert_array_equal(ruled[positive, 0], plain[positive, 0])
+    assert (plain[positive, 0] < 0).any()
+    np.testing.assert_array_equal(ruled[~positive], 0)
+    np.testing.assert_array_equal(ruled[positive, 1:], 0)
+
+
+def test_each_tile_of_a_mosaic_has_its_own_verified_classes():
+    truth = with_parts(without_regions(targets([[]])), [LEFT, RIGHT], [[1, 0, 0], [0, 1, 0]])
+    gradient = logit_gradient(truth)[0]
+    left, right = CENTRES[:, 0] < 0.5, CENTRES[:, 0] > 0.5
+    assert (gradient[left, 0] > 0).all()
+    assert (gradient[right, 1] > 0).all()
+    np.testing.assert_array_equal(gradient[right, 0], 0)
+    np.testing.assert_array_equal(gradient[left, 1], 0)
+    np.testing.assert_array_equal(gradient[:, 2], 0)
+
+
+def parts_of(centres: list[tuple], parts: list[tuple]) -> list[int]:
+    """The part that each of some tiny anchors belongs to."""
+    anchors = np.array([(x - 0.01, y - 0.01, x + 0.01, y + 0.01) for x, y in centres], "float32")
+    padded = np.zeros((1, 4, 4), "float32")
+    padded[0, : len(parts)] = parts
+    rows, classes = unverified_parts(padded, np.zeros((1, 4, NUM_CLASSES), "uint8"), anchors)
+    assert classes.shape == (1, 4, NUM_CLASSES)
+    assert (numpy(rows).sum(axis=1) == 1).all()
+    return numpy(rows)[0].argmax(axis=0).tolist()
+
+
+def test_an_anchor_belongs_to_the_part_that_holds_its_centre_or_to_the_nearest():
+    parts = [(0.1, 0.1, 0.4, 0.4), (0.6, 0.1, 0.9, 0.9)]
+    centres = [(0.2, 0.2), (0.7, 0.5), (0.45, 0.2), (0.55, 0.2), (0, 0), (1, 1), (-0.2, 0.5)]
+    assert parts_of(centres, parts) == [0, 1, 0, 1, 0, 1, 0]
+    assert parts_of(centres, parts[::-1]) == [1, 0, 1, 0, 1, 0, 1]
+
+
+def test_of_overlapping_parts_the_first_counts_and_padding_never():
+    assert parts_of([(0.3, 0.3), (0.5, 0.5)], [WHOLE, LEFT]) == [0, 0]
+    assert parts_of([(0, 0), (0.01, 0)], [(0.5, 0.5, 1, 1)]) == [0, 0]  # padding lies at (0, 0), and is nearer
+    assert parts_of([(0, 0), (0.9, 0.9)], [(0, 0, 0, 0), (0.5, 0.5, 1, 1)]) == [1, 1]
+
+
+# === Ancestors ===
+
+
+def reference_reach(box, assigned) -> np.ndarray:
+    """Anchors that learn the box, or of which it covers a half."""
+    size = np.minimum(ANCHORS[:, 2:], box[2:]) - np.maximum(ANCHORS[:, :2], box[:2])
+    covered = np.maximum(size, 0).prod(-1) / (ANCHORS[:, 2:] - ANCHORS[:, :2]).prod(-1)
+    return (covered >= 0.5) | (assigned == 0)
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_an_ancestor_of_a_box_is_no_negative_there_and_one_elsewhere(assignment):
+    box = np.array([0.1, 0.1, 0.6, 0.6], "float32")
+    truth = without_regions(targets([[(0, *box)]]))
+    plain, ruled = (logit_gradient(truth, assignment=assignment, ancestors=a)[0] for a in (None, ANCESTORS))
+    assigned = assigned_by(assignment, truth)
+    reached = reference_reach(box, assigned)
+    far = (np.abs(CENTRES - 0.35) > 0.25 + CELLS[:, None]).any(axis=1)
+    assert reached.sum() > 4
+    assert far.sum() > 4
+    np.testing.assert_array_equal(ruled[reached, FRUIT], 0)
+    assert (plain[reached & (assigned != -2), FRUIT] > 0).all()
+    np.testing.assert_array_equal(ruled[far], plain[far])
+    np.testing.assert_array_equal(ruled[:, :FRUIT], plain[:, :FRUIT])  # neither the class nor its sibling
+
+
+def test_a_class_below_the_boxs_stays_a_negative():
+    """The hierarchy says that an apple is a fruit; that this fruit is no apple, its label says."""
+    truth = without_regions(targets([[(FRUIT, 0.1, 0.1, 0.6, 0.6)]]))
+    plain, ruled = (logit_gradient(truth, ancestors=a)[0] for a in (None, ANCESTORS))
+    np.testing.assert_array_equal(ruled, plain)
+
+
+def test_an_ancestor_that_is_listed_with_the_box_is_learned_like_any_class():
+    box = (0.1, 0.1, 0.6, 0.6)
+    truth = without_regions(targets([[(0, *box), (FRUIT, *box)]]))
+    plain, ruled = (logit_gradient(truth, ancestors=a)[0] for a in (None, ANCESTORS))
+    np.testing.assert_array_equal(ruled, plain)
+    assert (plain[:, FRUIT] < 0).any()
+    assert (plain[:, FRUIT] > 0).any()
+
+
+def test_an_ancestor_with_a_box_of_its_own_is_learned_inside_the_other():
+    """A positive stays one where an apple's box says that fruit is no negative."""
+    truth = without_regions(targets([[(0, 0.0, 0.0, 1.0, 1.0), (FRUIT, 0.25, 0.25, 0.75, 0.75)]]))
+    plain, ruled = (logit_gradient(truth, ancestors=a)[0] for a in (None, ANCESTORS))
+    fruit = assigned_by("task_aligned", truth) == 1
+    assert (plain[fruit, FRUIT] < 0).any()
+    np.testing.assert_array_equal(ruled[fruit, FRUIT], plain[fruit, FRUIT])
+    np.testing.assert_array_equal(ruled[~fruit, FRUIT], 0)
+
+
+def test_a_forced_anchor_beside_its_box_spares_the_ancestor_too():
+    """Its centre lies outside, so only that it learns the box counts."""
+    anchors, cells = np.array([[0.0, 0.0, 0.4, 0.4]], "float32"), np.array([0.1], "float32")
+    truth = without_regions(targets([[(0, 0.35, 0.35, 0.5, 0.5)]]))
+    assigned, _ = max_iou_assignment(truth["boxes"], truth["labels"], anchors)
+    assert numpy(assigned).tolist() == [[0]]
+    silent = numpy(silent_classes(truth, assigned, anchors, cells, NUM_CLASSES, ANCESTORS))
+    assert silent[0, 0].tolist() == [False, False, True]
+    beside = numpy(silent_classes(truth, -np.ones_like(assigned), anchors, cells, NUM_CLASSES, ANCESTORS))
+    assert not beside.any()
+
+
+# === Ignored regions ===
+
+
+def test_a_region_silences_its_class_inside_and_nothing_else():
+    region = (0.25, 0.25, 0.75, 0.75)
+    plain, silenced = (logit_gradient(targets([[]], [r]))[0] for r in ([], [(1, *region)]))
+    inside = ((CENTRES > 0.25) & (CENTRES < 0.75)).all(axis=1)
+    far = (np.abs(CENTRES - 0.5) > 0.25 + CELLS[:, None]).any(axis=1)
+    assert inside.sum() >= 16
+    assert far.any()
+    np.testing.assert_array_equal(silenced[inside, 1], 0)
+    assert (plain[inside, 1] > 0).all()
+    np.testing.assert_array_equal(silenced[:, [0, 2]], plain[:, [0, 2]])
+    np.testing.assert_array_equal(silenced[far], plain[far])
+
+
+@pytest.mark.parametrize("region", [(0, 0, 1, 1), (0.4, 0.4, 0.45, 0.43), (0, 0.9, 0.02, 1)])
+def test_a_region_reaches_every_map_however_large_or_small(region):
+    ignored = silent_in(regions([(2, *region)]))[0]
+    for side in SETTINGS["feature_map_sides"]:
+        on_map = np.isclose(CELLS, 1 / side)
+        assert ignored[on_map, 2].any()
+        assert ignored[on_map, 2].all() == (region == (0, 0, 1, 1))
+    np.testing.assert_array_equal(ignored[:, :2], 0)
+
+
+def regions(rows):
+    truth = targets([[]], [rows])
+    return {name: truth[name] for name in ("regions", "region_labels")}
+
+
+def silent_in(truth):
+    return numpy(silent_classes(truth, None, ANCHORS, CELLS, NUM_CLASSES))
+
+
+def test_a_region_hides_what_the_same_box_would_have_learned():
+    """The anchors that would be positive for a box are silent when it is an ignored region instead."""
+    box = (0.1, 0.3, 0.35, 0.8)
+    assigned = assigned_by("task_aligned", targets([[(0, *box)]]))
+    ignored = silent_in(regions([(0, *box)]))
+    assert (ignored[0, assigned == 0, 0] == 1).all()
+
+
+def test_padding_is_no_region():
+    truth = targets([[]])
+    truth["regions"][:] = (0, 0, 1, 1)
+    assert not silent_in({name: truth[name] for name in ("regions", "region_labels")}).any()
+
+
+def test_a_positive_inside_a_region_still_learns():
+    box = (1, 0.3, 0.3, 0.7, 0.7)
+    plain, silenced = (logit_gradient(targets([[box]], [r]))[0] for r in ([], [(1, 0, 0, 1, 1)]))
+    positive = assigned_by("task_aligned", targets([[box]])) == 0
+    assert (plain[positive, 1] < 0).any()
+    np.testing.assert_array_equal(silenced[positive, 1], plain[positive, 1])
+    np.testing.assert_array_equal(silenced[~positive, 1], 0)
+
+
+def test_a_region_of_a_coarse_box_silences_the_classes_below_and_no_other():
+    truth = targets([[]], [COARSE])
+    found = logit_gradient(truth, region_classes=REGION_CLASSES)[0]
+    check_coarse(found, logit_gradient(targets([[]]))[0])
+    both = targets([[]], [[(label, *COARSE[0][1:]) for label in (0, 1)]])
+    np.testing.assert_array_equal(found, logit_gradient(both, region_classes=REGION_CLASSES)[0])
+    np.testing.assert_array_equal(found, logit_gradient(both)[0])  # a row for each class
+
+
+def test_a_positive_inside_a_coarse_region_still_learns():
+    truth = targets([[(1, 0.3, 0.3, 0.7, 0.7)]], [[(COARSE[0][0], *WHOLE)]])
+    plain, found = (logit_gradient(truth, region_classes=c)[0] for c in (np.zeros((4, 3), "f"), REGION_CLASSES))
+    positive = assigned_by("task_aligned", truth) == 0
+    assert (plain[positive, 1] < 0).any()
+    np.testing.assert_array_equal(found[positive, 1], plain[positive, 1])
+    np.testing.assert_array_equal(found[~positive, 1], 0)
+    np.testing.assert_array_equal(found[:, 0], 0)
+    np.testing.assert_array_equal(found[:, FRUIT], plain[:, FRUIT])
+
+
+# === All rules ===
+
+
+def test_absent_rules_cost_nothing():
+    truth = without_regions(targets([[(0, 0.1, 0.1, 0.6, 0.6)]]))
+    assert silent_classes(truth, None, ANCHORS, CELLS, NUM_CLASSES) is None
+    offsets, logits, _ = random_case(0, batch=1)
+    assert assigned_targets("task_aligned", logits, offsets, truth, ANCHORS, CELLS)[2] is None
+
+
+def test_the_rules_together_are_the_union_of_each():
+    _, logits, truth = random_case(2)
+    truth = with_parts(truth, [LEFT, RIGHT], [[1, 0, 1], [0, 1, 1]])
+    assigned = numpy(assigned_targets("task_aligned", logits, np.stack([ANCHORS] * 3), truth, ANCHORS, CELLS)[0])
+
+    def silent(names, ancestors=None):
+        chosen = {name: truth[name] for name in names}
+        return numpy(silent_classes(chosen, assigned, ANCHORS, CELLS, NUM_CLASSES, ancestors))
+
+    boxes, regions, parts = ("boxes", "labels"), ("regions", "region_labels"), ("parts", "verified")
+    single = [silent(regions), silent(parts), silent(boxes, ANCESTORS)]
+    assert all(0 < part.mean() < 1 for part in single)
+    np.testing.assert_array_equal(silent((*boxes, *regions, *parts), ANCESTORS), np.logical_or.reduce(single))
+
+
+def test_the_normaliser_does_not_know_the_rules():
+    offsets, logits, truth = random_case(3)
+    ruled = with_parts(truth, [WHOLE], [[0, 0, 0]])
+    values = [
+        [float(x) for x in detection_losses({"classes": logits, "boxes": offsets}, t, ANCHORS, CELLS, ancestors=a)]
+        for t, a in ((without_regions(truth), None), (ruled, ANCESTORS))
+    ]
+    assert values[0][1:] == values[1][1:]
+    assert values[0][0] > values[1][0]

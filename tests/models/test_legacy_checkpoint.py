@@ -1,0 +1,229 @@
+"""Files of keras-retinanet: their structure is read off them, and what is damaged, different or hostile is refused in
+one sentence, before any network is built."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from models.legacy_checkpoint import (
+    CLASSIFICATION,
+    LegacyStructure,
+    block_names,
+    expected_tensors,
+    open_legacy_checkpoint,
+)
+from oid.files import InputError
+from tests.helpers.legacy_checkpoint_files import write_checkpoint
+from tests.helpers.project import shared
+
+STRUCTURE = LegacyStructure(50, 3, "explicit")
+
+
+def read(path) -> LegacyStructure:
+    with open_legacy_checkpoint(path) as checkpoint:
+        return checkpoint.structure
+
+
+@pytest.mark.parametrize("layers", [50, 101, 152])
+@pytest.mark.parametrize("padding", ["explicit", "same"])
+def test_the_structure_is_read_off_the_file(tmp_path, layers, padding):
+    structure = LegacyStructure(layers, 7 * layers, padding)
+    write_checkpoint(tmp_path / "x.h5", structure=structure, renumbered=padding == "same", optimizer=True)
+    assert read(tmp_path / "x.h5") == structure
+
+
+@pytest.mark.parametrize(("layers", "parameters"), [(50, 45_552_247), (101, 64_596_599), (152, 80_286_327)])
+def test_parameters_of_443_classes(layers, parameters):
+    groups = expected_tensors(LegacyStructure(layers, 443, "same"))
+    assert sum(int(np.prod(shape)) for shapes in groups.values() for shape in shapes) == parameters
+
+
+@pytest.mark.parametrize("name", ["resnet50_c5", "resnet50_c443", "resnet101_c443", "resnet152_c443"])
+def test_the_published_structures(name):
+    structure = json.loads(shared("golden", "retinanet", f"{name}.structure.json").read_text())
+    published = {
+        layer: [tuple(shape) for _, shape in entry["weights"]]
+        for layer, entry in structure["layers"].items()
+        if entry["weights"]
+    }
+    layers = int(name.split("_")[0].removeprefix("resnet"))
+    assert expected_tensors(LegacyStructure(layers, structure["num_classes"], "explicit")) == published
+
+
+def test_blocks_are_named_as_in_keras_resnet():
+    assert block_names(50)[2] == ["4a", "4b", "4c", "4d", "4e", "4f"]
+    names = block_names(101)
+    assert (names[1], names[2][:3], names[2][-1], names[3]) == (
+        ["3a", "3b1", "3b2", "3b3"],
+        ["4a", "4b1", "4b2"],
+        "4b22",
+        ["5a", "5b", "5c"],
+    )
+
+
+def test_arrays_come_by_position_as_float32(tmp_path):
+    def values(group, shape):
+        return np.full(shape, len(group), "float16" if group == "P6" else "float64")
+
+    write_checkpoint(tmp_path / "x.h5", structure=STRUCTURE, values=values, renumbered=True)
+    with open_legacy_checkpoint(tmp_path / "x.h5") as checkpoint:
+        for group, arrays in checkpoint.tensors():
+            assert [a.shape for a in arrays] == expected_tensors(STRUCTURE)[group]
+            assert all(a.dtype == np.float32 and (a == len(group)).all() for a in arrays)
+
+
+def test_weights_without_a_model_around_them(tmp_path):
+    write_checkpoint(tmp_path / "model.h5", structure=STRUCTURE)
+    with h5py.File(tmp_path / "model.h5") as model, h5py.File(tmp_path / "x.h5", "w") as file:
+        for name in model["model_weights"]:
+            model.copy(f"model_weights/{name}", file)
+        names = model["model_weights"].attrs["layer_names"]
+        file.attrs["layer_names0"], file.attrs["layer_names1"] = names[:50], names[50:]  # long lists are cut
+    assert read(tmp_path / "x.h5") == STRUCTURE
+
+
+def drop(name):
+    return lambda groups: groups.pop(name)
+
+
+def put(name, shapes):
+    return lambda groups: groups.update({name: shapes})
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (drop("res4c_branch2b"), "lacks the layer res4c_branch2b, which keras-retinanet's network on ResNet50 has"),
+        (
+            put("P2", [(3, 3, 256, 256), (256,)]),
+            "has a layer P2, which is not in keras-retinanet's network on ResNet50",
+        ),
+        (put("P6", [(3, 3, 256, 256), (256,)]), "P6, tensor 1: the shape is (3, 3, 256, 256), (3, 3, 2048, 256) in"),
+        (put("P6", [(3, 3, 2048, 256)]), "P6, tensor 2: the shape is none, (256,) in"),
+        (put("bn_conv1", [(64,)] * 3), "bn_conv1, tensor 4: the shape is none, (64,) in"),
+        (drop(CLASSIFICATION), "lacks the layer classification_submodel: expected a keras-retinanet network"),
+        (put(CLASSIFICATION, [(3, 3, 256, 26), (26,)]), "the shape (26,): expected 9 anchors' classes"),
+        (put("regression_submodel", [(3, 3, 256, 24), (24,)]), "the shape (24,): expected 9 anchors' boxes"),
+    ],
+)
+def test_what_differs_is_named(tmp_path, edit, words):
+    path = tmp_path / "x.h5"
+    write_checkpoint(path, structure=STRUCTURE, edit=edit)
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert words in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def damage_lost_group(file):
+    del file["model_weights/res3a_branch2a"]
+
+
+def damage_lost_tensor(file):
+    del file["model_weights/res3a_branch2a/res3a_branch2a/kernel:0"]
+
+
+def damage_object(file):
+    group = file["model_weights/conv1/conv1"]
+    del group["kernel:0"]
+    group.create_dataset("kernel:0", shape=(7, 7, 3, 64), dtype=h5py.special_dtype(vlen=bytes))
+
+
+def damage_integers(file):
+    group = file["model_weights/conv1/conv1"]
+    del group["kernel:0"]
+    group.create_dataset("kernel:0", shape=(7, 7, 3, 64), dtype="int64")
+
+
+def damage_other_file(file):
+    group = file["model_weights/conv1/conv1"]
+    del group["kernel:0"]
+    group["kernel:0"] = h5py.ExternalLink("/etc/passwd", "/x")
+
+
+def damage_other_bytes(file):
+    group = file["model_weights/conv1/conv1"]
+    del group["kernel:0"]
+    group.create_dataset("kernel:0", (7, 7, 3, 64), "float32", external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)])
+
+
+def damage_virtual(file):
+    group = file["model_weights/conv1/conv1"]
+    del group["kernel:0"]
+    layout = h5py.VirtualLayout((7, 7, 3, 64), "float32")
+    layout[...] = h5py.VirtualSource("other.h5", "x", (7, 7, 3, 64))
+    group.create_virtual_dataset("kernel:0", layout)
+
+
+def damage_group_elsewhere(file):
+    del file["model_weights/conv1"]
+    file["model_weights/conv1"] = h5py.SoftLink("/model_weights/P6")
+
+
+def damage_no_names(file):
+    del file["model_weights"].attrs["layer_names"]
+
+
+def damage_numbers_for_names(file):
+    file["model_weights"].attrs["layer_names"] = np.arange(3)
+
+
+def damage_names_of_no_text(file):
+    file["model_weights"].attrs["layer_names"] = np.asarray([b"\xff\xfe"])
+
+
+def damage_model_weights_are_numbers(file):
+    del file["model_weights"]
+    file["model_weights"] = np.zeros(3)
+
+
+DAMAGES = {
+    damage_lost_group: "lacks the group res3a_branch2a",
+    damage_lost_tensor: "res3a_branch2a lacks its tensor",
+    damage_object: "kernel:0 is object: expected floating-point numbers",
+    damage_integers: "kernel:0 is int64: expected floating-point numbers",
+    damage_other_file: "is no tensor of the file itself",
+    damage_other_bytes: "is no tensor of the file itself",
+    damage_virtual: "is no tensor of the file itself",
+    damage_group_elsewhere: "conv1 is no group of the file itself",
+    damage_no_names: "holds no network",
+    damage_numbers_for_names: "lacks the group 0",
+    damage_names_of_no_text: "is damaged",
+    damage_model_weights_are_numbers: "model_weights is no group",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_damaged_and_hostile_files(tmp_path, damage):
+    path = tmp_path / "x.h5"
+    write_checkpoint(path, structure=STRUCTURE)
+    with h5py.File(path, "r+") as file:
+        damage(file)
+    with pytest.raises(InputError) as error:
+        read(path)
+    assert DAMAGES[damage] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("length", [8, 100, 0.5, 0.9])
+def test_cut_off_files(tmp_path, length):
+    path = tmp_path / "x.h5"
+    write_checkpoint(path, structure=STRUCTURE)
+    content = path.read_bytes()
+    path.write_bytes(content[: length if length > 1 else int(length * len(content))])
+    with pytest.raises(InputError, match=r"x\.h5 (cannot be read as HDF5|is damaged).*download it again"):
+        read(path)
+
+
+def test_numbers_that_are_not_finite(tmp_path):
+    def values(group, shape):
+        return np.full(shape, np.nan if group == "P3" else 0.0, "float32")
+
+    write_checkpoint(tmp_path / "x.h5", structure=STRUCTURE, values=values)
+    with (
+        open_legacy_checkpoint(tmp_path / "x.h5") as checkpoint,
+        pytest.raises(InputError, match="P3 has numbers that are not finite"),
+    ):
+        list(checkpoint.tensors())

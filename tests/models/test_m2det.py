@@ -1,0 +1,238 @@
+"""The network's outputs fit the anchors, in float32; it looks at each picture alone, and saves without pickle."""
+
+import json
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from models.detector import inference_model, network_from_settings
+from models.heads import HEADS, default_head
+from models.m2det import VARIANTS, build_m2det
+from oid.anchors.grids import feature_map_sides
+from oid.files import InputError
+from tests.helpers.tiny_network import pictures, tiny_settings
+
+TINY = {"backbone": "residual_small", "num_classes": 2, "image_size": 64, "tums": 1, "scales": 3, "channels": 16}
+
+
+def arrays(outputs: dict) -> dict[str, np.ndarray]:
+    return {name: keras.ops.convert_to_numpy(value) for name, value in outputs.items()}
+
+
+def randomised(model: keras.Model, seed: int = 0) -> keras.Model:
+    """Gives the weights that start at zero or almost (head, batch norm) other values, so that outputs differ."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        noise = 0.05 * rng.normal(size=weight.shape).astype("float32")
+        weight.assign(weight + (np.abs(noise) if "variance" in weight.path else noise))
+    return model
+
+
+@pytest.fixture(scope="module")
+def network():
+    keras.utils.set_random_seed(0)
+    return build_m2det(**TINY)
+
+
+@pytest.fixture
+def mixed_precision():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "scales", "tums", "channels", "num_classes", "per_cell"),
+    [(64, 1, 1, 16, 1, 1), (64, 4, 1, 16, 3, 2), (96, 3, 2, 16, 5, 1), (100, 3, 4, 4, 2, 3), (32, 2, 2, 8, 2, 1)],
+)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("head", HEADS)
+def test_shapes(image_size, scales, tums, channels, num_classes, per_cell, variant, head):
+    network = build_m2det(
+        backbone="residual_small",
+        num_classes=num_classes,
+        image_size=image_size,
+        tums=tums,
+        scales=scales,
+        channels=channels,
+        variant=variant,
+        head=head,
+        anchors_per_cell=per_cell,
+    )
+    anchors = per_cell * sum(side**2 for side in feature_map_sides(image_size, scales))
+    outputs = arrays(network(pictures(2, image_size, image_size)))
+    assert set(outputs) == {"classes", "boxes"}
+    assert outputs["classes"].shape == (2, anchors, num_classes)
+    assert outputs["boxes"].shape == (2, anchors, 4)
+    for values in outputs.values():
+        assert values.dtype == np.float32
+        assert np.isfinite(values).all()
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "head"),
+    [(1, "conv"), (100, "conv"), (101, "shared")],
+)
+def test_the_head_follows_the_classes(num_classes, head):
+    assert default_head(num_classes) == head
+
+
+def test_the_light_head_has_one_convolution_before_each_output():
+    light = build_m2det(**(TINY | {"head": "light"}))
+    subnets = {layer.name for layer in light.layers if "_subnet" in layer.name and layer.name.endswith("_conv")}
+    assert subnets == {"classes_subnet1_conv", "boxes_subnet1_conv"}
+    shared = build_m2det(**(TINY | {"head": "shared"}))
+    assert light.count_params() < shared.count_params()
+
+
+def test_more_modules_and_scales_make_a_larger_network(network):
+    for name in ("tums", "scales"):
+        larger = build_m2det(**(TINY | {name: TINY[name] + 1}))
+        assert larger.count_params() > network.count_params(), name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("sfam", [False, True])
+def test_every_weight_reaches_the_outputs(variant, head, sfam):
+    """Of a network with two modules every kernel gets a gradient: no branch is built and then forgotten."""
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(0)  # or a ReLU of the few in SFAM may be dead
+    model = randomised(build_m2det(**(TINY | {"tums": 2, "variant": variant, "head": head, "sfam": sfam})))
+    with tf.GradientTape() as tape:
+        outputs = model(pictures(2), training=True)
+        total = sum(tf.reduce_sum(tf.sin(value)) for value in outputs.values())
+    gradients = tape.gradient(total, [weight.value for weight in model.trainable_weights])
+    dead = [w.path for w, g in zip(model.trainable_weights, gradients, strict=True) if g is None or not np.any(g)]
+    assert not dead
+
+
+def test_scores_start_at_the_prior(network):
+    logits = arrays(network(pictures(4)))["classes"]
+    probability = 1 / (1 + np.exp(-logits))
+    assert probability.min() > 0.003
+    assert probability.max() < 0.03
+    assert abs(probability.mean() - 0.01) < 0.003
+
+
+def test_outputs_are_float32_in_mixed_precision(mixed_precision, tmp_path):
+    network = build_m2det(**TINY)
+    assert {layer.compute_dtype for layer in network.layers if isinstance(layer, layers.ReLU)} == {"bfloat16"}
+    assert all(weight.dtype == "float32" for weight in network.trainable_weights)
+    settings = tiny_settings()
+    model = inference_model(network, settings)
+    outputs = arrays(network(pictures(1))) | arrays(model(pictures(1)))
+    for name in ("classes", "boxes", "scores"):
+        assert outputs[name].dtype == np.float32, name
+        assert np.isfinite(outputs[name]).all()
+    assert outputs["labels"].dtype == np.int32
+
+
+def test_a_picture_alone_equals_the_same_picture_in_a_batch(network):
+    model, batch = randomised(keras.models.clone_model(network)), pictures(4)
+    together = arrays(model(batch, training=False))
+    assert np.ptp(together["classes"], axis=0).max() > 1e-3  # the pictures do matter
+    for index in range(len(batch)):
+        alone = arrays(model(batch[index : index + 1], training=False))
+        for name, values in alone.items():
+            np.testing.assert_allclose(values[0], together[name][index], rtol=1e-4, atol=1e-4)
+
+
+def test_uint8_and_float_pictures_are_the_same(network):
+    for name, values in arrays(network(pictures(2))).items():
+        np.testing.assert_allclose(values, arrays(network(pictures(2).astype("float32")))[name], atol=1e-6)
+
+
+def test_the_same_seed_makes_the_same_network(network):
+    keras.utils.set_random_seed(0)
+    for a, b in zip(build_m2det(**TINY).weights, network.weights, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_size": 16}, "image_size is 16"),
+        ({"image_size": 0}, "image_size is 0"),
+        ({"scales": 0}, "scales is 0"),
+        ({"tums": 0}, "tums is 0"),
+        ({"channels": -1}, "channels is -1"),
+        ({"num_classes": 0}, "num_classes is 0"),
+        ({"anchors_per_cell": 0}, "anchors_per_cell is 0"),
+        ({"scales": 6}, "6 scales do not fit 64 pixels: take at least 272, or fewer scales"),
+        ({"scales": 5}, "5 scales do not fit 64 pixels: take at least 80"),
+        ({"backbone": "resnet"}, "resnet50"),
+        ({"variant": "v2"}, "variant 'v2' does not exist: choose one of paper, released"),
+        ({"head": "big"}, "head 'big' does not exist: choose one of conv, shared, light"),
+        ({"channels": 12}, "1 tums of 12 channels give 12: SFAM divides them by 16"),
+        ({"channels": 5, "variant": "released"}, "channels is 5: the released variant needs an even number"),
+    ],
+)
+def test_wrong_sizes_are_one_sentence(changes, words):
+    with pytest.raises(InputError, match=words) as error:
+        build_m2det(**(TINY | changes))
+    assert "\n" not in str(error.value)
+
+
+def test_without_sfam_nothing_must_divide():
+    network = build_m2det(**(TINY | {"channels": 5, "sfam": False}))
+    assert network.output["boxes"].shape[1] == 64 + 16 + 4
+
+
+def test_published_defaults():
+    """`channels`, SFAM and the head follow the variant and the number of classes."""
+    arguments = {name: TINY[name] for name in ("backbone", "image_size", "tums", "scales")}
+    names = {
+        (variant, classes): {
+            layer.name
+            for layer in build_m2det(**arguments, variant=variant, num_classes=classes).layers
+            if layer.weights
+        }
+        for variant, classes in (("paper", 100), ("paper", 101), ("released", 2))
+    }
+    assert "sfam1_reduce" in names["paper", 100]
+    assert not any("sfam" in name for name in names["released", 2])
+    assert {"classes1", "boxes3"} <= names["paper", 100]
+    assert {"classes_output", "boxes_subnet4_conv"} <= names["paper", 101]
+    assert "leach_conv" in names["released", 2]
+    wide = build_m2det(**arguments, variant="released", num_classes=2).get_layer("tum1_down1_conv")
+    assert wide.kernel.shape == (3, 3, 128, 256)
+    narrow = build_m2det(**arguments, num_classes=2).get_layer("tum1_down1_conv")
+    assert narrow.kernel.shape == (3, 3, 256, 256)
+
+
+def test_scales_share_the_subnets_but_not_their_statistics():
+    network = build_m2det(**(TINY | {"head": "shared"}))
+    kernels = [w.path for w in network.trainable_weights if "subnet" in w.path and "kernel" in w.path]
+    assert len(kernels) == 2 * 4
+    means = [w.path for w in network.non_trainable_weights if "subnet" in w.path and "moving_mean" in w.path]
+    assert len(means) == 2 * 4 * TINY["scales"]
+
+
+def test_saves_without_code_or_pickle_and_loads_in_safe_mode(network, tmp_path):
+    model = inference_model(randomised(keras.models.clone_model(network)), tiny_settings())
+    file = tmp_path / "model.keras"
+    model.save(file)
+    with zipfile.ZipFile(file) as archive:
+        assert {name.rsplit(".", 1)[-1] for name in archive.namelist()} <= {"json", "h5"}
+        config = archive.read("config.json").decode()
+    assert json.loads(config)
+    assert "__lambda__" not in config
+    again = keras.saving.load_model(file, compile=False, safe_mode=True)
+    before, after = (arrays(m(pictures(2))) for m in (model, again))
+    for name in ("boxes", "scores", "labels"):
+        np.testing.assert_array_equal(after[name], before[name])
+
+
+def test_weights_alone_load_into_a_network_from_the_settings(tmp_path):
+    settings = tiny_settings()
+    first, second = (randomised(network_from_settings(settings), seed) for seed in (1, 2))
+    first.save_weights(tmp_path / "network.weights.h5")
+    second.load_weights(tmp_path / "network.weights.h5")
+    for name, values in arrays(first(pictures(1))).items():
+        np.testing.assert_allclose(arrays(second(pictures(1)))[name], values, atol=1e-6)

@@ -1,0 +1,130 @@
+"""Work in pieces gives the same results in bounded memory, and other backends give the same losses in pieces."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from models import pieces
+from models.box_coding import decode_distances
+from models.losses import ASSIGNMENTS, assigned_targets, detection_losses
+from tests.helpers.detection_cases import ANCHORS, CELLS, LEVELS, numpy, random_case, with_parts
+from tests.helpers.project import run_on_backend
+
+ANCESTORS = np.array([[0, 0, 1], [0, 0, 1], [0, 0, 0]], "float32")  # class 2 lies above the others
+REGION_CLASSES = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]], "float32")  # region label 1 means two classes
+RULES = {"ancestors": ANCESTORS, "region_classes": REGION_CLASSES}
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_the_result_is_the_same_in_pieces(assignment, monkeypatch):
+    """Of two images, and, where the size of the batch is unknown, of one."""
+    offsets, logits, truth = random_case(8, batch=4)
+    truth = with_parts(truth, [(0, 0, 0.5, 1), (0.5, 0, 1, 1)], [[1, 0, 1], [0, 1, 1]])
+
+    def all_of(logits, boxes, truth):
+        return assigned_targets(assignment, logits, boxes, truth, ANCHORS, CELLS, level_sizes=LEVELS, **RULES)
+
+    boxes = numpy(decode_distances(offsets, ANCHORS))
+    arguments = (*map(tf.constant, (logits, boxes)), {k: tf.constant(v) for k, v in truth.items()})
+    unknown = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), arguments)
+    whole = all_of(*arguments)
+    monkeypatch.setattr(pieces, "PIECE", 2 * 10 * len(ANCHORS))
+    assert pieces._images_together(4, 10 * len(ANCHORS)) == 2
+    assert pieces._images_together(None, 10 * len(ANCHORS)) == 1
+    for signature in (None, unknown):
+        result = tf.function(all_of, input_signature=signature)(*arguments)
+        assigned, target, silent = map(numpy, result)
+        np.testing.assert_array_equal(assigned, numpy(whole[0]))
+        np.testing.assert_allclose(target, numpy(whole[1]), rtol=1e-6)  # the last anchors' sigmoids are not vectorised
+        np.testing.assert_array_equal(silent, numpy(whole[2]))
+
+
+@pytest.mark.parametrize(
+    ("batch", "pairs", "expected"),
+    [(16, 100 * 32760, 1), (16, 100 * 10000, 4), (8, 100 * 3060, 8), (6, 10**6, 3), (7, 10**6, 1), (1, 10**9, 1)],
+)
+def test_pieces_are_small_and_divide_the_batch(batch, pairs, expected):
+    assert pieces._images_together(batch, pairs) == expected
+
+
+MEMORY_PROGRAM = """
+import json
+import jax, keras, numpy as np
+from keras import ops
+from tests.helpers.detection_cases import NUM_CLASSES
+from models import pieces
+from oid.anchors.grids import anchor_settings, anchors_per_level, cell_sides, make_anchors
+from models.losses import ASSIGNMENTS, assigned_targets
+settings = anchor_settings(512, 6, anchors="official")
+anchors, cells, levels = make_anchors(settings), cell_sides(settings), anchors_per_level(settings)
+batch, rows = 16, 100
+shapes = {"boxes": (rows, 4), "labels": (rows,), "regions": (128, 4), "region_labels": (128,)}
+dtypes = {"labels": "int32", "region_labels": "int32"}
+truth = {k: jax.ShapeDtypeStruct((batch, *s), dtypes.get(k, "float32")) for k, s in shapes.items()}
+logits, boxes = (jax.ShapeDtypeStruct((batch, len(anchors), n), "float32") for n in (NUM_CLASSES, 4))
+def megabytes(assignment):
+    def function(logits, boxes, truth):
+        return assigned_targets(assignment, logits, boxes, truth, anchors, cells, level_sizes=levels)
+    compiled = jax.jit(function).lower(logits, boxes, truth).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / 2**20
+result = {"anchors": len(anchors)} | {assignment: megabytes(assignment) for assignment in ASSIGNMENTS}
+pieces.PIECE = 10**12
+result["whole"] = megabytes("task_aligned")
+print(json.dumps(result))
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_bounded_at_full_size():
+    """16 images at 512 pixels, with 100 boxes and 128 regions: one tensor over all their pairs has 456 MB."""
+    result = json.loads(run_on_backend("jax", MEMORY_PROGRAM))
+    assert result.pop("anchors") == 32760
+    assert result.pop("whole") > 450
+    assert max(result.values()) < 100
+
+
+BACKEND_PROGRAM = """
+import itertools, json
+import keras
+from keras import ops
+from tests.helpers.detection_cases import ANCHORS, CELLS, LEVELS, random_case, with_parts
+from models import pieces
+from models.losses import detection_losses
+from test_pieces import RULES, SOME_OPTIONS
+pieces.PIECE = 1
+offsets, logits, truth = random_case(9)
+truth = with_parts(truth, [(0, 0, 0.5, 1), (0.5, 0, 1, 1)], [[1, 0, 1], [0, 1, 1]])
+outputs = {"boxes": ops.convert_to_tensor(offsets), "classes": ops.convert_to_tensor(logits)}
+truth = {name: ops.convert_to_tensor(value) for name, value in truth.items()}
+anchors, cells = ops.convert_to_tensor(ANCHORS), ops.convert_to_tensor(CELLS)
+def all_losses(outputs, truth):
+    return [
+        detection_losses(outputs, truth, anchors, cells, level_sizes=LEVELS, **RULES, **options)
+        for options in SOME_OPTIONS
+    ]
+if keras.backend.backend() == "jax":
+    import jax
+    all_losses = jax.jit(all_losses)
+print(json.dumps([[float(ops.convert_to_numpy(x)) for x in parts] for parts in all_losses(outputs, truth)]))
+"""
+SOME_OPTIONS = [
+    {},
+    {"assignment": "atss", "class_loss": "varifocal", "box_loss": "ciou"},
+    {"assignment": "max_iou", "class_loss": "focal", "box_loss": "smooth_l1", "box_coding": "ssd"},
+    {"assignment": "task_aligned", "class_loss": "quality_focal", "box_loss": "smooth_l1"},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_other_backends_give_the_same_losses_in_pieces(backend):
+    offsets, logits, truth = random_case(9)
+    truth = with_parts(truth, [(0, 0, 0.5, 1), (0.5, 0, 1, 1)], [[1, 0, 1], [0, 1, 1]])
+    outputs = {"boxes": offsets, "classes": logits}
+    expected = [
+        [float(x) for x in detection_losses(outputs, truth, ANCHORS, CELLS, level_sizes=LEVELS, **RULES, **options)]
+        for options in SOME_OPTIONS
+    ]
+    np.testing.assert_allclose(json.loads(run_on_backend(backend, BACKEND_PROGRAM)), expected, rtol=1e-4)

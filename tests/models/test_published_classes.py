@@ -1,0 +1,102 @@
+"""`python -m models.published_classes` gives the order of the published checkpoints' outputs, or refuses."""
+
+import csv
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from models import convert
+from models.legacy_checkpoint import LegacyStructure
+from models.published_classes import ALL, INNER, LEAVES, in_another_order, main, published_classes
+from oid import paths
+from oid.annotations import read_class_descriptions, write_class_descriptions
+from oid.files import InputError
+from tests.helpers.legacy_checkpoint_files import write_checkpoint
+from tests.helpers.project import shared
+
+# SHA-256 of the labels, one a line, that the constants of the published repository give, by its class descriptions
+PUBLISHED = {
+    443: "975d0b705ab6464cd3315402ffeaa0a627a3fbaad8ebaa55bc2898b3c511ca7a",
+    500: "7ca45ddc6d52067ef0267686d0d82389c9622a0aa8627249a755633747dfa9e9",
+}
+
+
+def drawn_classes() -> dict[str, str]:
+    """Names by label: 443 leaves in no alphabetical order, the inner classes among them, and one more."""
+    names = [f"Leaf {k * 101 % LEAVES:03d}" for k in range(LEAVES)]
+    names[7:7] = INNER
+    return {f"/m/{k:03d}": name for k, name in enumerate([*names, "Excluded"])}
+
+
+def data_set(folder: Path, names: dict[str, str], challenge: dict[str, str]) -> Path:
+    (folder / "annotations").mkdir(parents=True)
+    for name, classes in ((paths.CLASS_DESCRIPTIONS, names), (paths.CHALLENGE_CLASS_DESCRIPTIONS, challenge)):
+        with open(folder / "annotations" / name, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(classes.items())
+    return folder
+
+
+def test_leaves_by_name_and_then_the_inner_classes(tmp_path, capsys):
+    """Names are those of all boxable classes: the challenge's file has some twice."""
+    names = drawn_classes()
+    challenge = {label: "Bench" for label, name in names.items() if name != "Excluded"}
+    folder = data_set(tmp_path / "data", names, challenge)
+    for number in (LEAVES, ALL):
+        main(str(folder), output=str(tmp_path / "out.csv"), number=number)
+        found = read_class_descriptions(tmp_path / "out.csv")
+        assert list(found.values()) == [*(f"Leaf {k:03d}" for k in range(LEAVES)), *INNER][:number]
+        assert all(names[label] == name for label, name in found.items())
+        assert f"{number} classes, from Leaf 000 to " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", PUBLISHED)
+def test_the_published_order(tmp_path, number):
+    (tmp_path / "annotations").mkdir()
+    for name in (paths.CLASS_DESCRIPTIONS, paths.CHALLENGE_CLASS_DESCRIPTIONS):
+        shutil.copy(shared("data", "oid_metadata", name), tmp_path / "annotations")
+    main(str(tmp_path), output=str(tmp_path / "out.csv"), number=number)
+    classes = read_class_descriptions(tmp_path / "out.csv")
+    assert hashlib.sha256("\n".join(classes).encode()).hexdigest() == PUBLISHED[number]
+    assert not in_another_order(classes)
+
+
+@pytest.mark.parametrize(
+    ("names", "challenge", "message"),
+    [
+        ({}, {"/m/new": "New"}, "1 labels of the second have no name in the first, /m/new for example"),
+        ({"/m/007": "Tool"}, {}, "there is no class Toy"),
+        ({"/m/000": "Leaf 001"}, {}, "there are 500 classes with 499 names"),
+    ],
+)
+def test_other_classes_are_refused(tmp_path, names, challenge, message):
+    drawn = drawn_classes()
+    counted = {label: name for label, name in drawn.items() if name != "Excluded"}
+    folder = data_set(tmp_path / "data", drawn | names, counted | challenge)
+    with pytest.raises(InputError) as error:
+        main(str(folder), output=str(tmp_path / "out.csv"))
+    assert message in str(error.value)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_another_order_is_noticed():
+    drawn = drawn_classes()
+    order = dict(published_classes(drawn, {label for label, name in drawn.items() if name != "Excluded"}))
+    assert not in_another_order(order)
+    assert not in_another_order(dict(list(order.items())[:LEAVES]))
+    assert in_another_order({label: name for label, name in drawn.items() if label in order})  # as a01 has them
+    assert not in_another_order(dict(reversed(list(order.items())[:80])))  # not as many as the published have
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_the_converter_says_so(tmp_path, monkeypatch, capsys, published):
+    """The length of the list is right in both cases."""
+    drawn = drawn_classes()
+    order = published_classes(drawn, {label for label, name in drawn.items() if name != "Excluded"})[:LEAVES]
+    write_class_descriptions(tmp_path / "classes.csv", dict(order if published else reversed(order)))
+    write_checkpoint(tmp_path / "x.h5", structure=LegacyStructure(50, LEAVES, "explicit"))
+    monkeypatch.setattr(convert, "legacy_settings", lambda *arguments: 1 / 0)  # the rest takes seconds
+    with pytest.raises(ZeroDivisionError):
+        convert.main(str(tmp_path / "x.h5"), output=str(tmp_path / "run"), classes=str(tmp_path / "classes.csv"))
+    assert ("is not in the order of the published checkpoints' outputs" in capsys.readouterr().out) != published

@@ -1,0 +1,144 @@
+"""A network for another input size has the same variables, and computes what one built at that size would."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from models.backbones import freeze
+from models.detector import inference_model, network_from_settings
+from models.resized import at_size
+from oid.anchors.grids import anchor_settings, make_anchors
+from oid.files import InputError
+from tests.helpers.project import run_on_backend
+from tests.helpers.tiny_network import pictures, tiny_settings
+
+BACKEND_PROGRAM = """
+import json
+import keras, numpy as np
+from tests.helpers.tiny_network import pictures, tiny_settings
+from models.detector import network_from_settings
+from models.resized import at_size
+settings = tiny_settings(scales=2, channels=8, sfam=False)
+network = network_from_settings(settings)
+other = at_size(network, settings, 100)
+fresh = network_from_settings(settings | {"image_size": 100})
+fresh.set_weights(other.get_weights())
+a, b = (model.predict_on_batch(pictures(2, 100, 100)) for model in (other, fresh))
+print(json.dumps({
+    "backend": keras.backend.backend(),
+    "shared": {id(v) for v in other.variables} == {id(v) for v in network.variables},
+    "difference": max(float(np.abs(a[name] - b[name]).max()) for name in a),
+    "anchors": a["boxes"].shape[1],
+}))
+"""
+
+
+def values(outputs) -> dict:
+    return {name: keras.ops.convert_to_numpy(value) for name, value in outputs.items()}
+
+
+def assert_equal_to_a_fresh_one(other, settings, size):
+    fresh = network_from_settings(settings | {"image_size": size})
+    fresh.set_weights(other.get_weights())
+    expected = values(fresh(pictures(2, size, size)))
+    for name, value in values(other(pictures(2, size, size))).items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-5)
+    assert value.shape[1] == len(make_anchors(anchor_settings(size, settings["scales"])))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sizes"),
+    [
+        ({}, (48, 96, 100)),  # at 100 pixels a map of the backbone has to be fitted, at 64 not
+        ({"variant": "released", "head": "shared", "sfam": False}, (96, 100)),
+        ({"scales": 6, "image_size": 272, "channels": 8, "sfam": False}, (304,)),
+        ({"backbone": "mobilenet_v3_small"}, (96,)),
+    ],
+    ids=["paper", "released", "six scales", "a backbone of Keras"],
+)
+def test_it_shares_all_variables_and_equals_a_network_built_at_that_size(changes, sizes):
+    settings = tiny_settings(**changes)
+    network = network_from_settings(settings)
+    before = values(network(pictures(1, settings["image_size"], settings["image_size"])))
+    for size in sizes:
+        other = at_size(network, settings, size)
+        assert {id(v) for v in other.variables} == {id(v) for v in network.variables}
+        assert_equal_to_a_fresh_one(other, settings, size)
+    after = values(network(pictures(1, settings["image_size"], settings["image_size"])))
+    np.testing.assert_array_equal(after["boxes"], before["boxes"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["vgg16", "resnet50", "densenet121", "convnext_tiny", "efficientnet_v2_b0"])
+@pytest.mark.parametrize("size", [96, 112])
+def test_backbones_whatever_keras_has_named_their_layers(backbone, size):
+    keras.layers.LayerNormalization()(keras.Input((2,)))  # the names that Keras counts begin elsewhere
+    settings = tiny_settings(backbone=backbone)
+    network = network_from_settings(settings)
+    other = at_size(network, settings, size)
+    assert {id(v) for v in other.variables} == {id(v) for v in network.variables}
+    assert_equal_to_a_fresh_one(other, settings, size)
+
+
+def test_gradients_reach_every_weight_and_training_one_trains_the_other():
+    settings = tiny_settings()
+    network = network_from_settings(settings)
+    other = at_size(network, settings, 96)
+    before = values(network(pictures(1)))
+    with tf.GradientTape() as tape:
+        outputs = other(pictures(2, 96, 96), training=True)
+        loss = sum(tf.reduce_sum(tf.square(value)) for value in outputs.values())
+    gradients = tape.gradient(loss, [v.value for v in network.trainable_variables])
+    assert all(g is not None and np.isfinite(g).all() for g in gradients)
+    assert np.mean([bool(np.any(g)) for g in gradients]) > 0.9
+    keras.optimizers.SGD(1e-3).apply(gradients, network.trainable_variables)
+    after = values(network(pictures(1)))
+    assert all(np.any(after[name] != before[name]) for name in before)
+
+
+def test_what_is_frozen_in_one_is_frozen_in_the_other():
+    settings = tiny_settings()
+    network = network_from_settings(settings)
+    freeze(network, batch_norm=True)
+    other = at_size(network, settings, 96)
+    assert [v.path for v in other.trainable_variables] == [v.path for v in network.trainable_variables]
+    assert len(other.trainable_variables) < len(network_from_settings(settings).trainable_variables)
+
+
+def test_the_network_can_still_be_exported(tmp_path):
+    settings = tiny_settings()
+    network = network_from_settings(settings)
+    at_size(network, settings, 96)
+    model = inference_model(network, settings)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    expected = values(model(pictures(1)))
+    for name, value in values(again(pictures(1))).items():
+        np.testing.assert_array_equal(value, expected[name])
+
+
+def test_an_image_that_is_too_small_says_so():
+    settings = tiny_settings(scales=6, image_size=272)
+    network = network_from_settings(settings)
+    with pytest.raises(InputError, match="6 scales do not fit 128 pixels: take at least 272"):
+        at_size(network, settings, 128)
+
+
+@pytest.mark.parametrize("changes", [{"channels": 32}, {"tums": 2}, {"sfam": False}])
+def test_settings_of_another_network_are_refused(changes):
+    network = network_from_settings(tiny_settings())
+    with pytest.raises(ValueError, match="its settings give"):
+        at_size(network, tiny_settings(**changes), 96)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_same_on_other_backends(backend):
+    result = json.loads(run_on_backend(backend, BACKEND_PROGRAM))
+    assert result["backend"] == backend
+    assert result["shared"]
+    assert result["difference"] < 1e-5
+    assert result["anchors"] == len(make_anchors(anchor_settings(100, 2)))

@@ -1,0 +1,170 @@
+"""VGG is the form that SSD and M2Det read, reproduces the released code, and takes weights with and without a top."""
+
+import gc
+import types
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from models.backbones import BACKBONES, build_backbone
+from models.vgg import FC1_INPUTS, FC1_OUTPUTS, FC1_SIDE, load_vgg, reduce_fully_connected
+from tests.helpers.project import shared
+
+
+def test_vgg_beyond_the_last_block_is_the_reduced_fc_form():
+    """pool5, fc6 and fc7 against sums written out in NumPy."""
+    body = build_backbone("vgg16", 96).get_layer("backbone")
+    for name in ("fc6", "fc7"):  # biases begin at zero
+        kernel, bias = body.get_layer(name).get_weights()
+        body.get_layer(name).set_weights([kernel, np.random.default_rng(1).normal(size=bias.shape)])
+    pixels = np.random.default_rng(0).normal(size=(1, 96, 96, 3)).astype("float32")
+    conv5, fc7 = keras.Model(body.inputs, [body.get_layer("block5_conv3").output, body.outputs[1]])([pixels])
+    x = np.pad(np.array(conv5)[0], ((1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    side = x.shape[0] - 2
+    x = np.max([x[i : i + side, j : j + side] for i in range(3) for j in range(3)], axis=0)
+    x = np.pad(x, ((6, 6), (6, 6), (0, 0)))
+    kernel, bias = body.get_layer("fc6").get_weights()
+    x = sum(x[6 * i : 6 * i + side, 6 * j : 6 * j + side] @ kernel[i, j] for i in range(3) for j in range(3)) + bias
+    kernel, bias = body.get_layer("fc7").get_weights()
+    expected = np.maximum(np.maximum(x, 0) @ kernel[0, 0] + bias, 0)
+    assert np.ptp(expected) > 0
+    np.testing.assert_allclose(np.array(fc7)[0], expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_only_the_third_pooling_of_vgg_rounds_up():
+    shallow, deep = build_backbone("vgg16", 300).outputs
+    assert (shallow.shape[1], deep.shape[1]) == (38, 19)  # 300, 150, 75, 38, 19
+    assert build_backbone("vgg16", 36).outputs[1].shape[1] == 2  # 36, 18, 9, 5, 2
+
+
+def test_vgg_equals_the_released_code():
+    """Maps of the official PyTorch network, with weights made from their names."""
+    folder = shared("golden", "m2det")
+    source = types.ModuleType("weights_from_names")
+    exec((folder / "weights_from_names.py").read_text(encoding="utf-8"), source.__dict__)
+    description = source.load(folder / "vgg_small.shapes.json")
+    body = build_backbone("vgg16", description["input_size"]).get_layer("backbone")
+    convolutions = [layer for layer in body.layers if isinstance(layer, layers.Conv2D)]
+    numbers = sorted({int(name.split(".")[1]) for name in description["tensors"] if name.startswith("base.")})
+    for layer, number in zip(convolutions, numbers, strict=True):
+        kernel, bias = (
+            source.array(name, description["tensors"][name]["shape"])
+            for name in (f"base.{number}.weight", f"base.{number}.bias")
+        )
+        layer.set_weights([kernel.transpose(2, 3, 1, 0), bias])
+    maps = body([source.input_image(description["input_size"]).transpose(0, 2, 3, 1)])
+    golden = np.load(folder / "vgg_small.npz")
+    for name, actual in zip(("base0", "base1"), maps, strict=True):
+        actual = np.array(actual).transpose(0, 3, 1, 2)
+        expected, actual = golden[name], source.subsample(actual, description["outputs"][name]["strides"])
+        assert actual.shape == expected.shape
+        assert np.abs(actual - expected).max() / np.abs(expected).max() < 1e-5
+
+
+def random_top(outputs: int, inputs: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    rng = np.random.default_rng(0)
+    shapes = [[(49 * inputs, outputs), (outputs,)], [(outputs, outputs), (outputs,)]]
+    return tuple([rng.normal(size=shape).astype("float32") for shape in layer] for layer in shapes)
+
+
+def test_every_third_row_and_every_fourth_channel_of_the_fully_connected_layers():
+    (kernel1, bias1), (kernel2, bias2) = top = random_top(outputs=12, inputs=5)
+    (kernel6, bias6), (kernel7, bias7) = reduce_fully_connected(*top)
+    assert (kernel6.shape, kernel7.shape) == ((3, 3, 5, 3), (1, 1, 3, 3))
+    for (i, j, c, o), value in np.ndenumerate(kernel6):
+        assert value == kernel1[(3 * i * 7 + 3 * j) * 5 + c, 4 * o]
+    for (_, _, c, o), value in np.ndenumerate(kernel7):
+        assert value == kernel2[4 * c, 4 * o]
+    np.testing.assert_array_equal(bias6, bias1[[0, 4, 8]])
+    np.testing.assert_array_equal(bias7, bias2[[0, 4, 8]])
+
+
+def test_the_reduced_form_answers_as_the_fully_connected_one():
+    """Where the layers left out are zero, fc7 in the middle of a 16 x 16 map is fc2 on the 13 pixels around it."""
+    top = random_top(outputs=8, inputs=2)
+    kernel1 = top[0][0].reshape(7, 7, 2, 8)
+    kernel1[np.arange(7) % 3 != 0] = 0
+    kernel1[:, np.arange(7) % 3 != 0] = 0
+    top[1][0][np.arange(8) % 4 != 0] = 0
+    image = np.random.default_rng(1).normal(size=(13, 13, 2)).astype("float32")
+    hidden = np.maximum(image[::2, ::2].reshape(-1) @ top[0][0] + top[0][1], 0)  # 7 x 7: every second pixel
+    expected = (hidden @ top[1][0] + top[1][1])[::4]
+    (kernel6, bias6), (kernel7, bias7) = reduce_fully_connected(*top)
+    x = keras.ops.conv(image[None], kernel6, padding="same", dilation_rate=6)[0, 6, 6] + bias6
+    np.testing.assert_allclose(np.maximum(np.array(x), 0) @ kernel7[0, 0] + bias7, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", pytest.param(".h5", marks=pytest.mark.slow)])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_vgg_takes_the_convolutions_of_a_file_without_the_top(suffix, tmp_path, capsys):
+    source, file = published_vgg(), tmp_path / f"vgg{suffix}"
+    (source.save_weights if suffix == ".weights.h5" else source.save)(file)
+    model = build_backbone("vgg16", 64, str(file)).get_layer("backbone")
+    for layer in source.layers:
+        for theirs, path in zip(layer.get_weights(), ("kernel", "bias"), strict=False):
+            np.testing.assert_array_equal(np.array(getattr(model.get_layer(layer.name), path)), theirs)
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    assert str(file) in printed
+    assert "fc6 and fc7 of vgg16 begin with random values" in printed
+    assert np.array(model.get_layer("fc6").kernel).std() > 0
+
+
+def published_vgg() -> keras.Model:
+    return keras.applications.VGG16(include_top=False, weights=None, input_shape=(64, 64, 3))
+
+
+def test_vgg_takes_a_file_of_its_own_form(tmp_path, capsys):
+    image = keras.Input((32, 32, 3))
+    first, second = (BACKBONES["vgg16"].build(input_tensor=image) for _ in range(2))
+    first.save_weights(tmp_path / "own.weights.h5")
+    load_vgg("VGG16", second, str(tmp_path / "own.weights.h5"))
+    for a, b in zip(first.weights, second.weights, strict=True):
+        np.testing.assert_array_equal(np.array(a), np.array(b))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_vgg_makes_fc6_and_fc7_of_a_file_with_the_top(suffix, tmp_path, capsys):
+    source, file = keras.applications.VGG16(weights=None), tmp_path / f"vgg{suffix}"
+    (source.save_weights if suffix == ".weights.h5" else source.save)(file)
+    last = np.array(source.get_layer("block5_conv3").kernel)
+    wanted = reduce_fully_connected(*(source.get_layer(name).get_weights() for name in ("fc1", "fc2")))
+    wanted = [np.array(values) for layer in wanted for values in layer]  # copies: half a gigabyte can go
+    del source
+    gc.collect()
+    body = build_backbone("vgg16", 64, str(file)).get_layer("backbone")
+    file.unlink()
+    np.testing.assert_array_equal(np.array(body.get_layer("block5_conv3").kernel), last)
+    ours = [values for name in ("fc6", "fc7") for values in body.get_layer(name).get_weights()]
+    for values, expected in zip(ours, wanted, strict=True):
+        np.testing.assert_array_equal(values, expected)
+    assert capsys.readouterr().out == ""
+
+
+def test_vgg_of_imagenet_comes_with_its_top(monkeypatch, capsys):
+    asked, original = [], keras.applications.VGG16
+    outputs = np.arange(FC1_OUTPUTS, dtype="float32")
+    wide = np.broadcast_to(outputs, (FC1_SIDE**2 * FC1_INPUTS, FC1_OUTPUTS))  # takes no memory
+
+    def constructor(**options):
+        asked.append(options)
+        convolutions = original(include_top=False, weights=None)
+        dense = {"fc1": [wide, outputs], "fc2": [wide[:FC1_OUTPUTS], outputs]}
+
+        def get_layer(name):
+            values = dense.get(name) or convolutions.get_layer(name).get_weights()
+            return types.SimpleNamespace(get_weights=lambda: values)
+
+        return types.SimpleNamespace(get_layer=get_layer)
+
+    monkeypatch.setattr(keras.applications, "VGG16", constructor)
+    model = build_backbone("vgg16", 64, "imagenet").get_layer("backbone")
+    assert asked == [{"include_top": True, "weights": "imagenet"}]
+    for name in ("fc6", "fc7"):
+        np.testing.assert_array_equal(np.array(model.get_layer(name).kernel)[0, 0, 0], outputs[::4])
+    assert capsys.readouterr().out == ""

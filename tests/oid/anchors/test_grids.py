@@ -1,0 +1,262 @@
+"""Anchors lie where the network's outputs are, in its order, and offsets always decode to proper boxes near them."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from models.box_coding import decode_distances
+from models.heads import convolutional_head
+from models.m2det import build_m2det
+from oid.anchors.grids import (
+    anchor_settings,
+    anchors_per_cell,
+    cell_sides,
+    feature_map_sides,
+    make_anchors,
+    smallest_image,
+)
+from oid.files import InputError
+from tests.helpers.project import shared
+
+SIZES = [32, 64, 96, 100, 101, 128, 165, 256, 320, 333, 512, 600, 800]
+SETS = ("square", "official")
+
+
+def centres(anchors):
+    return (anchors[:, :2] + anchors[:, 2:]) / 2
+
+
+def sizes(anchors):
+    return anchors[:, 2:] - anchors[:, :2]
+
+
+def test_the_pyramid_halves_and_its_sixth_map_is_two_smaller():
+    assert feature_map_sides(320, 6) == [40, 20, 10, 5, 3, 1]
+    assert feature_map_sides(512, 6) == [64, 32, 16, 8, 4, 2]
+    assert feature_map_sides(704, 6) == [88, 44, 22, 11, 6, 4]
+    assert feature_map_sides(800, 6) == [100, 50, 25, 13, 7, 5]
+    assert feature_map_sides(272, 6) == [34, 17, 9, 5, 3, 1]
+    assert feature_map_sides(192, 4) == [24, 12, 6, 3]
+
+
+@pytest.mark.parametrize("scales", range(1, 9))
+def test_the_smallest_image_that_is_named_fits_and_a_smaller_one_does_not(scales):
+    least = smallest_image(scales)
+    assert feature_map_sides(least, scales)[-1] >= 1
+    with pytest.raises(InputError, match=f"take at least {least}"):
+        feature_map_sides(least - 16, scales)
+
+
+@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("image_size", SIZES)
+def test_centres_lie_inside_the_image_and_are_the_middles_of_cells(image_size, kind):
+    settings = anchor_settings(image_size, 3, anchors=kind)
+    anchors, cells = make_anchors(settings), cell_sides(settings)
+    assert anchors.dtype == cells.dtype == np.float32
+    expected = {"square": 1, "official": 6}[kind] * sum(side**2 for side in feature_map_sides(image_size, 3))
+    assert len(anchors) == len(cells) == expected
+    middle = centres(anchors) / cells[:, None]
+    assert (centres(anchors) > 0).all()
+    assert (centres(anchors) < 1).all()
+    np.testing.assert_allclose(middle - np.floor(middle), 0.5, atol=1e-3)
+
+
+@pytest.mark.parametrize("image_size", [272, 304, 336, 416, 640, 1024])
+def test_official_anchors_of_other_sizes_lie_inside_and_grow(image_size):
+    """Six scales, as published, at sizes for which nothing was released."""
+    settings = anchor_settings(image_size, 6, anchors="official")
+    anchors = make_anchors(settings)
+    assert (centres(anchors) > 0).all()
+    assert (centres(anchors) < 1).all()
+    first = [np.asarray(pairs)[0, 0] for pairs in settings["sizes"]]
+    np.testing.assert_allclose(first, [0.08, 0.15, 0.33, 0.51, 0.69, 0.87], atol=0.01 / image_size)
+
+
+def test_the_official_six_of_a_cell_by_hand():
+    """320 pixels, the largest map: s = 25.6 and t = 48 pixels; the middle of the first cell is at 4 pixels."""
+    anchors = make_anchors(anchor_settings(320, 6, anchors="official")) * 320
+    between = (25.6 * 48) ** 0.5
+    r2, r3 = 2**0.5, 3**0.5
+    pairs = [(25.6, 25.6), (between, between), (25.6 * r2, 25.6 / r2), (25.6 / r2, 25.6 * r2)]
+    pairs += [(25.6 * r3, 25.6 / r3), (25.6 / r3, 25.6 * r3)]
+    np.testing.assert_allclose(sizes(anchors)[:6], pairs, rtol=1e-5)
+    np.testing.assert_allclose(centres(anchors)[:6], 4.0, rtol=1e-4)
+    np.testing.assert_allclose(centres(anchors)[6:12], [[12.0, 4.0]] * 6, rtol=1e-4)  # along the row
+
+
+def test_official_sizes_are_cut_to_the_image():
+    settings = anchor_settings(320, 6, anchors="official")
+    anchors = make_anchors(settings)
+    assert max(max(pair) for pair in settings["sizes"][-1]) > 1
+    assert sizes(anchors).max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("image_size", [320, 512, 704, 800])
+def test_official_anchors_equal_the_released_ones(image_size):
+    with np.load(shared("golden/m2det/priors.npz")) as file:
+        expected = file[f"m2det{image_size}_vgg"]
+    anchors = make_anchors(anchor_settings(image_size, 6, anchors="official"))
+    np.testing.assert_allclose(np.concatenate([centres(anchors), sizes(anchors)], axis=1), expected, atol=1e-6)
+
+
+def test_the_smallest_set_by_hand():
+    """16 pixels: a map of 2 x 2 and one of 1 x 1; the squares are four cells wide."""
+    anchors = make_anchors(anchor_settings(16, 2))
+    centre = [(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)]  # x, y: along the row first
+    expected = [(x - 1, y - 1, x + 1, y + 1) for x, y in centre] + [(-1.5, -1.5, 2.5, 2.5)]
+    np.testing.assert_allclose(anchors, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", SETS)
+def test_settings_survive_json_and_give_the_same_anchors(kind):
+    settings = anchor_settings(165, 4, anchors=kind)
+    again = json.loads(json.dumps(settings))
+    assert again == settings
+    np.testing.assert_array_equal(make_anchors(again), make_anchors(settings))
+    np.testing.assert_array_equal(cell_sides(again), cell_sides(settings))
+
+
+def test_sizes_of_a_file_lie_around_the_middles_of_the_cells(tmp_path):
+    path = tmp_path / "own.json"
+    sizes = [[[0.1, 0.2], [0.3, 0.1]], [[0.5, 0.5], [0.6, 1.2]]]
+    path.write_text(json.dumps({"made_by": "hand", "sizes": sizes}))
+    for image_size, sides in ((16, [2, 1]), (64, [8, 4])):  # shares of the image, whatever its size
+        settings = anchor_settings(image_size, 2, anchors=str(path))
+        assert settings == {"feature_map_sides": sides, "steps": [1 / s for s in sides], "sizes": sizes, "clip": False}
+    anchors = make_anchors(anchor_settings(16, 2, anchors=str(path)))
+    assert anchors_per_cell(settings) == 2
+    np.testing.assert_allclose(anchors[0], (0.25 - 0.05, 0.25 - 0.1, 0.25 + 0.05, 0.25 + 0.1), atol=1e-7)
+    np.testing.assert_allclose(anchors[-1], (0.5 - 0.3, 0.5 - 0.6, 0.5 + 0.3, 0.5 + 0.6), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "without lists of pairs"),
+        ('{"sizes": 3}', "without lists of pairs"),
+        ('{"sizes": [[[0.1, 0.2, 0.3]], [[1, 1]]]}', "without lists of pairs"),
+        ('{"sizes": [[["a", 0.2]], [[1, 1]]]}', "without lists of pairs"),
+        ('{"sizes": []}', "has no sizes"),
+        ('{"sizes": [[[0.1, 0.2]]]}', "has sizes for 1 maps: give --scales 1"),
+        ('{"sizes": [[], []]}', "has 0 0 sizes"),
+        ('{"sizes": [[[0.1, 0.2]], [[0.1, 0.2], [0.3, 0.4]]]}', "has 1 2 sizes"),
+        ('{"sizes": [[[0.1, 0]], [[1, 1]]]}', "side of 0"),
+        ('{"sizes": [[[0.1, -1]], [[1, 1]]]}', "side of -1"),
+        ('{"sizes": [[[0.1, NaN]], [[1, 1]]]}', "side of nan"),
+        ('{"sizes": [[[32, 64]], [[1, 1]]]}', "side of 32: sides are shares of the image"),
+    ],
+)
+def test_a_file_of_sizes_that_cannot_be_used_is_refused(tmp_path, content, words):
+    path = tmp_path / "own.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=words) as error:
+        anchor_settings(64, 2, anchors=str(path))
+    assert str(path) in str(error.value)
+
+
+def test_a_set_that_does_not_exist_is_named(tmp_path):
+    for name in ("squares", str(tmp_path), str(tmp_path / "none.json")):
+        with pytest.raises(InputError, match="neither square nor official, nor a file"):
+            anchor_settings(64, 2, anchors=name)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "image_size", "scales", "kind"),
+    [
+        ("residual_small", 96, 3, "square"),
+        ("residual_small", 100, 4, "official"),
+        ("residual_small", 272, 6, "official"),
+        ("residual_small", 165, 1, "square"),
+        ("vgg_small", 101, 3, "official"),
+        ("mobilenet_v2_0.35", 100, 2, "square"),
+    ],
+)
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_the_network_has_one_output_per_anchor(backbone, image_size, scales, kind, variant):
+    settings = anchor_settings(image_size, scales, anchors=kind)
+    network = build_m2det(
+        backbone=backbone,
+        num_classes=2,
+        image_size=image_size,
+        tums=1,
+        scales=scales,
+        channels=16,
+        variant=variant,
+        anchors_per_cell=anchors_per_cell(settings),
+    )
+    anchors = make_anchors(settings)
+    assert network.output["boxes"].shape == (None, len(anchors), 4)
+    assert network.output["classes"].shape == (None, len(anchors), 2)
+
+
+@pytest.fixture(scope="module")
+def head():
+    """The head alone on maps of 8, 4 and 2 cells, two anchors each, all kernels 1: what goes in at a cell comes out."""
+    sides = feature_map_sides(64, 3)
+    maps = [keras.Input((side, side, 1)) for side in sides]
+    model = keras.Model(maps, convolutional_head(maps, 3, 2))
+    for layer in model.layers:
+        layer.set_weights([np.full_like(weight, weight.ndim > 1) for weight in layer.get_weights()])
+    return model
+
+
+@pytest.mark.parametrize(("scale", "row", "column"), [(0, 2, 5), (0, 6, 1), (1, 1, 2)])
+@pytest.mark.parametrize("output", ["classes", "boxes"])
+def test_a_cell_of_a_map_moves_the_anchors_around_it(head, scale, row, column, output):
+    settings = anchor_settings(64, 3)
+    settings["sizes"] = [2 * pairs for pairs in settings["sizes"]]
+    maps = [np.zeros((1, side, side, 1), "float32") for side in settings["feature_map_sides"]]
+    maps[scale][0, row, column] = 1.0
+    values = keras.ops.convert_to_numpy(head(maps)[output])[0]
+    moved = (values != 0).any(-1)
+    anchors, side = make_anchors(settings), settings["feature_map_sides"][scale]
+    assert 2 <= moved.sum() <= 2 * 9  # a 3x3 kernel at most
+    np.testing.assert_allclose(cell_sides(settings)[moved], 1 / side)
+    np.testing.assert_allclose(
+        centres(anchors)[moved].mean(axis=0), [(column + 0.5) / side, (row + 0.5) / side], atol=1e-6
+    )
+
+
+def test_the_anchors_of_a_cell_are_consecutive_outputs():
+    maps = [keras.Input((4, 4, 1))]
+    model = keras.Model(maps, convolutional_head(maps, 3, 2))
+    for layer in model.layers:
+        if layer.get_weights():
+            *kernels, bias = layer.get_weights()
+            layer.set_weights([*(np.zeros_like(k) for k in kernels), np.arange(len(bias), dtype="float32")])
+    outputs = model([np.zeros((1, 4, 4, 1), "float32")])
+    boxes, classes = (keras.ops.convert_to_numpy(outputs[name])[0] for name in ("boxes", "classes"))
+    np.testing.assert_array_equal(boxes, np.tile([[0, 1, 2, 3], [4, 5, 6, 7]], (16, 1)))
+    np.testing.assert_array_equal(classes, np.tile([[0, 1, 2], [3, 4, 5]], (16, 1)))
+
+
+def decode(offsets, anchors):
+    return keras.ops.convert_to_numpy(decode_distances(np.asarray(offsets, "float32"), anchors))
+
+
+def test_zero_offsets_are_the_anchors():
+    anchors = make_anchors(anchor_settings(100, 3, anchors="official"))
+    np.testing.assert_allclose(decode(np.zeros((2, len(anchors), 4)), anchors), np.stack([anchors] * 2), atol=1e-6)
+
+
+def test_offsets_are_logarithms_of_distances_in_half_sides():
+    anchor = np.array([[0.2, 0.4, 0.6, 0.6]], "float32")  # centre 0.4, 0.5; half sides 0.2, 0.1
+    box = decode(np.log([[2.0, 0.5, 0.5, 3.0]]), anchor)
+    np.testing.assert_allclose(box, [[0.4 - 0.4, 0.5 - 0.05, 0.4 + 0.1, 0.5 + 0.3]], atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 1e4, 1e30, np.inf])
+def test_sides_never_swap_and_nothing_overflows(scale):
+    anchors = make_anchors(anchor_settings(64, 3, anchors="official"))
+    offsets = np.random.default_rng(0).choice([-1.0, -0.3, 0.0, 0.3, 1.0], (64, len(anchors), 4))
+    with np.errstate(invalid="ignore"):
+        offsets = np.nan_to_num((offsets * scale).astype("float32"), nan=0.0, posinf=np.inf, neginf=-np.inf)
+    boxes = decode(offsets, anchors)
+    assert np.isfinite(boxes).all()
+    assert (boxes[..., 2:] > boxes[..., :2]).all()
+    middle = centres(anchors)
+    assert (boxes[..., :2] < middle).all()
+    assert (boxes[..., 2:] > middle).all()

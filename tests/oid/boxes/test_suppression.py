@@ -1,0 +1,248 @@
+"""Proves that IoU and non-maximum suppression are exact: hand-computed cases, and equality with slow plain versions."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oid.boxes.suppression import classwise_nms, classwise_soft_nms, iou_matrix, nms, soft_nms
+from tests.helpers.project import shared
+
+# Few distinct values, so that shared edges, equal boxes, boxes without area and equal scores are common.
+GRID = st.integers(0, 8).map(lambda value: value / 8)
+BOX = st.tuples(GRID, GRID, GRID, GRID).map(
+    lambda b: (min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]), max(b[1], b[3]))
+)
+DETECTION = st.tuples(BOX, GRID, st.sampled_from([-3, 0, 7]))
+
+
+def plain_iou(a, b):
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    intersection = max(width, 0.0) * max(height, 0.0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection
+    return intersection / union if union > 0 else 0.0
+
+
+def plain_nms(detections, iou_threshold):
+    kept = []
+    for i in sorted(range(len(detections)), key=lambda i: (-detections[i][1], i)):
+        box, _, label = detections[i]
+        rivals = [detections[j][0] for j in kept if detections[j][2] == label]
+        if all(plain_iou(box, rival) <= iou_threshold for rival in rivals):
+            kept.append(i)
+    return kept
+
+
+def arrays(detections):
+    boxes = np.array([box for box, _, _ in detections], dtype=np.float64).reshape(-1, 4)
+    return boxes, np.array([score for _, score, _ in detections]), np.array([d[2] for d in detections], dtype=np.int64)
+
+
+def test_iou_of_two_unit_overlaps_is_one_seventh():
+    assert iou_matrix([[0, 0, 2, 2]], [[1, 1, 3, 3]]) == [[1 / 7]]
+
+
+def test_iou_does_not_depend_on_the_unit():
+    """The "+1 pixel" convention would give 0.93 for these, instead of 1/7."""
+    np.testing.assert_allclose(iou_matrix([[0, 0, 0.02, 0.02]], [[0.01, 0.01, 0.03, 0.03]]), 1 / 7, rtol=1e-12)
+
+
+def test_boxes_without_area_overlap_nothing_not_even_themselves():
+    point, line = [0.5, 0.5, 0.5, 0.5], [0, 0.5, 1, 0.5]
+    ious = iou_matrix([point, line], [point, line, [0, 0, 1, 1]])
+    assert np.array_equal(ious, np.zeros((2, 3)))
+    assert nms([point, point, line], [0.5, 0.5, 0.9], 0.0).tolist() == [2, 0, 1]
+
+
+@settings(deadline=None)
+@given(st.lists(BOX, max_size=6), st.lists(BOX, max_size=6))
+def test_iou_equals_the_plain_formula_and_is_symmetric(a, b):
+    expected = np.array([[plain_iou(p, q) for q in b] for p in a]).reshape(len(a), len(b))
+    result = iou_matrix(np.array(a).reshape(-1, 4), np.array(b).reshape(-1, 4))
+    assert result.dtype == np.float64
+    assert np.array_equal(result, expected)
+    assert np.array_equal(iou_matrix(np.array(b).reshape(-1, 4), np.array(a).reshape(-1, 4)), expected.T)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(DETECTION, max_size=25), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]))
+def test_classwise_nms_equals_the_plain_version_also_with_ties(detections, iou_threshold):
+    kept = classwise_nms(*arrays(detections), iou_threshold)
+    assert kept.dtype == np.int64
+    assert kept.tolist() == plain_nms(detections, iou_threshold)
+
+
+@settings(deadline=None)
+@given(st.lists(DETECTION, max_size=25), st.integers(0, 30))
+def test_max_boxes_cuts_off_the_worst(detections, max_boxes):
+    everything = classwise_nms(*arrays(detections), 0.5)
+    assert classwise_nms(*arrays(detections), 0.5, max_boxes).tolist() == everything[:max_boxes].tolist()
+
+
+@settings(deadline=None)
+@given(st.lists(DETECTION, max_size=25))
+def test_nms_is_classwise_nms_with_one_class_and_changes_nothing_when_repeated(detections):
+    boxes, scores, labels = arrays(detections)
+    kept = nms(boxes, scores, 0.5)
+    assert kept.tolist() == classwise_nms(boxes, scores, labels * 0, 0.5).tolist()
+    assert nms(boxes[kept], scores[kept], 0.5).tolist() == list(range(len(kept)))
+
+
+def test_an_iou_equal_to_the_threshold_is_not_suppressed():
+    boxes = [[0, 0, 1, 1], [0, 0, 1, 0.5]]
+    assert nms(boxes, [0.9, 0.8], 0.5).tolist() == [0, 1]
+    assert nms(boxes, [0.9, 0.8], np.nextafter(0.5, 0)).tolist() == [0]
+
+
+def test_normalised_boxes_that_hardly_overlap_all_stay():
+    """With the "+1 pixel" convention, boxes in [0, 1] overlap by more than 0.75 wherever they are near each other."""
+    boxes = [[x, y, x + 0.1, y + 0.1] for x, y in ((0, 0), (0.07, 0), (0, 0.07), (0.07, 0.07))]
+    off_diagonal = iou_matrix(boxes, boxes)[~np.eye(4, dtype=bool)]
+    assert 0 < off_diagonal.min() <= off_diagonal.max() <= 0.2
+    assert sorted(nms(boxes, [0.4, 0.3, 0.2, 0.1], 0.2)) == [0, 1, 2, 3]
+
+
+def test_nothing_in_nothing_out():
+    assert iou_matrix([], [[0, 0, 1, 1]]).shape == (0, 1)
+    assert nms([], [], 0.5).shape == (0,)
+    assert classwise_nms(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), 0.5, 3).dtype == np.int64
+
+
+def test_programming_mistakes_raise():
+    with pytest.raises(ValueError, match="2 boxes, 1 scores"):
+        nms([[0, 0, 1, 1]] * 2, [0.5], 0.5)
+    with pytest.raises(ValueError, match="score 1 is NaN"):
+        nms([[0, 0, 1, 1]] * 2, [0.5, np.nan], 0.5)
+    with pytest.raises(ValueError, match="shape"):
+        iou_matrix([0, 0, 1, 1], [[0, 0, 1, 1]])
+
+
+# === Soft non-maximum suppression ===
+
+
+def plain_soft_nms(detections, method, iou_threshold, sigma, score_threshold):
+    rest = {i: score for i, (_, score, _) in enumerate(detections)}
+    kept = []
+    while rest:
+        best = min(rest, key=lambda i: (-rest[i], i))
+        kept.append((best, rest.pop(best)))
+        for i in list(rest):
+            iou = plain_iou(detections[best][0], detections[i][0])
+            too_much = iou > iou_threshold
+            weight = {"linear": 1 - iou * too_much, "gaussian": np.exp(-(iou**2) / sigma), "hard": 1}[method]
+            rest[i] *= weight
+            if iou > 0 and (rest[i] < score_threshold or (method == "hard" and too_much)):
+                del rest[i]
+    return kept
+
+
+METHODS = st.sampled_from(["linear", "gaussian", "hard"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(DETECTION, max_size=20),
+    METHODS,
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    st.sampled_from([0.1, 0.5]),
+    st.sampled_from([0.0, 0.001, 0.3]),
+)
+def test_soft_nms_equals_the_plain_version_also_with_ties(detections, method, iou_threshold, sigma, score_threshold):
+    boxes, scores, _ = arrays(detections)
+    options = {"iou_threshold": iou_threshold, "sigma": sigma, "score_threshold": score_threshold}
+    kept, new_scores = soft_nms(boxes, scores, method=method, **options)
+    expected = plain_soft_nms(detections, method, **options)
+    assert (kept.dtype, new_scores.dtype) == (np.int64, np.float64)
+    assert kept.tolist() == [index for index, _ in expected]
+    np.testing.assert_allclose(new_scores, [score for _, score in expected], rtol=1e-12)
+    assert np.array_equal(scores, arrays(detections)[1])  # the caller's scores are as they were
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(DETECTION, max_size=20), METHODS, st.none() | st.integers(0, 25))
+def test_classwise_soft_nms_is_soft_nms_of_each_class(detections, method, max_boxes):
+    boxes, scores, labels = arrays(detections)
+    expected = []
+    for label in set(labels.tolist()):
+        of_class = np.flatnonzero(labels == label)
+        kept, new_scores = soft_nms(boxes[of_class], scores[of_class], method=method)
+        expected += zip(-new_scores, of_class[kept], strict=True)
+    kept, new_scores = classwise_soft_nms(boxes, scores, labels, method=method, max_boxes=max_boxes)
+    assert list(zip(-new_scores, kept, strict=True)) == sorted(expected)[:max_boxes]
+
+
+@settings(deadline=None)
+@given(st.lists(DETECTION, max_size=25), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
+def test_hard_soft_nms_without_a_score_threshold_is_nms(detections, iou_threshold):
+    boxes, scores, labels = arrays(detections)
+    options = {"method": "hard", "iou_threshold": iou_threshold, "score_threshold": 0.0}
+    kept, new_scores = classwise_soft_nms(boxes, scores, labels, **options)
+    assert kept.tolist() == classwise_nms(boxes, scores, labels, iou_threshold).tolist()
+    assert np.array_equal(new_scores, scores[kept])
+
+
+def test_soft_nms_by_hand():
+    """Two boxes with IoU 1/2, a third apart."""
+    boxes, scores = [[0, 0, 1, 1], [0, 0, 1, 0.5], [2, 2, 3, 3]], [0.8, 0.9, 0.5]
+    for method, second in (("linear", 0.8 * 0.5), ("gaussian", 0.8 * np.exp(-0.5))):
+        kept, new_scores = soft_nms(boxes, scores, method=method)
+        assert kept.tolist() == [1, 2, 0]
+        np.testing.assert_allclose(new_scores, [0.9, 0.5, second], rtol=1e-12)
+    assert soft_nms(boxes, scores, method="hard")[0].tolist() == [1, 2]
+    assert soft_nms(boxes, scores, method="linear", iou_threshold=0.5)[1].tolist() == [0.9, 0.8, 0.5]
+
+
+def test_equal_boxes_lose_everything_by_linear_and_most_by_gaussian():
+    boxes, scores = [[0, 0, 1, 1]] * 3, [0.5, 0.9, 0.9]
+    assert soft_nms(boxes, scores, method="linear")[0].tolist() == [1]
+    kept, new_scores = soft_nms(boxes, scores, method="linear", score_threshold=0.0)
+    assert (kept.tolist(), new_scores.tolist()) == ([1, 0, 2], [0.9, 0.0, 0.0])
+    kept, new_scores = soft_nms(boxes, scores, method="gaussian")
+    assert kept.tolist() == [1, 2, 0]
+    np.testing.assert_allclose(new_scores, [0.9, 0.9 * np.exp(-2), 0.5 * np.exp(-4)], rtol=1e-12)
+
+
+def test_the_score_threshold_looks_only_at_boxes_that_overlap_a_better_one():
+    boxes = [[0, 0, 1, 1], [0.9, 0.9, 2, 2], [5, 5, 6, 6], [3, 3, 3, 4]]  # little overlap, none, none without area
+    kept, new_scores = soft_nms(boxes, [0.9, 0.01, 0.01, 0.02], method="linear", score_threshold=0.1)
+    assert (kept.tolist(), new_scores.tolist()) == ([0, 3, 2], [0.9, 0.02, 0.01])
+
+
+def wider(boxes):
+    """Continuous boxes that overlap as the reference's do, a pixel wider and higher than their corners say."""
+    return np.add(boxes, [0, 0, 1, 1], dtype=np.float64)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [("linear", "soft_linear"), ("gaussian", "soft_gauss"), ("hard", "soft_hard")]
+)
+def test_soft_nms_equals_the_reference(method, name):
+    reference = np.load(shared("golden", "m2det", "softnms.npz"))
+    boxes, scores = reference["dets"][:, :4], reference["dets"][:, 4]
+    kept, new_scores = soft_nms(wider(boxes), scores, method=method)
+    assert np.array_equal(boxes[kept], reference[name][:, :4])
+    np.testing.assert_allclose(new_scores, reference[name][:, 4], rtol=0, atol=1e-6)
+
+
+def test_nms_equals_the_reference():
+    """The reference suppresses at an IoU equal to the threshold, too; here none is."""
+    reference = np.load(shared("golden", "m2det", "softnms.npz"))
+    boxes = wider(reference["dets"][:, :4])
+    assert not (iou_matrix(boxes, boxes) == 0.45).any()
+    assert np.array_equal(nms(boxes, reference["dets"][:, 4], 0.45), reference["nms_045_keep"])
+
+
+def test_soft_nms_of_nothing_and_programming_mistakes():
+    kept, new_scores = classwise_soft_nms(np.zeros((0, 4)), [], [], method="linear")
+    assert (kept.shape, kept.dtype, new_scores.shape, new_scores.dtype) == ((0,), np.int64, (0,), np.float64)
+    box = [[0, 0, 1, 1]]
+    with pytest.raises(ValueError, match="unknown method 'quadratic', there are linear"):
+        soft_nms(box, [0.5], method="quadratic")
+    with pytest.raises(ValueError, match="score 0 is negative"):
+        soft_nms(box, [-0.5], method="linear")
+    with pytest.raises(ValueError, match="score 0 is NaN"):
+        soft_nms(box, [np.nan], method="linear")
+    with pytest.raises(ValueError, match="sigma is 0"):
+        soft_nms(box, [0.5], method="gaussian", sigma=0)
+    with pytest.raises(ValueError, match="1 boxes, 1 scores and 2 labels"):
+        classwise_soft_nms(box, [0.5], [0, 1], method="hard")

@@ -1,0 +1,48 @@
+"""Proves that box voting takes the mean that it says, of the boxes that it says, and pulls noisy boxes to the truth."""
+
+import numpy as np
+import pytest
+
+from oid.boxes.suppression import classwise_nms, iou_matrix
+from oid.boxes.voting import vote_boxes
+
+
+def test_a_box_moves_to_the_weighted_mean_of_its_voters():
+    boxes = np.array([[0.0, 0.0, 0.4, 0.4], [0.0, 0.0, 0.4, 0.5], [0.0, 0.0, 0.4, 0.9], [0.0, 0.0, 0.4, 0.5]])
+    scores, labels = np.array([0.6, 0.2, 0.5, 0.4]), np.array([3, 3, 3, 8])
+    # IoU with the first: 0.8 of the second, 0.44 of the third; the fourth is of another class
+    voted = vote_boxes(boxes, scores, labels, np.array([0]), 0.8)
+    assert voted == pytest.approx(np.array([[0.0, 0.0, 0.4, (0.6 * 0.4 + 0.2 * 0.5) / 0.8]]))
+    assert vote_boxes(boxes, scores, labels, np.array([0]), 0.81) == pytest.approx(boxes[:1])
+
+
+def test_nothing_moves_at_one_and_where_scores_are_zero():
+    boxes = np.array([[0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.5], [0.1, 0.1, 0.5, 0.6]])
+    labels, kept = np.zeros(3, int), np.array([2, 0])
+    np.testing.assert_array_equal(vote_boxes(boxes, np.array([0.3, 0.3, 0.9]), labels, kept, 1.0), boxes[kept])
+    np.testing.assert_array_equal(vote_boxes(boxes, np.zeros(3), labels, kept, 0.5), boxes[kept])
+    assert vote_boxes(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), np.zeros(0, int), 0.5).shape == (0, 4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_as_written_out_in_numpy(seed):
+    rng = np.random.default_rng(seed)
+    corner, sides = rng.uniform(0, 0.5, (200, 2)), rng.uniform(0.05, 0.5, (200, 2))
+    boxes, scores, labels = np.concatenate([corner, corner + sides], axis=1), rng.random(200), rng.integers(0, 3, 200)
+    kept = classwise_nms(boxes, scores, labels, 0.5)
+    overlaps = iou_matrix(boxes[kept], boxes) >= 0.4
+    weights = overlaps * (labels[kept][:, None] == labels) * scores
+    expected = weights @ boxes / weights.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(vote_boxes(boxes, scores, labels, kept, 0.4), expected, rtol=0, atol=1e-12)
+
+
+def test_many_noisy_boxes_lie_better_together_than_their_best():
+    rng = np.random.default_rng(0)
+    truth = np.array([0.2, 0.3, 0.6, 0.8])
+    better = 0
+    for _ in range(100):
+        boxes, scores = truth + rng.normal(0, 0.02, (12, 4)), rng.uniform(0.5, 1, 12)
+        kept = scores.argmax()[None]
+        voted = vote_boxes(boxes, scores, np.zeros(12, int), kept, 0.6)
+        better += iou_matrix(voted, truth[None])[0, 0] > iou_matrix(boxes[kept], truth[None])[0, 0]
+    assert better > 80

@@ -1,0 +1,354 @@
+"""Proves the rules of a01, each on a case worked out by hand; test_rules_together.py has all of them at once."""
+
+from pathlib import Path
+
+import pytest
+
+from a01_create_training_files import main
+from oid import paths
+from oid.annotations import read_class_descriptions
+from tests.helpers.small_open_images import (
+    BIG,
+    CLASSES,
+    LEFT,
+    ONE_OF_EACH,
+    RIGHT,
+    V6_COLUMNS,
+    Result,
+    box,
+    make_data_set,
+    write_rows,
+)
+
+
+def run(tmp_path: Path, level: str, *arguments, **options) -> Result:
+    """Makes a data set, runs a01 for one level, and reads the training files."""
+    flags = ("min_boxes", "rare_below", "labels_filter", "parent_label")
+    settings_ = {name: options.pop(name) for name in flags if name in options}
+    data_set = make_data_set(tmp_path / "data", *arguments, **options)
+    main(dataset_path=str(data_set), output_path=str(tmp_path / "out"), levels=(level,), **settings_)
+    return Result(tmp_path / "out", level)
+
+
+# === Classes and levels ==============================================================================================
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [
+        ("1", ["wheel", "tomato", "apple", "car", "carrot"]),
+        ("2", ["vegetable", "fruit"]),
+        ("3", ["food"]),
+        ("all", list(CLASSES)),
+    ],
+)
+def test_levels_are_heights_in_the_order_of_the_description_file(tmp_path, level, expected):
+    result = run(tmp_path, level, ONE_OF_EACH)
+    assert list(result.classes) == expected
+    assert result.classes[expected[0]] == f"{expected[0]}, all"  # the comma survived
+
+
+def test_challenge_classes_contract_the_tree(tmp_path):
+    kept = ("carrot", "food", "apple", "unicorn")  # fruit and vegetable are gone, so food is directly above the leaves
+    result = run(tmp_path, "2", ONE_OF_EACH, challenge=kept)
+    assert list(result.classes.items()) == [("food", "Food")]
+    assert result.shown() == [("i2", "food"), ("i3", "food"), ("i6", "food")]
+    main(dataset_path=str(tmp_path / "data"), output_path=str(tmp_path / "out"), levels=("1", "all"))
+    assert list(Result(tmp_path / "out", "1").classes) == ["carrot", "apple"]
+    assert list(Result(tmp_path / "out", "all").classes) == ["carrot", "food", "apple"]
+
+
+def test_classes_outside_hierarchy_or_descriptions(tmp_path, capsys):
+    rows = [box("a", "unicorn"), box("b", "dragon"), box("c", "car"), box("d", "entity")]
+    result = run(tmp_path, "1", rows, rows[2:3], classes=("unicorn", "car", "entity"))
+    assert list(result.classes) == ["unicorn", "car"]
+    assert result.shown() == [("a", "unicorn"), ("c", "car")]
+    printed = capsys.readouterr().out
+    assert "taken as leaves without ancestors: 1 (unicorn, all)" in printed
+    assert "the root of the hierarchy is no class, dropped: 1 (entity, all)" in printed
+    assert "4 rows, 0 of excluded classes, 2 of unknown labels dropped" in printed
+    assert "unknown labels: 2 (dragon, entity)" in printed
+
+
+def test_classes_with_too_few_boxes_are_left_out_and_named(tmp_path, capsys):
+    rows = [box("a", "apple"), box("a", "apple", RIGHT), box("b", "apple"), box("c", "tomato"), box("c", "tomato")]
+    result = run(tmp_path, "1", rows, [box("v", "carrot"), box("w", "apple")], min_boxes=2)
+    assert list(result.classes) == ["apple"]  # tomato's two rows are one box
+    assert "left out, fewer than --min_boxes 2: 4 (wheel, all, tomato, all, car, all, carrot, all)" in (
+        " ".join(capsys.readouterr().out.split())
+    )
+    left_out = read_class_descriptions(paths.level_left_out_classes(tmp_path / "out", "1"))
+    assert list(left_out) == ["wheel", "tomato", "car", "carrot"]
+    assert Result(tmp_path / "out", "1", "validation").shown() == [("w", "apple")]  # classes are chosen on train
+
+
+def test_a_class_left_out_still_counts_for_its_ancestors(tmp_path):
+    rows = [box("a", "apple"), box("b", "fruit"), box("c", "tomato"), box("d", "tomato")]
+    result = run(tmp_path, "all", rows, min_boxes=2)
+    assert list(result.classes) == ["tomato", "food", "vegetable", "fruit"]
+    assert [found for found in result.shown() if found[0] == "a"] == [("a", "food"), ("a", "fruit")]
+
+
+def test_min_boxes_0_keeps_every_class(tmp_path):
+    assert list(run(tmp_path, "all", [box("a", "apple")], min_boxes=0).classes) == list(CLASSES)
+
+
+def test_rare_classes(tmp_path):
+    # boxes as in `all`: apple 1, tomato 2, fruit 3, vegetable 2, food 3; the others have none
+    rows = [box("a", "apple"), box("b", "tomato"), box("c", "tomato")]
+    result = run(tmp_path, "rare", rows, rare_below=3)
+    assert list(result.classes) == ["tomato", "apple", "vegetable"]
+    expected = [("a", "apple"), ("b", "tomato"), ("b", "vegetable"), ("c", "tomato"), ("c", "vegetable")]
+    assert result.shown() == expected
+
+
+# === A part of the classes ===========================================================================================
+def test_labels_filter_excludes_all_others(tmp_path):
+    rows = [box("a", "apple"), box("b", "tomato"), box("c", "car"), box("d", "food"), box("e", "wheel")]
+    labels = [("f", "fruit", "0"), ("g", "car", "1"), ("h", "wheel", "0")]
+    result = run(tmp_path, "all", rows, None, labels, labels_filter=("fruit,apple", "car"))
+    assert list(result.classes) == ["apple", "car", "fruit"]
+    assert result.shown() == [("a", "apple"), ("a", "fruit"), ("c", "car")]
+    assert result.ignored() == [
+        ("b", "fruit", "excluded_class"),  # a fruit that the part does not have
+        ("d", "food", "ancestor_class"),  # apple and fruit are below, tomato is not of the part
+    ]
+    assert result.image_labels == [("f", "apple", "0"), ("f", "fruit", "0"), ("g", "car", "1")]
+    assert [row[0] for row in result.negatives] == ["f", "g"]  # e and h have nothing of the part
+    assert result.image_ids == [f"train/{image}" for image in "abcdfg"] + ["validation/a"]
+
+
+def test_parent_label_keeps_all_below(tmp_path):
+    rows = [box("a", "tomato"), box("b", "fruit"), box("c", "car"), box("d", "carrot")]
+    result = run(tmp_path, "all", rows, parent_label="Vegetable, ALL", min_boxes=0)
+    assert list(result.classes) == ["tomato", "vegetable", "carrot"]
+    expected = [("a", "tomato"), ("a", "vegetable"), ("d", "vegetable"), ("d", "carrot")]
+    assert result.shown() == expected
+    assert result.ignored() == [("b", "fruit", "ancestor_class")]
+
+
+def test_a_part_has_the_heights_that_are_left(tmp_path, capsys):
+    data_set = make_data_set(tmp_path / "data", ONE_OF_EACH)
+    place = {"dataset_path": str(data_set), "output_path": str(tmp_path / "out")}
+    main(**place, levels=("1", "2", "3", "all"), parent_label="fruit")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        f"level_{level}_files" for level in ("1", "2", "all")
+    }
+    assert "left out, because the chosen classes have no such height: level 3" in capsys.readouterr().out
+    assert list(Result(tmp_path / "out", "1").classes) == ["tomato", "apple"]
+    assert list(Result(tmp_path / "out", "2").classes) == ["fruit"]
+
+
+def test_a_part_is_of_the_challenge_classes_where_these_count(tmp_path):
+    result = run(tmp_path, "all", ONE_OF_EACH, challenge=("food", "carrot", "car"), parent_label="food")
+    assert list(result.classes.values()) == ["Food", "Carrot"]
+
+
+# === Boxes ===========================================================================================================
+def test_a_box_counts_for_the_classes_above_it_once(tmp_path):
+    rows = [
+        box("a", "tomato"),  # fruit and vegetable, in the order of the description file
+        box("a", "apple", RIGHT),
+        box("a", "apple", ("0.6", "0.90", ".1", "5e-1"), source="second"),  # the same numbers: the first row stays
+        box("a", "fruit", RIGHT),  # child and ancestor both annotated: one fruit
+        box("a", "apple", BIG),
+        box("b", "apple", BIG),
+        box("b", "food", LEFT),  # above the level
+    ]
+    result = run(tmp_path, "2", rows)
+    assert result.boxes == [
+        box("a", "vegetable"),
+        box("a", "fruit"),
+        box("a", "fruit", RIGHT),
+        box("a", "fruit", BIG),
+        box("b", "fruit", BIG),
+    ]
+
+
+def test_level_all_copies_boxes_to_all_ancestors(tmp_path):
+    result = run(tmp_path, "all", [box("a", "tomato"), box("b", "wheel")])
+    assert result.shown() == [("a", name) for name in ("tomato", "food", "vegetable", "fruit")] + [("b", "wheel")]
+
+
+@pytest.mark.parametrize(("newline", "encoding"), [("\n", "utf-8"), ("\r\n", "utf-8-sig")])
+def test_text_of_v6_files_stays_as_it_is(tmp_path, newline, encoding):
+    rectangle = ("0.23454899999999998", "1.000000", "1e-05", "00.50")
+    rows = [
+        (*box("007", "apple", rectangle), *["-1.000000"] * 8),
+        (*box("1e5", "apple", rectangle), *["0.5"] * 8),
+        (*box("0x,1", "apple", rectangle), *["0.5"] * 8),
+    ]
+    data_set = make_data_set(tmp_path / "data", rows, header=V6_COLUMNS)
+    write_rows(paths.box_annotations(data_set, "train"), V6_COLUMNS, rows, newline, encoding)
+    main(dataset_path=str(data_set), output_path=str(tmp_path / "out"), levels=("1",))
+    result = Result(tmp_path / "out", "1")
+    assert result.boxes == [row[:13] for row in rows]
+    assert result.image_ids == ["train/007", "train/0x,1", "train/1e5", "validation/007"]
+
+
+def test_blank_lines_are_skipped_and_lines_still_fit(tmp_path):
+    data_set = make_data_set(tmp_path / "data", [box("a", "apple"), box("b", "carrot")])
+    path = paths.box_annotations(data_set, "train")
+    lines = path.read_text().splitlines()
+    path.write_text(f"{lines[0]}\n\n{lines[1]}\n\n\n{lines[2]}\n\n")
+    main(dataset_path=str(data_set), output_path=str(tmp_path / "out"), levels=("1",))
+    assert Result(tmp_path / "out", "1").boxes == [box("a", "apple"), box("b", "carrot")]
+
+
+# === Ignored regions =================================================================================================
+def test_group_of_boxes_are_ignored_for_their_class_and_all_above(tmp_path):
+    rows = [box("a", "apple"), box("b", "apple", RIGHT, group="1"), box("c", "apple", group="-1")]
+    result = run(tmp_path, "all", rows)
+    assert [found for found in result.shown() if found[0] == "b"] == []
+    assert [found for found in result.shown() if found[1] == "apple"] == [("a", "apple"), ("c", "apple")]
+    assert result.regions == [("b", name, *RIGHT, "group_of") for name in ("food", "apple", "fruit")]
+
+
+def test_group_of_boxes_at_a_higher_level(tmp_path):
+    result = run(tmp_path, "2", [box("a", "apple"), box("b", "apple", group="1"), box("b", "fruit", group="1")])
+    assert result.shown() == [("a", "fruit")]
+    assert result.ignored() == [("b", "fruit", "group_of")]
+
+
+@pytest.mark.parametrize("group", ["0", "1"])
+def test_excluded_classes_are_ignored_for_kept_ancestors(tmp_path, group):
+    rows = [box("a", "apple"), box("b", "tomato", group=group), box("c", "car"), box("d", "fruit")]
+    result = run(tmp_path, "all", rows, challenge=("apple", "fruit", "food"))
+    assert result.shown() == [("a", "apple"), ("a", "fruit"), ("a", "food"), ("d", "fruit"), ("d", "food")]
+    assert result.ignored() == [
+        *(("b", name, "excluded_class") for name in ("fruit", "food")),
+        ("d", "fruit", "ancestor_class"),
+    ]
+
+
+def test_a_box_of_an_ancestor_is_one_row_for_the_classes_below(tmp_path, capsys):
+    rows = [box("a", name) for name in ("apple", "tomato", "carrot", "car")]
+    rows += [box("b", "fruit"), box("c", "food", group="1"), box("d", "car")]
+    result = run(tmp_path, "1", rows)
+    assert result.ignored() == [
+        ("b", "fruit", "ancestor_class"),
+        ("c", "food", "ancestor_class"),
+    ]  # and none for the car, which has nothing below it
+    assert ("b", "apple") not in result.shown()
+    counts = [line.split()[-2:] for line in capsys.readouterr().out.splitlines() if "ancestor_class" in line]
+    assert counts == [["2", "0"]]
+
+
+def test_a_label_without_a_class_of_the_level_below_it_is_no_region(tmp_path):
+    rows = [box("a", "apple"), box("b", "vegetable"), box("c", "food"), box("d", "food", RIGHT), box("d", "fruit")]
+    result = run(tmp_path, "1", rows)  # no box of a tomato or a carrot: they are left out
+    assert result.ignored() == [("c", "food", "ancestor_class")] + [
+        ("d", name, "ancestor_class") for name in ("food", "fruit")
+    ]
+    assert result.image_ids == [f"train/{image}" for image in "acd"] + ["validation/a"]
+
+
+def test_equal_coarse_boxes_are_one_row(tmp_path):
+    rows = [box("a", "apple"), box("b", "fruit", group="1"), box("b", "fruit"), box("b", "fruit", BIG)]
+    result = run(tmp_path, "1", rows)
+    assert result.regions == [("b", "fruit", *place, "ancestor_class") for place in (LEFT, BIG)]
+
+
+def test_an_excluded_ancestor_is_ignored_for_the_classes_below(tmp_path):
+    result = run(tmp_path, "1", [box("a", "apple"), box("b", "fruit")], challenge=("apple", "car"))
+    assert result.ignored() == [("b", "fruit", "ancestor_class")]
+
+
+def test_an_equal_box_with_a_class_below_says_what_an_ancestor_box_is(tmp_path):
+    known = [box("a", name) for name in ("apple", "tomato", "carrot")]
+    # b: the same rectangle twice; c: another rectangle; d: not a class below, so both stay ambiguous
+    rows = [*known, box("b", "apple"), box("b", "fruit", ("0.10", "0.4", "0.1", "0.5"))]
+    rows += [box("c", "apple"), box("c", "fruit", RIGHT), box("d", "carrot"), box("d", "fruit")]
+    result = run(tmp_path, "1", rows)
+    assert result.ignored() == [(image, "fruit", "ancestor_class") for image in "cd"]
+
+
+def test_in_level_all_an_inner_box_is_a_box_of_its_class_and_ignored_below(tmp_path):
+    rows = [box("a", "apple"), box("a", "tomato"), box("b", "fruit")]
+    result = run(tmp_path, "all", rows)
+    assert [name for image, name in result.shown() if image == "b"] == ["food", "fruit"]
+    assert result.ignored() == [("b", "fruit", "ancestor_class")]
+
+
+def test_the_first_reason_that_applies_is_written_once_and_a_coarse_row_beside_it(tmp_path):
+    rows = [box("a", "apple"), box("b", "fruit"), box("b", "apple", RIGHT, group="1"), box("b", "fruit", RIGHT)]
+    rows += [box("c", "tomato"), box("c", "apple", group="1"), box("c", "food")]
+    result = run(tmp_path, "all", rows, challenge=("apple", "fruit", "food"))
+    assert [row for row in result.ignored() if row[0] == "b"] == [
+        ("b", "fruit", "ancestor_class"),
+        ("b", "apple", "group_of"),
+        ("b", "fruit", "group_of"),
+        ("b", "food", "group_of"),
+    ]  # the second fruit's rectangle is that of an apple
+    assert {row for row in result.ignored() if row[0] == "c"} == {
+        ("c", name, "group_of") for name in ("apple", "fruit", "food")
+    }
+
+
+# === Image labels and negatives ======================================================================================
+def test_image_labels_are_expanded_and_restricted_to_the_level(tmp_path):
+    labels = [("b", "fruit", "0"), ("a", "tomato", "1"), ("b", "car", "1"), ("a", "car", "0")]
+    result = run(tmp_path, "all", ONE_OF_EACH, None, labels)
+    assert result.image_labels == [
+        ("b", "tomato", "0"),
+        ("b", "apple", "0"),
+        ("b", "car", "1"),
+        ("b", "fruit", "0"),
+        *(("a", name, "1") for name in ("tomato", "food", "vegetable")),
+        ("a", "car", "0"),
+        ("a", "fruit", "1"),
+    ]
+    main(dataset_path=str(tmp_path / "data"), output_path=str(tmp_path / "out"), levels=("2",))
+    expected = [("b", "fruit", "0"), ("a", "vegetable", "1"), ("a", "fruit", "1")]
+    assert Result(tmp_path / "out", "2").image_labels == expected
+
+
+def test_a_positive_label_wins_over_a_negative_one(tmp_path, capsys):
+    labels = [("a", "food", "0"), ("a", "apple", "1"), ("a", "apple", "1"), ("b", "apple", "1"), ("b", "apple", "0")]
+    result = run(tmp_path, "all", ONE_OF_EACH, None, labels)
+    assert [row[1:] for row in result.image_labels if row[0] == "a"] == [
+        ("tomato", "0"),
+        ("food", "1"),
+        ("apple", "1"),
+        ("vegetable", "0"),
+        ("carrot", "0"),
+        ("fruit", "1"),
+    ]
+    assert [row[1:] for row in result.image_labels if row[0] == "b"] == [("food", "1"), ("apple", "1"), ("fruit", "1")]
+    assert "positive against negative 4 0" in " ".join(capsys.readouterr().out.split())  # a: 3, b: 1
+
+
+def test_labels_of_excluded_classes_are_expanded_too(tmp_path):
+    labels = [("a", "tomato", "1"), ("b", "fruit", "0"), ("c", "dragon", "1")]
+    result = run(tmp_path, "all", ONE_OF_EACH, None, labels, challenge=("apple", "food"))
+    assert result.image_labels == [("a", "food", "1"), ("b", "apple", "0")]
+
+
+def test_negatives_have_a_verified_label_and_neither_box_nor_region(tmp_path):
+    rows = [box("boxed", "apple"), box("group", "apple", group="1"), box("fruit", "fruit"), box("car", "car")]
+    images = ("unlabelled-elsewhere", "zebra", "boxed", "group", "fruit", "car", "absent")
+    labels = [(image, "apple", "0") for image in images] + [("other", "wheel", "0"), ("unboxed", "apple", "1")]
+    result = run(tmp_path, "1", rows, None, labels)
+    assert list(result.classes) == ["apple", "car"]  # no wheel: `other` has no verified label of the level
+    empty = ("",) * 12
+    names = ("unlabelled-elsewhere", "zebra", "absent", "unboxed")
+    assert result.negatives == [(name, *empty) for name in names]
+    assert result.image_ids == [f"train/{name}" for name in sorted((*names, "boxed", "group", "fruit", "car"))] + [
+        "validation/boxed"
+    ]
+    text = paths.level_boxes(tmp_path / "out", "1", "train").read_text()
+    assert text.endswith("zebra,,,,,,,,,,,,\nabsent,,,,,,,,,,,,\nunboxed,,,,,,,,,,,,\n")
+
+
+def test_a_box_of_another_level_does_not_hinder_a_negative(tmp_path):
+    rows = [box("a", "apple"), box("b", "car")]
+    result = run(tmp_path, "2", rows, None, [("b", "fruit", "0"), ("b", "car", "1")])
+    assert [row[0] for row in result.negatives] == ["b"]
+
+
+def test_without_image_labels_there_are_no_negatives(tmp_path, capsys):
+    result = run(tmp_path, "1", [box("a", "apple")], None, None, [("n", "apple", "0")])
+    assert result.image_labels == []
+    assert result.negatives == []
+    assert Result(tmp_path / "out", "1", "validation").negatives == [("n", *("",) * 12)]
+    printed = capsys.readouterr().out
+    assert "train gets no image labels and no negative images" in printed
+    assert "validation gets no image labels" not in printed

@@ -1,0 +1,194 @@
+"""Proves COCO's twelve numbers: equal to pycocotools on hundreds of random cases, and by hand where it is absent."""
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+
+from oid.metric.challenge import Detections, GroundTruth
+from oid.metric.coco import NAMES, CocoMatcher, CocoMetrics, in_pixels
+
+
+def random_case(seed: int, detections: int) -> tuple[GroundTruth, np.ndarray, Detections, int]:
+    """Boxes on a grid, so that overlaps and areas are often exactly a threshold, and scores with many ties."""
+    rng = np.random.default_rng(seed)
+    images, classes = int(rng.integers(1, 6)), int(rng.integers(1, 5))
+    count = int(rng.integers(0, 6 * images))
+    side = rng.choice([16, 64, 400])  # pixels per cell of the grid: small, medium and large boxes
+    sizes = side * 10 * rng.integers(1, 3, (images, 2)).astype(float)
+
+    def boxes(number):
+        corner = rng.integers(0, 7, (number, 2)) / 10
+        return np.concatenate([corner, corner + rng.integers(1, 5, (number, 2)) / 10], axis=1)
+
+    gt_boxes, gt_image = boxes(count), rng.integers(images, size=count)
+    gt_class = rng.integers(classes, size=count)
+    image, class_index = rng.integers(images, size=detections), rng.integers(classes, size=detections)
+    found = boxes(detections)
+    if count:  # most detections are a box of the ground truth, some of these moved a little
+        source, near = rng.integers(count, size=detections), rng.random(detections) < 0.7
+        moved = gt_boxes[source] + rng.choice([0, 0, 0.02], (detections, 4))
+        found = np.where(near[:, None], moved, found)
+        image, class_index = np.where(near, gt_image[source], image), np.where(near, gt_class[source], class_index)
+    found[rng.random(detections) < 0.02, 2] = 0.0  # swapped corners, or no width
+    truth = GroundTruth(
+        image_ids=tuple(f"{k:03}" for k in range(images)),
+        box_image=gt_image,
+        box_class=gt_class,
+        boxes=gt_boxes,
+        box_group_of=rng.random(count) < 0.2,
+        label_image=np.zeros(0, np.int64),
+        label_class=np.zeros(0, np.int64),
+    )
+    scores = np.round(rng.random(detections), int(rng.integers(1, 4)))
+    return truth, sizes, Detections(image, class_index, scores, found), classes
+
+
+def by_pycocotools(truth: GroundTruth, sizes: np.ndarray, detections: Detections, classes: int) -> np.ndarray:
+    """The peer's twelve numbers."""
+    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed: pip install pycocotools")
+    from pycocotools.cocoeval import COCOeval
+
+    rows = in_pixels(truth.boxes, sizes[truth.box_image]).tolist()
+    annotations = [
+        {"id": k + 1, "image_id": int(i), "category_id": int(c), "bbox": b, "area": b[2] * b[3], "iscrowd": int(g)}
+        for k, (i, c, b, g) in enumerate(zip(truth.box_image, truth.box_class, rows, truth.box_group_of, strict=True))
+    ]
+    found = zip(detections.image, detections.class_index, detections.scores, strict=True)
+    boxes = in_pixels(detections.boxes, sizes[detections.image]).tolist()
+    results = [
+        {"image_id": int(i), "category_id": int(c), "score": float(s), "bbox": b}
+        for (i, c, s), b in zip(found, boxes, strict=True)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        ground_truth = coco.COCO()
+        ground_truth.dataset = {
+            "images": [{"id": k} for k in range(len(truth.image_ids))],
+            "categories": [{"id": c} for c in range(classes)],
+            "annotations": annotations,
+        }
+        ground_truth.createIndex()
+        peer = COCOeval(ground_truth, ground_truth.loadRes(results) if results else coco.COCO(), "bbox")
+        peer.evaluate()
+        peer.accumulate()
+        peer.summarize()
+    return peer.stats
+
+
+def measured(truth: GroundTruth, sizes: np.ndarray, detections: Detections, classes: int, blocks: int = 1):
+    """The twelve numbers in the order of NAMES, with pycocotools' -1; the images in so many blocks."""
+    return np.nan_to_num(list(matched(truth, sizes, detections, classes, blocks).numbers.values()), nan=-1)
+
+
+def matched(truth, sizes, detections, classes, blocks=1) -> CocoMetrics:
+    matcher = CocoMatcher(truth, sizes, num_classes=classes)
+    for block in range(blocks - 1, -1, -1):
+        own = detections.image % blocks == block
+        matcher.add(Detections(*(column[own] for column in vars(detections).values())))
+    return matcher.metrics()
+
+
+# === Against pycocotools =============================================================================================
+
+
+def test_equals_pycocotools_on_random_cases():
+    used = np.zeros(len(NAMES), dtype=int)
+    for seed in range(240):
+        case = random_case(seed, detections=seed % 40)
+        expected = by_pycocotools(*case)
+        np.testing.assert_allclose(measured(*case), expected, rtol=0, atol=1e-6, err_msg=f"seed {seed}")
+        used += (expected > 0) & (expected < 1)
+    assert used.min() > 10  # each of the twelve was tried where it is neither 0 nor 1
+
+
+@pytest.mark.parametrize("seed", range(1000, 1006))
+def test_equals_pycocotools_beyond_100_detections(seed: int):
+    truth, sizes, detections, classes = random_case(seed, detections=2500)
+    assert np.bincount(detections.image * classes + detections.class_index).max() > 100
+    expected = by_pycocotools(truth, sizes, detections, classes)
+    np.testing.assert_allclose(measured(truth, sizes, detections, classes), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_blocks_and_their_order_do_not_matter(seed: int):
+    case = random_case(seed, detections=200)
+    np.testing.assert_array_equal(measured(*case), measured(*case, blocks=3))
+
+
+# === By hand =========================================================================================================
+
+
+def one_image(gt: list, found: list, size: float = 100.0) -> tuple[GroundTruth, np.ndarray, Detections, int]:
+    """One image of `size` x `size` pixels and one class: gt [box, group-of], found [box, score]; boxes in pixels."""
+    none = np.zeros(0, np.int64)
+    gt_boxes = np.array([box for box, _ in gt], float).reshape(-1, 4) / size
+    truth = GroundTruth(
+        ("a",), *(np.zeros(len(gt), np.int64),) * 2, gt_boxes, np.array([group for _, group in gt], bool), none, none
+    )
+    boxes = np.array([box for box, _ in found], float).reshape(-1, 4) / size
+    zeros = np.zeros(len(found), np.int64)
+    return truth, np.full((1, 2), size), Detections(zeros, zeros, np.array([s for _, s in found], float), boxes), 1
+
+
+def numbers(gt: list, found: list, size: float = 100.0) -> dict[str, float]:
+    return matched(*one_image(gt, found, size)).numbers
+
+
+def test_a_box_of_iou_one_half_counts_at_one_of_ten_thresholds():
+    """IoU is exactly .5, at .5 inclusive; the box of 64 x 64 pixels is a medium one."""
+    found = numbers([([0, 0, 64, 64], False)], [([0, 0, 64, 32], 0.9)], 128.0)
+    expected = {"AP": 0.1, "AP50": 1, "AP75": 0, "AP_medium": 0.1, "AR_1": 0.1, "AR_10": 0.1, "AR_100": 0.1}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert found["AR_medium"] == pytest.approx(0.1)
+    assert np.isnan([found[name] for name in ("AP_small", "AP_large", "AR_small", "AR_large")]).all()
+
+
+def test_precision_is_read_at_101_points():
+    """Of two boxes the second-best detection finds one: precision 1/2 up to recall .5, that is at 51 of 101 points."""
+    gt = [([0, 0, 10, 10], False), ([50, 50, 60, 60], False)]
+    found = numbers(gt, [([80, 80, 90, 90], 0.9), ([0, 0, 10, 10], 0.8)])
+    assert found["AP"] == pytest.approx(0.5 * 51 / 101, abs=1e-12)
+    assert (found["AR_1"], found["AR_10"]) == (0, 0.5)
+
+
+def test_a_group_of_box_makes_neither_right_nor_wrong():
+    inside = [([10, 10, 20, 20], 0.9), ([12, 12, 30, 30], 0.8)]
+    alone = numbers([([0, 0, 50, 50], True)], inside)
+    assert np.isnan(list(alone.values())).all()
+    beside = numbers([([0, 0, 50, 50], True), ([60, 60, 90, 90], False)], [*inside, ([60, 60, 90, 90], 0.7)])
+    assert (beside["AP"], beside["AR_1"]) == pytest.approx((1, 0))  # the one best detection is spent on the group
+    outside = numbers([([60, 60, 90, 90], False)], [*inside, ([60, 60, 90, 90], 0.7)])
+    assert outside["AP"] == pytest.approx(1 / 3, abs=1e-12)
+
+
+def test_areas_are_pixels_inclusive_and_boxes_outside_are_ignored():
+    """32 x 32 pixels is small and medium alike."""
+    gt, perfect = [([0, 0, 32, 32], False)], [([0, 0, 32, 32], 0.9)]
+    at_32, at_64 = numbers(gt, perfect, 256.0), numbers([([0, 0, 64, 64], False)], [([0, 0, 64, 64], 0.9)], 256.0)
+    assert (at_32["AP_small"], at_32["AP_medium"]) == pytest.approx((1, 1))
+    assert np.isnan(at_64["AP_small"])
+    large_and_small = numbers([*gt, ([100, 100, 228, 228], False)], [*perfect, ([100, 100, 228, 228], 0.95)], 256.0)
+    assert (large_and_small["AP_small"], large_and_small["AP_large"]) == pytest.approx((1, 1))
+
+
+def test_the_same_boxes_in_a_larger_image_are_larger():
+    truth, _, detections, classes = one_image([([0, 0, 50, 50], False)], [([0, 0, 50, 50], 0.9)])
+    for side, name in ((40.0, "AP_small"), (100.0, "AP_medium"), (1000.0, "AP_large")):
+        found = matched(truth, np.full((1, 2), side), detections, classes).numbers
+        assert {k for k in ("AP_small", "AP_medium", "AP_large") if found[k] > 0.999} == {name}
+
+
+def test_average_precision_per_class():
+    truth, sizes, detections, classes = random_case(11, detections=120)
+    result = matched(truth, sizes, detections, classes)
+    assert np.nanmean(result.average_precision) == pytest.approx(result.numbers["AP"], abs=1e-12)
+    counted = np.bincount(truth.box_class[~truth.box_group_of], minlength=classes) > 0
+    np.testing.assert_array_equal(np.isnan(result.average_precision), ~counted)
+
+
+@pytest.mark.parametrize("sizes", [np.zeros((1, 2)), np.ones((2, 2)), np.array([[10, np.nan]])])
+def test_a_size_that_is_none_is_an_error(sizes: np.ndarray):
+    truth, _, _, classes = one_image([([0, 0, 1, 1], False)], [])
+    with pytest.raises(ValueError, match="1 positive sizes"):
+        CocoMatcher(truth, sizes, num_classes=classes)

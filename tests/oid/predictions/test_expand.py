@@ -1,0 +1,129 @@
+"""Proves that all images of a block are expanded at once as each would be alone, by the plain rules."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import a05_expand_hierarchy as a05
+from oid.boxes.suppression import classwise_nms
+from oid.hierarchy import Hierarchy
+from oid.predictions.expand import Expansion
+from oid.predictions.files import Predictions, read_predictions, write_predictions
+
+LABELS = ("a", "b", "c", "d", "e", "f", "other")
+BELOW_D = {"LabelName": "d", "Subcategory": [{"LabelName": "e"}, {"LabelName": "f"}]}
+TREE = {  # d is below b and c, which are below a
+    "LabelName": "root",
+    "Subcategory": [
+        {
+            "LabelName": "a",
+            "Subcategory": [
+                {"LabelName": "b", "Subcategory": [BELOW_D]},
+                {"LabelName": "c", "Subcategory": [BELOW_D]},
+            ],
+        }
+    ],
+}
+
+box = st.tuples(*[st.integers(0, 5)] * 4).map(
+    lambda c: (min(c[0], c[2]), min(c[1], c[3]), max(c[0], c[2]), max(c[1], c[3]))
+)
+image = st.lists(st.tuples(st.integers(0, len(LABELS) - 1), st.integers(-2, 5), box), max_size=14)
+
+
+def predictions_of(images):
+    """Few places and few scores, so that there are ties, duplicates and boxes without area."""
+    parts = [
+        ([label for label, _, _ in boxes], [s / 4 for _, s, _ in boxes], [c for _, _, c in boxes]) for boxes in images
+    ]
+    return Predictions.from_images([f"i{k}" for k in range(len(parts))], LABELS, parts)
+
+
+def plain_expansion(found, tree, classes, nms_iou, only_new):
+    """[(image, label, score, box), ..] by the rules, one image and one class after the other."""
+    result, offsets = [], found.offsets()
+    for k in range(len(found.image_ids)):
+        own = [
+            (found.labels[found.label_index[i]], found.scores[i], tuple(found.boxes[i]))
+            for i in range(offsets[k], offsets[k + 1])
+        ]
+        old = [entry for entry in own if entry[0] in classes]
+        above = [(label, tree.ancestors(label) if label in tree else ()) for label, _, _ in own]
+        new = [(up, *own[i][1:]) for i, (_, ups) in enumerate(above) for up in ups if up in classes]
+        entries, stays = old + new, set(range(len(old) + len(new)))
+        for label in {label for label, _, _ in new}:
+            members = [i for i, entry in enumerate(entries) if entry[0] == label]
+            boxes, scores = (np.array([entries[i][column] for i in members]) for column in (2, 1))
+            kept = classwise_nms(boxes, scores, np.zeros(len(members), int), nms_iou)
+            stays -= set(members) - {members[i] for i in kept}
+        result += [(k, *entries[i]) for i in sorted(stays) if i >= len(old) or not only_new]
+    return result
+
+
+def rows_of(found):
+    labels = [found.labels[label] for label in found.label_index]
+    return list(zip(found.image_index, labels, found.scores, map(tuple, found.boxes), strict=True))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(image, max_size=5), st.sets(st.sampled_from(LABELS)), st.sampled_from([0.0, 0.3, 0.5, 1.0]), st.booleans()
+)
+def test_a_block_is_expanded_as_each_image_by_the_plain_rules(images, classes, nms_iou, only_new):
+    found, tree = predictions_of(images), Hierarchy(TREE)
+    result = Expansion(tree, classes).expand(found, nms_iou=nms_iou, only_new=only_new)
+    assert result.image_ids == found.image_ids
+    assert rows_of(result) == plain_expansion(found, tree, classes, nms_iou, only_new)
+
+
+def test_labels_may_come_later():
+    """The vocabulary grows from block to block; ancestors that an earlier block added keep their number."""
+    expansion = Expansion(Hierarchy(TREE), set(LABELS))
+    labels = ["e"]
+    arrays = np.zeros(1, int), np.zeros(1, int), np.ones(1), np.array([[0.0, 0, 1, 1]])
+    first = expansion.expand(Predictions(["i"], labels, *arrays), nms_iou=0.5)
+    assert [row[1] for row in rows_of(first)] == ["e", "d", "b", "c", "a"]
+    labels += ["b", "f"]
+    arrays = np.zeros(2, int), np.array([1, 2]), np.ones(2), np.array([[0.0, 0, 1, 1], [2, 2, 3, 3]])
+    second = expansion.expand(Predictions(["j"], labels, *arrays), nms_iou=0.5)
+    assert [row[1] for row in rows_of(second)] == ["b", "f", "a", "d", "b", "c", "a"]
+    assert second.labels[:5] == ["e", "d", "b", "c", "a"]
+    assert list(expansion.inner) == ["d", "b", "c", "a"]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Predictions of 40 images and the other files that a05 reads, as its flags."""
+    rng = np.random.default_rng(0)
+    images = [
+        [(int(rng.integers(7)), int(rng.integers(6)), [*sorted(rng.integers(0, 5, 2)), 6, 6]) for _ in range(k % 9)]
+        for k in range(40)
+    ]
+    write_predictions(tmp_path / "in.csv", predictions_of(images))
+    (tmp_path / "tree.json").write_text(str(TREE).replace("'", '"'))
+    (tmp_path / "classes.csv").write_text("".join(f"{label},{label}\n" for label in LABELS[:-1]))
+    names = {"predictions": "in.csv", "hierarchy": "tree.json", "class_descriptions": "classes.csv"}
+    return {flag: str(tmp_path / name) for flag, name in names.items()}
+
+
+def test_the_result_does_not_depend_on_the_size_of_the_blocks(files, tmp_path, monkeypatch, capsys):
+    results, printed = [], []
+    for size in (1, 7, 4096):
+        monkeypatch.setattr(a05, "IMAGES_PER_BLOCK", size)
+        a05.main(**files, expanded=str(tmp_path / "out.csv"), nms_iou=0.5)
+        results.append((tmp_path / "out.csv").read_bytes())
+        printed.append(capsys.readouterr().out)
+    assert results[0] == results[1] == results[2]
+    assert printed[0] == printed[1] == printed[2]
+    assert len(read_predictions(tmp_path / "out.csv").image_ids) == 40
+
+
+def test_a_mistake_in_a_later_block_leaves_nothing_behind(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(a05, "IMAGES_PER_BLOCK", 5)
+    with open(files["predictions"], "a") as file:
+        file.write("last,a nan 0 0 1 1\n")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(a05.InputError, match="line 42, token 2"):
+        a05.main(**files, expanded=str(tmp_path / "out.csv"))
+    assert sorted(tmp_path.iterdir()) == before

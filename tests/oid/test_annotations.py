@@ -1,0 +1,130 @@
+"""Proves the readers of annotation files: with and without header, quoting, order, and errors that name the line."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oid.annotations import (
+    BOX_COLUMNS,
+    read_boxes,
+    read_class_descriptions,
+    read_image_labels,
+    scan_rows,
+    write_class_descriptions,
+)
+from oid.files import InputError
+from tests.helpers.project import shared
+
+
+def written(folder, text: str | bytes):
+    path = folder / "classes.csv"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/m/b,Bee\n/m/a,Ant\n",
+        "LabelName,DisplayName\n/m/b,Bee\n/m/a,Ant",
+        "label,name\r\n/m/b,Bee\r\n\r\n/m/a,Ant\r\n",
+        "\ufeff/m/b,Bee\n/m/a,Ant\n",
+        "\ufeffLabelName,DisplayName\n/m/b,Bee\n/m/a,Ant\n",
+        "/m/b,Bee,1\n/m/a,Ant,2\n",
+    ],
+)
+def test_with_and_without_header(tmp_path, text):
+    classes = read_class_descriptions(written(tmp_path, text))
+    assert list(classes.items()) == [("/m/b", "Bee"), ("/m/a", "Ant")]
+
+
+def test_quoting_and_text_ids(tmp_path):
+    classes = read_class_descriptions(written(tmp_path, '007,"Hammer, claw"\n1e5,"the ""big"" one"\n'))
+    assert classes == {"007": "Hammer, claw", "1e5": 'the "big" one'}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no class"),
+        ("label,name\n", "holds no class"),
+        ("/m/a,Ant\n,Bee\n", "line 2:"),
+        ("/m/a\n", "line 1:"),
+        ("/m/a,\n", "line 1:"),
+        ("/m/a,Ant\n/m/b,Bee\n/m/a,Ape\n", "line 3: label /m/a is already in line 1"),
+        ("/m/a b,Ant\n", "white space"),
+        ('/m/a,"Ant\n', "not CSV"),
+        (b"/m/a,Caf\xe9\n", "not UTF-8"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, text, message):
+    path = written(tmp_path, text)
+    with pytest.raises(InputError) as error:
+        read_class_descriptions(path)
+    assert str(path) in str(error.value)
+    assert message in str(error.value)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        read_class_descriptions(tmp_path / "none.csv")
+    with pytest.raises(InputError, match="is a folder"):
+        read_class_descriptions(tmp_path)
+
+
+printable = st.text(st.characters(blacklist_categories=("C", "Z")), min_size=1, max_size=8)
+
+
+@given(classes=st.dictionaries(printable.map("/m/{}".format), printable, min_size=1, max_size=6))
+def test_written_classes_come_back(classes, tmp_path_factory):
+    path = tmp_path_factory.mktemp("classes") / "classes.csv"
+    write_class_descriptions(path, classes)
+    assert list(read_class_descriptions(path).items()) == list(classes.items())
+
+
+HEADER = ",".join(BOX_COLUMNS)
+
+
+def test_boxes_with_equal_coordinates_share_a_rectangle(tmp_path):
+    rows = ["a,x,l,1,0.5,1,0,1,0,0,0,0,0", "b,x,l,1,0.5,1,0,1,0,0,1,0,0", "", "a,x,m,1,.500,1.0,0,1e0,0,0,-1,0,0"]
+    table = read_boxes(written(tmp_path, "\n".join([HEADER, *rows, ""])))
+    assert table.columns == ["line", "ImageID", "LabelName", "group_of", "rectangle"]
+    assert table.rows() == [(2, "a", "l", False, 2), (3, "b", "l", True, 3), (5, "a", "m", False, 2)]
+
+
+def test_image_labels_know_the_first_line_of_their_image(tmp_path):
+    path = written(tmp_path, "LabelName,ImageID,Confidence\nx,007,1\ny,1e5,0\nz,007,0\n")
+    assert read_image_labels(path).rows() == [(2, "007", "x", True), (3, "1e5", "y", False), (2, "007", "z", False)]
+
+
+def test_image_labels_may_be_a_header_only(tmp_path):
+    assert read_image_labels(written(tmp_path, "ImageID,LabelName,Confidence\n")).is_empty()
+
+
+def test_columns_are_text_in_the_asked_order(tmp_path):
+    path = written(tmp_path, '\ufeffA,B,C\r\n1.0,"x,y",007\r\n\r\n,0x1, z\r\n')
+    assert scan_rows(path, ("C", "A", "B")).collect().rows() == [(2, "007", "1.0", "x,y"), (4, " z", None, "0x1")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("\n\n", "is empty"),
+        ("A,B\n", "line 1: column C, D is missing"),
+        (b"A,\xe9\n", "line 1: the header is not UTF-8"),
+    ],
+)
+def test_bad_headers_are_named(tmp_path, text, message):
+    with pytest.raises(InputError, match=message):
+        scan_rows(written(tmp_path, text), ("A", "C", "D"))
+
+
+def test_the_first_rows_of_the_official_files():
+    snippets = ("data", "oid_rows", "format_snippets")
+    for name in ("v6-train-annotations-bbox.head.csv", "v4-freeform-annotations-bbox.head.csv"):
+        path = shared(*snippets, name)
+        assert len(read_boxes(path)) == len(path.read_text().splitlines()) - 1
+    for name in ("train-human-imagelabels-boxable.head.csv", "v4-human-imagelabels.head.csv"):
+        path = shared(*snippets, name)
+        assert len(read_image_labels(path)) == len(path.read_text().splitlines()) - 1

@@ -1,0 +1,206 @@
+"""Proves a01 as a command: flags, mistakes in one sentence, equal files in every run, and the real levels."""
+
+import csv
+import itertools
+import shutil
+from pathlib import Path
+
+import pytest
+
+from a01_create_training_files import main
+from oid import paths
+from oid.annotations import BOX_COLUMNS, read_class_descriptions
+from oid.files import InputError
+from tests.helpers.project import run_script, shared
+from tests.helpers.small_open_images import BIG, CLASSES, LEFT, ONE_OF_EACH, RIGHT, Result, box, make_data_set
+
+
+# === The command =====================================================================================================
+def everything_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_files_do_not_depend_on_threads_hash_seeds_or_an_earlier_run(tmp_path):
+    names, rectangles = itertools.cycle(CLASSES), itertools.cycle([LEFT, RIGHT, BIG])
+    rows = [
+        box(f"i{number * 7 % 800}", next(names), next(rectangles), "1" if number % 9 == 0 else "0")
+        for number in range(3000)
+    ]
+    labels = [(f"i{number * 13 % 1000}", next(names), str(number % 2)) for number in range(2000)]
+    data_set = make_data_set(tmp_path / "data", rows, rows[:100], labels)
+    found = []
+    for output, threads in (("one", "1"), ("two", "3"), ("two", "2")):
+        done = run_script(
+            "a01_create_training_files.py",
+            *("--dataset_path", data_set, "--output_path", tmp_path / output, "--levels", "1", "2", "all"),
+            environment={"POLARS_MAX_THREADS": threads, "PYTHONHASHSEED": threads},
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        found.append(everything_below(tmp_path / output))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0]) == 3 * 9  # and no temporary file
+
+
+def test_help_names_the_flags():
+    done = run_script("a01_create_training_files.py", "--help")
+    assert done.returncode == 0
+    for flag in ("--dataset_path", "--output_path", "--levels", "--min_boxes", "--rare_below", "--parent_label"):
+        assert flag in done.stdout
+
+
+def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(tmp_path):
+    data_set = make_data_set(tmp_path / "data", ONE_OF_EACH, [("v", "", "apple", "1", "x", "1", "0", "1", *"00000")])
+    place = ("--dataset_path", data_set, "--output_path", tmp_path / "out")
+    for arguments in (place, (*place, "--levels", "7"), (*place, "--min_boxes", "many"), (*place, "--minimum", "3")):
+        done = run_script("a01_create_training_files.py", *arguments)
+        assert done.returncode == 2
+        assert done.stderr.startswith("error: ")
+        assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def damaged(tmp_path: Path, name: str, text: str | bytes | None) -> Path:
+    """A good data set whose file `name` is replaced, or removed."""
+    labels = [("a", "apple", "1")]
+    data_set = make_data_set(tmp_path / "data", ONE_OF_EACH, ONE_OF_EACH[:3], labels, labels)
+    path = data_set / "annotations" / name
+    if text is None:
+        path.unlink()
+    else:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return data_set
+
+
+HEADER = ",".join(BOX_COLUMNS)
+TRAIN, VALIDATION = "train-annotations-bbox.csv", "validation-annotations-bbox.csv"
+TRAIN_LABELS = "train-annotations-human-imagelabels-boxable.csv"
+LABEL_HEADER = "ImageID,Source,LabelName,Confidence"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (VALIDATION, None, "does not exist"),
+        (TRAIN, None, "does not exist"),
+        (paths.HIERARCHY, None, "does not exist"),
+        (paths.CLASS_DESCRIPTIONS, None, "does not exist"),
+        (paths.HIERARCHY, "{", "not JSON"),
+        (paths.CLASS_DESCRIPTIONS, "", "holds no class"),
+        (paths.CHALLENGE_CLASS_DESCRIPTIONS, "dragon,Dragon\n", "no class in common"),
+        (TRAIN, "", "is empty"),
+        (TRAIN, HEADER + "\n", "holds no boxes"),
+        (TRAIN, HEADER.replace(",IsGroupOf", "") + "\n", "line 1: column IsGroupOf is missing"),
+        (TRAIN, f"{HEADER}\na,x,apple,1,0,1,0,1,0,0,0,0,0\na,x,apple,1,0,1,zero,1,0,0,0,0,0\n", "line 3: "),
+        (TRAIN, f"{HEADER}\na,x,apple,1,0,1,nan,1,0,0,0,0,0\n", "line 2: "),
+        (TRAIN, f"{HEADER}\na,x,apple,1,0.2,0.1,0,1,0,0,0,0,0\n", "line 2: "),
+        (TRAIN, f"{HEADER}\na,x,apple,1,0,1,0.9,0.8,0,0,0,0,0\n", "Min <= Max"),
+        (TRAIN, f"{HEADER}\na,x,apple,1,0,inf,0,1,0,0,0,0,0\n", "line 2: "),
+        (TRAIN, f"{HEADER}\na,x,apple,1,0,1,0,1,0,0,yes,0,0\n", "IsGroupOf 0, 1 or -1"),
+        (TRAIN, f"{HEADER}\na,x,,1,0,1,0,1,0,0,0,0,0\n", "line 2: "),
+        (TRAIN, f"{HEADER}\na,x,apple,1,0,1,0,1,0,0,0,0,0\nb,x,ap", "line 3: "),  # a download that broke off
+        (TRAIN, f"{HEADER}\na,x,apple,1,0,1,0,1,0,0,0,0,0,9\n", "line 2: 14 values under a header of 13"),
+        (TRAIN, f'{HEADER}\na,x,"apple,1,0,1,0,1,0,0,0,0,0\n', "line 2: not CSV"),
+        (TRAIN, f"{HEADER}\n\na,x,apple\xe9,1,0,1,0,1,0,0,0,0,0\n".encode("latin-1"), "line 3: not UTF-8"),
+        (TRAIN, f"{HEADER}\n\na,\xe9,apple,1,0,1,0,1,0,0,0,0,0\n".encode("latin-1"), "line 3: not UTF-8"),
+        (TRAIN, HEADER.encode("utf-16"), "not UTF-8"),
+        (TRAIN_LABELS, "", "is empty"),
+        (TRAIN_LABELS, "ImageID,LabelName\na,apple\n", "column Confidence is missing"),
+        (TRAIN_LABELS, f"{LABEL_HEADER}\na,v,apple,1\na,v,apple,0.7\n", "line 3: "),
+        (TRAIN_LABELS, f"{LABEL_HEADER}\n,v,apple,1\n", "line 2: "),
+        (TRAIN_LABELS, f"{LABEL_HEADER}\na,v,\xe9,1\n".encode("latin-1"), "line 2: not UTF-8"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, text, message):
+    data_set = damaged(tmp_path, name, text)
+    with pytest.raises(InputError) as error:
+        main(dataset_path=str(data_set), output_path=str(tmp_path / "out"), levels=("1",))
+    assert name in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"levels": ("4",)}, "--levels 4: the hierarchy has no class of this height, choose from 1 2 3 all rare"),
+        ({"levels": ("1", "All")}, "--levels All"),
+        ({"levels": ("01",)}, "--levels 01"),
+        ({"levels": ("1",), "min_boxes": -1}, "--min_boxes -1"),
+        ({"levels": ("1",), "min_boxes": 9}, "none of its 5 classes has 9 or more training boxes"),
+        ({"levels": ("rare",), "rare_below": 1}, "none of its 8 classes has 1 or more and fewer than 1 training boxes"),
+        ({"dataset_path": "/nowhere/at/all"}, "/nowhere/at/all does not exist"),
+        ({"labels_filter": ("apple", "tomatoe")}, "--labels_filter tomatoe: no class has this name or label"),
+        ({"labels_filter": ("tomatoe",)}, "did you mean tomato, all?"),
+        ({"labels_filter": (",",)}, "--labels_filter names no class"),
+        (
+            {"parent_label": "fruits, all"},
+            "--parent_label fruits, all: no class has this name or label, did you mean fruit",
+        ),
+        ({"parent_label": "entity"}, "--parent_label entity: no class has this name or label"),
+        ({"labels_filter": ("apple",), "parent_label": "fruit"}, "two ways to choose a part of the classes: give one"),
+        ({"levels": ("2", "3"), "parent_label": "car"}, "--levels 2: the hierarchy has no class of this height"),
+        ({"levels": ("1", "9"), "parent_label": "fruit"}, "--levels 9: the hierarchy has no class of this height"),
+    ],
+)
+def test_bad_flags_are_named(tmp_path, options, message):
+    data_set = make_data_set(tmp_path / "data", ONE_OF_EACH)
+    with pytest.raises(InputError) as error:
+        main(**{"dataset_path": str(data_set), "output_path": str(tmp_path / "out"), **options})
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_place_of_the_output_is_one_sentence(tmp_path):
+    data_set = make_data_set(tmp_path / "data", ONE_OF_EACH)
+    (tmp_path / "out").write_text("not a folder")
+    done = run_script(
+        "a01_create_training_files.py", "--dataset_path", data_set, "--output_path", tmp_path / "out", "--levels", "1"
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+# === Real annotations ================================================================================================
+@pytest.mark.parametrize(("challenge", "sizes"), [(False, (525, 56, 14, 5, 1, 601)), (True, (443, 46, 8, 2, 1, 500))])
+def test_the_real_levels(tmp_path, challenge, sizes):
+    data_set = make_data_set(tmp_path / "data", [box("a", "/m/014j1m")])
+    names = [paths.HIERARCHY, paths.CLASS_DESCRIPTIONS] + ([paths.CHALLENGE_CLASS_DESCRIPTIONS] if challenge else [])
+    for name in names:
+        shutil.copy(shared("data", "oid_metadata", name), data_set / "annotations")
+    levels = ("1", "2", "3", "4", "5", "all")
+    main(dataset_path=str(data_set), output_path=str(tmp_path / "out"), levels=levels, min_boxes=0)
+    found = [len(read_class_descriptions(paths.level_class_descriptions(tmp_path / "out", level))) for level in levels]
+    assert tuple(found) == sizes
+
+
+def test_the_fruit_photographs(tmp_path):
+    data_set = shared("data", "fruit_oid")
+    main(dataset_path=str(data_set), output_path=str(tmp_path), levels=("1", "2", "all"))
+    with open(paths.box_annotations(data_set, "train"), newline="") as file:
+        source = [tuple(row) for row in csv.reader(file)][1:]
+    assert Result(tmp_path, "1").boxes == source
+    assert list(Result(tmp_path, "1").classes.values()) == ["Apple", "Banana", "Orange"]
+    assert list(Result(tmp_path, "2").classes.values()) == ["Fruit"]
+    assert len(Result(tmp_path, "2").boxes) == len({row[:1] + row[4:8] for row in source})
+    assert sorted(Result(tmp_path, "all").classes.values()) == ["Apple", "Banana", "Food", "Fruit", "Orange"]
+    assert len(Result(tmp_path, "all").boxes) == 3 * len(source)
+
+
+def test_rows_of_six_classes(tmp_path):
+    data_set = tmp_path / "data"
+    (data_set / "annotations").mkdir(parents=True)
+    rows = shared("data", "oid_rows", "six_classes")
+    shutil.copy(rows / "train-annotations-bbox.csv", paths.box_annotations(data_set, "train"))
+    shutil.copy(rows / "test-annotations-bbox.csv", paths.box_annotations(data_set, "validation"))
+    shutil.copy(rows / "class-descriptions-boxable.csv", data_set / "annotations")
+    shutil.copy(shared("data", "oid_metadata", paths.HIERARCHY), data_set / "annotations")
+    main(dataset_path=str(data_set), output_path=str(tmp_path / "out"), levels=("1",))
+    with open(paths.box_annotations(data_set, "train"), newline="") as file:
+        source = [tuple(row) for row in csv.reader(file)][1:]
+    result = Result(tmp_path / "out", "1")
+    assert result.boxes == [row for row in source if row[10] == "0"]
+    groups = [(row[0], row[2], *row[4:8], "group_of") for row in source if row[10] == "1"]
+    assert result.regions == groups
+    assert len(result.boxes) + len(groups) == len(source)

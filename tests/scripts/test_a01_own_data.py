@@ -1,0 +1,132 @@
+"""Proves that a01 takes a data set of the user's own from the command line, that a mistake is one sentence, and that
+the scripts after it work on the result as on Open Images, up to the metric."""
+
+import json
+
+import pytest
+
+import a01_create_training_files as a01
+from oid import paths
+from oid.files import InputError
+from tests.helpers.own_data import WRITERS, converted, table, write_csv_source, write_rows, write_voc_source
+from tests.helpers.project import run_script, shared
+from tests.helpers.small_open_images import Result
+from tests.helpers.small_photographs import TINY, photograph
+
+
+def test_a01_converts_exports_and_does_it_again(tmp_path):
+    source, data_set = write_voc_source(tmp_path / "source"), tmp_path / "data"
+    flags = ("--dataset_path", data_set, "--output_path", tmp_path / "out")
+    for _ in range(2):
+        done = run_script("a01_create_training_files.py", "--source", "voc", "--source_path", source, *flags)
+        assert done.returncode == 0, done.stderr
+        assert "train: 4 images, 1 of them without boxes, 5 boxes" in done.stdout
+        assert "the chosen classes have no such height: level 2" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["level_1_files", "level_all_files"]
+    assert len(Result(tmp_path / "out", "1").boxes) == 5
+    flags = ("--dataset_path", data_set, "--output_path", tmp_path / "none", "--export", "coco")
+    done = run_script("a01_create_training_files.py", *flags, "--export_path", tmp_path / "coco")
+    assert done.returncode == 0, done.stderr
+    assert "train: 4 images, 5 boxes of 2 classes" in done.stdout
+    assert not (tmp_path / "none").exists()
+    content = json.loads((tmp_path / "coco" / "annotations" / "instances_train.json").read_text())
+    assert len(content["annotations"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--source csv --source_path {0}/broken", "line 1: not CSV"),
+        ("--export coco", "error: --export and --export_path belong together"),
+        (
+            "--source csv --source_path {0}/source --fold 7",
+            "error: --fold 7: of 5 folds the first is 0, the last 1 less",
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence(flags, sentence, tmp_path):
+    write_csv_source(tmp_path / "source")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "annotations.csv").write_text('"a.png\n')
+    (tmp_path / "data").mkdir()
+    place = ("--dataset_path", tmp_path / "data", "--output_path", tmp_path / "out")
+    done = run_script("a01_create_training_files.py", *flags.format(tmp_path).split(), *place)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert sentence in last
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_level_that_somebody_asks_for_must_exist(tmp_path):
+    flags = {"source": "csv", "source_path": str(write_csv_source(tmp_path / "source")), "levels": ("1", "2")}
+    with pytest.raises(InputError, match="the hierarchy has no class of this height"):
+        a01.main(dataset_path=str(tmp_path / "data"), output_path=str(tmp_path / "out"), **flags)
+
+
+def test_real_microscope_images(tmp_path, capsys):
+    """BCCD: two boxes of one point, told with file and line; the splits are its own, or those that are named."""
+    source = str(shared("data", "bccd_voc"))
+    places = {"dataset_path": str(tmp_path / "data"), "output_path": str(tmp_path / "out"), "levels": ("1",)}
+    a01.main(source="voc", source_path=source, **places)
+    splits = ("train", "validation", "test")
+    rows = {split: converted(tmp_path / "data", split, (640, 480)) for split in splits}
+    assert [len(rows[split]) for split in splits] == [205, 87, 72]
+    assert [sum(map(len, rows[split].values())) for split in splits] == [2804, 1137, 945]
+    problems = table(tmp_path / "data" / "source_problems.csv")
+    assert [(row["place"], row["value"]) for row in problems] == [
+        ("line 50, object 4", "RBC 181,329,181,329"),
+        ("line 158, object 13", "RBC 504,337,504,337"),
+    ]
+    folds = {"dataset_path": str(tmp_path / "folds"), "source_splits": ("train=trainval", "test=test")}
+    a01.main(source="voc", source_path=source, validation_folds=4, fold=2, **places | folds)
+    assert "fold 2 of 4 of the training images is taken" in capsys.readouterr().out
+    train, validation = (converted(tmp_path / "folds", split, (640, 480)) for split in splits[:2])
+    assert (len(train) + len(validation), abs(len(validation) - 73) <= 2) == (292, True)
+    for name in ("RBC", "WBC", "Platelets"):
+        images = [sum(any(c == name for c, _ in boxes) for boxes in rows.values()) for rows in (train, validation)]
+        assert images[1] / sum(images) == pytest.approx(0.25, abs=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["csv", "kitti"])
+def test_from_own_data_to_the_metric(form, tmp_path, tiny_backbone, capsys):
+    import a02_find_image_parameters as a02
+    import a03_train_m2det as a03
+    import a04_inference as a04
+    import a05_expand_hierarchy as a05
+    import a06_ensemble as a06
+    import a07_evaluate as a07
+
+    source = WRITERS[form](tmp_path / "source")
+    for path in source.rglob("*.*g"):  # pictures in which there is something
+        photograph(path, sum(map(ord, path.stem)), ("apple",))
+    file_paths = {"dataset_path": str(tmp_path / "data"), "output_path": str(tmp_path / "out")}
+    a01.main(source=form, source_path=str(source), **file_paths)
+    a02.main(**file_paths)
+    a03.main(run="own", **file_paths, **TINY)
+    a04.main(run="own", score_threshold=0.0, **file_paths)
+    a05.main(run="own", **file_paths)
+    a06.main(**file_paths)
+    a07.main(**file_paths)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("mAP@0.5 = ")
+    metrics = json.loads(paths.metrics_file(paths.submission(tmp_path / "out", "validation")).read_text())
+    assert metrics["images"] == 2
+
+
+def test_a_second_class_file_decides_the_order_of_the_outputs(tmp_path):
+    source = write_csv_source(tmp_path / "source")
+    for rows, order in (
+        ([("cat", 0), ("dog", 1)], ["/m/cat", "/m/dog"]),
+        ([("cat", 9), ("dog", 1)], ["/m/dog", "/m/cat"]),
+    ):
+        write_rows(source / "classes.csv", rows)
+        a01.main(
+            source="csv",
+            source_path=str(source),
+            dataset_path=str(tmp_path / "data"),
+            output_path=str(tmp_path / "out"),
+            levels=("1",),
+        )
+        assert list(Result(tmp_path / "out", "1").classes) == order

@@ -1,0 +1,454 @@
+"""Proves a03: what a run holds, that it goes on exactly where it was, and that a mistake is one sentence.
+
+Building a network is most of the time of a tiny training, so the tests share runs: `trained` (conftest) and `other`.
+"""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import signal
+from types import SimpleNamespace
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+import a03_train_m2det as a03
+from a01_create_training_files import main as create_training_files
+from models import load_model
+from models.detector import network_from_settings
+from oid import paths
+from oid.anchors.grids import anchor_settings
+from oid.files import InputError
+from tests.helpers.project import run_script
+from tests.helpers.small_photographs import CLASSES, TINY, make_photographs
+from training import batches, parts, trainer
+from training.data_set import read_data_set
+from training.sampling import image_weights
+from training.schedule import Schedule, make_optimizer
+
+
+def history(folder) -> list[dict[str, str]]:
+    with open(folder / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def tensors(path) -> dict[str, np.ndarray]:
+    """All arrays of an HDF5 or NumPy file by their name in it."""
+    if path.suffix == ".npz":
+        return dict(np.load(path, allow_pickle=False))
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item[()]} if isinstance(item, h5py.Dataset) else {}))
+    return found
+
+
+# === What a run holds ================================================================================================
+def test_the_settings_tell_all_that_is_needed_to_use_the_run(trained):
+    settings = json.loads((trained.folder / "settings.json").read_text())
+    labels = list(csv.reader(paths.level_class_descriptions(trained.output, "1").open(newline="")))
+    assert settings["classes"] == [{"label": label, "name": name} for label, name in labels]
+    assert [entry["label"] for entry in settings["classes"]] == list(CLASSES)
+    assert settings["level"] == "1"
+    assert settings["image_size"] == 96
+    assert settings["anchors"] == anchor_settings(96, 2)
+    assert settings["preprocessing"]["orientation"] == "stored"
+    assert settings["flags"].keys() == a03.main.__kwdefaults__.keys()  # every flag
+    assert {name: settings["flags"][name] for name in trained.flags} == trained.flags
+    assert settings["flags"]["seed"] == 0
+
+
+def test_a_row_of_history_per_epoch(trained):
+    rows = history(trained.folder)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    for row in rows:
+        assert math.isfinite(float(row["loss"]))
+        assert float(row["loss"]) == pytest.approx(float(row["class_loss"]) + float(row["box_loss"]), abs=1e-3)
+        assert 0 <= float(row["mAP"]) <= 1
+        assert float(row["images_per_second"]) > 0
+        assert float(row["seconds"]) > 0
+
+
+def test_what_is_printed(trained):
+    lines = trained.printed.splitlines()
+    assert lines[0] == "train: 12 images, 14 boxes, 2 ignored regions"
+    assert "validation: 6 images, 8 boxes" in lines
+    assert "label rules: verified, regions" in lines  # leaves have no ancestors among themselves, and that is said
+    assert "no class of this level lies above another in the hierarchy: there are no ancestors to spare" in lines
+    chosen = [line.removeprefix("chosen: ") for line in lines if line.startswith("chosen: ")]
+    assert [reason.split(",")[0] for reason in chosen] == [
+        "learning rate 0.002 for adamw",  # nothing else is open in TINY
+        "weight decay 0.03",
+        "1 anchor per cell",
+        "12 images: cache on",
+    ]
+    scores = [float(row["mAP"]) for row in history(trained.folder)]
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    assert [re.search(r"epoch (\d/\d) .* mAP (\d\.\d{4})", line).groups() for line in epochs] == [
+        ("1/2", f"{scores[0]:.4f}"),
+        ("2/2", f"{scores[1]:.4f}"),
+    ]
+    assert ["best" in line for line in epochs] == [True, scores[1] > scores[0]]
+    assert lines[-1].endswith(f"best mAP {max(scores):.4f}")
+
+
+def test_best_weights_and_checkpoint_can_be_loaded(trained):
+    picture = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3)).astype("uint8")
+    for run in (trained.folder, trained.folder / "checkpoint"):
+        found = load_model(run).predict_on_batch(picture)
+        assert found["boxes"].shape == (2, 300, 4)
+        assert np.all(np.isfinite(found["boxes"]))
+    assert [path.name for path in trained.folder.glob("checkpoint.*")] == ["checkpoint.previous"]
+    assert not list(trained.folder.rglob(".*"))
+
+
+def test_validation_measured_what_the_saved_model_finds(trained):
+    from training.validation import make_validation
+
+    data = read_data_set(trained.data_set, trained.output, "1", "validation")
+    detector = load_model(trained.folder)
+    score = make_validation(data, detector.settings, orientation="stored")(detector)
+    assert score == pytest.approx(max(float(row["mAP"]) for row in history(trained.folder)), abs=1e-6)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(trained, capsys):
+    before = {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*")}
+    a03.main(**trained.flags)
+    assert "is finished: 2 of 2 epochs, best mAP " in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 2}, {"epochs": 3}, {"learning_rate": 0.5}, {"seed": 1}])
+def test_other_settings_are_refused_by_name(trained, change):
+    ((name, value),) = change.items()
+    with pytest.raises(InputError) as error:
+        a03.main(**{**trained.flags, **change})
+    before = json.loads((trained.folder / "settings.json").read_text())["flags"][name]
+    assert f"--{name} {before}, now it is {value}" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_that_are_not_those_of_the_checkpoint_are_refused_by_name(trained, tmp_path):
+    shutil.copytree(trained.output / "level_1_files", tmp_path / "level_1_files")
+    folder = tmp_path / "weights" / "trained"
+    shutil.copytree(trained.folder, folder)
+    settings = json.loads((folder / "settings.json").read_text())
+    (folder / "settings.json").write_text(json.dumps(settings | {"channels": 32}))
+    with pytest.raises(
+        InputError, match=r"settings\.json: channels is not that of the checkpoint beside it, 16: restore"
+    ):
+        a03.main(**{**trained.flags, "output_path": str(tmp_path)})
+
+
+def test_other_classes_are_refused(trained, tmp_path):
+    level = tmp_path / "level_1_files"
+    shutil.copytree(trained.output / "level_1_files", level)
+    descriptions = paths.level_class_descriptions(tmp_path, "1")
+    descriptions.write_text("".join(reversed(descriptions.read_text().splitlines(keepends=True))))
+    shutil.copytree(trained.folder, tmp_path / "weights" / "trained")
+    with pytest.raises(InputError, match="other classes"):
+        a03.main(**{**trained.flags, "output_path": str(tmp_path)})
+
+
+# === Stopping and going on ===========================================================================================
+def poisoned(monkeypatch, step: int):
+    """Makes the loss of one step not a number."""
+    mark, pure, losses = 77.0, batches.Batches.batch, trainer.detection_losses
+
+    def batch(self, asked, image_size=None):
+        images, targets = pure(self, asked, image_size)
+        if asked == step:
+            targets["regions"][0, -1] = mark  # padding
+        return images, targets
+
+    def detection_losses(outputs, targets, *others, **options):
+        bad = keras.ops.any(targets["regions"] == mark)
+        class_sum, *rest = losses(outputs, targets, *others, **options)
+        return keras.ops.where(bad, math.nan, class_sum), *rest
+
+    monkeypatch.setattr(batches.Batches, "batch", batch)
+    monkeypatch.setattr(trainer, "detection_losses", detection_losses)
+
+
+def test_a_loss_that_is_not_finite_stops_and_the_run_then_goes_on_exactly(trained, monkeypatch, capsys):
+    """The second epoch stops at its second step; continued, all is as if it had never stopped."""
+    flags = {**trained.flags, "run": "stopped"}
+    folder = trained.output / "weights" / "stopped"
+    with monkeypatch.context() as patch:
+        poisoned(patch, step=4)
+        with pytest.raises(InputError) as error:
+            a03.main(**flags)
+    data = read_data_set(trained.data_set, trained.output, "1", "train")
+    order = {"weights": image_weights(data), "close_at": int(0.85 * 6)}
+    expected = batches.Batches(data, image_size=96, batch_size=4, mosaic=0.5, **order).ids(4)
+    assert "the loss of step 4 is nan" in str(error.value)
+    assert " ".join(expected) in str(error.value)
+    assert f"the last good checkpoint, {folder / 'checkpoint'} of step 3" in str(error.value)
+    assert "\n" not in str(error.value)
+    report = json.loads((folder / "bad_batch.json").read_text())
+    assert (report["step"], report["images"]) == (4, expected)
+    assert str(folder / "checkpoint") in report["last_good_checkpoint"]
+    assert len(history(folder)) == 1  # the epoch before is safe
+    assert all(np.all(np.isfinite(value)) for value in tensors(folder / "checkpoint/training.npz").values())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts, "training_data", lambda flags: os.kill(os.getpid(), signal.SIGTERM))
+        a03.main(**flags)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"{folder}: stopped by SIGTERM before its next step: run the same command to go on"
+    )
+    a03.main(**flags)
+    assert "going on after epoch 1 of 2" in capsys.readouterr().out
+    for name in ("training.npz", "network.weights.h5"):  # weights, averages, the optimizer's moments and step
+        one, two = tensors(trained.folder / "checkpoint" / name), tensors(folder / "checkpoint" / name)
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            np.testing.assert_allclose(two[key], value, atol=1e-5, err_msg=key)
+    assert len(tensors(folder / "checkpoint/training.npz")) > 2 * len(one)
+    for mine, other in zip(history(folder), history(trained.folder), strict=True):
+        for column in ("epoch", "loss", "class_loss", "box_loss", "mAP"):
+            assert float(mine[column]) == pytest.approx(float(other[column]), abs=1e-5)
+    picture = np.random.default_rng(0).integers(0, 256, (1, 96, 96, 3)).astype("uint8")
+    one, two = (load_model(run).predict_on_batch(picture) for run in (trained.folder, folder))
+    np.testing.assert_allclose(one["scores"], two["scores"], atol=1e-5)
+
+
+def test_a_run_that_has_learned_nothing_yet_may_change_its_settings(trained, monkeypatch, tmp_path):
+    """The first attempt ran out of memory, say: the settings are there, a checkpoint is not."""
+    shutil.copytree(trained.output / "level_1_files", tmp_path / "level_1_files")
+    folder = tmp_path / "weights" / "trained"
+    folder.mkdir(parents=True)
+    shutil.copy(trained.folder / "settings.json", folder)
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer.DetectionTrainer, "fit", stop)
+    with pytest.raises(KeyboardInterrupt):
+        a03.main(**{**trained.flags, "output_path": str(tmp_path), "batch_size": 2})
+    assert json.loads((folder / "settings.json").read_text())["flags"]["batch_size"] == 2
+
+
+def test_no_memory_for_a_step_is_one_sentence(trained, monkeypatch):
+    class ResourceExhaustedError(Exception):
+        pass
+
+    def fit(*arguments, **options):
+        raise ResourceExhaustedError("OOM when allocating tensor")
+
+    monkeypatch.setattr(trainer.DetectionTrainer, "fit", fit)
+    with pytest.raises(InputError, match=r"^the memory does not suffice for a step of 4 images of 96 pixels: give "):
+        a03.main(**trained.flags | {"run": "full"})
+    assert not (trained.output / "weights" / "full" / "checkpoint").exists()
+
+
+def test_a_training_that_lost_its_checkpoint_is_not_overwritten(trained, tmp_path):
+    shutil.copytree(trained.output / "level_1_files", tmp_path / "level_1_files")
+    shutil.copytree(trained.folder, tmp_path / "weights" / "trained")
+    for name in ("checkpoint", "checkpoint.previous"):
+        shutil.rmtree(tmp_path / "weights" / "trained" / name)
+    with pytest.raises(InputError, match="lacks its checkpoint"):
+        a03.main(**{**trained.flags, "output_path": str(tmp_path)})
+
+
+# === Another training: other classes, a missing file, no validation images, few ground-truth boxes ===================
+@pytest.fixture(scope="module")
+def other(trained, tmp_path_factory):
+    """The level `all` from the weights of `trained`, without validation images, with a file missing, two threads.
+
+    The network is left open, except what `trained` says of it.
+    """
+    folder = tmp_path_factory.mktemp("other")
+    shutil.copytree(trained.data_set, folder / "data", ignore=shutil.ignore_patterns("validation", "t03.*"))
+    create_training_files(dataset_path=str(folder / "data"), output_path=str(folder / "out"), levels=("all",))
+    from_source = ("backbone", "image_size", "tums", "scales", "channels")
+    flags = {name: value for name, value in TINY.items() if name not in from_source} | {"level": "all"}
+    flags |= {"dataset_path": str(folder / "data"), "output_path": str(folder / "out")}
+    flags |= {"max_gt_boxes": 1, "workers": 2, "init_from": str(trained.folder), "epochs": 1, "steps_per_epoch": 0}
+    return SimpleNamespace(flags=flags, folder=folder / "out" / "weights" / "m2det_level_all")
+
+
+def test_a_missing_image_is_refused_before_anything_is_written(other):
+    with pytest.raises(InputError, match=r"1 of 12 images .* t03: download them, or train without them by --skip_"):
+        a03.main(**other.flags)
+    assert not other.folder.exists()
+
+
+def test_another_class_set_starts_from_the_weights_of_a_run_with_its_network(other, trained, capsys):
+    a03.main(**other.flags, skip_missing=True)
+    printed = capsys.readouterr().out
+    assert "train: 1 images have no file, or a damaged one, and are left out" in printed
+    assert "validation does not exist: nothing is measured, the last epoch counts" in printed
+    settings = json.loads((other.folder / "settings.json").read_text())  # the run's name comes from its flags
+    assert {"fruit", "vegetable", "food", *CLASSES} == {entry["label"] for entry in settings["classes"]}
+    taken, anew = re.search(r"(\d+) layers taken over, (\d+) begin anew$", printed, flags=re.MULTILINE).groups()
+    assert int(taken) > 20
+    assert int(anew) == 0
+    of_network = "variant paper, tums 1, scales 2, channels 16, sfam True, head conv, anchors square"
+    why = f"because the weights of {trained.folder} are for these"
+    assert f"chosen: backbone tiny, image_size 96, {of_network}, {why}" in printed.splitlines()
+    assert "it knows 3 of the 6 classes, whose part of the classifier (classes1, classes2) is taken over" in printed
+    assert int(re.search(r"(\d+) boxes beyond --max_gt_boxes 1 of a picture", printed)[1]) > 0
+    (row,) = history(other.folder)
+    assert row["mAP"] == ""
+    assert "mAP" not in printed.split("epoch 1/1")[1]  # nothing was measured, so nothing is claimed
+    assert load_model(other.folder).class_labels == [entry["label"] for entry in settings["classes"]]
+
+
+def weights_of(run) -> dict[str, np.ndarray]:
+    """All weights of a run's best model, by path."""
+    return {weight.path: np.asarray(weight) for weight in load_model(run).model.weights}
+
+
+@pytest.mark.parametrize("frozen", ["backbone", "batch_norm"])
+def test_what_is_frozen_stays_and_the_rest_learns(trained, tmp_path, frozen, capsys):
+    flags = trained.flags | {"run": f"frozen_{frozen}", "init_from": str(trained.folder), "epochs": 1}
+    flags |= {"output_path": str(tmp_path), "learning_rate": 0.05, f"freeze_{frozen}": True}
+    shutil.copytree(trained.output / "level_1_files", tmp_path / "level_1_files")
+    a03.main(**flags)
+    before, after = weights_of(trained.folder), weights_of(tmp_path / "weights" / flags["run"])
+    changed = {path for path in after if not np.array_equal(after[path], before[path])}
+    backbone = {layer.name for layer in load_model(trained.folder).model.get_layer("tiny").get_layer("backbone").layers}
+    should_stay = {
+        path
+        for path in after
+        if (path.split("/")[-2] in backbone if frozen == "backbone" else "_bn/" in path) and "seed" not in path
+    }
+    assert len(should_stay) >= 6
+    assert changed.isdisjoint(should_stay)
+    assert changed >= {path for path in after if path.endswith("kernel")} - should_stay
+
+
+@pytest.mark.parametrize("frozen", ["freeze_backbone", "freeze_backbone_epochs"])
+def test_another_backbone_than_that_of_the_run_it_starts_from_is_not_frozen(trained, frozen):
+    flags = trained.flags | {"run": "mistake", "init_from": str(trained.folder), "backbone": "vgg_small", frozen: 1}
+    with pytest.raises(InputError) as error:
+        a03.main(**flags)
+    start, remedy = str(error.value).split(" are not in ")
+    assert re.fullmatch(rf"--{frozen} would keep random weights: \d+ layers of vgg_small \(\w+, \.\.\.\)", start)
+    assert remedy == (f"--init_from {trained.folder}, with its tiny: give --backbone_weights as well, or its backbone")
+    assert not (trained.output / "weights" / "mistake").exists()
+
+
+# === Mistakes ========================================================================================================
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"level": "9"}, "run a01_create_training_files.py with --levels 9"),
+        ({"backbone": "resnet51"}, "resnet50"),
+        ({"output_path": "/nowhere"}, "run a01_create_training_files.py"),
+        ({"dataset_path": "/nowhere"}, "/nowhere/train does not exist"),
+        ({"epochs": 0}, "--epochs is 0: it must be at least 1"),
+        ({"batch_size": -1}, "--batch_size is -1"),
+        ({"image_size": 8}, "--image_size is 8"),
+        ({"scales": 9}, "9 scales do not fit 96 pixels: take at least"),
+        ({"channels": 10}, "SFAM divides them by 16"),
+        ({"taps": ("stem_relu",)}, "--taps names 1 layers: name two"),
+        ({"freeze_backbone": True}, "--freeze_backbone would keep random weights: give --backbone_weights or"),
+        ({"freeze_batch_norm": True}, "--freeze_batch_norm would keep random weights"),
+        ({"mosaic": 1.5}, "--mosaic is 1.5"),
+        ({"mosaic": math.nan}, "--mosaic is nan"),
+        ({"learning_rate": 0.0}, "--learning_rate is 0.0: it must be above 0"),
+        ({"learning_rate": math.inf}, "--learning_rate is inf"),
+        ({"cache_gb": math.nan}, "--cache_gb is nan"),
+        ({"cache_gb": math.inf}, "--cache_gb is inf: it must be at most"),
+        ({"seed": 2**40}, "--seed is 1099511627776: it must be below"),
+        ({"init_from": "nothing"}, "nothing is no run"),
+        ({"backbone_weights": "nothing.h5"}, "nothing.h5"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing_behind(trained, change, message):
+    with pytest.raises(InputError) as error:
+        a03.main(**{**trained.flags, "run": "mistake", **change})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (trained.output / "weights" / "mistake").exists()
+
+
+def test_a_damaged_image_is_one_sentence_even_from_a_data_thread(photographs, tmp_path):
+    """As a user sees it: exit code 2, one line on stderr, no traceback of the framework."""
+    data_set, output = photographs
+    shutil.copytree(data_set, tmp_path / "data")
+    data = read_data_set(data_set, output, "1", "train")
+    flags = {
+        **TINY,
+        "max_bad_images": 0,
+        "backbone": "residual_small",
+        "scales": 1,
+        "batch_size": 1,
+        "steps_per_epoch": 8,
+        "mosaic": 0.0,
+        "epochs": 1,
+    }
+    last = batches.Batches(data, image_size=96, batch_size=1, mosaic=0.0).ids(6)[0]
+    (path,) = (tmp_path / "data" / "train").glob(f"{last}.*")
+    path.write_bytes(path.read_bytes()[:300])
+    arguments = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    done = run_script(
+        "a03_train_m2det.py",
+        *("--dataset_path", tmp_path / "data", "--output_path", output, "--run", "damaged", "--validation_images", 1),
+        *arguments,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {path} is cut short")
+    assert "Traceback" not in done.stderr
+    assert sum(line.startswith("error:") for line in done.stderr.splitlines()) == 1
+
+
+# === Odd batches =====================================================================================================
+def test_batches_without_anything_to_find_and_boxes_without_area_give_a_finite_loss(trained):
+    """The augmentation drops boxes without area, so they are put into the batch directly."""
+
+    settings = json.loads((trained.folder / "settings.json").read_text())
+    keras.utils.set_random_seed(0)
+    network = network_from_settings(settings)
+    model = trainer.DetectionTrainer(network, settings["anchors"])
+    optimizer = make_optimizer(Schedule(peak=1e-3, steps=10), ema=True, weight_decay=0.03)
+    model.compile(optimizer=optimizer, jit_compile=False)
+    data = read_data_set(trained.data_set, trained.output, "1", "train")
+    images, targets = batches.Batches(data, image_size=96, batch_size=4, max_gt_boxes=6).batch(0)
+    nothing = {name: np.full_like(value, -1 if "labels" in name else 0) for name, value in targets.items()}
+    flat = {name: value.copy() for name, value in nothing.items()}
+    flat["labels"][:, :4] = [0, 1, 2, 0]
+    flat["boxes"][:, :4] = [[0.3, 0.3, 0.3, 0.6], [0.5, 0.5, 0.5, 0.5], [1, 1, 1, 1], [0, 0, 1, 0]]
+    ignored = {name: value.copy() for name, value in nothing.items()}
+    ignored["region_labels"][:, :3] = [0, 1, 2]
+    ignored["regions"][:, :3] = [0, 0, 1, 1]
+    for odd in (nothing, flat, ignored, targets):
+        found = model.train_on_batch(images, odd, return_dict=True)
+        assert all(math.isfinite(float(value)) for value in found.values())
+    for weight in model.weights:
+        assert np.all(np.isfinite(np.asarray(weight)))
+
+
+def test_a_training_set_without_any_box_gives_batches(trained):
+    """Only negatives, mosaics of negatives too; the test above trains on such batches."""
+    data = read_data_set(trained.data_set, trained.output, "1", "train")
+    index = data.image_ids.index("t_empty")
+    empty = dataclasses.replace(data, image_ids=["t_empty"], paths=[data.paths[index]], objects=_none(data.objects))
+    empty = dataclasses.replace(empty, regions=_none(data.regions), group_of=data.group_of[:0])
+    images, targets = batches.Batches(empty, image_size=96, batch_size=4, close_at=9).batch(0)
+    assert np.all(targets["labels"] == -1)
+    assert images.shape == (4, 96, 96, 3)
+
+
+def _none(boxes):
+    return dataclasses.replace(boxes, offsets=np.zeros(2, "int64"), boxes=boxes.boxes[:0], labels=boxes.labels[:0])
+
+
+# === It learns =======================================================================================================
+def test_a_handful_of_pictures_is_learned_by_heart(tiny_backbone, tmp_path):
+    """Eleven pictures of three classes, measured on the pictures that it trains on; 1.0 with each of three seeds."""
+    data_set, output = make_photographs(tmp_path, train=10, validation=1, odd=False)
+    shutil.rmtree(data_set / "validation")
+    shutil.copytree(data_set / "train", data_set / "validation")
+    for path in (output / "level_1_files").glob("train-*"):
+        shutil.copy(path, path.with_name(path.name.replace("train-", "validation-")))
+    flags = {**TINY, "channels": 16, "epochs": 2, "steps_per_epoch": 200, "learning_rate": 5e-3, "mosaic": 0.0}
+    a03.main(dataset_path=str(data_set), output_path=str(output), run="by_heart", **flags)
+    assert max(float(row["mAP"]) for row in history(output / "weights" / "by_heart")) >= 0.9

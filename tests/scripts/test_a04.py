@@ -1,0 +1,348 @@
+"""Proves a04: a row for every image, exact tokens, limits, and the same file however often it was stopped."""
+
+import csv
+import functools
+import gzip
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+import a04_inference as a04
+import models
+from models.detector import Detector
+from oid import paths
+from oid.boxes.suppression import iou_matrix
+from oid.files import InputError
+from oid.images.read import read_image
+from oid.predictions.files import read_predictions
+from tests.helpers.project import run_script
+from tests.helpers.tiny_network import tiny_settings
+
+
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory):
+    """The trained run, loaded once, and seven images in one folder, in an order that is not the ids'."""
+    folder = tmp_path_factory.mktemp("images")
+    files = sorted((trained.data_set / "train").iterdir())[:5]
+    for path, name in zip(files, ("b", "10", "9", "a", "Z"), strict=True):
+        shutil.copy(path, folder / f"{name}{path.suffix}")
+    shutil.copy(files[0], folder / f"e,1 ü{files[0].suffix}")  # a comma, a blank and a letter beyond ASCII
+    shutil.copy(files[1], folder / f"007{files[1].suffix}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "load_model", functools.cache(models.load_model))
+        yield SimpleNamespace(**vars(trained), images=folder, ids=["007", "10", "9", "Z", "a", "b", "e,1 ü"])
+
+
+def predict(case, target: Path, **flags) -> Path:
+    flags = {"output_path": str(case.output), "run": "trained", "images": str(case.images), "batch_size": 2} | flags
+    a04.main(predictions=str(target), **flags)
+    return target
+
+
+def rows(path: Path) -> dict[str, list[list[str]]]:
+    """{image id: its boxes, each a list of six texts}, in the file's order."""
+    with open(path, newline="", encoding="utf-8") as file:
+        header, *lines = csv.reader(file)
+    assert header == ["ImageId", "PredictionString"]
+    tokens = {image_id: text.split(" ") if text else [] for image_id, text in lines}
+    assert len(tokens) == len(lines)
+    assert all(len(found) % 6 == 0 and all(found) for found in tokens.values())  # single blanks, none at the ends
+    return {image_id: [t[i : i + 6] for i in range(0, len(t), 6)] for image_id, t in tokens.items()}
+
+
+# === The file ========================================================================================================
+def test_every_image_has_a_row_in_the_order_of_the_ids(run, tmp_path):
+    found = rows(predict(run, tmp_path / "out.csv"))
+    assert list(found) == run.ids
+    labels = {entry["label"] for entry in json.loads((run.folder / "settings.json").read_text())["classes"]}
+    num_boxes = 0
+    for boxes in found.values():
+        scores = [float(box[1]) for box in boxes]
+        assert scores == sorted(scores, reverse=True)
+        assert len(boxes) <= 300
+        for label, score, *corners in boxes:
+            assert label in labels
+            assert 0.01 <= float(score) <= 1
+            assert score == f"{float(score):.9g}"
+            assert all(text == f"{float(text):.6f}" for text in corners)
+            x0, y0, x1, y1 = map(float, corners)
+            assert 0 <= x0 < x1 <= 1
+            assert 0 <= y0 < y1 <= 1
+            num_boxes += 1
+    assert num_boxes > 20  # the test has seen boxes
+    assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]  # no journal is left
+
+
+def test_the_file_is_what_the_detector_finds(run, tmp_path):
+    predictions = read_predictions(predict(run, tmp_path / "out.csv"))
+    detector = models.load_model(run.folder, precision="float32")
+    for index, image_id in enumerate(run.ids):
+        (path,) = run.images.glob(f"{image_id}.*")
+        picture = read_image(path, orientation="stored")
+        height, width = picture.shape[:2]
+        expected = detector.predict_on_batch([picture], mirror=True)
+        mine = predictions.image_index == index
+        many = int(mine.sum())
+        assert many == (expected["labels"] >= 0).sum()
+        np.testing.assert_allclose(predictions.scores[mine], expected["scores"][0, :many], atol=1e-5)
+        pixels = predictions.boxes[mine] * (width, height, width, height)
+        np.testing.assert_allclose(pixels, expected["boxes"][0, :many], atol=2e-3)
+
+
+def test_limits(run, tmp_path):
+    loose = rows(predict(run, tmp_path / "loose.csv", score_threshold=0.0, nms_iou=1.0, vote_iou=1))
+    scores = sorted(float(box[1]) for boxes in loose.values() for box in boxes)
+    threshold = scores[len(scores) // 2]
+    options = {"nms_iou": 1.0, "vote_iou": 1, "max_boxes": 4}
+    strict = rows(predict(run, tmp_path / "strict.csv", score_threshold=threshold, **options))
+    assert max(map(len, loose.values())) == 300  # the default limit
+    assert max(map(len, strict.values())) == 4
+    for image_id in run.ids:
+        above = [box for box in loose[image_id] if float(box[1]) >= threshold]
+        assert strict[image_id] == above[:4]  # the best ones, not just any four
+    assert list(strict) == run.ids
+    nothing = rows(predict(run, tmp_path / "nothing.csv", score_threshold=1.0))
+    assert nothing == {image_id: [] for image_id in run.ids}
+
+
+@pytest.mark.parametrize("nms_iou", [0.2, 0.5])
+def test_boxes_of_one_class_overlap_no_more_than_allowed(run, tmp_path, nms_iou):
+    predictions = read_predictions(predict(run, tmp_path / "out.csv", nms_iou=nms_iou))
+    seen = 0.0
+    for index in range(len(run.ids)):
+        for label in range(len(predictions.labels)):
+            boxes = predictions.boxes[(predictions.image_index == index) & (predictions.label_index == label)]
+            overlaps = iou_matrix(boxes, boxes)[np.triu_indices(len(boxes), 1)]
+            seen = max(seen, overlaps.max(initial=0))
+    assert nms_iou / 2 < seen < nms_iou + 1e-3  # six decimals
+
+
+def test_voting_moves_boxes_and_changes_no_score(run, tmp_path):
+    """With an IoU of 1 for the suppression nothing that moved onto another goes."""
+    still = read_predictions(predict(run, tmp_path / "still.csv", nms_iou=1.0, vote_iou=1))
+    moved = read_predictions(predict(run, tmp_path / "moved.csv", nms_iou=1.0, vote_iou=0.4))
+    np.testing.assert_array_equal(moved.scores, still.scores)
+    np.testing.assert_array_equal(moved.label_index, still.label_index)
+    assert np.abs(moved.boxes - still.boxes).max() > 0
+
+
+@pytest.mark.parametrize("nms", ["linear", "gaussian"])
+def test_soft_suppression_lowers_scores_and_keeps_boxes(run, tmp_path, nms):
+    """With a floor of 0 it removes nothing that the hard one keeps, and no score rises."""
+    options = {"score_threshold": 0.0, "max_boxes": 1000}
+    hard = read_predictions(predict(run, tmp_path / "hard.csv", **options))
+    soft = read_predictions(predict(run, tmp_path / "soft.csv", nms=nms, **options))
+    everything = read_predictions(predict(run, tmp_path / "all.csv", nms_iou=1.0, **options))
+    assert len(hard.scores) < len(soft.scores) == len(everything.scores)
+    assert np.sort(soft.scores).sum() < np.sort(everything.scores).sum()
+    assert (np.sort(soft.scores) <= np.sort(everything.scores) + 1e-12).all()
+
+
+def test_the_batch_size_does_not_change_boxes(run, tmp_path):
+    one, four = (predict(run, tmp_path / f"{size}.csv", batch_size=size, threads=size) for size in (1, 4))
+    one, four = read_predictions(one), read_predictions(four)
+    np.testing.assert_array_equal(one.image_index, four.image_index)
+    np.testing.assert_allclose(one.scores, four.scores, atol=1e-5)
+    np.testing.assert_allclose(one.boxes, four.boxes, atol=1e-5)
+
+
+def test_a_compressed_file(run, tmp_path):
+    plain, packed = predict(run, tmp_path / "a.csv"), predict(run, tmp_path / "a.csv.gz")
+    assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
+
+
+def test_folders_of_the_first_three_characters(run, tmp_path):
+    ids = [path.stem for path in sorted((run.data_set / "validation").iterdir())]
+    for path in (run.data_set / "validation").iterdir():
+        (tmp_path / "deep" / path.stem[:3]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "deep" / path.stem[:3])
+    deep = predict(run, tmp_path / "deep.csv", images=str(tmp_path / "deep"))
+    flat = predict(run, tmp_path / "flat.csv", images=str(run.data_set / "validation"))
+    assert deep.read_bytes() == flat.read_bytes()
+    assert list(rows(deep)) == ids
+
+
+# === Images that cannot be read ======================================================================================
+def test_an_unreadable_image_has_an_empty_row_and_is_named(run, tmp_path, capsys):
+    folder = tmp_path / "images"
+    shutil.copytree(run.images, folder)
+    (cut,) = folder.glob("10.*")
+    cut.write_bytes(cut.read_bytes()[:200])
+    (folder / "c.jpg").write_bytes(b"")
+    before = rows(predict(run, tmp_path / "before.csv"))
+    capsys.readouterr()
+    after = rows(predict(run, tmp_path / "after.csv", images=str(folder)))
+    assert after == {image_id: before.get(image_id, []) for image_id in sorted([*run.ids, "c"])} | {"10": []}
+    printed = capsys.readouterr().out
+    assert f"empty row: {cut} is cut short" in printed
+    assert f"empty row: {folder / 'c.jpg'} is empty" in printed
+    assert "8 images, 2 of them unreadable" in printed
+
+
+# === Stopping and going on ===========================================================================================
+def stop_after(run, monkeypatch, batches: int):
+    """Makes the detector stop like a killed process after so many batches."""
+    detector, count = models.load_model(run.folder, precision="float32"), iter(range(100))
+    detect = detector.detect
+
+    def limited(*arguments, **options):
+        if next(count) == batches:
+            raise KeyboardInterrupt
+        return detect(*arguments, **options)
+
+    monkeypatch.setattr(detector, "detect", limited)
+
+
+def test_a_stopped_run_goes_on_to_the_same_file(run, tmp_path, monkeypatch, capsys):
+    whole = predict(run, tmp_path / "whole.csv")
+    folder = tmp_path / "images"
+    shutil.copytree(run.images, folder)
+    (broken,) = folder.glob("007.*")
+    good = broken.read_bytes()
+    broken.write_bytes(b"")
+    with monkeypatch.context() as patch:
+        stop_after(run, patch, batches=2)
+        with pytest.raises(KeyboardInterrupt):
+            predict(run, tmp_path / "out.csv", images=str(folder))
+    assert not (tmp_path / "out.csv").exists()
+    (journal,) = tmp_path.glob(".out.csv.*")
+    with journal.open("a") as file:
+        file.write('["Z", "half a li')  # killed while writing
+    broken.write_bytes(good)  # an image that could not be read is looked at again
+    capsys.readouterr()
+    predict(run, tmp_path / "out.csv", images=str(folder))
+    assert "going on after 3 of 7 images" in capsys.readouterr().out
+    assert (tmp_path / "out.csv").read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob(".*"))
+    predict(run, tmp_path / "out.csv", images=str(folder))  # a finished one is made anew
+    assert "going on" not in capsys.readouterr().out
+    assert (tmp_path / "out.csv").read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"score_threshold": 0.02}, {"nms_iou": 0.3}, {"nms": "linear"}, {"precision": "bfloat16"}, {"run": "copy"}],
+)
+def test_rows_made_with_other_settings_are_not_taken(run, tmp_path, monkeypatch, capsys, change):
+    copy = run.output / "weights" / "copy"
+    if not copy.exists():
+        shutil.copytree(run.folder, copy)
+    with monkeypatch.context() as patch:
+        stop_after(run, patch, batches=2)
+        with pytest.raises(KeyboardInterrupt):
+            predict(run, tmp_path / "out.csv")
+    capsys.readouterr()
+    predict(run, tmp_path / "out.csv", **change)
+    assert "going on" not in capsys.readouterr().out
+    predict(run, tmp_path / "fresh.csv", **change)
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "fresh.csv").read_bytes()
+
+
+def test_other_weights_are_another_run(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    first = a04._fingerprint(folder)
+    os.utime(folder / "model.keras", (1, 1))
+    second = a04._fingerprint(folder)
+    (folder / "model.keras").unlink()  # now its checkpoint is what load_model reads
+    third = a04._fingerprint(folder)
+    os.utime(folder / "checkpoint" / "network.weights.h5", (1, 1))
+    assert len({json.dumps(each) for each in (first, second, third, a04._fingerprint(folder))}) == 4
+
+
+# === Which run, which folder =========================================================================================
+def test_a_run_by_name_by_folder_and_by_checkpoint(run, tmp_path, monkeypatch):
+    by_name = predict(run, tmp_path / "name.csv")
+    by_folder = predict(run, tmp_path / "folder.csv", run=str(run.folder))
+    assert by_name.read_bytes() == by_folder.read_bytes()
+    monkeypatch.chdir(run.folder.parent)
+    by_relative_folder = predict(run, tmp_path / "relative.csv", run="trained/checkpoint")
+    by_checkpoint = predict(run, tmp_path / "checkpoint.csv", run=str(run.folder / "checkpoint"))
+    assert by_relative_folder.read_bytes() == by_checkpoint.read_bytes()
+    scores = [float(row["mAP"]) for row in csv.DictReader((run.folder / "history.csv").open())]
+    if scores[1] <= scores[0]:  # then the best weights are not the newest
+        assert by_name.read_bytes() != by_checkpoint.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("trained", "trained.csv"), ("trained/checkpoint", "trained_checkpoint.csv")]
+)
+def test_where_predictions_go_by_default(run, name, file):
+    a04.main(dataset_path=str(run.data_set), output_path=str(run.output), run=name, split="validation")
+    target = run.output / "predictions" / "validation" / file
+    assert target == paths.run_predictions(run.output, "validation", name)
+    assert len(rows(target)) == 6
+    target.unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"run": "nothing"}, "nothing is no run"),
+        ({"images": "/nowhere"}, "/nowhere does not exist: name the folder with the images by --images"),
+        ({"score_threshold": 1.5}, "--score_threshold is 1.5"),
+        ({"nms_iou": float("nan")}, "--nms_iou is nan"),
+        ({"nms_sigma": 0.0}, "--nms_sigma is 0.0"),
+        ({"max_boxes": 0}, "--max_boxes is 0"),
+        ({"batch_size": 0}, "--batch_size is 0"),
+        ({"threads": -1}, "--threads is -1"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing_behind(run, tmp_path, change, message):
+    with pytest.raises(InputError) as error:
+        predict(run, tmp_path / "new" / "out.csv", **change)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_without_images_and_a_folder_as_target(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty has no image: name the folder with the images by --images"):
+        predict(run, tmp_path / "out.csv", images=str(tmp_path / "empty"))
+    with pytest.raises(InputError, match="is a folder: give --predictions the name of a file"):
+        predict(run, tmp_path / "empty")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_what_is_no_image_by_its_name_is_named(run, tmp_path, capsys):
+    shutil.copytree(run.images, tmp_path / "images")
+    (tmp_path / "images" / os.fsdecode(b"\xff.jpg")).write_bytes(b"")  # no CSV in UTF-8 can hold it
+    (tmp_path / "images" / "notes.txt").write_text("")
+    assert list(rows(predict(run, tmp_path / "out.csv", images=str(tmp_path / "images")))) == run.ids
+    printed = capsys.readouterr().out
+    assert f"passed over: '{tmp_path / 'images' / 'notes.txt'}' has none of the suffixes" in printed
+    assert "\\udcff.jpg' " in printed
+
+
+def test_an_unknown_run_as_a_user_sees_it(run, tmp_path):
+    done = run_script(
+        "a04_inference.py",
+        *("--run", "nothing", "--output_path", tmp_path, "--images", run.images, "--predictions", tmp_path / "out.csv"),
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'weights' / 'nothing'} is no run: ")
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("interpolation", "exact"), [("linear", True), ("area", False)])
+def test_a_bilinear_warp_sees_all_pixels_of_a_jpeg(tmp_path, interpolation, exact):
+    """Only where areas are averaged anyway may the decoder reduce the picture."""
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype="uint8")
+    cv2.imwrite(str(tmp_path / "a.jpg"), noise)
+    settings = tiny_settings()
+    settings["preprocessing"]["interpolation"] = interpolation
+    ((_, square, size, mistake),) = next(
+        a04._batches({"a": tmp_path / "a.jpg"}, Detector(None, settings), "stored", batch_size=1, threads=1)
+    )
+    pixels = cv2.cvtColor(cv2.imread(str(tmp_path / "a.jpg")), cv2.COLOR_BGR2RGB)
+    assert mistake == ""
+    assert size == ((300, 400) if exact else (75, 100))
+    assert np.array_equal(square, cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_LINEAR)) == exact

@@ -1,0 +1,215 @@
+"""Proves that training pictures keep boxes, parts and verified classes where they belong: single, mosaic, mixed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.helpers.drawn_objects import check_places, check_sample, empty, picture
+from training import augmentation, crops
+from training.augmentation import augment, mixup, mosaic
+from training.samples import Sample
+
+SIDE = 128
+SEEDS = st.integers(0, 2**32 - 1)
+SIDES = st.sampled_from([64, 97, 128, 201])
+
+
+@pytest.fixture(autouse=True, scope="module")
+def dark_outside():
+    """What lies outside the picture is as dark as its ground, so that only objects have a colour."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crops, "FILL", (0, 0, 0))
+        yield
+
+
+@pytest.fixture
+def true_colours(monkeypatch):
+    monkeypatch.setattr(augmentation, "jitter_colours", lambda image, rng: image)
+
+
+def flat(value: int, verified=None) -> Sample:
+    """A picture of one grey."""
+    return empty(np.full((300, 300, 3), value, "uint8"), verified=verified)
+
+
+# === Boxes ===========================================================================================================
+@pytest.mark.parametrize("crop", ["zoom", "ssd"])
+@settings(max_examples=100, deadline=None)
+@given(seed=SEEDS, side=SIDES, keep_aspect=st.booleans())
+def test_the_boxes_of_a_changed_picture(crop, seed, side, keep_aspect):
+    """With the colours changed as in training, each box is full of its class's colour."""
+    rng = np.random.default_rng(seed)
+    after = augment([picture(rng)], side, rng, crop=crop, keep_aspect=keep_aspect)
+    check_sample(after, side)
+    for label in after.labels:
+        x0, y0, x1, y1 = (after.boxes[after.labels == label][0] * side).astype(int)
+        if x1 - x0 >= 6 and y1 - y0 >= 6:
+            inside = after.image[y0 + 2 : y1 - 2, x0 + 2 : x1 - 2].astype(int)
+            others = [channel for channel in range(3) if channel != label]
+            assert (inside[..., label] > inside[..., others].max(axis=2) + 40).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=SEEDS, side=SIDES, keep_aspect=st.booleans())
+def test_the_boxes_of_a_mosaic(seed, side, keep_aspect):
+    """Four pictures of which three have one object each; the rectangles of a class lie in one tile."""
+    rng = np.random.default_rng(seed)
+    samples = [picture(rng, (label,)) for label in range(3)]
+    samples.insert(int(rng.integers(4)), flat(0))
+    after = mosaic(samples, side, rng, keep_aspect=keep_aspect)
+    check_sample(after, side)
+    check_places(after)
+
+
+@pytest.mark.parametrize("crop", ["zoom", "ssd"])
+@settings(max_examples=100, deadline=None)
+@given(seed=SEEDS, side=SIDES, tiles=st.sampled_from([1, 4]))
+def test_the_boxes_of_a_mixture(crop, seed, side, tiles):
+    """Red, or red and green, in a picture or a mosaic; blue in the picture that is blended in: all half as bright."""
+    rng = np.random.default_rng(seed)
+    samples = [picture(rng, (0,)), picture(rng, (1,)), flat(0), flat(0)][:tiles]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(augmentation, "jitter_colours", lambda image, rng: image)
+        after = augment(samples, side, rng, mixed=picture(rng, (2,)), crop=crop)
+    check_sample(after, side)
+    check_places(after, edge=66)
+    assert after.image.max() <= 128
+
+
+def test_the_tests_above_have_seen_whole_objects():
+    whole = 0
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        samples = [picture(rng, (0,)), picture(rng, (1,)), flat(0), flat(0)]
+        whole += list(check_places(mosaic(samples, SIDE, rng), (0, 1)).values()).count("whole")
+    assert whole > 40
+
+
+def test_a_box_without_area_disappears():
+    before = dataclasses.replace(
+        picture(np.random.default_rng(6)),
+        boxes=np.array([[0.2, 0.2, 0.2, 0.6], [0.5, 0.5, 0.5, 0.5], [0.2, 0.2, 0.6, 0.6]], "float32"),
+        labels=np.array([0, 1, 2], "int32"),
+    )
+    for seed in range(20):
+        for crop in ("zoom", "ssd"):
+            after = augment([before], SIDE, np.random.default_rng(seed), crop=crop)
+            check_sample(after, SIDE)
+            assert set(after.labels) | set(after.region_labels) <= {2}
+
+
+@pytest.mark.parametrize("crop", ["zoom", "ssd"])
+def test_pictures_without_boxes(crop):
+    rng = np.random.default_rng(7)
+    for samples in ([flat(9)], [flat(9)] * 4):
+        for mixed in (None, flat(30)):
+            after = augment(samples, SIDE, rng, mixed=mixed, crop=crop)
+            check_sample(after, SIDE)
+            assert len(after.labels) == len(after.region_labels) == 0
+
+
+@pytest.mark.parametrize("crop", ["zoom", "ssd"])
+@pytest.mark.parametrize("keep_aspect", [False, True])
+def test_very_flat_and_very_small_pictures(crop, keep_aspect):
+    rng = np.random.default_rng(8)
+    for height, width in ((1, 1), (1, 200), (200, 1), (3, 5)):
+        image = np.full((height, width, 3), 200, "uint8")
+        sample = dataclasses.replace(
+            empty(image), boxes=np.array([[0, 0, 1, 1]], "float32"), labels=np.zeros(1, "int32")
+        )
+        for samples in ([sample], [sample] * 4):
+            for _ in range(5):
+                check_sample(augment(samples, SIDE, rng, mixed=sample, crop=crop, keep_aspect=keep_aspect), SIDE)
+
+
+# === Parts and verified classes ======================================================================================
+def rows(*values: tuple[int, ...]) -> list[np.ndarray]:
+    return [np.array([value], "uint8") for value in values]
+
+
+@pytest.mark.parametrize("side", [64, 97])
+def test_the_parts_of_a_mosaic_are_its_tiles(side):
+    """Each part shows its own picture alone, has that picture's verified classes, and together they are everything."""
+    known = rows((1, 0, 0, 1), (0, 1, 0, 0), (0, 0, 0, 0), (1, 1, 1, 1))
+    for seed in range(30):
+        tiles = [flat(40 * k, known[k - 1]) for k in (1, 2, 3, 4)]
+        after = mosaic(tiles, side, np.random.default_rng(seed))
+        np.testing.assert_array_equal(after.verified, np.concatenate(known))
+        covered = np.zeros((side, side), int)
+        for k, part in enumerate(after.parts, start=1):
+            x0, y0, x1, y1 = np.rint(part * side).astype(int)
+            np.testing.assert_allclose(part * side, (x0, y0, x1, y1), atol=1e-4)  # whole pixels
+            covered[y0:y1, x0:x1] += 1
+            inside = np.unique(after.image[y0:y1, x0:x1])
+            assert inside.max() == 40 * k
+            assert set(inside) <= {*range(40 * k + 1)}  # the picture, or darkness beside it
+        assert (covered == 1).all()
+        centre = after.parts[0, 2:]
+        assert np.all((centre > 0.29) & (centre < 0.71))
+
+
+def test_a_single_picture_is_one_part(true_colours):
+    (known,) = rows((0, 1, 1))
+    for crop in ("zoom", "ssd"):
+        for keep_aspect in (False, True):
+            sample = flat(50, known)
+            after = augment([sample], SIDE, np.random.default_rng(1), crop=crop, keep_aspect=keep_aspect)
+            np.testing.assert_array_equal(after.parts, [[0, 0, 1, 1]])
+            np.testing.assert_array_equal(after.verified, known)
+
+
+def test_nobody_wants_to_know_what_is_verified():
+    for samples in ([flat(1)], [flat(1)] * 4):
+        assert augment(samples, SIDE, np.random.default_rng(0), mixed=flat(2)).verified is None
+
+
+def test_a_mixture_is_verified_where_both_are():
+    known = rows((1, 1, 0, 0), (0, 1, 0, 0), (1, 1, 1, 1), (0, 0, 0, 0))
+    (other,) = rows((1, 0, 1, 0))
+    single = mixup(flat(100, known[0]), flat(50, other))
+    np.testing.assert_array_equal(single.verified, [[1, 0, 0, 0]])
+    assert (single.image == 75).all()
+    tiles = mosaic([flat(100, row) for row in known], 300, np.random.default_rng(0))
+    both = mixup(tiles, flat(50, other))
+    np.testing.assert_array_equal(both.parts, tiles.parts)
+    np.testing.assert_array_equal(both.verified, [[1, 0, 0, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]])
+    with pytest.raises(ValueError, match="has 4 parts"):
+        mixup(flat(100, known[0]), tiles)
+
+
+def test_a_mixture_has_the_boxes_and_regions_of_both():
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(0, 0.5, (6, 2)).astype("float32")
+    boxes = np.concatenate([boxes, boxes + 0.2], axis=1)
+    labels = np.arange(6, dtype="int32")
+    one = dataclasses.replace(
+        flat(1), boxes=boxes[:2], labels=labels[:2], regions=boxes[2:3], region_labels=labels[2:3]
+    )
+    two = dataclasses.replace(
+        flat(2), boxes=boxes[3:5], labels=labels[3:5], regions=boxes[5:], region_labels=labels[5:]
+    )
+    both = mixup(one, two)
+    np.testing.assert_array_equal(both.boxes, boxes[[0, 1, 3, 4]])
+    np.testing.assert_array_equal(both.labels, [0, 1, 3, 4])
+    np.testing.assert_array_equal(both.regions, boxes[[2, 5]])
+    np.testing.assert_array_equal(both.region_labels, [2, 5])
+
+
+# === Chance ==========================================================================================================
+@pytest.mark.parametrize("crop", ["zoom", "ssd"])
+def test_the_generator_alone_decides(crop):
+    samples = [picture(np.random.default_rng(seed)) for seed in range(4)]
+    before = [sample.image.copy() for sample in samples]
+    for parts in (samples[:1], samples):
+        for mixed in (None, samples[2]):
+            one, two, other = (
+                augment(parts, SIDE, np.random.default_rng(seed), mixed=mixed, crop=crop) for seed in (11, 11, 12)
+            )
+            for field in dataclasses.fields(Sample):
+                np.testing.assert_array_equal(getattr(one, field.name), getattr(two, field.name))
+            assert not np.array_equal(one.image, other.image)
+    for sample, image in zip(samples, before, strict=True):
+        np.testing.assert_array_equal(sample.image, image)  # the source is not touched

@@ -1,0 +1,278 @@
+"""Proves the page of --show_batches: its batches and assignment are a training step's, colours and hatching are where
+they belong, what it says is what the data says, and it leaves nothing that a training would stumble over.
+"""
+
+import csv
+import dataclasses
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import keras
+import numpy as np
+import pytest
+
+import a03_train_m2det as a03
+from models.detector import network_from_settings
+from oid.files import InputError
+from oid.page import scaled
+from tests.helpers.tiny_network import pictures, targets, tiny_settings
+from training import batch_page
+from training.batches import Batches
+from training.data_set import Boxes, DataSet
+from training.trainer import DetectionTrainer
+
+NAMES = ["Apple", "Pear, green"]
+BLACK, WHITE = np.array(batch_page.BLACK), np.array(batch_page.WHITE)
+
+
+@pytest.fixture(scope="module")
+def network():
+    keras.utils.set_random_seed(0)
+    return network_from_settings(tiny_settings())
+
+
+def trainer_of(network, assignment="max_iou"):
+    return DetectionTrainer(network, tiny_settings()["anchors"], assignment=assignment)
+
+
+def looked(network, rows, assignment="max_iou", regions=None, **changes):
+    """A picture with hand-made ground truth, as the trainer sees it."""
+    trainer, images = trainer_of(network, assignment), pictures(1)
+    truth = targets([rows], regions, width=6) | changes
+    assigned = np.asarray(trainer.assigned(images, truth))
+    return batch_page.picture_of(trainer, images, truth, assigned, 0, np.array([5, 3]), ([0], []))
+
+
+# === Which boxes have anchors ========================================================================================
+@pytest.mark.parametrize("assignment", ["max_iou", "atss"])
+def test_a_box_that_lost_its_anchors_is_red_and_the_others_are_green(network, assignment):
+    """Anchors are four cells wide; two boxes in the middle of one cell want the same ones, and the larger gets them."""
+    anchor = trainer_of(network).anchors.boxes[27].tolist()  # of the largest map: cell 3, 3 of 8 x 8
+    x, y = (anchor[0] + anchor[2]) / 2, (anchor[1] + anchor[3]) / 2
+    nested = [(0, x - half, y - half, x + half, y + half) for half in (0.04, 0.02)]
+    found = looked(network, [(1, 0.7, 0.7, 0.98, 0.98), *nested], assignment)
+    assert (found.anchors > 0).tolist() == [True, True, False]
+    assert found.best_iou[1] == pytest.approx(0.08**2 / 0.5**2, rel=1e-4)
+    drawn = batch_page.draw(found, NAMES)
+    for box, colour in zip(found.boxes, (batch_page.GREEN, batch_page.GREEN, batch_page.RED), strict=True):
+        side = len(drawn)
+        column = drawn[round((box[1] + box[3]) / 2 * side), round(float(box[2]) * side)]
+        assert np.abs(column.astype(int) - colour).max() < 12, box
+    text = batch_page.describe(found, NAMES, ["a"], {0: set()}, assignment)
+    assert re.findall("<span class=(yes|no)>", text) == ["yes", "yes", "no"]
+    assert "Apple: no anchor (IoU 0.01)" in text
+
+
+def test_a_box_too_small_for_every_anchor_has_its_best_one_and_that_is_said(network):
+    found = looked(network, [(0, 0.5, 0.5, 0.53, 0.53), (1, 0.1, 0.1, 0.6, 0.6)])
+    assert found.anchors[0] == 1
+    assert found.best_iou[0] < 0.01
+    sentences = batch_page.summary([found], NAMES, 3, {"max_gt_boxes": 2, "assignment": "max_iou"})
+    assert sentences[0].startswith("2 of 2 boxes (100.0 %) have an anchor; 2 of 2 classes are seen; 3 boxes are left")
+    assert sentences[1].startswith("1 boxes overlap no anchor by 0.5")
+
+
+def test_an_anchors_own_box_has_it_and_no_other(network):
+    box = trainer_of(network).anchors.boxes[27].tolist()
+    found = looked(network, [(0, *box)])
+    assert found.best_iou[0] == pytest.approx(1, abs=1e-5)
+    step = np.asarray(trainer_of(network).assigned(pictures(1), targets([[(0, *box)]], width=6)))[0]
+    assert found.anchors.tolist() == [np.count_nonzero(step == 0)]
+    assert step[27] == 0
+
+
+def test_a_box_with_two_classes_is_one_object_named_by_the_rarer(network):
+    box = (0.1, 0.1, 0.6, 0.7)
+    found = looked(network, [(0, *box), (0, 0.6, 0.6, 0.9, 0.9), (1, *box)])
+    assert found.objects == {0: [1, 0], 1: [0]}
+    assert found.anchors[0] == found.anchors[2] > 0
+    table = batch_page.class_table([found], NAMES)
+    assert [row[:2] for row in table.rows] == [("Apple", "2"), ("Pear, green", "1")]
+    assert sum(int(row[1]) for row in batch_page.size_table([found]).rows) == 2
+    assert "Pear, green, Apple: " in batch_page.describe(found, NAMES, ["a"], {0: set()}, "max_iou")
+
+
+def test_by_task_aligned_assignment_it_is_the_networks_predictions_that_choose(network):
+    rows = [(0, 0.1, 0.1, 0.6, 0.7)]
+    found = looked(network, rows, "task_aligned")
+    assert 0 < found.anchors[0] <= found.candidates[0]
+    truth, images = targets([rows], width=6), pictures(1)
+    trainer = trainer_of(network, "task_aligned")
+    before = np.asarray(trainer.assigned(images, truth))
+    outputs = [weight for weight in network.weights if "boxes" in weight.path]
+    old = [np.array(weight) for weight in outputs]
+    rng = np.random.default_rng(0)
+    for weight, value in zip(outputs, old, strict=True):
+        weight.assign(value + rng.normal(0, 0.3, value.shape))
+    try:
+        assert not np.array_equal(np.asarray(trainer.assigned(images, truth)), before)
+    finally:
+        for weight, value in zip(outputs, old, strict=True):
+            weight.assign(value)
+
+
+def test_a_picture_without_boxes(network):
+    found = looked(network, [])
+    assert batch_page.draw(found, NAMES).shape == (448, 448, 3)
+    assert "boxes: none" in batch_page.describe(found, NAMES, ["a"], {0: set()}, "max_iou")
+    assert batch_page.summary([found], NAMES, 0, {"max_gt_boxes": 2, "assignment": "max_iou"})[0].startswith("no boxes")
+
+
+# === Ignored regions and verified classes ============================================================================
+def test_regions_are_hatched_where_the_pictures_show_them(network, tmp_path):
+    """Pictures of a red object and a blue ignored region on black, in mosaics and zoomed: what is hatched is blue, or
+    red where the frame cuts an object to a small rest.
+    """
+    image = np.zeros((80, 100, 3), "uint8")
+    image[10:40, 5:45], image[30:75, 55:95] = (255, 0, 0), (0, 0, 255)  # RGB
+    assert cv2.imwrite(str(tmp_path / "a.png"), image[..., ::-1])
+    count = 8
+    offsets, labels = np.arange(count + 1), np.zeros(count, "int32")
+    data = DataSet(
+        image_ids=[f"i{k}" for k in range(count)],
+        paths=[tmp_path / "a.png"] * count,
+        objects=Boxes(offsets, np.tile(np.float32([[0.05, 10 / 80, 0.45, 0.5]]), (count, 1)), labels),
+        regions=Boxes(offsets, np.tile(np.float32([[0.55, 30 / 80, 0.95, 75 / 80]]), (count, 1)), labels + 1),
+        group_of=np.ones(count, bool),
+        depiction=np.zeros(count, bool),
+        verified=np.zeros((0, 2), "int64"),
+        has_image_labels=False,
+        missing=0,
+    )
+    batches = Batches(data, image_size=64, batch_size=6, mosaic=0.5, close_at=9)
+    hatched = 0
+    for picture in batch_page.look(trainer_of(network), batches, 0, 64):
+        drawn = batch_page.draw(dataclasses.replace(picture, boxes=picture.boxes[:0], first=picture.first[:0]), NAMES)
+        shown = scaled(picture.image, len(drawn))
+        blue = shown[..., 2].astype(int) - shown[..., 0]
+        changed = (drawn != shown).any(axis=2)
+        dark = np.abs(drawn - BLACK).max(axis=2) == 0
+        for box, label in zip(picture.regions, picture.region_labels, strict=True):
+            x0, y0, x1, y1 = (box * len(drawn)).round().astype(int)
+            if min(x1 - x0, y1 - y0) > 30:
+                inside = slice(y0 + 10, y1 - 10), slice(x0 + 10, x1 - 10)
+                assert np.mean((blue[inside] > 60) if label else (blue[inside] < -60)) > 0.95
+                assert dark[inside].mean() == pytest.approx(2 / batch_page.HATCH, abs=0.05)
+                hatched += 1
+        assert changed[np.abs(blue) < 20].mean() < 0.12  # names and outlines
+    assert hatched > 3
+
+
+def test_a_hatch_keeps_within_its_box_and_the_picture():
+    picture = np.full((100, 200, 3), 128, "uint8")
+    batch_page.hatch(picture, np.float32([0.5, 0.2, 1.3, 0.6]))
+    changed = (picture != 128).any(axis=2)
+    assert not changed[:20].any()
+    assert not changed[61:].any()
+    assert not changed[:, :100].any()
+    assert 0.25 < changed[20:60, 100:].mean() < 0.45
+
+
+def test_a_region_below_a_coarse_class_is_named_by_it(network):
+    data = SimpleNamespace(
+        region_classes=np.array([[1, 0], [0, 1], [0, 1], [1, 1]], "float32"), coarse_names=("Fruit", "Anything")
+    )
+    names = NAMES + batch_page.coarse_names(data, 2)
+    assert names[2:] == ["below Fruit", "every class"]
+    found = looked(network, [], regions=[[(2, 0.1, 0.1, 0.5, 0.6), (3, 0.6, 0.1, 0.9, 0.9), (2, 0, 0, 0.1, 0.1)]])
+    text = batch_page.describe(found, names, ["a"], {0: set()}, "max_iou")
+    assert "ignored regions: below Fruit x 2, every class" in text
+    assert batch_page.draw(found, names).shape[2] == 3
+    assert batch_page.coarse_names(SimpleNamespace(coarse_names=()), 2) == []
+
+
+def test_classes_are_present_or_absent_as_the_images_own_labels_say(network, tmp_path):
+    folder = tmp_path / "level_1_files"
+    folder.mkdir()
+    rows = "ImageID,LabelName,Confidence\na,/m/pear,1\nb,/m/apple,0\nb,/m/pear,1\nother,/m/apple,1\n"
+    (folder / "train-image-labels-level-1.csv").write_text(rows)
+    offsets = np.array([0, 1, 1, 1])
+    data = SimpleNamespace(
+        image_ids=["a", "b", "c"],
+        objects=Boxes(offsets, np.zeros((1, 4), "float32"), np.zeros(1, "int32")),
+        regions=Boxes(np.array([0, 0, 1, 2]), np.zeros((2, 4), "float32"), np.array([0, 0], "int32")),
+        group_of=np.array([False, True]),
+        depiction=np.zeros(2, bool),
+    )
+    flags = {"output_path": str(tmp_path), "level": "1"}
+    present = batch_page.classes_present(data, [0, 1, 2], flags, ["/m/apple", "/m/pear"])
+    assert present == {0: {0, 1}, 1: {1}, 2: {0}}  # by box and label; by label, as its region is no box; by group-of
+
+    parts = np.float32([[[0, 0, 0.5, 1], [0.5, 0, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]])
+    verified = np.uint8([[[1, 1], [1, 0], [0, 0], [0, 0]]])
+    found = looked(network, [], parts=parts, verified=verified)
+    found = dataclasses.replace(found, tiles=[0, 1])
+    text = batch_page.describe(found, NAMES, ["a", "b"], present, "max_iou")
+    assert "top left (a): present Apple, Pear, green; absent none" in text
+    assert "top right (b): present none; absent Apple" in text
+    assert "all classes count as verified" in batch_page.describe(looked(network, []), NAMES, ["a"], {}, "max_iou")
+
+
+# === Which steps =====================================================================================================
+def test_steps_go_on_where_the_training_is_and_show_its_last_part():
+    flags = {"mosaic": 0.5, "mixup": 0.0, "resize": "warp", "seed": 0}
+    trainer, fresh = SimpleNamespace(sizes=(64, 96)), {"step": 0, "total": 0, "steps": 0}
+    shown = batch_page.steps_to_show(trainer, flags, fresh, 3)
+    assert shown == [(0, 64, False), (1, 96, False), (2, 64, False), (3, 64, True)]
+    trainer.sizes = (64,)
+    assert batch_page.steps_to_show(trainer, flags | {"mosaic": 0}, fresh, 1) == [(0, 64, False)]  # all are alike
+    begun = {"step": 83, "total": 10, "steps": 10}
+    assert batch_page.steps_to_show(trainer, flags, begun, 3) == [(83, 64, False), (84, 64, False), (85, 64, True)]
+
+
+# === a03 =============================================================================================================
+@pytest.fixture(scope="module")
+def flags(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    shutil.copytree(trained.output / "level_1_files", folder / "level_1_files")
+    return {**trained.flags, "output_path": str(folder), "run": "looked"}
+
+
+def test_a03_writes_the_page_and_nothing_else(flags, capsys):
+    """Nor does it remove what a training is writing at this moment."""
+    folder = Path(flags["output_path"]) / "weights" / "looked"
+    (folder / "checkpoint.new").mkdir(parents=True)
+    a03.main(**flags, show_batches=2, multi_scale=(64,))
+    printed = capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == ["batches.html", "checkpoint.new"]
+    assert printed.splitlines()[-1].startswith(f"{folder / 'batches.html'}: 12 pictures of 3 batches; ")
+    text = (folder / "batches.html").read_text()
+    assert text.count('<img alt="training picture" src="data:image/jpeg;base64,') == 12
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert "of a new network" in text
+    steps = ["Step 0, 96 pixels", "Step 1, 64 pixels", "Step 2, 96 pixels, as in the last 15 % of the steps"]
+    assert re.findall("<h2>(.*?)</h2>", text) == steps
+    assert re.search(r"verified: present (apple|tomato|carrot)", text)
+    assert "t_group" in text or "t00" in text
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_as_if_nobody_had_looked(flags, trained, capsys):
+    """The same losses as those of the run that nobody looked at; then its checkpoint is shown, and stays as it is."""
+    a03.main(**flags, show_batches=1)
+    a03.main(**flags)
+    folder = Path(flags["output_path"]) / "weights" / "looked"
+    losses = []
+    for run in (folder, trained.folder):
+        with (run / "history.csv").open(newline="") as file:
+            losses.append([(row["loss"], row["mAP"]) for row in csv.DictReader(file)])
+    assert losses[0] == losses[1]
+    capsys.readouterr()
+
+    def files():
+        return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != "batches.html"}
+
+    before = files()
+    a03.main(**flags, show_batches=1)
+    assert files() == before
+    assert "of the checkpoint of step 6" in (folder / "batches.html").read_text()
+
+
+def test_mistakes_are_one_sentence(flags):
+    with pytest.raises(InputError, match="--show_batches is -1: it must be at least 0"):
+        a03.main(**flags, show_batches=-1)
+    with pytest.raises(InputError, match="--show_batches 2 needs one process: leave out --processes"):
+        a03.main(**flags, show_batches=2, processes=2)

@@ -1,0 +1,406 @@
+"""Proves that a checkpoint holds all of a training, is complete or not there, and that a damaged one is noticed.
+
+A small network with dropout stands for the trainer: writing and reading are the same for all.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from oid.files import InputError
+from tests.helpers.project import ROOT
+from training import checkpoints
+from training.checkpoints import NEWEST, PREVIOUS, UNFINISHED, find_checkpoint, new_state, open_run, write_checkpoint
+from training.history import write_history
+from training.schedule import Schedule, make_optimizer
+
+resource = pytest.importorskip("resource", reason="limits of file sizes are a matter of POSIX systems")
+
+
+def small_trainer(*, seed: int = 0, units: int = 8) -> keras.Model:
+    """Two layers with dropout between them, with the optimizer of a03."""
+    keras.utils.set_random_seed(seed)
+    layers = [keras.layers.Dense(units), keras.layers.Dropout(0.5, seed=seed), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    optimizer = make_optimizer(Schedule(peak=0.1, steps=100), ema=True, weight_decay=0.01, accumulate=2)
+    model.compile(optimizer=optimizer, loss="mse", run_eagerly=True)
+    optimizer.build(model.trainable_variables)
+    return model
+
+
+def step(trainer: keras.Model, number: int) -> None:
+    rng = np.random.default_rng(number)
+    trainer.train_on_batch(rng.normal(size=(8, 4)), rng.normal(size=(8, 1)))
+
+
+def everything(trainer: keras.Model) -> list[np.ndarray]:
+    """All that a step depends on or changes: weights, random state, optimizer with the average, sums of the losses."""
+    variables = [*trainer.variables, *trainer.optimizer.variables, *trainer.metrics_variables]
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def assert_equal(one: list[np.ndarray], two: list[np.ndarray]) -> None:
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def trainer():
+    made = small_trainer()
+    for number in range(3):
+        step(made, number)
+    return made
+
+
+def write(run, trainer, number: int, *, best: bool = False) -> None:
+    """The checkpoint after `number` steps, each an epoch, and what the end of an epoch writes besides."""
+    _, state, _ = find_checkpoint(run)
+    state |= {"step": number, "epochs": number, "total": 9, "steps": 1, "best": 0.1 * number if best else state["best"]}
+    state["history"] = [{"epoch": epoch + 1, "class_loss": 0.5} for epoch in range(number)]
+    write_checkpoint(run, trainer, trainer, state, best_model=trainer if best else None)
+    write_history(run / "history.csv", state["history"])
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, trainer):
+    """Two checkpoints, of steps 1 and 2; the first had the best model so far."""
+    folder = tmp_path_factory.mktemp("written") / "run"
+    write(folder, trainer, 1, best=True)
+    write(folder, trainer, 2)
+    assert (folder / "model.keras").stat().st_nlink == 3  # with both checkpoints
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path, written):
+    """A copy of `written`."""
+    folder = tmp_path / "run"
+    shutil.copytree(written, folder)
+    for name in (NEWEST, PREVIOUS):
+        (folder / name / "model.keras").unlink()
+        os.link(folder / "model.keras", folder / name / "model.keras")
+    return folder
+
+
+def assert_in_line(run, state: dict) -> None:
+    """What lies in the run's folder is what its checkpoint says."""
+    assert checkpoints._digest_or_nothing(run / "model.keras") == state["best_model"]
+    rows = (run / "history.csv").read_text().splitlines() if (run / "history.csv").exists() else []
+    assert rows == ["epoch,class_loss"] * bool(rows) + [f"{epoch + 1},0.5" for epoch in range(state["epochs"])]
+    assert not [path for path in run.rglob("*") if path.name.startswith(".")]
+
+
+# === What it holds ===================================================================================================
+def test_another_process_goes_on_bit_for_bit(trainer, tmp_path):
+    """Weights, averages, moments, half-collected gradients, dropout's seeds, sums of the losses: all of them count."""
+    state = new_state() | {"step": 3}
+    write_checkpoint(tmp_path, trainer, trainer, state)
+    before = everything(trainer)
+    other = small_trainer(seed=1)
+    read = open_run(tmp_path)
+    checkpoints.restore(tmp_path, other, read)
+    for variable, value in zip(other.metrics_variables, read["means"], strict=True):
+        variable.assign(value)
+    assert_equal(everything(other), before)
+    for number in range(3, 6):
+        step(other, number)
+    after, expected = everything(other), None
+    for number in range(3, 6):
+        step(trainer, number)
+    expected = everything(trainer)
+    assert_equal(after, expected)
+    assert sum(np.any(a != b) for a, b in zip(expected, before, strict=True)) > 0.7 * len(before)
+
+
+def test_writing_changes_nothing_in_the_trainer(trainer, tmp_path):
+    before = everything(trainer)
+    write_checkpoint(tmp_path, trainer, trainer, new_state(), best_model=trainer)
+    assert_equal(everything(trainer), before)
+
+
+def test_a_checkpoint_of_another_network_or_optimizer_is_refused(run):
+    with pytest.raises(InputError, match=r"training\.npz: array 0 has shape \(4, 8\), expected \(4, 9\) for "):
+        checkpoints.restore(run, small_trainer(units=9), open_run(run))
+    other = small_trainer()
+    other.compile(optimizer="sgd", loss="mse")
+    other.optimizer.build(other.trainable_variables)
+    with pytest.raises(
+        InputError, match=r"training\.npz has \d+ arrays, and the network .* with its optimizer \d+: it"
+    ):
+        checkpoints.restore(run, other, open_run(run))
+
+
+def test_other_training_images_than_before_are_said(capsys):
+    state = new_state()
+    checkpoints.note_images(state, ["a", "b"])
+    state["step"] = 5
+    checkpoints.note_images(state, ["a", "b"])
+    assert capsys.readouterr().out == ""
+    checkpoints.note_images(state, ["a", "c"])
+    assert capsys.readouterr().out.startswith("the training images are not those of the checkpoint")
+
+
+# === Whenever it is killed ===========================================================================================
+CHANGES = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}
+_watch = {"do": None}
+
+
+def _hook(event, arguments):
+    if _watch["do"] and event in CHANGES:
+        do, _watch["do"] = _watch["do"], None  # what it does itself is not watched
+        try:
+            do()
+        finally:
+            _watch["do"] = do
+
+
+sys.addaudithook(_hook)
+
+
+@contextlib.contextmanager
+def photographed(run, snaps):
+    """Copies the run's folder before each operation on files: what a kill at that moment would leave."""
+    _watch["do"] = lambda: shutil.copytree(run, snaps / f"{len(list(snaps.glob('*'))):03d}", copy_function=os.link)
+    try:
+        yield
+    finally:
+        _watch["do"] = None
+
+
+@pytest.mark.parametrize("best", [False, True], ids=["the best before", "a new best"])
+def test_it_is_complete_or_not_there_at_every_moment(run, trainer, tmp_path, best, capsys):
+    snaps = tmp_path / "snaps"
+    snaps.mkdir()
+    with photographed(run, snaps):
+        write(run, trainer, 3, best=best)
+    shutil.copytree(run, snaps / "999")
+    steps = []
+    for snap in sorted(snaps.iterdir()):
+        state = open_run(snap)
+        steps.append(state["step"])
+        assert_in_line(snap, state)
+        assert state["best"] == pytest.approx(0.3 if best and state["step"] == 3 else 0.1)
+        assert find_checkpoint(snap)[0] == snap / NEWEST
+        assert find_checkpoint(snap)[1:] == (state, [])
+    assert len(steps) > 20
+    assert steps == sorted(steps)
+    assert set(steps) == {2, 3}
+    assert steps.count(3) >= 5  # between its last byte and its name there are moments, too
+    assert capsys.readouterr().out == ""  # nothing is damaged, so nothing is said
+
+
+def test_the_first_checkpoint_is_there_or_nothing_is(trainer, tmp_path):
+    run, snaps = tmp_path / "run", tmp_path / "snaps"
+    run.mkdir()
+    snaps.mkdir()
+    with photographed(run, snaps):
+        write(run, trainer, 1, best=True)
+    steps = []
+    for snap in sorted(snaps.iterdir()):
+        state = open_run(snap)
+        steps.append(state["step"])
+        if state["step"]:
+            assert_in_line(snap, state)
+    assert steps == sorted(steps)
+    assert set(steps) == {0, 1}
+
+
+def test_what_a_kill_left_half_written_is_removed(run):
+    (run / ".4711.history.csv").write_text("half")
+    (run / "model.keras").unlink()
+    state = open_run(run)
+    assert_in_line(run, state)
+
+
+def test_the_last_two_are_kept(run, trainer):
+    for number in (3, 4, 5):
+        write(run, trainer, number)
+        assert checkpoints._read_state(run / NEWEST)["step"] == number
+        assert checkpoints._read_state(run / PREVIOUS)["step"] == number - 1
+        assert not (run / UNFINISHED).exists()
+
+
+# === Damage ==========================================================================================================
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def remove(path):
+    path.unlink()
+
+
+DAMAGES = [truncate, empty, flip, remove]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("name", ["training.npz", "network.weights.h5", "state.json"])
+def test_a_damaged_newest_one_falls_back_and_says_so(run, trainer, name, damage, capsys):
+    write(run, trainer, 3, best=True)
+    damage(run / NEWEST / name)
+    state = open_run(run)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{run / NEWEST / name} is " if damage is not remove else f"{run / NEWEST / name} ")
+    assert line.endswith(": going on from the checkpoint before, of step 2")
+    assert state["step"] == 2
+    assert_in_line(run, state)  # the best model of step 3 and the third row are gone with it
+    assert state["best"] == pytest.approx(0.1)
+    assert (run / "checkpoint.damaged").is_dir()
+    assert open_run(run) == state  # which is the newest one now
+    assert capsys.readouterr().out == ""
+    write(run, trainer, 3)
+    assert find_checkpoint(run)[1]["step"] == 3
+
+
+def test_a_damaged_state_that_is_still_json_is_noticed(run):
+    path = run / NEWEST / "state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps(state | {"best": 0.9}))
+    assert find_checkpoint(run)[1]["step"] == 1
+
+
+def test_looking_at_a_run_touches_no_file_of_it(run):
+    """A training may be writing at this moment; what looking cannot mend without it is said."""
+    (run / UNFINISHED).mkdir()
+    (run / UNFINISHED / "training.npz").write_bytes(b"half")
+    before = snapshot(run)
+    assert checkpoints.look_at_run(run)["step"] == 2
+    assert checkpoints.look_at_run(run / "nothing") == new_state()
+    assert snapshot(run) == before
+    flip(run / NEWEST / "training.npz")
+    before = snapshot(run)
+    with pytest.raises(InputError, match=r"training\.npz .*: try again, or let the training go on first"):
+        checkpoints.look_at_run(run)
+    assert snapshot(run) == before
+
+
+def snapshot(run) -> dict:
+    """What is on the disk."""
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_two_damaged_ones_are_refused_and_left_as_they_are(run):
+    for name in (NEWEST, PREVIOUS):
+        flip(run / name / "training.npz")
+    before = sorted(path.name for path in run.rglob("*"))
+    with pytest.raises(InputError, match=r"checkpoint/training\.npz is damaged .*, and no sound checkpoint is "):
+        open_run(run)
+    assert sorted(path.name for path in run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda function: function.__name__)
+def test_a_damaged_best_model_comes_back_from_the_checkpoint(run, damage, monkeypatch, trainer, capsys):
+    """On a file system without links the copies are files of their own."""
+
+    def no_link(*arguments):
+        raise OSError(1, "not here")
+
+    monkeypatch.setattr(os, "link", no_link)
+    write(run, trainer, 3, best=True)
+    assert not (run / "model.keras").samefile(run / NEWEST / "model.keras")
+    damage(run / "model.keras")
+    state = open_run(run)
+    assert_in_line(run, state)
+    damage(run / NEWEST / "model.keras")
+    assert open_run(run) == state
+    assert checkpoints._digest(run / NEWEST / "model.keras") == state["best_model"]
+    assert capsys.readouterr().out == ""
+
+
+def test_where_the_best_model_is_lost_the_next_one_is_the_best(run, capsys):
+    flip(run / "model.keras")  # all its links are one file
+    state = open_run(run)
+    assert (state["best"], state["best_model"], state["step"]) == (-1.0, "", 2)
+    assert "the best epoch from now on counts" in capsys.readouterr().out
+
+
+# === A disk that is full =============================================================================================
+@contextlib.contextmanager
+def largest_file(size: int):
+    """The system refuses to write more than so many bytes into one file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("share", "best"),
+    [(0, True), (0.5, True), (1.01, True), (1.01, False)],
+    ids=["no byte", "half of the training", "not the best model", "not the network, by HDF5"],
+)
+def test_a_write_that_fails_is_one_sentence_and_the_old_checkpoint_stays(run, trainer, share, best):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with largest_file(int(share * (run / NEWEST / "training.npz").stat().st_size)), pytest.raises(InputError) as error:
+        write(run, trainer, 3, best=best)
+    sentence = (
+        f"{run / UNFINISHED} cannot be written (File too large) and the checkpoints before are untouched: make room"
+    )
+    assert str(error.value).startswith(sentence)
+    assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    write(run, trainer, 3)
+    assert find_checkpoint(run)[1]["step"] == 3
+
+
+FULL = """
+import sys; sys.path[:0] = ["{root}", "{root}/tests"]
+from pathlib import Path
+from tests.training import test_checkpoints as test
+from oid.files import InputError
+run, trainer = Path("{run}"), test.small_trainer()
+test.write(run, trainer, 1, best=True)
+room = open(run.parent / "filling", "wb", buffering=0)
+try:
+    while room.write(bytes(4096)):
+        pass
+except OSError:
+    pass
+try:
+    test.write(run, trainer, 2)
+except InputError as error:
+    print(error)
+room.close()
+state = test.open_run(run)
+test.assert_in_line(run, state)
+print(state["step"])
+(run.parent / "filling").unlink()
+test.write(run, trainer, 2)
+print(test.open_run(run)["step"])
+"""
+
+
+@pytest.mark.slow
+def test_a_file_system_that_is_really_full(tmp_path):
+    """One of a megabyte, in a namespace of its own, where the system lets a user make such."""
+    program = FULL.format(root=str(ROOT), run=str(tmp_path / "run")).replace("'", '"')
+    mount = f"mount -t tmpfs -o size=1m none {tmp_path} && exec {sys.executable} -c '{program}'"
+    if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+        pytest.skip("the system does not let this user mount a file system")
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    sentence, *steps = done.stdout.splitlines()
+    assert sentence.startswith(
+        f"{tmp_path}/run/checkpoint.new cannot be written (No space left on device) and the check"
+    )
+    assert steps == ["1", "2"]

@@ -1,0 +1,103 @@
+"""Proves which class counts as above which in a training, what lies below a coarse one, and which label rules are said
+to be in force."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from oid import paths
+from oid.files import InputError
+from tests.helpers.small_open_images import TREE, make_data_set
+from training.class_relations import ancestor_matrix, coarse_classes
+from training.label_rules import in_force
+
+
+def data_set(folder, tree=TREE):
+    make_data_set(folder, [])
+    paths.annotation_file(folder, paths.HIERARCHY).write_text(json.dumps(tree))
+    return folder
+
+
+def test_ancestors_of_a_small_hierarchy(tmp_path):
+    """Tomato lies below fruit and below vegetable, both below food; a part of a car is no kind of car."""
+    labels = ["wheel", "tomato", "food", "apple", "vegetable", "car", "fruit"]
+    matrix = ancestor_matrix(data_set(tmp_path), labels)
+    assert matrix.dtype == np.float32
+    above = {"tomato": {"food", "vegetable", "fruit"}, "apple": {"food", "fruit"}}
+    above |= {"vegetable": {"food"}, "fruit": {"food"}}
+    expected = [[float(other in above.get(label, ())) for other in labels] for label in labels]
+    assert matrix.tolist() == expected
+
+
+def test_the_order_of_the_classes_is_that_of_the_network(tmp_path):
+    labels = ["apple", "food", "carrot"]
+    data_set(tmp_path)
+    order = [2, 0, 1]
+    expected = ancestor_matrix(tmp_path, labels)[np.ix_(order, order)]
+    np.testing.assert_array_equal(ancestor_matrix(tmp_path, [labels[k] for k in order]), expected)
+    assert expected.sum() == 2
+
+
+def test_a_class_that_the_hierarchy_lacks_has_nothing_above_it(tmp_path):
+    matrix = ancestor_matrix(data_set(tmp_path), ["unknown", "apple", "fruit"])
+    assert matrix.tolist() == [[0, 0, 0], [0, 0, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("labels", [["apple", "carrot", "car"], ["unknown"], ["food"]])
+def test_none_where_no_class_lies_above_another(tmp_path, labels):
+    assert ancestor_matrix(data_set(tmp_path), labels) is None
+
+
+def test_none_without_a_hierarchy(tmp_path):
+    assert ancestor_matrix(tmp_path, ["apple", "fruit"]) is None
+
+
+def test_a_damaged_hierarchy_is_named(tmp_path):
+    data_set(tmp_path)
+    paths.annotation_file(tmp_path, paths.HIERARCHY).write_text("{")
+    with pytest.raises(InputError, match=paths.HIERARCHY):
+        ancestor_matrix(tmp_path, ["apple"])
+
+
+def test_the_coarse_classes_of_a_level_and_what_is_below_them(tmp_path):
+    """Car and wheel have nothing below them; food, fruit and vegetable have, whether they are classes or not."""
+    folder = data_set(tmp_path)
+    coarse = coarse_classes(folder, ["wheel", "tomato", "apple", "car"])
+    assert coarse.labels == ("food", "fruit", "vegetable")  # the hierarchy's order
+    assert coarse.names == ("food, all", "fruit, all", "vegetable, all")
+    assert coarse.below.dtype == np.float32
+    assert coarse.below.tolist() == [[0, 1, 1, 0], [0, 1, 1, 0], [0, 1, 0, 0]]
+    coarse = coarse_classes(folder, ["fruit", "food", "unknown"])
+    assert (coarse.labels, coarse.below.tolist()) == (("food",), [[1, 0, 0]])
+    paths.annotation_file(folder, paths.CLASS_DESCRIPTIONS).write_text("fruit,Fruit\n")
+    assert coarse_classes(folder, ["apple"]).names == ("food", "Fruit")
+
+
+def test_without_a_hierarchy_nobody_knows_of_coarse_classes(tmp_path):
+    assert coarse_classes(tmp_path, ["apple", "fruit"]) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "labels", "image_labels", "said", "regions"),
+    [
+        (("verified", "ancestors", "regions"), ["apple", "fruit"], True, "verified, ancestors, regions", "all"),
+        (("verified", "ancestors", "regions"), ["apple", "carrot"], True, "verified, regions", "all"),
+        (("verified", "ancestors"), ["apple", "fruit"], False, "ancestors", "none"),
+        (("ancestors",), ["apple", "carrot"], True, "none", "none"),
+        (("none",), ["apple", "fruit"], True, "none", "none"),
+        (("depictions",), ["apple", "fruit"], True, "depictions", "depictions"),
+        (("depictions", "regions"), ["apple", "fruit"], True, "depictions, regions", "all"),
+    ],
+)
+def test_the_rules_that_are_said_are_those_in_force(tmp_path, capsys, asked, labels, image_labels, said, regions):
+    flags = {"dataset_path": data_set(tmp_path), "label_rules": asked}
+    meant = np.eye(2, dtype="float32")
+    rules = in_force(flags, labels, SimpleNamespace(has_image_labels=image_labels, region_classes=meant))
+    first, *reasons = capsys.readouterr().out.splitlines()
+    assert first == f"label rules: {said}"
+    assert (rules.verified, rules.ancestors is not None) == tuple(rule in said for rule in ("verified", "ancestors"))
+    assert rules.regions == regions
+    assert rules.region_classes is (None if regions == "none" else meant)
+    assert len(reasons) == len(set(asked) & {"verified", "ancestors"} - set(said.split(", ")))

@@ -1,0 +1,235 @@
+"""Proves that boxes stay on their objects in every view: drawn rectangles are found again by their colours."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from oid.boxes.suppression import iou_matrix
+from tests.helpers.drawn_objects import NO_BOXES, NO_LABELS, check_places, check_sample, empty, picture
+from training import crops
+from training.crops import affine_view, rectangle_view, ssd_patch, ssd_view, zoomed_view
+from training.samples import Sample
+
+SIDE = 128
+SEEDS = st.integers(0, 2**32 - 1)
+SIDES = st.sampled_from([64, 97, 128, 201])
+WAYS = {
+    "zoom": lambda sample, side, rng, **options: zoomed_view(sample, side, side, (0.6, 1.7), side, rng, **options),
+    "far zoom": lambda sample, side, rng, **options: zoomed_view(sample, side, side, (0.1, 6), side, rng, **options),
+    "ssd": lambda sample, side, rng, **options: ssd_view(sample, side, side, rng, **options),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def dark_outside():
+    """What lies outside the picture is as dark as its ground, so that only objects have a colour."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(crops, "FILL", (0, 0, 0))
+        yield
+
+
+# === Every view ======================================================================================================
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("keep_aspect", [False, True], ids=["warp", "letterbox"])
+@settings(max_examples=150, deadline=None)
+@given(seed=SEEDS, side=SIDES)
+@example(
+    seed=18681931, side=201
+)  # far zoom warps a picture of 94 x 93 twelvefold, and cuts an object in its edge's blur
+def test_boxes_stay_on_their_objects(way, keep_aspect, seed, side):
+    rng = np.random.default_rng(seed)
+    after = WAYS[way](picture(rng), side, rng, keep_aspect=keep_aspect)
+    check_sample(after, side)
+    check_places(after)
+
+
+@pytest.mark.parametrize("way", ["far zoom", "ssd"])
+def test_the_test_above_has_seen_all_that_can_become_of_a_box(way):
+    became = []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        became += check_places(WAYS[way](picture(rng), SIDE, rng)).values()
+    assert min(became.count(what) for what in ("whole", "cut", "gone")) >= 10
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_half_of_the_views_are_mirrored_and_no_two_are_equal(way):
+    boxes = np.array([[0.45, 0.45, 0.5, 0.5], [0.55, 0.45, 0.6, 0.5]], "float32")  # 0 lies to the left of 1
+    sample = Sample(np.zeros((SIDE, SIDE, 3), "uint8"), boxes, np.array([0, 1], "int32"), NO_BOXES, NO_LABELS)
+    rng = np.random.default_rng(2)
+    views = [WAYS[way](sample, SIDE, rng) for _ in range(400)]
+    views = [view for view in views if view.labels.tolist() == [0, 1]]
+    mirrored = sum(view.boxes[0, 0] > view.boxes[1, 0] for view in views)
+    assert len(views) > 150
+    assert 0.4 < mirrored / len(views) < 0.6
+    alike = 0.3 if way == "ssd" else 0.0  # SSD shows the whole picture in a fourteenth of the cases and more
+    assert len({view.boxes.tobytes() for view in views}) >= (1 - alike) * len(views)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_aspect_ratio_is_kept_where_it_is_to_be(way):
+    """A square object in a picture of 2:1 stays square; stretched it does not."""
+    image = np.zeros((100, 200, 3), "uint8")
+    sample = Sample(image, np.array([[0.48, 0.46, 0.52, 0.54]], "float32"), np.zeros(1, "int32"), NO_BOXES, NO_LABELS)
+    kept, stretched = [], []
+    for seed in range(60):
+        for found, keep in ((kept, True), (stretched, False)):
+            view = WAYS[way](sample, SIDE, np.random.default_rng(seed), keep_aspect=keep)
+            inner = np.all((view.boxes > 0) & (view.boxes < 1), axis=1)
+            found += list(((view.boxes[:, 2] - view.boxes[:, 0]) / (view.boxes[:, 3] - view.boxes[:, 1]))[inner])
+    assert len(kept) > 20
+    assert np.mean(np.isclose(kept, 1, rtol=0.06)) > 0.9  # SSD's frame has whole pixels, and may cut the object
+    assert np.mean(np.isclose(stretched, 1, rtol=0.06)) < 0.5
+
+
+def test_regions_stay_regions_and_labels_stay_attached():
+    rng = np.random.default_rng(5)
+    corner = rng.uniform(0, 0.8, (40, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0.02, 0.2, (40, 2))], axis=1).astype("float32")
+    image = np.zeros((90, 70, 3), "uint8")
+    sample = Sample(image, boxes[:20], np.arange(20, dtype="int32"), boxes[20:], np.arange(20, 40, dtype="int32"))
+    became_regions = 0
+    for _ in range(50):
+        after = zoomed_view(sample, SIDE, SIDE, (0.6, 3.0), SIDE, rng)
+        check_sample(after, SIDE)
+        assert set(after.labels) <= set(range(20))
+        cut = after.region_labels[after.region_labels < 20]
+        became_regions += len(cut)
+        assert not set(cut) & set(after.labels)
+        both = np.concatenate([after.labels, after.region_labels])
+        assert len(set(both)) == len(both)
+        # a view keeps the order along each axis up to the mirror, so it can be told where each label must be
+        kept = np.concatenate([after.boxes, after.regions])
+        inner = np.all((kept > 0.001) & (kept < 0.999), axis=1)
+        if inner.sum() >= 3:
+            y_before, y_after = boxes[both[inner], 1], kept[inner, 1]
+            slope, offset = np.polyfit(y_before, y_after, 1)
+            np.testing.assert_allclose(slope * y_before + offset, y_after, atol=1e-4)
+    assert became_regions > 20
+
+
+def test_what_shrinks_is_averaged():
+    """Fine stripes become their mean instead of flickering, at every scale below a half."""
+    stripes = np.zeros((256, 256, 3), "uint8")
+    stripes[:, ::2] = 200
+    for scale in (0.5, 0.4, 0.25, 0.13):
+        inside = int(256 * scale) - 1
+        shown = affine_view(empty(stripes), inside, inside, (scale, scale, 0.0, 0.0)).image
+        assert np.ptp(shown[1:-1, 1:-1].astype(int)) <= 1
+        assert abs(int(shown[inside // 2, inside // 2, 0]) - 100) <= 1
+
+
+# === One mapping =====================================================================================================
+def test_a_mirrored_picture_has_a_mirrored_box():
+    before = picture(np.random.default_rng(3), (1,))
+    height, width = before.image.shape[:2]
+    after = affine_view(before, width, height, (-1.0, 1.0, float(width), 0.0))
+    np.testing.assert_array_equal(after.image, before.image[:, ::-1])
+    x0, y0, x1, y1 = before.boxes[0]
+    np.testing.assert_allclose(after.boxes[0], [1 - x1, y0, 1 - x0, y1], atol=1e-6)
+
+
+def test_the_identity_changes_nothing():
+    before = picture(np.random.default_rng(4))
+    height, width = before.image.shape[:2]
+    for after in (
+        affine_view(before, width, height, (1.0, 1.0, 0.0, 0.0)),
+        rectangle_view(before, width, height, np.array([0, 0, 1, 1])),
+    ):
+        np.testing.assert_array_equal(after.image, before.image)
+        np.testing.assert_allclose(after.boxes, before.boxes, atol=1e-6)
+        np.testing.assert_array_equal(after.labels, before.labels)
+
+
+def test_a_rectangle_of_whole_pixels_is_cut_out():
+    image = np.random.default_rng(5).integers(0, 256, (40, 80, 3)).astype("uint8")
+    shown = rectangle_view(empty(image), 20, 10, np.array([0.5, 0.25, 0.75, 0.5])).image
+    np.testing.assert_array_equal(shown, image[10:20, 40:60])
+    mirrored = rectangle_view(empty(image), 20, 10, np.array([0.5, 0.25, 0.75, 0.5]), mirrored=True).image
+    np.testing.assert_array_equal(mirrored, image[10:20, 40:60][:, ::-1])
+
+
+@pytest.mark.parametrize("shift", [0.0, -0.5, -0.79, -0.81, -1.2])
+def test_a_box_cut_below_the_limit_becomes_a_region(shift):
+    """The box reaches from 0.1 to 1.1 of the frame's width before it is shifted to the left: its area is its width."""
+    box = np.array([[0.1, 0.2, 1.0, 0.8]], "float32")
+    sample = Sample(np.zeros((50, 100, 3), "uint8"), box, np.array([2], "int32"), NO_BOXES, NO_LABELS)
+    scale = 1 / 0.9
+    after = affine_view(sample, 100, 50, (scale, 1.0, 100 * (0.1 - 0.1 * scale + shift), 0.0))
+    left, right = max(0.0, 0.1 + shift), min(1.0, 1.1 + shift)
+    visible = [[left, 0.2, right, 0.8]] if right > left else np.zeros((0, 4))
+    enough = right - left >= 0.3
+    found, other = (after.boxes, after.regions) if enough else (after.regions, after.boxes)
+    np.testing.assert_allclose(found, visible, atol=1e-6)
+    assert len(other) == 0
+    assert (after.labels if enough else after.region_labels).tolist() == [2] * len(visible)
+
+
+def test_a_view_keeps_what_is_verified():
+    verified = np.array([[0, 1, 1]], "uint8")
+    before = dataclasses.replace(picture(np.random.default_rng(6)), verified=verified)
+    for way in WAYS.values():
+        for keep_aspect in (False, True):
+            after = way(before, SIDE, np.random.default_rng(7), keep_aspect=keep_aspect)
+            np.testing.assert_array_equal(after.verified, verified)
+            np.testing.assert_array_equal(after.parts, [[0, 0, 1, 1]])
+
+
+# === SSD's patches ===================================================================================================
+@settings(max_examples=300, deadline=None)
+@given(seed=SEEDS, boxes=st.booleans())
+def test_a_patch_has_the_published_size_and_shape(seed, boxes):
+    x0, y0, x1, y1 = ssd_patch(np.array([[0.2, 0.3, 0.6, 0.9]] * boxes).reshape(-1, 4), np.random.default_rng(seed))
+    assert 0.5 - 1e-9 <= (x1 - x0) / (y1 - y0) <= 2 + 1e-9
+    assert 0.3**2 - 1e-9 <= (x1 - x0) * (y1 - y0) <= 4.0**2 + 1e-9
+    assert min(x0, y0) >= -3
+    assert max(x1, y1) <= 4
+
+
+def test_half_of_the_patches_are_drawn_from_a_larger_canvas():
+    patches = np.array([ssd_patch(NO_BOXES, np.random.default_rng(seed)) for seed in range(600)])
+    whole = np.mean(np.all(patches == (0, 0, 1, 1), axis=1))
+    beyond = np.mean((patches.min(axis=1) < 0) | (patches.max(axis=1) > 1))
+    assert 0.2 < whole < 0.3  # a half of the half: without boxes the choice is between this and any patch
+    assert 0.35 < beyond < 0.5  # not all patches of a larger canvas reach beyond the picture
+
+
+@pytest.mark.parametrize("minimum", [0.1, 0.5, 0.7])
+def test_a_patch_overlaps_a_box_as_much_as_is_drawn(minimum, monkeypatch):
+    """Of the seven ways five ask for this much here, one for any patch, one for the whole: six sevenths obey."""
+    boxes = np.array([[0.7, 0.8, 0.9, 0.9], [0.1, 0.1, 0.7, 0.8]], "float32")
+    monkeypatch.setattr(crops, "SSD_MINIMUM_IOU", (minimum,) * 5)
+    monkeypatch.setattr(crops, "SSD_LARGEST_EXPANSION", 1.0)
+    monkeypatch.setattr(crops, "SSD_TRIALS", 400)
+    patches = np.array([ssd_patch(boxes, np.random.default_rng(seed)) for seed in range(400)])
+    enough = iou_matrix(patches, boxes).max(axis=1) >= minimum
+    whole = np.all(patches == (0, 0, 1, 1), axis=1)
+    assert np.mean(enough | whole) >= 0.8
+    assert 0.08 < np.mean(whole) < 0.25
+    assert np.mean(enough & ~whole) > 0.6
+
+
+def test_a_patch_is_drawn_in_another_way_where_none_overlaps_enough():
+    """A box that no patch comes near leaves the whole canvas and any patch, as no box does."""
+    far = [ssd_patch(np.array([[0.0, 0.0, 1e-3, 1e-3]]), np.random.default_rng(seed)) for seed in range(100)]
+    none = [ssd_patch(NO_BOXES, np.random.default_rng(seed)) for seed in range(100)]
+    np.testing.assert_array_equal(far, none)
+    assert 30 < len({patch.tobytes() for patch in far}) < 100
+
+
+def test_ssd_shows_small_and_large_things():
+    """In patches objects grow, on the canvas they shrink."""
+    sample = dataclasses.replace(
+        empty(np.zeros((100, 100, 3), "uint8")),
+        boxes=np.array([[0.4, 0.4, 0.6, 0.6]], "float32"),
+        labels=np.zeros(1, "int32"),
+    )
+    widths = []
+    for seed in range(300):
+        view = ssd_view(sample, SIDE, SIDE, np.random.default_rng(seed))
+        widths += list(view.boxes[:, 2] - view.boxes[:, 0])
+    assert min(widths) < 0.08
+    assert max(widths) > 0.4

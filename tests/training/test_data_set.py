@@ -1,0 +1,386 @@
+"""Proves training.data_set against a01's files read row by row, and what validation takes from it for the metric."""
+
+import csv
+import itertools
+import re
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oid import paths
+from oid.files import InputError
+from oid.metric.challenge import Detections, evaluate
+from tests.helpers.small_open_images import Result
+from training.data_set import distinct_pairs, read_classes, read_data_set
+from training.validation import ground_truth
+
+
+def rows_of(path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def corners(row: dict[str, str]) -> tuple[float, ...]:
+    return tuple(float(np.float32(row[name])) for name in ("XMin", "YMin", "XMax", "YMax"))
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_arrays_equal_a01s_files(photographs, split):
+    data_set, output = photographs
+    data = read_data_set(data_set, output, "1", split)
+    classes = list(read_classes(output, "1"))
+    boxes = [row for row in rows_of(paths.level_boxes(output, "1", split)) if row["LabelName"]]
+    names = [*classes, *(name.removesuffix(", all") for name in data.coarse_names)]
+    regions = rows_of(paths.level_ignored_regions(output, "1", split))
+    labels = rows_of(paths.level_image_labels(output, "1", split))
+    assert len(data.image_ids) == len(set(data.image_ids)) == len(data.paths)
+    for index, image_id in enumerate(data.image_ids):
+        assert data.paths[index].stem == image_id
+        assert data.paths[index].parent == data_set / split
+        for found, expected in ((data.objects.of(index), boxes), (data.regions.of(index), regions)):
+            mine = [row for row in expected if row["ImageID"] == image_id]
+            assert [tuple(box) for box in found[0].tolist()] == [corners(row) for row in mine]
+            # of leaves: no label is a class and a coarse one
+            assert [names[label] for label in found[1]] == [row["LabelName"] for row in mine]
+    assert len(data.objects.labels) == len(boxes)
+    assert len(data.regions.labels) == len(regions)
+    grouped = sorted(row["ImageID"] for row in regions if row["Reason"] == "group_of")
+    image = np.repeat(np.arange(len(data)), np.diff(data.regions.offsets))
+    assert sorted(data.image_ids[index] for index in image[data.group_of]) == grouped
+    verified = {(data.image_ids[i], classes[c]) for i, c in data.verified}
+    assert verified == {(row["ImageID"], row["LabelName"]) for row in labels}
+    assert data.missing == 0
+    assert data.objects.boxes.dtype == data.regions.boxes.dtype == np.float32
+    assert data.objects.labels.dtype == np.int32
+
+
+def test_verified_classes_are_those_with_a_label_or_a_box(photographs):
+    data = read_data_set(*photographs, "1", "train")
+    classes = list(read_classes(photographs[1], "1"))
+    result = Result(photographs[1], "1")
+    expected = {(row[0], row[1]) for row in result.image_labels} | {(row[0], row[2]) for row in result.boxes}
+    expected |= {
+        (row[0], row[1]) for row in result.regions if row[-1] == "group_of"
+    }  # no other region tells of a class
+    for index, image_id in enumerate(data.image_ids):
+        found = data.verified_of(index)
+        assert found.tolist() == sorted(classes.index(label) for image, label in expected if image == image_id)
+        assert found.dtype == np.int32
+    sizes = {image_id: len(data.verified_of(index)) for index, image_id in enumerate(data.image_ids)}
+    # three image labels; a group-of box; two boxes; regions below a box of their ancestor alone
+    assert (sizes["t_empty"], sizes["t_group"], sizes["t_flat"], sizes["t_kind"]) == (3, 1, 2, 0)
+    assert data.has_image_labels
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6)), max_size=40))
+def test_distinct_pairs_are_a_sorted_set(rows):
+    table = np.array(rows, "int64").reshape(-1, 2)
+    image, classes = distinct_pairs(table[:, 0], table[:, 1].astype("int32"))
+    assert list(zip(image.tolist(), classes.tolist(), strict=True)) == sorted(set(rows))
+
+
+def test_a_split_without_image_labels_says_so(photographs, tmp_path):
+    shutil.copytree(photographs[1] / "level_1_files", tmp_path / "level_1_files")
+    path = paths.level_image_labels(tmp_path, "1", "train")
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    data = read_data_set(photographs[0], tmp_path, "1", "train")
+    assert not data.has_image_labels
+    assert len(data.verified_of(data.image_ids.index("t_empty"))) == 0
+    assert len(data.verified_of(data.image_ids.index("t00"))) > 0  # its boxes' classes
+
+
+def test_images_without_boxes_and_with_regions_only_are_there(photographs):
+    data = read_data_set(*photographs, "1", "train")
+    for image_id, num_boxes, num_regions in (("t_empty", 0, 0), ("t_group", 0, 1), ("t_kind", 0, 1), ("t_flat", 2, 0)):
+        index = data.image_ids.index(image_id)
+        assert (len(data.objects.of(index)[0]), len(data.regions.of(index)[0])) == (num_boxes, num_regions)
+
+
+# === Regions below a coarse box ======================================================================================
+def test_a_coarse_box_is_one_region_that_means_the_classes_below(photographs):
+    """t_kind has a fruit: no tomato and no apple is denied there; classes are tomato, apple, carrot."""
+    data = read_data_set(*photographs, "1", "train")
+    assert data.coarse_names == ("food, all", "fruit, all", "vegetable, all")
+    boxes, labels = data.regions.of(data.image_ids.index("t_kind"))
+    assert boxes.shape == (1, 4)
+    assert labels.tolist() == [4]
+    assert labels.dtype == np.int32
+    identity, below = [[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[1, 1, 1], [1, 1, 0], [1, 0, 1]]
+    assert data.region_classes.tolist() == identity + below
+    assert data.region_classes.dtype == np.float32
+    other = read_data_set(*photographs, "1", "validation")  # has no such box
+    np.testing.assert_array_equal(other.region_classes, data.region_classes)
+    assert other.coarse_names == data.coarse_names
+
+
+@pytest.fixture
+def rewritten(photographs, tmp_path):
+    """Puts other rows for t_kind's region, given by their labels; returns the new OUTPUT."""
+
+    def rewrite(*labels: str):
+        shutil.copytree(photographs[1] / "level_1_files", tmp_path / "out" / "level_1_files")
+        path = paths.level_ignored_regions(tmp_path / "out", "1", "train")
+        lines = path.read_text().splitlines()
+        (coarse,) = [line for line in lines if line.endswith(",ancestor_class")]
+        place = lines.index(coarse)
+        lines[place : place + 1] = [coarse.replace(",fruit,", f",{label},") for label in labels]
+        path.write_text("\n".join(lines) + "\n")
+        return tmp_path / "out"
+
+    return rewrite
+
+
+def test_a_row_for_each_class_as_an_earlier_a01_wrote_them(photographs, rewritten):
+    data = read_data_set(photographs[0], rewritten("tomato", "apple"), "1", "train")
+    boxes, labels = data.regions.of(data.image_ids.index("t_kind"))
+    assert labels.tolist() == [0, 1]
+    np.testing.assert_array_equal(boxes[0], boxes[1])
+
+
+@pytest.mark.parametrize("labels", [("fruit", "dragon"), ("dragon", "tomato"), ("fruit", "dragon", "tomato")])
+def test_a_coarse_label_that_the_hierarchy_does_not_explain(photographs, rewritten, labels):
+    with pytest.raises(InputError, match=r"classes below dragon, which has no class .* run a01") as error:
+        read_data_set(photographs[0], rewritten(*labels), "1", "train")
+    assert "\n" not in str(error.value)
+
+
+def test_without_the_hierarchy_regions_below_a_class_are_refused(photographs, tmp_path):
+    shutil.copytree(photographs[0], tmp_path / "data")
+    paths.annotation_file(tmp_path / "data", paths.HIERARCHY).unlink()
+    with pytest.raises(InputError, match=rf"regions of classes below others, and .*{paths.HIERARCHY} does not exist"):
+        read_data_set(tmp_path / "data", photographs[1], "1", "train")
+    assert read_data_set(tmp_path / "data", photographs[1], "1", "validation").region_classes is None  # needs it not
+
+
+# === Depictions ======================================================================================================
+@pytest.fixture
+def depicted(photographs, tmp_path):
+    """Sets IsDepiction of each box of train to the next of the given values, in turn; returns the new OUTPUT."""
+
+    def rewrite(*values: str):
+        shutil.copytree(photographs[1] / "level_1_files", tmp_path / "level_1_files")
+        path = paths.level_boxes(tmp_path, "1", "train")
+        rows = rows_of(path)
+        for row, value in zip([row for row in rows if row["LabelName"]], itertools.cycle(values), strict=False):
+            row["IsDepiction"] = value
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        return tmp_path
+
+    return rewrite
+
+
+def test_depictions_become_ignored_regions(photographs, depicted):
+    output = depicted("0", "1", "-1")
+    rows = [row for row in rows_of(paths.level_boxes(output, "1", "train")) if row["LabelName"]]
+    plain = read_data_set(photographs[0], output, "1", "train")
+    data = read_data_set(photographs[0], output, "1", "train", leave_out_depictions=True)
+    assert data.image_ids == plain.image_ids
+    classes = list(read_classes(output, "1"))
+    for index, image_id in enumerate(data.image_ids):
+        mine = [row for row in rows if row["ImageID"] == image_id]
+        kept = [row for row in mine if row["IsDepiction"] != "1"]
+        left_out = [row for row in mine if row["IsDepiction"] == "1"]
+        assert [tuple(box) for box in data.objects.of(index)[0].tolist()] == [corners(row) for row in kept]
+        boxes, labels = data.regions.of(index)
+        here = slice(data.regions.offsets[index], data.regions.offsets[index + 1])
+        depiction = data.depiction[here]
+        assert [tuple(box) for box in boxes[depiction].tolist()] == [corners(row) for row in left_out]
+        assert [classes[label] for label in labels[depiction]] == [row["LabelName"] for row in left_out]
+        for found, expected in zip((boxes[~depiction], labels[~depiction]), plain.regions.of(index), strict=True):
+            np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(data.verified_of(index), plain.verified_of(index))
+    assert 0 < data.depiction.sum() == len(plain.objects.labels) - len(data.objects.labels)
+    assert data.group_of.sum() == plain.group_of.sum() == 1
+    assert not (data.group_of & data.depiction).any()
+    assert not plain.depiction.any()
+
+
+def test_an_image_with_depictions_only_stays(photographs, depicted):
+    data = read_data_set(photographs[0], depicted("1"), "1", "train", leave_out_depictions=True)
+    assert data.objects.boxes.shape == (0, 4)
+    assert data.objects.labels.dtype == np.int32
+    assert data.image_ids == read_data_set(*photographs, "1", "train").image_ids
+
+
+def test_a_depiction_that_is_neither_yes_nor_no(photographs, depicted):
+    output = depicted("0", "maybe")
+    read_data_set(photographs[0], output, "1", "train")
+    with pytest.raises(InputError, match=r"IsDepiction is 'maybe' for image t\w+ where 0, 1 or -1 is expected"):
+        read_data_set(photographs[0], output, "1", "train", leave_out_depictions=True)
+
+
+# === Missing images ==================================================================================================
+@pytest.fixture
+def without_two(photographs, tmp_path):
+    """The data set without the files of two images: DATASET, OUTPUT, their ids."""
+    data_set, output = photographs
+    shutil.copytree(data_set, tmp_path / "data")
+    gone = sorted((tmp_path / "data" / "train").iterdir())[2:4]
+    for path in gone:
+        path.unlink()
+    return tmp_path / "data", output, [path.stem for path in gone]
+
+
+def test_missing_images_are_refused_with_their_number_and_the_first(without_two):
+    data_set, output, gone = without_two
+    with pytest.raises(InputError) as error:
+        read_data_set(data_set, output, "1", "train")
+    assert "2 of 12 images" in str(error.value)
+    assert gone[0] in str(error.value)
+    assert "--skip_missing" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_images_are_left_out_and_counted(without_two, photographs):
+    data_set, output, gone = without_two
+    whole, part = (
+        read_data_set(*photographs, "1", "train"),
+        read_data_set(data_set, output, "1", "train", skip_missing=True),
+    )
+    assert part.missing == 2
+    assert part.image_ids == [image_id for image_id in whole.image_ids if image_id not in gone]
+    for index, image_id in enumerate(part.image_ids):
+        for found, expected in ((part.objects, whole.objects), (part.regions, whole.regions)):
+            for mine, other in zip(found.of(index), expected.of(whole.image_ids.index(image_id)), strict=True):
+                np.testing.assert_array_equal(mine, other)
+    assert {part.image_ids[i] for i in part.verified[:, 0]}.isdisjoint(gone)
+
+
+def test_a_folder_without_any_image_of_the_level(photographs, tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(InputError, match="check --dataset_path"):
+        read_data_set(tmp_path, photographs[1], "1", "train", skip_missing=True)
+
+
+def test_a_missing_level_names_the_remedy(photographs):
+    for read in (lambda: read_classes(photographs[1], "9"), lambda: read_data_set(*photographs, "9", "train")):
+        with pytest.raises(InputError, match=re.escape("run a01_create_training_files.py with --levels 9")):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("line", "old", "new", "message"),
+    [
+        (0, b"XMin", b"XMinimum", "is damaged"),
+        (1, b"\n", b",9,9\n", "is damaged"),
+        (1, b"xclick", b"\xe9", "is damaged"),
+        (1, b",0.", b",zero", "a coordinate is no number"),
+    ],
+)
+def test_damaged_files_are_named(photographs, tmp_path, line, old, new, message):
+    shutil.copytree(photographs[1], tmp_path / "out")
+    path = paths.level_boxes(tmp_path / "out", "1", "train")
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert old in lines[line]
+    lines[line] = lines[line].replace(old, new)
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(InputError) as error:
+        read_data_set(photographs[0], tmp_path / "out", "1", "train")
+    assert path.name in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# === A part of the images ============================================================================================
+def test_at_most_is_always_the_same_part(photographs):
+    whole = read_data_set(*photographs, "1", "train")
+    part = read_data_set(*photographs, "1", "train", at_most=5)
+    assert len(part) == 5
+    assert part.image_ids == read_data_set(*photographs, "1", "train", at_most=5).image_ids
+    assert set(part.image_ids) < set(whole.image_ids)
+    assert part.image_ids != whole.image_ids[:5]  # chosen at random, not the first
+    order = [whole.image_ids.index(image_id) for image_id in part.image_ids]
+    assert order == sorted(order)
+    for index, position in enumerate(order):
+        np.testing.assert_array_equal(part.objects.of(index)[0], whole.objects.of(position)[0])
+    for many in (0, len(whole), 1000):
+        assert read_data_set(*photographs, "1", "train", at_most=many).image_ids == whole.image_ids
+
+
+# === What the metric gets ============================================================================================
+def test_ground_truth_has_boxes_group_of_boxes_and_verified_classes(photographs):
+    data = read_data_set(*photographs, "1", "train")
+    truth = ground_truth(data)
+    classes = list(read_classes(photographs[1], "1"))
+    result = Result(photographs[1], "1")
+    assert list(truth.image_ids) == sorted(data.image_ids)
+    found = sorted(
+        (truth.image_ids[image], classes[label], *(f"{value:.6f}" for value in box))
+        for image, label, box in zip(truth.box_image, truth.box_class, truth.boxes, strict=True)
+    )
+    rows = [(row[0], row[2], *row[4:8]) for row in result.boxes]
+    rows += [row[:6] for row in result.regions if row[-1] == "group_of"]  # none that is ignored for another reason
+    expected = [(row[0], row[1], *(f"{float(row[i]):.6f}" for i in (2, 4, 3, 5))) for row in rows]
+    assert found == sorted(expected)
+    assert [truth.image_ids[i] for i in truth.box_image[truth.box_group_of]] == ["t_group"]
+    labels = sorted((truth.image_ids[i], classes[c]) for i, c in zip(truth.label_image, truth.label_class, strict=True))
+    assert labels == sorted((row[0], row[1]) for row in result.image_labels)
+
+
+def detections(truth, boxes, class_index=None) -> Detections:
+    ordinary = ~truth.box_group_of
+    return Detections(
+        image=truth.box_image[ordinary],
+        class_index=truth.box_class[ordinary] if class_index is None else class_index,
+        scores=np.linspace(0.9, 0.5, ordinary.sum()),
+        boxes=boxes[ordinary],
+    )
+
+
+def test_perfect_detections_reach_1_and_wrong_ones_0(photographs):
+    data = read_data_set(*photographs, "1", "validation")
+    truth = ground_truth(data)
+    assert evaluate(truth, detections(truth, truth.boxes), num_classes=3).mean_average_precision == 1.0
+    aside = truth.boxes + 0.7
+    assert evaluate(truth, detections(truth, aside), num_classes=3).mean_average_precision == 0.0
+    other = (truth.box_class + 1) % 3
+    assert evaluate(truth, detections(truth, truth.boxes, other), num_classes=3).mean_average_precision < 0.5
+
+
+def test_the_order_of_the_rows_does_not_matter(photographs, tmp_path):
+    shutil.copytree(photographs[1], tmp_path / "out")
+    path = paths.level_boxes(tmp_path / "out", "1", "validation")
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, *reversed(lines)]) + "\n")
+    turned = read_data_set(photographs[0], tmp_path / "out", "1", "validation")
+    assert turned.image_ids != read_data_set(*photographs, "1", "validation").image_ids
+    a, b = ground_truth(turned), ground_truth(read_data_set(*photographs, "1", "validation"))
+    assert a.image_ids == b.image_ids
+    assert sorted(zip(a.box_image, a.box_class, map(tuple, a.boxes), strict=True)) == sorted(
+        zip(b.box_image, b.box_class, map(tuple, b.boxes), strict=True)
+    )
+    assert evaluate(b, detections(a, a.boxes), num_classes=3).mean_average_precision == 1.0
+
+
+def test_a_level_without_images_in_a_split_is_an_empty_data_set(photographs, tmp_path):
+    data_set, output = photographs
+    shutil.copytree(output / "level_1_files", tmp_path / "level_1_files")
+    for name in ("annotations-bbox", "ignored-regions", "image-labels"):
+        path = tmp_path / "level_1_files" / f"validation-{name}-level-1.csv"
+        path.write_text(path.read_text().splitlines()[0] + "\n")
+    data = read_data_set(data_set, tmp_path, "1", "validation")
+    assert len(data) == 0
+    assert data.objects.boxes.shape == (0, 4)
+    assert data.verified.shape == (0, 2)
+
+
+def test_images_that_a02_found_damaged_are_refused_or_left_out(photographs, tmp_path):
+    data_set, output = photographs
+    shutil.copytree(output / "level_1_files", tmp_path / "level_1_files")
+    whole = read_data_set(data_set, tmp_path, "1", "train")
+    problems = paths.image_problems(tmp_path, "train")
+    notes = whole.paths[2].with_suffix(".txt")  # beside a sound image
+    problems.write_text(
+        f"path,reason\n{whole.paths[1]},is cut short\n/elsewhere/other.jpg,is empty\n{notes},no image\n"
+    )
+    with pytest.raises(InputError, match=re.escape(f"lists 1 images of {paths.level_boxes(tmp_path, '1', 'train')}")):
+        read_data_set(data_set, tmp_path, "1", "train")
+    rest = read_data_set(data_set, tmp_path, "1", "train", skip_missing=True)
+    assert rest.missing == 1
+    assert rest.image_ids == [image_id for image_id in whole.image_ids if image_id != whole.image_ids[1]]

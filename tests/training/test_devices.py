@@ -1,0 +1,191 @@
+"""Proves that two devices train as one does, on TensorFlow and JAX, and take over each other's checkpoints.
+
+The devices are two that the CPU is made; the trainings are `two_devices.py`, in processes of their own, because a
+backend's devices are fixed when it starts. The batch is half empty: N_pos must be that of the whole batch. Gradients
+are clipped, and weights decay. What accelerators can is asked of stand-ins for the backends.
+"""
+
+import csv
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from models.detector import runs_on_cpu
+from tests.helpers.project import ROOT
+from training import devices
+
+slow = pytest.mark.slow
+CASES = [
+    pytest.param(("tensorflow", "synchronised", "sgd"), id="tensorflow-synchronised-sgd"),
+    pytest.param(("jax", "synchronised", "sgd"), marks=slow, id="jax-synchronised-sgd"),
+    *(
+        pytest.param((backend, batch_norm, optimizer), marks=slow, id=f"{backend}-{batch_norm}-{optimizer}")
+        for backend in ("tensorflow", "jax")
+        for batch_norm, optimizer in (("frozen", "sgd"), ("frozen", "adamw"), ("synchronised", "adamw"))
+    ),
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def found(request, tmp_path_factory) -> dict:
+    backend, batch_norm, optimizer = request.param
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed")
+    variables = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    variables |= {"PYTHONPATH": str(ROOT)}
+    variables |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # to compile takes longer than to train
+    program = [sys.executable, str(ROOT / "tests" / "helpers" / "two_devices.py"), batch_norm, optimizer]
+    done = subprocess.run(
+        [*program, str(tmp_path_factory.mktemp("checkpoints"))],
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line.startswith("devices: 2 (cpu)")]
+    assert said, done.stdout
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_two_devices_give_the_losses_of_one(found):
+    one, two = np.array(found["one"]), np.array(found["two"])
+    assert found["copies"] == 2
+    assert one.shape == (20, 3)
+    assert one[-1, 0] < 0.99 * one[0, 0]  # it learns: the weights have moved
+    np.testing.assert_allclose(two, one, rtol=1e-4)
+    assert found["apart"] < 1e-3
+
+
+def test_a_checkpoint_goes_on_with_another_number_of_devices(found):
+    np.testing.assert_allclose(found["one, after two"], found["two, on"], rtol=1e-4)
+    np.testing.assert_allclose(found["two, after one"], found["one, on"], rtol=1e-4)
+
+
+# === a03 =============================================================================================================
+def train(photographs, output, run: str, *arguments: object) -> str:
+    """What a tiny training prints; `STOPPED` ends it in its second epoch."""
+    flags = {"dataset_path": photographs[0], "output_path": output, "run": run, "backbone": "tiny", "image_size": 96}
+    flags |= {"tums": 1, "scales": 1, "channels": 16, "batch_size": 4, "epochs": 2, "steps_per_epoch": 3}
+    flags |= {"precision": "float32", "optimizer": "sgd", "learning_rate": 0.01}
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    path = str(ROOT)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "helpers" / "tiny_training.py"), *map(str, arguments), *words],
+        env=os.environ | {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+STOPPED = ("--stop_after", 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)], ids=["from two to one", "from one to two"])
+def test_a_run_goes_on_with_another_number_of_devices(photographs, tmp_path, before, after):
+    shutil.copytree(photographs[1] / "level_1_files", tmp_path / "level_1_files")
+    train(photographs, tmp_path, "whole", "--devices", 1)
+    assert "stopped by SIGTERM after step 4 of 6" in train(
+        photographs, tmp_path, "stopped", *STOPPED, "--devices", before
+    )
+    assert "going on after epoch 1 of 2 and 1 of 3 steps" in train(photographs, tmp_path, "stopped", "--devices", after)
+    rows = []
+    for run in ("stopped", "whole"):
+        with open(tmp_path / "weights" / run / "history.csv", newline="") as file:
+            rows.append(list(csv.DictReader(file)))
+    for mine, other in zip(*rows, strict=True):
+        for column in ("epoch", "loss", "class_loss", "box_loss", "learning_rate"):
+            assert float(mine[column]) == pytest.approx(float(other[column]), rel=1e-4)
+
+
+# === What accelerators can ===========================================================================================
+def gpu(capability) -> SimpleNamespace:
+    """A device as JAX has it, which carries all that the others are asked for."""
+    return SimpleNamespace(platform="gpu", compute_capability=capability)
+
+
+TPU = SimpleNamespace(platform="tpu")
+
+
+def stand_in(monkeypatch, backend: str, found: list) -> None:
+    """Makes a backend one that has these devices."""
+
+    def pair(device) -> tuple[int, ...]:
+        return tuple(int(part) for part in device.compute_capability.split("."))
+
+    def details(device) -> dict[str, object]:
+        known = device.compute_capability.replace(".", "").isdecimal()
+        return {"device_name": "x"} | ({"compute_capability": pair(device)} if known else {})
+
+    gpus, tpus = ([device for device in found if device.platform == kind] for kind in ("gpu", "tpu"))
+    config = SimpleNamespace(
+        list_physical_devices=lambda kind: {"GPU": gpus, "TPU": []}[kind],
+        list_logical_devices=lambda kind: {"GPU": gpus, "TPU": tpus}[kind],
+        experimental=SimpleNamespace(get_device_details=details),
+    )
+    cuda = SimpleNamespace(
+        is_available=lambda: bool(gpus), device_count=lambda: len(gpus), get_device_capability=lambda i: pair(gpus[i])
+    )
+    modules = {
+        "tensorflow": SimpleNamespace(config=config),
+        "jax": SimpleNamespace(local_devices=lambda: found),
+        "torch": SimpleNamespace(cuda=cuda, version=SimpleNamespace(hip=None)),
+    }
+    monkeypatch.setattr(devices.keras.backend, "backend", lambda: backend)
+    monkeypatch.setitem(sys.modules, backend, modules[backend])
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+@pytest.mark.parametrize(
+    ("capabilities", "has_it"),
+    [
+        (["6.0"], False),  # P100
+        (["7.0"], False),  # V100
+        (["7.5"], False),  # T4
+        (["8.0"], True),  # A100
+        (["8.9"], True),
+        (["9.0", "9.0"], True),
+        (["10.0"], True),
+        (["9.0", "7.5"], False),  # the slowest of those that share a batch
+        ([], False),
+    ],
+)
+def test_gpus_have_bfloat16_from_compute_capability_8_on(monkeypatch, backend, capabilities, has_it):
+    stand_in(monkeypatch, backend, [gpu(capability) for capability in capabilities])
+    assert devices.accelerators_have_bfloat16() == has_it
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_a_tpu_has_bfloat16(monkeypatch, backend):
+    stand_in(monkeypatch, backend, [TPU, TPU])
+    assert devices.accelerators_have_bfloat16()
+
+
+def test_accelerators_that_do_not_say_what_they_are_count_as_without(monkeypatch):
+    for backend in ("tensorflow", "jax"):
+        with monkeypatch.context() as patch:
+            stand_in(patch, backend, [gpu("gfx90a")])
+            assert not devices.accelerators_have_bfloat16()
+    stand_in(monkeypatch, "jax", [SimpleNamespace(platform="METAL")])
+    assert not devices.accelerators_have_bfloat16()
+    stand_in(monkeypatch, "torch", [gpu("9.0")])
+    sys.modules["torch"].version.hip = "6.2"  # AMD's 9.0 is another
+    assert not devices.accelerators_have_bfloat16()
+
+
+def test_the_processor_of_the_tests_is_no_accelerator():
+    if runs_on_cpu():
+        assert not devices.accelerators_have_bfloat16()

@@ -1,0 +1,183 @@
+"""Proves at the gradient which boxes of a training picture are no background: depictions, and those without room."""
+
+import cv2
+import numpy as np
+import pytest
+
+from models.losses import assigned_targets
+from tests.helpers.detection_cases import ANCHORS, CELLS, CENTRES, LEVELS, NUM_CLASSES, logit_gradient, numpy
+from training import batches as module
+from training.batches import MAX_REGIONS, Batches
+from training.data_set import Boxes, DataSet
+from training.label_rules import in_force
+from training.samples import Sample, with_boxes, with_regions
+
+SIDE = 64
+LEFT, RIGHT, MIDDLE = (0.0, 0.0, 0.4, 1.0), (0.6, 0.0, 1.0, 1.0), (0.45, 0.4, 0.55, 0.6)
+
+
+def data_of(folder, objects: list[tuple], regions: list[tuple] = (), depiction: list[bool] = (), *, images: int = 1):
+    """Grey pictures of these boxes and regions, `(label, xmin, ymin, xmax, ymax)`; each picture has all."""
+    path = folder / "grey.png"
+    assert cv2.imwrite(str(path), np.full((SIDE, SIDE, 3), 128, "uint8"))
+
+    def repeated(rows) -> Boxes:
+        rows = np.array(rows, "float32").reshape(-1, 5)
+        offsets = np.arange(images + 1) * len(rows)
+        return Boxes(offsets, np.tile(rows[:, 1:], (images, 1)), np.tile(rows[:, 0].astype("int32"), images))
+
+    return DataSet(
+        image_ids=[str(k) for k in range(images)],
+        paths=[path] * images,
+        objects=repeated(objects),
+        regions=repeated(regions),
+        group_of=~np.tile(np.array(depiction, bool), images),
+        depiction=np.tile(np.array(depiction, bool), images),
+        verified=np.zeros((0, 2), "int64"),
+        has_image_labels=False,
+        missing=0,
+    )
+
+
+@pytest.fixture
+def as_they_are(monkeypatch):
+    """Pictures are not changed."""
+    monkeypatch.setattr(module, "augment", lambda samples, *others, **options: samples[0])
+
+
+def inside(box: tuple) -> np.ndarray:
+    return ((np.array(box[:2]) < CENTRES) & (np.array(box[2:]) > CENTRES)).all(axis=1)
+
+
+# === Depictions ======================================================================================================
+@pytest.mark.parametrize(
+    ("asked", "silent"),
+    [(("none",), []), (("depictions",), [LEFT]), (("depictions", "regions"), [LEFT, RIGHT])],
+)
+def test_a_depiction_gives_no_gradient_with_or_without_the_rule_on_regions(tmp_path, as_they_are, asked, silent):
+    """A drawing on the left and a group on the right, both of class 1; with `depictions` alone only the first."""
+    data = data_of(tmp_path, [(0, *MIDDLE)], [(1, *RIGHT), (1, *LEFT)], [False, True])
+    rules = in_force({"label_rules": asked}, ["a", "b", "c"], data)
+    batches = Batches(data, image_size=SIDE, batch_size=1, regions=rules.regions)
+    gradient = logit_gradient(batches.batch(0)[1], region_classes=rules.region_classes)[0]
+    for box in (LEFT, RIGHT):
+        assert inside(box).sum() >= 16
+        assert (gradient[inside(box), 1] == 0).all() == (box in silent)
+        assert (gradient[inside(box), 1] > 0).all() == (box not in silent)
+        assert (gradient[inside(box), 2] > 0).all()
+
+
+# === Boxes without room ==============================================================================================
+def grid(side: int) -> list[tuple]:
+    """So many boxes in each direction of a picture, of class 1."""
+    corners = [(x / side, y / side) for y in range(side) for x in range(side)]
+    return [(1, x + 0.01, y + 0.01, x + 1 / side - 0.01, y + 1 / side - 0.01) for x, y in corners]
+
+
+def test_boxes_without_room_give_no_gradient_against_them(tmp_path, as_they_are):
+    """Sixteen boxes that fill the picture: whatever the room, no anchor inside one is pushed down by the others."""
+    data = data_of(tmp_path, grid(4))
+    options = {"image_size": SIDE, "batch_size": 1}
+    targets = Batches(data, max_gt_boxes=10, **options).batch(0)[1]
+    gradient = logit_gradient(targets)[0]
+    left_out = [box for label, *box in grid(4) if not (targets["boxes"] == np.float32(box)).all(axis=-1).any()]
+    assert len(left_out) == 6
+    for box in left_out:
+        assert inside(box).any()
+        np.testing.assert_array_equal(gradient[inside(box), 1], 0)
+        assert (gradient[inside(box)][:, [0, 2]] > 0).all()
+    none = Batches(data, max_gt_boxes=10, regions="none", **options).batch(0)[1]
+    assert all((logit_gradient(none)[0, inside(box), 1] > 0).all() for box in left_out)
+
+
+def test_the_tiles_of_a_mosaic_lose_boxes_alike(tmp_path):
+    """Of a picture's tiles the last ones have no more of what is cut; kept and cut boxes are all that there are."""
+    data = data_of(tmp_path, grid(4), images=8)
+    options = {"image_size": SIDE, "batch_size": 8, "mosaic": 1.0, "close_at": 99}
+    some, every = Batches(data, max_gt_boxes=12, **options), Batches(data, max_gt_boxes=99, **options)
+    share = []
+    for step in range(12):
+        found, expected = some.batch(step)[1], every.batch(step)[1]
+        for row in range(8):
+            kept, cut = found["labels"][row] >= 0, found["region_labels"][row] >= 0
+            both = np.concatenate([found["boxes"][row][kept], found["regions"][row][cut]])
+            whole = [expected[name][row] for name in ("boxes", "regions", "labels", "region_labels")]
+            all_of = np.concatenate([whole[0][whole[2] >= 0], whole[1][whole[3] >= 0]])
+            np.testing.assert_array_equal(*(np.unique(boxes, axis=0) for boxes in (both, all_of)))
+            assert kept.sum() == 12
+            # boxes come tile by tile: where in their line are those that stay?
+            places = np.flatnonzero((whole[0][:, None] == found["boxes"][row][kept]).all(axis=-1).any(axis=1))
+            share.append(places.mean() / ((whole[2] >= 0).sum() - 1))
+    assert np.mean(share) == pytest.approx(0.5, abs=0.04)  # the first twelve would give 0.2
+
+
+def sample_of(rows: list[tuple], regions: list[tuple] = ()) -> Sample:
+    rows, regions = (np.array(part, "float32").reshape(-1, 5) for part in (rows, regions))
+    labels, region_labels = (part[:, 0].astype("int32") for part in (rows, regions))
+    return Sample(np.zeros((4, 4, 3), "uint8"), rows[:, 1:], labels, regions[:, 1:], region_labels)
+
+
+def test_an_object_stays_or_goes_with_all_its_classes():
+    """On level `all` it has a row for each: half of them would push down the other half at the object's anchors."""
+    rows = [(label, *box) for _, *box in grid(3) for label in range(3)]
+    whole = sample_of(rows)
+    for seed in range(20):
+        found, cut = with_boxes(whole, 10, np.random.default_rng(seed))
+        assert len(found.labels) == 9
+        assert cut == len(found.region_labels) == 18
+        for boxes, labels, count in ((found.boxes, found.labels, 3), (found.regions, found.region_labels, 6)):
+            _, times = np.unique(boxes, axis=0, return_counts=True)
+            assert times.tolist() == [3] * count
+            assert sorted(labels.tolist()) == sorted(list(range(3)) * count)
+
+
+def test_an_object_of_more_classes_than_there_is_room_for():
+    """It learns some; the others give it no gradient."""
+    box = (0.1, 0.1, 0.6, 0.6)
+    found, cut = with_boxes(sample_of([(label, *box) for label in range(3)]), 1, np.random.default_rng(0))
+    assert (found.labels.tolist(), found.region_labels.tolist(), cut) == ([0], [1, 2], 2)
+    truth = {"boxes": found.boxes, "labels": found.labels, "regions": found.regions}
+    truth = {name: value[None] for name, value in (truth | {"region_labels": found.region_labels}).items()}
+    gradient = logit_gradient(truth)[0]
+    logits = np.full((1, len(ANCHORS), NUM_CLASSES), -1, "float32")
+    assigned = assigned_targets("task_aligned", logits, ANCHORS[None], truth, ANCHORS, CELLS, level_sizes=LEVELS)[0]
+    learns = numpy(assigned)[0] == 0
+    assert learns.any()
+    assert (gradient[learns, 0] < 0).any()
+    np.testing.assert_array_equal(gradient[learns, 1:], 0)
+
+
+def test_what_has_room_stays_as_it_is():
+    whole = sample_of(grid(3), [(0, 0, 0, 1, 1)])
+    assert with_boxes(whole, 9, np.random.default_rng(0)) == (whole, 0)
+    assert with_regions(whole, 1) == (whole, 0)
+
+
+# === Regions without room ============================================================================================
+def test_of_too_many_regions_the_largest_stay_in_their_order():
+    sides = np.random.default_rng(0).permutation(20) / 40 + 0.01
+    found, beyond = with_regions(sample_of([], [(k, 0, 0, side, side) for k, side in enumerate(sides)]), 5)
+    assert beyond == 15
+    assert found.region_labels.tolist() == np.flatnonzero(sides > 0.375).tolist()
+    np.testing.assert_array_equal(found.regions[:, 2], np.float32(sides[sides > 0.375]))
+
+
+def test_cut_boxes_share_the_room_with_other_regions_and_all_is_counted(tmp_path, as_they_are, capsys):
+    regions = [(0, 0, 0, 0.02, 0.01 + k / 1000) for k in range(100)]
+    data = data_of(tmp_path, grid(12), regions, [False] * 100)
+    batches = Batches(data, image_size=SIDE, batch_size=2, max_gt_boxes=80)
+    targets = batches.batch(0)[1]
+    assert (targets["labels"] >= 0).sum(axis=1).tolist() == [80, 80]
+    assert (targets["region_labels"] >= 0).sum(axis=1).tolist() == [MAX_REGIONS] * 2
+    assert (targets["region_labels"] == 1).sum(axis=1).tolist() == [64, 64]  # all boxes: they are larger
+    assert batches.boxes_left_out(range(1)) == 2 * 64
+    assert batches.regions_left_out(range(1)) == 2 * 36
+    batches.print_left_out(range(1))
+    assert capsys.readouterr().out.splitlines() == [
+        "128 boxes beyond --max_gt_boxes 80 of a picture were left out and are ignored regions",
+        f"72 ignored regions beyond {MAX_REGIONS} of a picture, its smallest, were left out: background counts there",
+    ]
+    other = Batches(data, image_size=SIDE, batch_size=2, max_gt_boxes=80, regions="none")
+    other.batch(0)
+    other.print_left_out(range(1))
+    assert capsys.readouterr().out.endswith("were left out and are background\n")

@@ -1,0 +1,215 @@
+"""Proves on real processes that a training which is killed or told to stop goes on as if nothing had happened.
+
+Bit for bit, with `--deterministic`: each run here is compared with one that was never interrupted.
+"""
+
+import csv
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.helpers.project import ROOT, run_on_backend
+from training.checkpoints import find_checkpoint
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the trainings are forks of one process")
+
+STEPS = 40
+# with gradients that are half-collected at odd steps, and batches made by two threads
+FLAGS = (
+    "--backbone tiny --precision float32 --image_size 64 --tums 1 --scales 1 --channels 16 --batch_size 2 --epochs 4 "
+)
+FLAGS += "--steps_per_epoch 10 --accumulate 2 --ema true --workers 2 --checkpoint_steps 3 --validate_every 2 "
+FLAGS += "--deterministic "
+KILLS = int(os.environ.get("KILLS", "100"))  # of the slow test
+
+
+class Trainings:
+    """The program `killed_runs.py`, and the runs that it makes."""
+
+    def __init__(self, data_set: Path, output: Path):
+        self.output = output
+        self.arguments = [*FLAGS.split(), "--dataset_path", str(data_set), "--output_path", str(output)]
+        self.program = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "helpers" / "killed_runs.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+
+    def start(self, run: str, *arguments: str, **when) -> tuple[int, str]:
+        """Trains until the end, or until what `killed_runs.py` is told; the exit code, and what was printed."""
+        log = self.output / f"{run}.log"
+        log.write_text("")
+        task = {"run": run, "log": str(log), "when": when, "arguments": [*self.arguments, *arguments]}
+        self.program.stdin.write(json.dumps(task) + "\n")
+        self.program.stdin.flush()
+        return json.loads(self.program.stdout.readline()), log.read_text()
+
+    def folder(self, run: str) -> Path:
+        return self.output / "weights" / run
+
+    def step(self, run: str) -> int:
+        """How far the checkpoint of a run is."""
+        return find_checkpoint(self.folder(run))[1]["step"]
+
+    def finished(self, run: str) -> bool:
+        """Whether the last epoch is measured, too."""
+        return find_checkpoint(self.folder(run))[1]["epochs"] == 4
+
+    def close(self) -> None:
+        self.program.stdin.close()
+        self.program.wait(timeout=60)
+        self.program.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def trainings(photographs, tmp_path_factory):
+    data_set, output = photographs
+    mine = tmp_path_factory.mktemp("kills")
+    shutil.copytree(output / "level_1_files", mine / "level_1_files")
+    made = Trainings(data_set, mine)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def whole(trainings):
+    """The run that was never interrupted."""
+    code, printed = trainings.start("whole")
+    assert code == 0, printed
+    return trainings.folder("whole")
+
+
+def contents(run: Path) -> dict[str, np.ndarray]:
+    """Weights, averages, optimizer and random state; the averaged network; the best model; history without times."""
+    found = {f"training {name}": value for name, value in np.load(run / "checkpoint" / "training.npz").items()}
+    with zipfile.ZipFile(run / "model.keras") as archive, archive.open("model.weights.h5") as weights:
+        for file, name in ((run / "checkpoint" / "network.weights.h5", "network"), (weights, "best")):
+            with h5py.File(file) as arrays:
+                arrays.visititems(
+                    lambda path, item, name=name: found.update(
+                        {f"{name} {path}": item[()]} if isinstance(item, h5py.Dataset) else {}
+                    )
+                )
+    with open(run / "history.csv", newline="") as file:
+        rows = csv.DictReader(file)
+        found["columns"] = np.array(rows.fieldnames)
+        for row in rows:
+            found |= {f"history {row['epoch']} {k}": np.array(v) for k, v in row.items() if "second" not in k}
+    return found
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Not one bit differs."""
+    one, two = contents(run), contents(other)
+    assert one.keys() == two.keys()
+    assert len(one) > 100
+    assert [name for name in one if one[name].tobytes() != two[name].tobytes()] == []
+
+
+def test_killed_and_told_to_stop_it_ends_with_the_same_bits(trainings, whole):
+    rng = random.Random(os.environ.get("PYTEST_SEED", "5"))
+    kill, stop = rng.choice([4, 5, 7, 8]), rng.choice([21, 22, 24, 28])
+    code, printed = trainings.start("killed", step=kill)
+    assert code == -signal.SIGKILL
+    assert trainings.step("killed") == kill // 3 * 3  # by --checkpoint_steps, in the middle of the first epoch
+
+    code, printed = trainings.start("killed", operation=rng.randrange(60, 100))  # while it writes
+    assert code == -signal.SIGKILL
+    assert f"going on after epoch 0 of 4 and {kill // 3 * 3} of 10 steps" in printed
+
+    code, printed = trainings.start("killed", step=stop, signal=int(signal.SIGTERM))
+    assert code == 0
+    last = printed.splitlines()[-1]
+    sentence = f"{trainings.folder('killed')}: stopped by SIGTERM after step {stop + 1} of {STEPS}, saved"
+    assert last.startswith(sentence)
+    assert last.endswith(": run the same command to go on")
+    assert trainings.step("killed") == stop + 1  # nothing is lost
+
+    code, printed = trainings.start("killed")
+    assert code == 0
+    assert f"going on after epoch 2 of 4 and {stop + 1 - 20} of 10 steps" in printed
+    assert_same(trainings.folder("killed"), whole)
+
+
+@pytest.mark.slow
+def test_random_kills(trainings, whole):
+    """At random steps, before random operations on files, after random times, by signals and by --max_hours."""
+    rng, kills, run = random.Random(7), 0, 0
+    while kills < KILLS:
+        name, code = f"random_{run}", 1
+        while not (code == 0 and trainings.finished(name)):
+            step = trainings.step(name)
+            signals = [signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT]
+            kinds = [
+                {"step": step + rng.randrange(9), "signal": int(rng.choice(signals))},
+                {"operation": rng.randrange(1, 120)},
+                {"seconds": 2 * rng.random()},
+            ]
+            arguments = ["--max_hours", "1e-9"] if rng.random() < 0.05 else []
+            when = rng.choice(kinds) if kills < KILLS else {}
+            code, printed = trainings.start(name, *arguments, **when)
+            kills += code != 0 or "stopped by" in printed
+            print(f"{name} from step {step}: {when} {' '.join(arguments)}, exit code {code}, {kills} kills", flush=True)
+            assert code in (0, -signal.SIGKILL, 130), printed
+            if code != -signal.SIGKILL and "is finished" not in printed:
+                assert "run the same command to go on" in printed or trainings.finished(name), printed
+        assert_same(trainings.folder(name), whole)
+        run += 1
+    print(f"{kills} kills in {run} runs")
+
+
+STOPPED = """
+import json, os, signal, sys
+import keras, numpy as np
+import a03_train_m2det as a03
+from tests.helpers.killed_runs import add_tiny_backbone
+from training import callbacks
+
+add_tiny_backbone()
+usual = callbacks.FiniteLossGuard.on_train_batch_end
+def stop_after_five(self, batch, logs=None):
+    if self.state["step"] == 4 and self.run.name == "stopped" and not self.state["epochs"]:
+        os.kill(os.getpid(), signal.SIGTERM)
+    usual(self, batch, logs)
+callbacks.FiniteLossGuard.on_train_batch_end = stop_after_five
+flags = json.loads({flags!r})
+printed = []
+for run in ("whole", "stopped", "stopped"):
+    a03.main(run=run, **flags)
+folder = flags["output_path"] + "/weights/"
+one, two = (np.load(folder + run + "/checkpoint/training.npz") for run in ("whole", "stopped"))
+assert one.files == two.files
+print(json.dumps([len(one.files), max(float(np.abs(one[name] * 1.0 - two[name]).max()) for name in one.files)]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_on_every_backend_a_stopped_run_goes_on_in_the_middle_of_an_epoch(photographs, tmp_path, backend):
+    data_set, output = photographs
+    shutil.copytree(output / "level_1_files", tmp_path / "level_1_files")
+    flags = {"dataset_path": str(data_set), "output_path": str(tmp_path), "backbone": "tiny", "precision": "float32"}
+    flags |= {"image_size": 64, "tums": 1, "scales": 1, "channels": 16, "batch_size": 2, "epochs": 2}
+    flags |= {"steps_per_epoch": 6, "accumulate": 2, "checkpoint_steps": 3, "deterministic": True}
+    arrays, difference = json.loads(run_on_backend(backend, STOPPED.format(flags=json.dumps(flags))))
+    assert arrays > 50
+    assert difference <= 1e-6
+    rows = []
+    for run in ("whole", "stopped"):
+        with open(tmp_path / "weights" / run / "history.csv", newline="") as file:
+            rows.append([(row["epoch"], row["mAP"], float(row["loss"])) for row in csv.DictReader(file)])
+    assert [row[:2] for row in rows[0]] == [row[:2] for row in rows[1]]
+    np.testing.assert_allclose([row[2] for row in rows[0]], [row[2] for row in rows[1]], atol=2e-6)

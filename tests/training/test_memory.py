@@ -1,0 +1,208 @@
+"""Proves that the memory told before a training grows with what it should, is near what is measured, and stays.
+
+How far the estimate is off for larger networks is measured by hand; see the README.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from models.cost import result_bytes, weight_bytes
+from models.detector import network_from_settings
+from oid.files import InputError
+from tests.helpers.project import ROOT
+from tests.helpers.tiny_network import tiny_settings
+from training import memory
+
+FLAGS = {"optimizer": "adamw", "ema": True, "accumulate": 1, "max_gt_boxes": 100, "multi_scale": None}
+FACTOR = 1.5  # the estimate is at most so many times too large or too small
+
+
+@pytest.fixture(scope="module")
+def network():
+    return network_from_settings(tiny_settings(image_size=64, scales=2, channels=16))
+
+
+def expected(network, *, batch_size=4, images=0, cache_gb=0.0, copies=1, **changes) -> dict[str, int]:
+    flags = FLAGS | changes
+    return memory.expected_bytes(network, flags, batch_size=batch_size, images=images, cache_gb=cache_gb, copies=copies)
+
+
+# === What is counted =================================================================================================
+def test_bytes_by_hand():
+    """Results: 4 x 4 x 5 of the convolution, the same of batch norm, 5 of the mean; nested models count once."""
+    inside = keras.Input((8, 8, 3))
+    body = keras.Model(inside, layers.Conv2D(5, 3, strides=2, padding="same")(inside))
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, layers.GlobalAveragePooling2D()(layers.BatchNormalization()(body(image))))
+    assert result_bytes(model) == 4 * (80 + 80 + 5)
+    assert weight_bytes(model) == (4 * (3 * 3 * 3 * 5 + 5 + 4 * 5), 4 * (3 * 3 * 3 * 5 + 5 + 2 * 5))
+    body.trainable = False
+    assert weight_bytes(model)[1] == 4 * 2 * 5
+
+
+def test_half_precision_takes_half():
+    def results(policy: str) -> int:
+        image = keras.Input((8, 8, 4), dtype=policy.removeprefix("mixed_"))
+        return result_bytes(keras.Model(image, layers.Conv2D(5, 3, dtype=policy)(image)))
+
+    assert results("float32") == 2 * results("mixed_bfloat16")
+
+
+def test_what_grows_with_the_batch(network):
+    four, eight = expected(network), expected(network, batch_size=8)
+    assert eight["activations"] == pytest.approx(2 * four["activations"], abs=2)
+    assert four["assignment"] < eight["assignment"] <= 2 * four["assignment"]
+    assert eight["pictures"] == 2 * four["pictures"]
+    assert all(eight[name] == four[name] for name in ("weights", "optimizer", "graph"))
+
+
+def test_what_the_optimizer_keeps(network):
+    """Gradients, moments, the moving average, the sum of gradients: as many numbers as weights that are learned."""
+    learned = weight_bytes(network)[1]
+    assert expected(network)["optimizer"] == 4 * learned
+    assert expected(network, ema=False)["optimizer"] == 3 * learned
+    assert expected(network, optimizer="sgd", ema=False)["optimizer"] == 2 * learned
+    assert expected(network, accumulate=4)["optimizer"] == 5 * learned
+    assert expected(network, copies=2)["optimizer"] == 8 * learned
+    assert expected(network, copies=2)["weights"] == 2 * expected(network)["weights"]
+
+
+def test_a_larger_size_among_several_counts(network):
+    larger = expected(network, multi_scale=(128,))
+    assert larger["activations"] == pytest.approx(4 * expected(network)["activations"], abs=4)
+    assert expected(network, multi_scale=(32,)) == expected(network)
+
+
+def test_pictures_up_to_the_cache(network):
+    """A picture of the data, four by three, is kept at 1.6 times the network's side."""
+    waiting = expected(network)["pictures"]
+    kept = expected(network, images=100, cache_gb=9.0)["pictures"] - waiting
+    assert kept == pytest.approx(100 * 0.75 * 3 * (1.6 * 64) ** 2, abs=2)
+    assert expected(network, images=10**9, cache_gb=1.0)["pictures"] - waiting == 2**30
+
+
+# === What is said ====================================================================================================
+PARTS = {
+    **{"weights": 2**30, "optimizer": 2**30, "activations": 6 * 2**30, "assignment": 2 * 2**30},
+    **{"graph": 0, "pictures": 2**28},
+}
+
+
+def test_a_training_that_fits_is_one_line():
+    said = memory.report(PARTS, program=2**30, free=16 * 2**30, batch_size=8)
+    assert said == (
+        "memory: 11.2 GiB expected at the peak (program 1.0, weights 1.0, optimizer and gradients 1.0, activations "
+        "6.0, assignment and losses 2.0, graph 0.0, pictures 0.2); 16.0 GiB are free"
+    )
+
+
+def test_a_training_that_does_not_fit_says_what_to_lower():
+    """8 GiB for 8 images, 3.25 for the rest: of 8 GiB four images' worth is left."""
+    fits, lower = memory.report(PARTS, program=2**30, free=8 * 2**30, batch_size=8).splitlines()
+    assert fits.endswith("8.0 GiB are free")
+    assert lower == (
+        "memory: it will not fit: lower --batch_size to 4 (with --accumulate 2), or --image_size, or --tums, "
+        "or --channels"
+    )
+    _, lower = memory.report(PARTS, program=2**30, free=3 * 2**30, batch_size=8).splitlines()
+    assert "--batch_size" not in lower  # not one image fits
+    _, lower = memory.report(PARTS | {"pictures": 4 * 2**30}, program=0, free=2**30, batch_size=8).splitlines()
+    assert "--cache_gb, whose pictures take 4.0 GiB" in lower
+
+
+# === What is measured ================================================================================================
+def run(program: str, *arguments: object) -> str:
+    """What a program prints."""
+    path = str(ROOT)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / program), *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"},
+        capture_output=True,
+        text=True,
+        timeout=3600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+needs_proc = pytest.mark.skipif(not memory.resident_bytes(), reason="the system does not tell a process's memory")
+
+
+@needs_proc
+@pytest.mark.slow
+def test_the_estimate_is_near_the_measured_peak():
+    found = json.loads(run("benchmarks/memory.py", "--batch_size", 16, "--image_size", 256).splitlines()[-1])
+    assert found["peak"] > 2 * found["program"]  # most of it is what was estimated
+    assert 1 / FACTOR < found["expected"] / found["peak"] < FACTOR, found
+
+
+@needs_proc
+@pytest.mark.slow
+def test_no_growth_over_2000_steps(photographs, tmp_path):
+    """a03 itself: the mean of the memory over 100 steps, 2,000 steps apart."""
+    shutil.copytree(photographs[1] / "level_1_files", tmp_path / "level_1_files")
+    flags = {"dataset_path": photographs[0], "output_path": tmp_path, "run": "growth", "backbone": "tiny"}
+    flags |= {"image_size": 64, "tums": 1, "scales": 1, "channels": 16, "batch_size": 2, "precision": "float32"}
+    flags |= {"epochs": 1, "steps_per_epoch": 2200, "checkpoint_steps": 500, "workers": 2}
+    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    lines = run("tests/helpers/tiny_training.py", *words).splitlines()
+    sizes = np.array([int(line.split()[-1]) for line in lines if line.startswith("loss ")])
+    assert len(sizes) == 2200
+    before, after = sizes[100:200].mean(), sizes[2100:2200].mean()
+    assert after < 1.01 * before, (before, after)
+
+
+# === When there is none left =========================================================================================
+class ResourceExhaustedError(Exception):
+    """As TensorFlow's."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """As PyTorch's."""
+
+
+class XlaRuntimeError(RuntimeError):
+    """As JAX's."""
+
+
+SHORTAGES = [
+    ResourceExhaustedError("Graph execution error:\nOOM when allocating tensor with shape[8,64,96,96]"),
+    OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes."),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("checkpoint", ["", "the last good checkpoint, runs/one/checkpoint of step 7"])
+def test_no_memory_is_one_sentence_with_the_remedy(error, checkpoint):
+    with (
+        pytest.raises(InputError) as found,
+        memory.shortage_in_one_sentence(batch_size=8, image_size=192, checkpoint=checkpoint),
+    ):
+        raise error
+    said = str(found.value)
+    assert said.startswith("the memory does not suffice for a step of 8 images of 192 pixels: ")
+    assert all(flag in said for flag in ("--batch_size", "--accumulate", "--image_size"))
+    assert "\n" not in said
+    assert (f"{checkpoint}, goes on by the same command" in said) == bool(checkpoint)
+    assert ("another --run start from its weights by --init_from" in said) == bool(checkpoint)  # it may not change
+
+
+@pytest.mark.parametrize("error", [XlaRuntimeError("INTERNAL: no"), InputError("a file"), KeyboardInterrupt()])
+def test_other_errors_stay_what_they_are(error):
+    with (
+        pytest.raises(type(error)) as found,
+        memory.shortage_in_one_sentence(batch_size=8, image_size=192, checkpoint=""),
+    ):
+        raise error
+    assert found.value is error

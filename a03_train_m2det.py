@@ -211,7 +211,7 @@ def main(
     check_flags(flags)
     own = "_".join(name for name in (detector if detector != "m2det" or not backbone else None, backbone) if name)
     folder = Path(output_path) / "weights" / (run or f"{own}_level_{level}")
-    output_file(folder / "settings.json", "--output_path")
+    output_file(folder / "settings.json", "give another place by --output_path")
     stop = stopping.Stop(max_hours=max_hours, started=started)
     with stop.on_signals():
         try:

@@ -105,7 +105,9 @@ def main(
         _export(folder, export_path or paths.run_export(output_path, run, export), locals())
         return
     source = require_folder(images or Path(dataset_path) / split, "name the folder with the images by --images")
-    target = output_file(predictions or paths.run_predictions(output_path, split, run), "--predictions")
+    target = output_file(
+        predictions or paths.run_predictions(output_path, split, run), "give another place by --predictions"
+    )
     files = _images_of(source)
     from models import load_model  # here, because starting the framework takes seconds that --help should not
 

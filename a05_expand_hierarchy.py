@@ -61,7 +61,7 @@ def main(
         raise InputError(f"--nms_iou {nms_iou} is not in the range from 0 to 1")
     source = predictions or paths.run_predictions(output_path, split, run)
     predictions = require_file(source, "run a04 first, or name a prediction file by --predictions")
-    expanded = output_file(expanded or paths.expanded_predictions(predictions), "--expanded")
+    expanded = output_file(expanded or paths.expanded_predictions(predictions), "give another place by --expanded")
     if expanded.resolve() == predictions.resolve():
         raise InputError(f"--expanded {expanded} is the file that is read: give it another name")
     tree = read_hierarchy(hierarchy or paths.annotation_file(dataset_path, paths.HIERARCHY))

@@ -101,7 +101,7 @@ def main(
     """
     flags = dict(locals())
     file_paths = [Path(name) for name in predictions or paths.all_expanded_predictions(output_path, split)]
-    ensemble = output_file(ensemble or paths.submission(output_path, split), "--ensemble")
+    ensemble = output_file(ensemble or paths.submission(output_path, split), "give another place by --ensemble")
     check_flags(file_paths, ensemble, flags)
     threads = threads or usable_cores()
     if tune:
@@ -286,7 +286,7 @@ def tune_settings(file_paths: Sequence[Path], ensemble: Path, flags: dict, threa
     from oid.metric.ground_truth_files import find_ground_truth
 
     default = ensemble.with_name(ensemble.name.removesuffix(".gz").removesuffix(".csv") + ".tuned.json")
-    target = output_file(flags["settings"] or default, "--settings")
+    target = output_file(flags["settings"] or default, "give another place by --settings")
     names = model_names(file_paths)
     for path in file_paths:
         require_file(path, "name prediction files by --predictions")

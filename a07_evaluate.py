@@ -92,7 +92,7 @@ def main(
     check_range("iou", iou, 0 < iou <= 1, "above 0 to 1")
     check_range("classes_shown", classes_shown, classes_shown >= 0, "0 up")
     source = require_file(predictions or paths.submission(output_path, split), "run a04 to a06, or give --predictions")
-    target = output_file(metrics or paths.metrics_file(source), "--metrics")
+    target = output_file(metrics or paths.metrics_file(source), "give another place by --metrics")
 
     from oid.metric.challenge import Matcher
     from oid.metric.coco import CocoMatcher

@@ -77,7 +77,9 @@ def main(
     """
     if pictures < 0 or not 0 <= score <= 1:
         raise InputError(f"--pictures {pictures} --score {score}: give 0 or more pictures, and a score from 0 to 1")
-    target = output_file(page or paths.submission(output_path, split).with_name("predictions.html"), "--page")
+    target = output_file(
+        page or paths.submission(output_path, split).with_name("predictions.html"), "give another place by --page"
+    )
     files = [Path(name) for name in predictions or ()] or _default_predictions(output_path, split)
     names = read_class_descriptions(paths.annotation_file(dataset_path, paths.CLASS_DESCRIPTIONS))
     tree = read_hierarchy(paths.annotation_file(dataset_path, paths.HIERARCHY))

@@ -133,7 +133,7 @@ def _output_folder(output: str | None) -> Path:
     if not output:
         raise InputError("--output is missing: name the folder of the run to write")
     folder = Path(output)
-    output_file(folder / SETTINGS, "--output")
+    output_file(folder / SETTINGS, "give another place by --output")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if not names:
         return folder

@@ -58,12 +58,12 @@ def check_target(path: str | Path, form: Format) -> Path:
     if form == "onnx":
         if path.suffix != ".onnx":
             raise InputError(f"--export_path {path} does not end in .onnx, as the file of --export onnx must")
-        return output_file(path, "--export_path")
+        return output_file(path, "give another place by --export_path")
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file: give --export_path the name of a folder for --export tf_saved_model")
     if path.is_dir() and any(path.iterdir()) and not (path / ABOUT).is_file():
         raise InputError(f"{path} holds other files than an earlier export: give --export_path a new folder's name")
-    output_file(path / "saved_model.pb", "--export_path")
+    output_file(path / "saved_model.pb", "give another place by --export_path")
     return path
 
 

@@ -38,7 +38,7 @@ def main(dataset_path: str, *, output: str | None = None, number: Literal[443, 5
         output: CSV to write (default: classes_443.csv or classes_500.csv)
         number: of the classes: 443 for the checkpoints of 2018, 500 for those of 2019
     """
-    target = output_file(output or f"classes_{number}.csv", "--output")
+    target = output_file(output or f"classes_{number}.csv", "give another place by --output")
     boxable = paths.annotation_file(dataset_path, paths.CLASS_DESCRIPTIONS)
     challenge = paths.annotation_file(dataset_path, paths.CHALLENGE_CLASS_DESCRIPTIONS)
     try:

@@ -1,17 +1,10 @@
 """Where the pipeline's files lie below DATASET and OUTPUT: the one place that spells their names.
 
-DATASET/annotations/                    the Open Images CSVs and the hierarchy, as downloaded
-DATASET/{train,validation,test}/        images, flat or in folders of the id's first three characters
-DATASET/source*.{json,csv}              a01 --source_path, about the data set that DATASET was made from
-OUTPUT/level_<n>_files/                 a01
-OUTPUT/<split>_image_params.csv         a02
-OUTPUT/{coverage,anchors}_level_<n>.*   a02
-OUTPUT/data_set.html                    a02
-OUTPUT/weights/<run>/                   a03
-OUTPUT/exports/                         <run>.onnx, <run>/ (a04 --export)
-OUTPUT/predictions/<split>/             <run>.csv (a04), <run>.expanded.csv (a05), submission.csv (a06)
+DATASET has annotations/ (Open Images' files) and the images of train/, validation/ and test/, either flat or in folders
+of the id's first three characters. The scripts write below OUTPUT.
 """
 
+import json
 from pathlib import Path
 
 HIERARCHY = "bbox_labels_600_hierarchy.json"
@@ -130,6 +123,21 @@ def run_folder(output_path: str | Path, run: str | Path) -> Path:
     return Path(output_path) / "weights" / run
 
 
+def finished_runs(output_path: str | Path) -> list[str]:
+    """Names of the runs in `OUTPUT/weights` whose training has reached its end, and of converted ones."""
+    runs = sorted(file.parent for file in (Path(output_path) / "weights").glob("[!.]*/model.keras"))
+    return [run.name for run in runs if (run / "settings.json").is_file() and _is_finished(run)]
+
+
+def _is_finished(run: Path) -> bool:
+    try:
+        states = [json.loads(file.read_text(encoding="utf-8")) for file in run.glob("checkpoint*/state.json")]
+        finished = [state["epochs"] >= state["total"] for state in states]
+    except (OSError, ValueError, KeyError):  # a checkpoint is being replaced, or is damaged
+        return False
+    return any(finished) or not states  # a converted run has no checkpoint
+
+
 def run_export(output_path: str | Path, run: str | Path, form: str) -> Path:
     """a04's export of one run, or of `<run>/checkpoint`: a file for "onnx", else a folder."""
     name = run_predictions(output_path, "", run).stem
@@ -151,7 +159,8 @@ def expanded_predictions(predictions: str | Path) -> Path:
 
 def all_expanded_predictions(output_path: str | Path, split: str) -> list[Path]:
     """Every file that a05 wrote for a split, in the order of their names: what a06 fuses unless told otherwise."""
-    return sorted((Path(output_path) / "predictions" / split).glob("*.expanded.csv"))
+    folder = Path(output_path) / "predictions" / split
+    return sorted(folder.glob("[!.]*.expanded.csv"))  # a hidden one is not finished: a05 is running, or was killed
 
 
 def submission(output_path: str | Path, split: str) -> Path:

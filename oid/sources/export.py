@@ -40,7 +40,7 @@ def export(form: str, dataset_path: str, export_path: str, kept: dict[str, str] 
     folder = Path(export_path)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise InputError(f"--export_path {folder} is there already: give a new folder, or remove it")
-    output_file(paths.source_problems(folder), "--export_path")
+    output_file(paths.source_problems(folder), "give another place by --export_path")
     problems = Problems()
     names = unique_names(kept or read_class_names(Path(dataset_path)))
     splits = {split: read_pictures(Path(dataset_path), split, names, problems) for split in ("train", "validation")}

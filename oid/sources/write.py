@@ -52,7 +52,7 @@ def refuse_other(folder: Path, made: dict[str, object]) -> None:
     remedy = "give another folder by --dataset_path"
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: {remedy}")
-    output_file(paths.source_mark(folder), "--dataset_path")
+    output_file(paths.source_mark(folder), remedy)
     if paths.source_mark(folder).is_file():
         try:
             before = json.loads(paths.source_mark(folder).read_text(encoding="utf-8"))

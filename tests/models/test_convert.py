@@ -276,7 +276,7 @@ def test_output_is_needed_and_must_be_free(run, tmp_path):
     (training / "settings.json").write_text('{"converted_from": "y.pth"}', encoding="utf-8")
     (training / "history.csv").write_text("epoch\n", encoding="utf-8")
     refuse("training holds other files than an earlier conversion", tmp_path / "x.pth", training)
-    refuse("is a file, not a folder", tmp_path / "x.pth", tmp_path / "x.pth")
+    refuse("is not a writable folder", tmp_path / "x.pth", tmp_path / "x.pth")
     (tmp_path / "free").mkdir()
     refuse("is neither a PyTorch checkpoint", tmp_path / "x.pth", tmp_path / "free")  # so the folder was accepted
     (training / "history.csv").unlink()

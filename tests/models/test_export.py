@@ -256,7 +256,7 @@ def test_what_is_no_export_is_not_replaced(tmp_path):
     with pytest.raises(InputError, match="is a file: give --export_path the name of a folder"):
         check_target(tmp_path / "folder" / "thesis.txt", "tf_saved_model")
     (tmp_path / "folder.onnx").mkdir()
-    with pytest.raises(InputError, match="is a folder: give --export_path the name of a file"):
+    with pytest.raises(InputError, match="is a folder: give another place by --export_path"):
         check_target(tmp_path / "folder.onnx", "onnx")
 
 

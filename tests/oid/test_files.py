@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from oid.files import InputError, output_file, replacing
+from oid.files import InputError, output_file, replacing, replacing_folder
 
 
 def entries(folder: Path) -> list[str]:
@@ -64,12 +64,23 @@ def test_another_files_error_keeps_its_name(tmp_path):
 
 def test_an_output_file_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").write_text("x")
-    assert output_file(tmp_path / "a" / "b" / "c.csv", "--out") == tmp_path / "a" / "b" / "c.csv"
-    assert output_file(str(tmp_path / "file"), "--out") == tmp_path / "file"
-    with pytest.raises(InputError, match="is a folder: give --out the name of a file"):
-        output_file(tmp_path, "--out")
-    with pytest.raises(InputError, match="is no ordinary file"):
-        output_file(os.devnull, "--out")
-    with pytest.raises(InputError, match=r"file is a file, not a folder: give another place by --out"):
-        output_file(tmp_path / "file" / "c.csv", "--out")
+    assert output_file(tmp_path / "a" / "b" / "c.csv", "do") == tmp_path / "a" / "b" / "c.csv"
+    assert output_file(str(tmp_path / "file"), "do") == tmp_path / "file"
+    with pytest.raises(InputError, match=r" is a folder: give another place by --out$"):
+        output_file(tmp_path, "give another place by --out")
+    with pytest.raises(InputError, match="is not an ordinary file: do"):
+        output_file(os.devnull, "do")
+    with pytest.raises(InputError, match=r"file is not a writable folder: do"):
+        output_file(tmp_path / "file" / "c.csv", "do")
     assert entries(tmp_path) == ["file"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "run"
+    for text in ("first", "second"):
+        with replacing_folder(folder) as new:
+            (new / text).write_text(text)
+        assert entries(folder) == [text]
+    with pytest.raises(InputError, match="run cannot be written"), replacing_folder(folder) as new:
+        (new / "no" / "such").write_text("half")
+    assert (entries(folder), entries(tmp_path)) == (["second"], ["run"])

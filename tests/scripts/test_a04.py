@@ -306,7 +306,7 @@ def test_a_folder_without_images_and_a_folder_as_target(run, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty has no image: name the folder with the images by --images"):
         predict(run, tmp_path / "out.csv", images=str(tmp_path / "empty"))
-    with pytest.raises(InputError, match="is a folder: give --predictions the name of a file"):
+    with pytest.raises(InputError, match="is a folder: give another place by --predictions"):
         predict(run, tmp_path / "empty")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 

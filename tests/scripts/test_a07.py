@@ -225,7 +225,7 @@ def test_edge_cases_from_files(name: str, weight: int, tmp_path):
         ({"image_labels": "nowhere.csv"}, "nowhere.csv does not exist.*--image_labels none"),
         ({"hierarchy": "nowhere.json"}, "nowhere.json does not exist.*--hierarchy none"),
         ({"class_descriptions": "nowhere.csv"}, "nowhere.csv does not exist.*--class_descriptions none"),
-        ({"metrics": "."}, "is a folder: give --metrics the name of a file"),
+        ({"metrics": "."}, "is a folder: give another place by --metrics"),
         ({"split": "train"}, "train.*does not exist"),
         ({"classes_shown": -1}, "--classes_shown is -1"),
         ({"curve": ("Appel",)}, "--curve 'Appel' is no class: did you mean 'Apple'"),

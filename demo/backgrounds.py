@@ -1,25 +1,25 @@
-"""What surrounds the objects of the generated data set: photographs, textures, and clutter that belongs to no class."""
+"""The surroundings of the generated objects: photographs, textures, and clutter without a class."""
 
 import cv2
 import numpy as np
 
 
 def photographs() -> list[np.ndarray]:
-    """The two photographs that scikit-learn ships, each (427, 640, 3) uint8 RGB."""
+    """The two photographs that scikit-learn ships, each `(427, 640, 3)` uint8 RGB."""
     from sklearn.datasets import load_sample_images  # imported here: it takes a second
 
     return load_sample_images().images
 
 
 def background(rng: np.random.Generator, height: int, width: int, photos: list[np.ndarray]) -> np.ndarray:
-    """A background (height, width, 3) float32 RGB in [0, 255]: three of five from a photograph, the rest a texture."""
+    """A background `(height, width, 3)` float32 RGB in [0, 255]: 60 % show a photograph, the others a texture."""
     if rng.random() < 0.6:
         return _photograph(rng, height, width, photos[rng.integers(len(photos))])
     return _texture(rng, height, width)
 
 
 def _photograph(rng: np.random.Generator, height: int, width: int, photo: np.ndarray) -> np.ndarray:
-    """A random part of a photograph, scaled, flipped, with changed colours and less contrast."""
+    """A random crop of a photograph, resized, flipped, with other colours and less contrast."""
     share = rng.uniform(0.4, 1.0) * min(photo.shape[0] / height, photo.shape[1] / width)
     crop_height, crop_width = int(height * share), int(width * share)
     top = rng.integers(photo.shape[0] - crop_height + 1)
@@ -33,7 +33,7 @@ def _photograph(rng: np.random.Generator, height: int, width: int, photo: np.nda
 
 
 def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Clouds between two colours, with a fine grain that may run in one direction, like cloth or brushed metal."""
+    """Clouds between two colours, with a fine grain that may have a direction, like cloth or brushed metal."""
     clouds = np.zeros((height, width), np.float32)
     for cells, weight in ((3, 0.5), (7, 0.3), (17, 0.2)):
         coarse = rng.random((cells, cells), dtype=np.float32)
@@ -46,12 +46,12 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def clutter(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A line, a letter or a blob, which belongs to no class: its mask (height, width) uint8 and its colour (3,)."""
+    """A line, a letter or a blob: its mask `(height, width)` uint8 and its colour `(3,)`."""
     mask = np.zeros((height, width), np.uint8)
     side = min(height, width)
     centre = rng.uniform(0, 1, 2) * (width, height)
     kind = rng.integers(3)
-    if kind == 0:  # a line of 12 pieces that turns a little at each
+    if kind == 0:  # a bent line of 12 segments
         turn = np.cumsum(rng.uniform(-0.6, 0.6, 12)) + rng.uniform(0, 2 * np.pi)
         steps = np.stack([np.cos(turn), np.sin(turn)], axis=1) * side * rng.uniform(0.02, 0.06)
         line = np.round((centre + np.cumsum(steps, axis=0)) * 16).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Draws ground truth and predictions side by side into one HTML page that needs no other file.
+"""Draws ground truth and predictions side by side into one self-contained HTML page.
 
 Reads:  images of DATASET/<split>/, DATASET/annotations/, prediction CSVs of a04, a05 or a06, a07's X.metrics.json.
 Writes: PAGE, with the pictures inside.
@@ -8,7 +8,6 @@ Takes:  a few seconds.
     python -m demo.page --dataset_path demo_data/data_set --predictions a.csv b.csv --page page.html --pictures 6
 """
 
-import csv
 import html
 import json
 from collections.abc import Sequence
@@ -17,11 +16,13 @@ from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
+import polars as pl
 
 from a00_utils_and_constants import DATASET_PATH, ORIENTATION, OUTPUT_PATH, SPLIT
 from oid import paths
-from oid.annotations import csv_errors, read_class_descriptions, scan_rows
-from oid.command_line import run_script
+from oid.annotations import csv_errors, read_class_descriptions, refuse_bad_boxes, scan_rows
+from oid.columns import CORNERS
+from oid.command_line import check_flag, run_script
 from oid.files import InputError, output_file
 from oid.hierarchy import read_hierarchy
 from oid.images.find import find_images
@@ -29,12 +30,11 @@ from oid.images.read import read_image
 from oid.page import Table, draw_name, draw_outline, picture_html, scaled, table_html, write_page
 from oid.predictions.files import read_predictions
 
-BOX_COLUMNS = ("ImageID", "LabelName", "XMin", "YMin", "XMax", "YMax", "IsGroupOf")
 LONGER_SIDE = 400  # pixels of a drawn picture
 
 
 class DrawnBox(NamedTuple):
-    """A box as it is drawn: class name, score (None in ground truth), xyxy normalised to [0, 1]."""
+    """Class name, score (None for ground truth) and box (xyxy, normalised to [0, 1])."""
 
     name: str
     score: float | None
@@ -42,7 +42,7 @@ class DrawnBox(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One picture of each row: a title, and the boxes of each image id."""
+    """One column of pictures: its title and {image id: boxes}."""
 
     title: str
     boxes: dict[str, list[DrawnBox]]
@@ -61,134 +61,126 @@ def main(
     all_classes: bool = False,
     orientation: Literal["stored", "exif"] = ORIENTATION,
 ) -> None:
-    """Of the split's images, as many as asked for, evenly spread in the order of their ids.
+    """Shows images that are evenly spaced in the sorted list of the split's image ids.
 
     Args:
         dataset_path: folder of the data set.
         output_path: folder of all results.
         split: which images to show.
-        predictions: prediction CSVs, one column each; by default all of a05 for the split and a06's submission.
+        predictions: prediction CSVs, one column each; by default the split's files from a05 and a06.
         page: the HTML file to write; by default predictions.html beside the split's predictions.
         table: a CSV file to show as the result table; by default the mAP of each X.metrics.json.
         pictures: how many images to show; 0 = all.
-        score: boxes below are not drawn; 0 = draw all.
-        all_classes: draw predicted inner classes too, which a05 adds on top of the leaf classes' boxes.
-        orientation: pixels as "stored", or turned as "exif" says; as in a03 and a04.
+        score: boxes with a lower score are not drawn; 0 = draw all.
+        all_classes: also draw predicted inner classes, which a05 adds to the boxes of the leaf classes.
+        orientation: "stored" keeps the pixels as stored, "exif" applies the EXIF rotation; use a03's and a04's value.
     """
-    if pictures < 0 or not 0 <= score <= 1:
-        raise InputError(f"--pictures {pictures} --score {score}: give 0 or more pictures, and a score from 0 to 1")
-    target = output_file(
-        page or paths.submission(output_path, split).with_name("predictions.html"), "give another place by --page"
-    )
+    check_flag(pictures >= 0, "pictures", pictures, "0 (all) or a number of images")
+    check_flag(0 <= score <= 1, "score", score, "a score from 0 to 1")
+    page = page or paths.submission(output_path, split).with_name("predictions.html")
+    target = output_file(page, "give another place by --page")
     files = [Path(name) for name in predictions or ()] or _default_predictions(output_path, split)
     names = read_class_descriptions(paths.annotation_file(dataset_path, paths.CLASS_DESCRIPTIONS))
     tree = read_hierarchy(paths.annotation_file(dataset_path, paths.HIERARCHY))
     images = find_images(Path(dataset_path) / split)
     if not images:
         raise InputError(f"{Path(dataset_path) / split} holds no images: check --dataset_path and --split")
-    shown = choose(images, pictures)
     hidden = set() if all_classes else {label for label in tree.labels if tree.children(label)}
+    shown = choose(images, pictures)
     truth = paths.box_annotations(dataset_path, split)
     panels = [read_truth(truth, shown, names)] if truth.is_file() else []
     panels += [read_panel(path, shown, names, score, hidden) for path in files]
-    metrics = {panel_title(path): read_metrics(path) for path in files}
-    tables = [read_table(Path(table))] if table else summary(metrics)
-    write_predictions(target, shown, panels, [*tables, *class_table(metrics, names)], note(score, hidden), orientation)
+    metrics = {panel_title(path): found for path in files if (found := read_metrics(path))}
+    tables = [read_table(Path(table)) if table else summary(metrics), class_table(metrics, names)]
+    note = f"Boxes with a score of at least {score:g} are drawn{', of leaf classes only' if hidden else ''}."
+    parts = [*(table_html(found) for found in tables if found.rows), f"<p>{note}</p>"]
+    for image_id, file in shown.items():
+        pixels = read_image(file, orientation=orientation, minimum_side=LONGER_SIDE)
+        parts += picture_row(image_id, pixels, panels)
+    write_page(target, "Predictions", parts)
     print(f"{target}: {len(shown)} of {len(images)} images, {len(panels)} pictures each")
 
 
 def choose(images: dict[str, Path], count: int) -> dict[str, Path]:
-    """`count` of the images, evenly spread; all of them for 0."""
+    """Picks `count` evenly spaced images, or all if `count` is 0."""
     ids = list(images)
     places = np.unique(np.linspace(0, len(ids) - 1, min(count or len(ids), len(ids))).round().astype(int))
     return {ids[place]: images[ids[place]] for place in places}
 
 
 def read_truth(path: Path, shown: dict[str, Path], names: dict[str, str]) -> Panel:
-    """The annotated boxes of the images that are shown."""
+    """Reads the annotated boxes of the shown images."""
+    refuse_bad_boxes(path)
+    rows = scan_rows(path, ("ImageID", "LabelName", *CORNERS, "IsGroupOf")).filter(pl.col("ImageID").is_in(list(shown)))
     with csv_errors(path):
-        table = scan_rows(path, BOX_COLUMNS).collect()
+        table = rows.with_columns(pl.col(CORNERS).cast(pl.Float64)).collect()
     boxes = {image_id: [] for image_id in shown}
-    for line, image_id, label, *values, group_of in table.iter_rows():
-        if image_id not in shown or label is None:
-            continue
-        try:
-            box = tuple(float(value) for value in values)
-        except (TypeError, ValueError):
-            raise InputError(f"{path}, line {line}: {values} are not four numbers: download the file again") from None
+    for _, image_id, label, *box, group_of in table.iter_rows():
         group = " (group)" if group_of == "1" else ""
-        boxes[image_id].append(DrawnBox(names.get(label, label) + group, None, box))
+        boxes[image_id].append(DrawnBox(names.get(label, label) + group, None, tuple(box)))
     return Panel("ground truth", boxes)
 
 
 def read_panel(path: Path, shown: dict[str, Path], names: dict[str, str], score: float, hidden: set[str]) -> Panel:
-    """The predicted boxes of the images that are shown, best last so that they are drawn on top."""
+    """Reads the predicted boxes of the shown images, in ascending order of score, so the best is drawn on top."""
     found = read_predictions(path)
     boxes = {image_id: [] for image_id in shown}
     for index in np.argsort(found.scores, kind="stable"):
         image_id, label = found.image_ids[found.image_index[index]], found.labels[found.label_index[index]]
         if image_id in shown and found.scores[index] >= score and label not in hidden:
-            name = names.get(label, label)
-            boxes[image_id].append(DrawnBox(name, float(found.scores[index]), tuple(found.boxes[index])))
+            boxes[image_id].append(DrawnBox(names.get(label, label), float(found.scores[index]), found.boxes[index]))
     return Panel(panel_title(path), boxes)
 
 
 def panel_title(path: Path) -> str:
-    """The file's name without what a05 and gzip add."""
+    """The file's name without `.gz`, `.csv` and `.expanded`."""
     return path.name.removesuffix(".gz").removesuffix(".csv").removesuffix(".expanded")
 
 
 def read_metrics(predictions: Path) -> dict | None:
-    """What a07 wrote beside a prediction file, None where it did not."""
+    """The `mAP` and `AP` that a07 wrote for a prediction file, or None if a07 was not run.
+
+    Raises:
+        InputError: the file was not written by a07.
+    """
     path = paths.metrics_file(predictions)
-    if not path.is_file():
-        return None
     try:
         metrics = json.loads(path.read_text())
         return {"mAP": metrics["mAP"], "AP": dict(metrics["AP"])}
+    except FileNotFoundError:
+        return None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} is not what a07 writes: run a07_evaluate.py again") from None
 
 
 def read_table(path: Path) -> Table:
-    """A CSV file with a header as a table."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            header, *rows = csv.reader(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a table with a header: {error}") from None
-    return Table("Results", header, rows)
+    """Reads a CSV file with a header."""
+    with csv_errors(path):
+        table = pl.read_csv(path, infer_schema=False).fill_null("")
+    return Table("Results", table.columns, table.rows())
 
 
-def summary(metrics: dict[str, dict | None]) -> list[Table]:
-    """One row per prediction file that a07 measured."""
-    rows = [(title, _number(found["mAP"])) for title, found in metrics.items() if found]
-    return [Table("Results", ("predictions", "mAP@0.5"), rows)] if rows else []
+def summary(metrics: dict[str, dict]) -> Table:
+    """The mAP of each evaluated prediction file."""
+    return Table("Results", ("predictions", "mAP@0.5"), [(title, _number(m["mAP"])) for title, m in metrics.items()])
 
 
-def class_table(metrics: dict[str, dict | None], names: dict[str, str]) -> list[Table]:
-    """The AP of each class that has ground truth, one column per prediction file that a07 measured."""
-    measured = {title: found["AP"] for title, found in metrics.items() if found}
-    labels = [label for label in names if any(ap.get(label) is not None for ap in measured.values())]
-    rows = [(names[label], *(_number(ap.get(label)) for ap in measured.values())) for label in labels]
-    return [Table("AP@0.5 of each class", ("class", *measured), rows)] if rows else []
-
-
-def note(score: float, hidden: set[str]) -> str:
-    """The sentence below the tables."""
-    inner = "; of predictions only leaf classes" if hidden else ""
-    return f"Drawn are boxes with a score of at least {score:g}{inner}."
+def class_table(metrics: dict[str, dict], names: dict[str, str]) -> Table:
+    """The AP of each class with ground truth, one column per evaluated prediction file."""
+    found = {label: [_number(m["AP"].get(label)) for m in metrics.values()] for label in names}
+    rows = [(names[label], *values) for label, values in found.items() if any(values)]
+    return Table("AP@0.5 of each class", ("class", *metrics), rows)
 
 
 def draw(pixels: np.ndarray, boxes: Sequence[DrawnBox]) -> np.ndarray:
-    """Draws boxes and their names.
+    """Draws boxes and their names, the last box on top.
 
     Args:
-        pixels: (H, W, 3) uint8 RGB.
-        boxes: later ones on top.
+        pixels: `(H, W, 3)` uint8 RGB.
+        boxes: the boxes to draw.
 
     Returns:
-        (h, w, 3) uint8 RGB, the longer side `LONGER_SIDE` pixels.
+        `(h, w, 3)` uint8 RGB; the longer side has `LONGER_SIDE` pixels.
     """
     picture = scaled(pixels, LONGER_SIDE)
     for name, score, box in boxes:
@@ -197,35 +189,15 @@ def draw(pixels: np.ndarray, boxes: Sequence[DrawnBox]) -> np.ndarray:
     return picture
 
 
-def write_predictions(
-    path: Path,
-    images: dict[str, Path],
-    panels: Sequence[Panel],
-    tables: Sequence[Table] = (),
-    text: str = "",
-    orientation: Literal["stored", "exif"] = "stored",
-) -> None:
-    """Writes the page: tables, then for each image a row with one picture per panel.
-
-    Args:
-        path: the HTML file.
-        images: {image id: file}, in the order of the rows.
-        panels: what to draw; an image that a panel does not have is shown without boxes.
-        tables: shown first.
-        text: a sentence between tables and pictures.
-        orientation: pixels as "stored", or turned as "exif" says.
-    """
-    parts = [*map(table_html, tables), f"<p>{html.escape(text)}</p>"]
-    for image_id, file in images.items():
-        pixels = read_image(file, orientation=orientation, minimum_side=LONGER_SIDE)
-        parts.append(f"<h2>{html.escape(image_id)}</h2><div class=row>")
-        for panel in panels:
-            boxes = panel.boxes.get(image_id, [])
-            title = f"{panel.title}, {len(boxes)} box{'' if len(boxes) == 1 else 'es'}"
-            parts.append(f"<figure><figcaption>{html.escape(title)}</figcaption>")
-            parts.append(f"{picture_html(draw(pixels, boxes), title)}</figure>")
-        parts.append("</div>")
-    write_page(path, "Predictions", parts)
+def picture_row(image_id: str, pixels: np.ndarray, panels: Sequence[Panel]) -> list[str]:
+    """The HTML of one image: its id and one picture per panel."""
+    parts = [f"<h2>{html.escape(image_id)}</h2><div class=row>"]
+    for panel in panels:
+        boxes = panel.boxes[image_id]
+        title = f"{panel.title}, {len(boxes)} box{'' if len(boxes) == 1 else 'es'}"
+        parts.append(f"<figure><figcaption>{html.escape(title)}</figcaption>")
+        parts.append(f"{picture_html(draw(pixels, boxes), title)}</figure>")
+    return [*parts, "</div>"]
 
 
 def _default_predictions(output_path: str, split: str) -> list[Path]:
@@ -241,10 +213,9 @@ def _number(value: float | None) -> str:
 
 
 def _colour(name: str) -> tuple[int, int, int]:
-    """A dark RGB colour for a class name, the same in every picture, on which white text is readable."""
+    """A fixed RGB colour per class name, dark enough for white text."""
     hue = sum(ord(letter) * 37 for letter in name.removesuffix(" (group)")) % 180
-    rgb = cv2.cvtColor(np.uint8([[[hue, 230, 150]]]), cv2.COLOR_HSV2RGB)[0, 0]
-    return tuple(int(value) for value in rgb)
+    return tuple(cv2.cvtColor(np.uint8([[[hue, 230, 150]]]), cv2.COLOR_HSV2RGB)[0, 0].tolist())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The objects of the generated data set: ten classes that differ in outline or pattern, never in colour.
 
-A shape is given in its own frame, [-1, 1] x [-1, 1], as two lists of closed contours, each an array (P, 2) of x, y:
-`outline` (overlapping contours cut holes, even-odd rule) and `pattern`, the part filled with the second colour.
+A shape is two lists of closed contours, each `(P, 2)` with x and y in [-1, 1]: `outline`, filled by the even-odd rule
+(an inner contour cuts a hole), and `pattern`, the part filled with the second colour.
 """
 
 from collections.abc import Callable
@@ -21,25 +21,12 @@ def _rectangle(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
     return np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
 
 
-def disc(rng: np.random.Generator) -> tuple[Contours, Contours]:
-    return [_circle(1)], []
-
-
-def ring(rng: np.random.Generator) -> tuple[Contours, Contours]:
-    return [_circle(1), _circle(rng.uniform(0.5, 0.65))], []
-
-
-def square(rng: np.random.Generator) -> tuple[Contours, Contours]:
-    return [_rectangle(-0.9, -0.9, 0.9, 0.9)], []
+SQUARE = _rectangle(-0.9, -0.9, 0.9, 0.9)
 
 
 def frame(rng: np.random.Generator) -> tuple[Contours, Contours]:
     inner = rng.uniform(0.45, 0.6)
-    return [_rectangle(-0.9, -0.9, 0.9, 0.9), _rectangle(-inner, -inner, inner, inner)], []
-
-
-def triangle(rng: np.random.Generator) -> tuple[Contours, Contours]:
-    return [np.array([[rng.uniform(-0.25, 0.25), -1.0], [1, 0.9], [-1, 0.9]])], []
+    return [SQUARE, _rectangle(-inner, -inner, inner, inner)], []
 
 
 def star(rng: np.random.Generator) -> tuple[Contours, Contours]:
@@ -50,21 +37,9 @@ def star(rng: np.random.Generator) -> tuple[Contours, Contours]:
 
 def cross(rng: np.random.Generator) -> tuple[Contours, Contours]:
     a = rng.uniform(0.25, 0.36)
-    corners = [
-        (-a, -1),
-        (a, -1),
-        (a, -a),
-        (1, -a),
-        (1, a),
-        (a, a),
-        (a, 1),
-        (-a, 1),
-        (-a, a),
-        (-1, a),
-        (-1, -a),
-        (-a, -a),
-    ]
-    return [np.array(corners)], []
+    arm = np.array([(-a, -1), (a, -1), (a, -a)])
+    quarter_turn = np.array([[0, 1], [-1, 0]])
+    return [np.concatenate([arm @ np.linalg.matrix_power(quarter_turn, turns) for turns in range(4)])], []
 
 
 def heart(rng: np.random.Generator) -> tuple[Contours, Contours]:
@@ -84,15 +59,15 @@ def chequered_square(rng: np.random.Generator) -> tuple[Contours, Contours]:
     step = 1.8 / cells
     cell = [(x, y) for x in range(cells) for y in range(cells) if (x + y) % 2 == 0]
     corners = [(-0.9 + x * step, -0.9 + y * step) for x, y in cell]
-    return [_rectangle(-0.9, -0.9, 0.9, 0.9)], [_rectangle(x, y, x + step, y + step) for x, y in corners]
+    return [SQUARE], [_rectangle(x, y, x + step, y + step) for x, y in corners]
 
 
 SHAPES: dict[str, Callable[[np.random.Generator], tuple[Contours, Contours]]] = {
-    "Disc": disc,
-    "Ring": ring,
-    "Square": square,
+    "Disc": lambda rng: ([_circle(1)], []),
+    "Ring": lambda rng: ([_circle(1), _circle(rng.uniform(0.5, 0.65))], []),
+    "Square": lambda rng: ([SQUARE], []),
     "Frame": frame,
-    "Triangle": triangle,
+    "Triangle": lambda rng: ([np.array([[rng.uniform(-0.25, 0.25), -1.0], [1, 0.9], [-1, 0.9]])], []),
     "Star": star,
     "Cross": cross,
     "Heart": heart,
@@ -102,7 +77,7 @@ SHAPES: dict[str, Callable[[np.random.Generator], tuple[Contours, Contours]]] = 
 
 
 def random_matrix(rng: np.random.Generator, size: float) -> np.ndarray:
-    """A stretch of 0.6 to 1.6 (width by height), then a turn of up to 25 degrees: (2, 2), about `size` pixels wide."""
+    """The `(2, 2)` matrix from shape to pixels: `size` wide, aspect ratio 0.6 to 1.6, turned by up to 25 degrees."""
     stretch = np.exp(rng.uniform(np.log(0.6), np.log(1.6))) ** 0.5
     turn = np.deg2rad(rng.uniform(-25, 25))
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
@@ -110,17 +85,17 @@ def random_matrix(rng: np.random.Generator, size: float) -> np.ndarray:
 
 
 def fill(contours: Contours, matrix: np.ndarray, centre: np.ndarray, origin: np.ndarray, size: tuple) -> np.ndarray:
-    """Draws contours into a mask.
+    """Draws contours into an anti-aliased mask.
 
     Args:
-        contours: in the shape's own frame.
-        matrix: (2, 2), from the shape's frame to pixels.
-        centre: (2,), where the shape's origin lies in the image, x and y in pixels.
-        origin: (2,), the image's pixel that is the mask's upper left corner.
-        size: (height, width) of the mask.
+        contours: in the shape's coordinates.
+        matrix: `(2, 2)`, from shape to pixels.
+        centre: `(2,)`, x and y of the shape's origin in the image, in pixels.
+        origin: `(2,)`, x and y of the mask's upper left corner in the image, in pixels.
+        size: `(height, width)` of the mask.
 
     Returns:
-        (height, width) uint8, 255 inside, anti-aliased.
+        `(height, width)` uint8, 255 inside.
     """
     mask = np.zeros(size, np.uint8)
     points = [np.round((c @ matrix.T + centre - origin - 0.5) * 16).astype(np.int32) for c in contours]
@@ -130,17 +105,17 @@ def fill(contours: Contours, matrix: np.ndarray, centre: np.ndarray, origin: np.
 
 
 def extent(contours: Contours, matrix: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The upper left pixel (2,) and the size (2,), both x and y, of the smallest area that holds the contours."""
+    """The upper left pixel `(2,)` and the size `(2,)`, as x and y, of an area that holds the contours."""
     points = np.concatenate(contours) @ matrix.T + centre
     low = np.floor(points.min(axis=0)).astype(int) - 2
     return low, np.ceil(points.max(axis=0)).astype(int) + 2 - low
 
 
 def random_colour(rng: np.random.Generator, avoid: list[np.ndarray], distance: float = 40.0) -> np.ndarray:
-    """A random RGB colour (3,) float32 in [0, 255] that differs clearly from those in `avoid`.
+    """A random RGB colour `(3,)` float32 in [0, 255] that differs clearly from the colours in `avoid`.
 
-    The same distribution for every class. Clearly: a distance of at least `distance` in CIE Lab, 15 of them in
-    lightness alone, so that no pair differs in hue only; if chance offers none in 40 draws, the most distant.
+    Its distance in CIE Lab is at least `distance`, and at least 15 in lightness, so that colours never differ in hue
+    only. If none of 40 random colours is far enough, the most distant is returned.
     """
     hue, saturation, value = rng.uniform(0, 360, 40), rng.uniform(0.2, 1, 40), rng.uniform(0.25, 1, 40)
     hsv = np.stack([hue, saturation, value], axis=1).astype(np.float32)

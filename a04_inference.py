@@ -1,6 +1,6 @@
 """Finds objects in a folder of images.
 
-Reads   a run of a03 (OUTPUT/weights/<run>, or any folder with its files) and the images of DATASET/<split> or --images
+Reads   runs of a03 (OUTPUT/weights/<run>, or any folder with its files) and the images of DATASET/<split> or --images
 Writes  OUTPUT/predictions/<split>/<run>.csv, Kaggle form: a row for every image, empty where nothing was found
 Takes   8 s to start, then 10 to 20 ms an image with the constants of a00 on two CPU cores; a converted RetinaNet, by
         the published recipe, some seconds an image there
@@ -10,7 +10,7 @@ the mirrored ones, as its authors did; --recipe own makes it do what the other f
 Stopped and started again with the same flags it goes on where it was. With --export it looks at no image, but writes
 the network and what belongs to it as a file for other programs: OUTPUT/exports/<run>.onnx, or a SavedModel's folder.
 
-    python a04_inference.py --run vgg16_level_1 --split test
+    python a04_inference.py --split test
     python a04_inference.py --run OUTPUT/weights/tiny/checkpoint --images some/folder --predictions tiny.csv
     python a04_inference.py --run vgg16_level_1 --export onnx
 """
@@ -32,7 +32,7 @@ from tqdm import tqdm
 import a00_utils_and_constants as a00
 from oid import paths
 from oid.command_line import run_script
-from oid.files import InputError, output_file, replacing, require_folder
+from oid.files import InputError, output_file, remedy, replacing, require_folder
 from oid.fusion.fuse import fuse
 from oid.images.find import find_images, list_images
 from oid.images.read import read_image
@@ -50,7 +50,7 @@ def main(
     *,
     dataset_path: str = a00.DATASET_PATH,
     output_path: str = a00.OUTPUT_PATH,
-    run: str = a00.RUN,
+    run: tuple[str, ...] | None = None,
     split: str = a00.SPLIT,
     images: str | None = None,
     predictions: str | None = None,
@@ -75,7 +75,8 @@ def main(
     Args:
         dataset_path: folder of the data set
         output_path: folder with weights/, and of the predictions
-        run: a run's name, its folder, or the checkpoint folder of a training that is still going on
+        run: names of runs, their folders, or the checkpoint folder of a training that is still going on (default: every
+            run in weights/ that has finished its training)
         split: folder below dataset_path with the images, unless --images names another
         images: folder with the images, flat or in folders of the ids' first three characters
         predictions: CSV to write; by default predictions/<split>/<run>.csv below output_path
@@ -97,25 +98,48 @@ def main(
         export: look at no image, but write the run as a file that needs neither Keras nor these scripts
         export_path: file .onnx, or folder of the SavedModel, to write; by default exports/<run> below output_path
     """
-    _check(locals())
+    flags = dict(locals())
+    _check(flags)
+    with remedy("run a03 first, or name a run by --run"):
+        runs = run or paths.finished_runs(output_path)
+    folders = [_folder_of(output_path, name) for name in runs]
+    for name in ("predictions", "export_path"):
+        if len(runs) > 1 and flags[name]:
+            raise InputError(f"--{name} is for one run, not for {' '.join(runs)}: name one by --run")
+    if not export:
+        source = require_folder(images or Path(dataset_path) / split, "name the folder with the images by --images")
+        by_default = [paths.run_predictions(output_path, split, name) for name in runs]
+        targets = [output_file(predictions or file, "give another place by --predictions") for file in by_default]
+        files = _images_of(source)
+    for number, folder in enumerate(folders):
+        if export:
+            _export(folder, export_path or paths.run_export(output_path, runs[number], export), flags)
+        else:
+            _predict(folder, source, files, targets[number], flags)
+        if len(runs) > 1:
+            import keras
+
+            keras.utils.clear_session(free_memory=True)
+
+
+def _folder_of(output_path: str, run: str) -> Path:
+    """The folder of a run that has settings."""
     folder = paths.run_folder(output_path, run)
     if not any((path / "settings.json").is_file() for path in (folder, folder.parent)):
         raise InputError(f"{folder} is no run: it has no settings.json; train one with a03, or name another by --run")
-    if export:
-        _export(folder, export_path or paths.run_export(output_path, run, export), locals())
-        return
-    source = require_folder(images or Path(dataset_path) / split, "name the folder with the images by --images")
-    target = output_file(
-        predictions or paths.run_predictions(output_path, split, run), "give another place by --predictions"
-    )
-    files = _images_of(source)
+    return folder
+
+
+def _predict(folder: Path, source: Path, files: dict[str, Path], target: Path, flags: dict) -> None:
+    """Writes the predictions of one run for all images."""
     from models import load_model  # here, because starting the framework takes seconds that --help should not
 
+    mirror, precision = flags["mirror"], flags["precision"]
     detector = load_model(folder, precision=precision)
-    limits = {"score_threshold": score_threshold, "nms": nms, "nms_iou": nms_iou, "nms_sigma": nms_sigma}
-    limits |= {"vote_iou": vote_iou, "mirror": mirror, "max_boxes": max_boxes}
-    limits["recipe"] = _recipe(detector, recipe, limits)
-    sides = _sides(detector, min_side, max_side)
+    names = ("score_threshold", "nms", "nms_iou", "nms_sigma", "vote_iou", "mirror", "max_boxes")
+    limits = {name: flags[name] for name in names}
+    limits["recipe"] = _recipe(detector, flags["recipe"], limits)
+    sides = _sides(detector, flags["min_side"], flags["max_side"])
     if limits["recipe"] == "published":
         what = "the image and its mirrored one, fused" if mirror else "the image alone"
         print(
@@ -128,8 +152,8 @@ def main(
     if journal.done:
         print(f"going on after {len(journal.done)} of {len(files)} images")
     todo = {image_id: path for image_id, path in files.items() if image_id not in journal.done}
-    batch_size = batch_size or (SMALL_BATCH if sides else BATCH)
-    unreadable, num_boxes = _fill(journal, todo, detector, batch_size, threads, **limits)
+    batch_size = flags["batch_size"] or (SMALL_BATCH if sides else BATCH)
+    unreadable, num_boxes = _fill(journal, todo, detector, batch_size, flags["threads"], **limits)
     _print_some("empty row", unreadable)
     journal.finish(list(files))
     print(f"wrote {target}: {len(files)} images, {len(unreadable)} of them unreadable, {num_boxes} new boxes")

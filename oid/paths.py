@@ -7,6 +7,8 @@ of the id's first three characters. The scripts write below OUTPUT.
 import json
 from pathlib import Path
 
+from oid.files import InputError
+
 HIERARCHY = "bbox_labels_600_hierarchy.json"
 CLASS_DESCRIPTIONS = "class-descriptions-boxable.csv"
 CHALLENGE_CLASS_DESCRIPTIONS = "challenge-2018-class-descriptions-500.csv"
@@ -124,9 +126,17 @@ def run_folder(output_path: str | Path, run: str | Path) -> Path:
 
 
 def finished_runs(output_path: str | Path) -> list[str]:
-    """Names of the runs in `OUTPUT/weights` whose training has reached its end, and of converted ones."""
-    runs = sorted(file.parent for file in (Path(output_path) / "weights").glob("[!.]*/model.keras"))
-    return [run.name for run in runs if (run / "settings.json").is_file() and _is_finished(run)]
+    """Names of the runs in `OUTPUT/weights` whose training has reached its end, and of converted ones.
+
+    Raises:
+        InputError: there are none.
+    """
+    folder = Path(output_path) / "weights"
+    runs = sorted(file.parent for file in folder.glob("[!.]*/model.keras"))
+    runs = [run.name for run in runs if (run / "settings.json").is_file() and _is_finished(run)]
+    if not runs:
+        raise InputError(f"{folder} has no run that has finished its training")
+    return runs
 
 
 def _is_finished(run: Path) -> bool:

@@ -83,7 +83,7 @@ def exported(runs):
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
                 flags = {"score_threshold": THRESHOLD, "nms_iou": 0.3, "recipe": "own"}
-                a04.main(output_path=str(runs), run=run, export=form, **flags)
+                a04.main(output_path=str(runs), run=(run,), export=form, **flags)
             path = paths.run_export(runs, run, form)
             done[run, form] = SimpleNamespace(path=path, printed=printed.getvalue(), folder=runs / "weights" / run)
         return done[run, form]
@@ -214,7 +214,7 @@ def test_the_example_inside_finds_what_a04_finds(exported, case, form, tmp_path,
 
 # === Refusals, and what is left behind ===============================================================================
 def export_to(runs: Path, path: Path, form: str = "tf_saved_model", **flags: object) -> None:
-    a04.main(**{"output_path": str(runs), "run": "warp", "export": form, "export_path": str(path)} | flags)
+    a04.main(**{"output_path": str(runs), "run": ("warp",), "export": form, "export_path": str(path)} | flags)
 
 
 def test_no_image_folder_is_needed_and_an_earlier_export_is_replaced(runs, tmp_path, monkeypatch):
@@ -233,7 +233,7 @@ def test_no_image_folder_is_needed_and_an_earlier_export_is_replaced(runs, tmp_p
         ({"predictions": "a.csv"}, "--predictions a.csv does not go with --export"),
         ({"nms": "linear"}, "--nms linear does not go with --export, which knows hard only: leave out --nms"),
         ({"precision": "bfloat16"}, "--precision bfloat16 does not go with --export, which knows float32 only"),
-        ({"run": "nothing"}, "nothing is no run"),
+        ({"run": ("nothing",)}, "nothing is no run"),
         ({"nms_iou": 2.0}, "--nms_iou is 2.0"),
         ({"export": None}, "--export_path goes with --export: say whether it is to be onnx or tf_saved_model"),
         ({"export": "onnx"}, "does not end in .onnx"),
@@ -308,10 +308,10 @@ def test_a_converted_retinanet_has_the_suppression_and_the_sides_of_its_authors(
         return {"example": ""}
 
     monkeypatch.setattr("models.export.write_export", write_export)
-    export_to(runs, tmp_path / "model", run="sides", max_side=64)
+    export_to(runs, tmp_path / "model", run=("sides",), max_side=64)
     assert asked == {"nms_iou": 0.5, "score_threshold": 0.05, "min_side": 48, "max_side": 64}
     with pytest.raises(InputError, match=r"--nms_iou 0\.3 has no part in the published recipe: add --recipe own"):
-        export_to(runs, tmp_path / "model", run="sides", nms_iou=0.3)
+        export_to(runs, tmp_path / "model", run=("sides",), nms_iou=0.3)
     with pytest.raises(InputError, match="--min_side 48 is for converted RetinaNets"):
         export_to(runs, tmp_path / "model", min_side=48)
 
@@ -329,7 +329,7 @@ def test_a_published_retinanet_gives_the_detections_of_keras_retinanet(tmp_path,
     weights_from_names.write_h5(str(tmp_path / "file.h5"), structure, "inference")
     (tmp_path / "classes.csv").write_text("".join(f"/m/{k},Class {k}\n" for k in range(5)), encoding="utf-8")
     convert.main(str(tmp_path / "file.h5"), output=str(tmp_path / "run"), classes=str(tmp_path / "classes.csv"))
-    a04.main(run=str(tmp_path / "run"), export="onnx", export_path=str(tmp_path / "model.onnx"))
+    a04.main(run=(str(tmp_path / "run"),), export="onnx", export_path=str(tmp_path / "model.onnx"))
     answers = np.load(directory / "resnet50_c5.npz")
     image = answers["small_image"][None, ..., ::-1]
     found = outputs_of(tmp_path / "model.onnx", image)
@@ -354,7 +354,7 @@ def test_a_published_retinanet_gives_the_detections_of_keras_retinanet(tmp_path,
 def test_real_backbones(tmp_path, backbone):
     changes = {"backbone": backbone, "image_size": 128, "head": "shared"}
     folder = make_run(tmp_path / "run", **changes)
-    a04.main(run=str(folder), export="onnx", export_path=str(tmp_path / "model.onnx"))
+    a04.main(run=(str(folder),), export="onnx", export_path=str(tmp_path / "model.onnx"))
     batch = pictures(2, 128, 128)
     expected = load_model(folder, precision=None).model.predict_on_batch(batch)
     found = outputs_of(tmp_path / "model.onnx", batch)

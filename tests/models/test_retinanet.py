@@ -172,7 +172,9 @@ def test_a_training_learns_and_a04_finds_boxes(photographs, tiny_backbone, tmp_p
     assert settings["detector"] == "retinanet"
     assert not {"tums", "sfam", "variant"} & set(settings)
     target = tmp_path / "found.csv"
-    a04_inference.main(**places, split="validation", predictions=str(target), score_threshold=0.0)
+    a04_inference.main(
+        **places | {"run": ("retinanet",)}, split="validation", predictions=str(target), score_threshold=0.0
+    )
     with open(target, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(list((data_set / "validation").iterdir()))

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from oid import paths
+from oid.files import InputError
 
 
 def test_the_hidden_file_of_a_running_a05_is_not_one_of_the_predictions(tmp_path):
@@ -37,4 +40,5 @@ def test_runs_are_finished_after_their_last_epoch(tmp_path):
     make_run(tmp_path, ".123.converting.new")
     (tmp_path / "weights" / "just_begun").mkdir()
     assert paths.finished_runs(tmp_path) == ["converted", "shortened", "trained"]
-    assert paths.finished_runs(tmp_path / "nowhere") == []
+    with pytest.raises(InputError, match=r"nowhere.weights has no run that has finished its training"):
+        paths.finished_runs(tmp_path / "nowhere")

@@ -40,7 +40,7 @@ def run(trained, tmp_path_factory):
 
 
 def predict(case, target: Path, **flags) -> Path:
-    flags = {"output_path": str(case.output), "run": "trained", "images": str(case.images), "batch_size": 2} | flags
+    flags = {"output_path": str(case.output), "run": ("trained",), "images": str(case.images), "batch_size": 2} | flags
     a04.main(predictions=str(target), **flags)
     return target
 
@@ -227,7 +227,7 @@ def test_a_stopped_run_goes_on_to_the_same_file(run, tmp_path, monkeypatch, caps
 
 @pytest.mark.parametrize(
     "change",
-    [{"score_threshold": 0.02}, {"nms_iou": 0.3}, {"nms": "linear"}, {"precision": "bfloat16"}, {"run": "copy"}],
+    [{"score_threshold": 0.02}, {"nms_iou": 0.3}, {"nms": "linear"}, {"precision": "bfloat16"}, {"run": ("copy",)}],
 )
 def test_rows_made_with_other_settings_are_not_taken(run, tmp_path, monkeypatch, capsys, change):
     copy = run.output / "weights" / "copy"
@@ -259,11 +259,11 @@ def test_other_weights_are_another_run(run, tmp_path):
 # === Which run, which folder =========================================================================================
 def test_a_run_by_name_by_folder_and_by_checkpoint(run, tmp_path, monkeypatch):
     by_name = predict(run, tmp_path / "name.csv")
-    by_folder = predict(run, tmp_path / "folder.csv", run=str(run.folder))
+    by_folder = predict(run, tmp_path / "folder.csv", run=(str(run.folder),))
     assert by_name.read_bytes() == by_folder.read_bytes()
     monkeypatch.chdir(run.folder.parent)
-    by_relative_folder = predict(run, tmp_path / "relative.csv", run="trained/checkpoint")
-    by_checkpoint = predict(run, tmp_path / "checkpoint.csv", run=str(run.folder / "checkpoint"))
+    by_relative_folder = predict(run, tmp_path / "relative.csv", run=("trained/checkpoint",))
+    by_checkpoint = predict(run, tmp_path / "checkpoint.csv", run=(str(run.folder / "checkpoint"),))
     assert by_relative_folder.read_bytes() == by_checkpoint.read_bytes()
     scores = [float(row["mAP"]) for row in csv.DictReader((run.folder / "history.csv").open())]
     if scores[1] <= scores[0]:  # then the best weights are not the newest
@@ -274,17 +274,34 @@ def test_a_run_by_name_by_folder_and_by_checkpoint(run, tmp_path, monkeypatch):
     ("name", "file"), [("trained", "trained.csv"), ("trained/checkpoint", "trained_checkpoint.csv")]
 )
 def test_where_predictions_go_by_default(run, name, file):
-    a04.main(dataset_path=str(run.data_set), output_path=str(run.output), run=name, split="validation")
+    a04.main(dataset_path=str(run.data_set), output_path=str(run.output), run=(name,), split="validation")
     target = run.output / "predictions" / "validation" / file
     assert target == paths.run_predictions(run.output, "validation", name)
     assert len(rows(target)) == 6
     target.unlink()
 
 
+def test_without_run_every_finished_run_predicts(run, tmp_path):
+    for name in ("second", "first", "unfinished"):
+        shutil.copytree(run.folder, tmp_path / "weights" / name)
+    state = tmp_path / "weights" / "unfinished" / "checkpoint" / "state.json"
+    state.write_text('{"epochs": 1, "total": 2}')
+    shutil.rmtree(tmp_path / "weights" / "unfinished" / "checkpoint.previous")
+    places = {"output_path": str(tmp_path), "images": str(run.images), "split": "test", "batch_size": 2}
+    a04.main(**places)
+    first, second = sorted((tmp_path / "predictions" / "test").iterdir())
+    assert (first.name, second.name) == ("first.csv", "second.csv")
+    assert first.read_bytes() == second.read_bytes()
+    with pytest.raises(InputError, match="--predictions is for one run, not for first second: name one by --run"):
+        a04.main(**places, predictions=str(tmp_path / "x.csv"))
+    with pytest.raises(InputError, match=r"nothing.weights has no run that .*: run a03 first, or name a run by --run"):
+        a04.main(**places | {"output_path": str(tmp_path / "nothing")})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"run": "nothing"}, "nothing is no run"),
+        ({"run": ("nothing",)}, "nothing is no run"),
         ({"images": "/nowhere"}, "/nowhere does not exist: name the folder with the images by --images"),
         ({"score_threshold": 1.5}, "--score_threshold is 1.5"),
         ({"nms_iou": float("nan")}, "--nms_iou is nan"),

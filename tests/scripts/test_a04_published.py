@@ -35,7 +35,7 @@ def case(tmp_path_factory):
 
 
 def predict(case, target, **flags):
-    a04.main(**{"run": str(case.run), "images": str(case.images), "predictions": str(target)} | flags)
+    a04.main(**{"run": (str(case.run),), "images": str(case.images), "predictions": str(target)} | flags)
     return read_predictions(target)
 
 
@@ -140,7 +140,7 @@ def test_other_sides(case, tmp_path):
     settings["preprocessing"] |= {"min_side": 64, "max_side": 128}
     (changed / "settings.json").write_text(json.dumps(settings))
     by_flags = predict(case, tmp_path / "flags.csv", min_side=64, max_side=128)
-    by_settings = predict(case, tmp_path / "settings.csv", run=str(changed))
+    by_settings = predict(case, tmp_path / "settings.csv", run=(str(changed),))
     assert_equal(by_flags, by_settings)
     usual = predict(case, tmp_path / "usual.csv")
     assert len(usual.scores) != len(by_flags.scores)

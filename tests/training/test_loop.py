@@ -250,7 +250,7 @@ def test_a_training_in_bfloat16_saves_a_float32_model_that_finds_the_same(traine
     for name, value in zip(sorted(mixed), exact, strict=True):  # Keras flattens a dict in this order
         a, b = (keras.ops.convert_to_numpy(keras.ops.cast(found, "float32")) for found in (mixed[name], value))
         assert np.abs(a - b).mean() < 0.02 * np.abs(b).mean() + 0.01
-    infer(dataset_path=str(trained.data_set), output_path=str(tmp_path), run="mixed", score_threshold=0.0)
+    infer(dataset_path=str(trained.data_set), output_path=str(tmp_path), run=("mixed",), score_threshold=0.0)
     assert list((tmp_path / "predictions").rglob("*.csv"))
 
 

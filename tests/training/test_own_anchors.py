@@ -69,7 +69,7 @@ def test_a_run_keeps_the_numbers_and_goes_on_without_the_file(flags, tmp_path, m
     detector = load_model(folder)
     assert detector.model.output["boxes"].shape[-1] == 4
     assert len(make_anchors(settings["anchors"])) == 2 * (12**2 + 6**2)
-    a04.main(dataset_path=flags["dataset_path"], output_path=str(tmp_path), run="own", split="validation")
+    a04.main(dataset_path=flags["dataset_path"], output_path=str(tmp_path), run=("own",), split="validation")
     assert paths.run_predictions(tmp_path, "validation", "own").is_file()
 
 

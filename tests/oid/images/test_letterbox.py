@@ -180,7 +180,7 @@ def test_a04_writes_boxes_of_the_picture(resize, tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "settings.json").write_text(json.dumps(detector.settings))
     target = tmp_path / "out.csv"
-    flags = {"run": str(tmp_path / "run"), "images": str(tmp_path / "images"), "predictions": str(target)}
+    flags = {"run": (str(tmp_path / "run"),), "images": str(tmp_path / "images"), "predictions": str(target)}
     a04.main(**flags, output_path=str(tmp_path), batch_size=3)
     with open(target, newline="") as file:
         found = {row["ImageId"]: row["PredictionString"].split() for row in csv.DictReader(file)}

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import a05_expand_hierarchy as a05
 from oid.boxes.suppression import classwise_nms
+from oid.files import InputError
 from oid.hierarchy import Hierarchy
 from oid.predictions.expand import Expansion
 from oid.predictions.files import Predictions, read_predictions, write_predictions
@@ -124,6 +125,6 @@ def test_a_mistake_in_a_later_block_leaves_nothing_behind(files, tmp_path, monke
     with open(files["predictions"], "a") as file:
         file.write("last,a nan 0 0 1 1\n")
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(a05.InputError, match="line 42, token 2"):
+    with pytest.raises(InputError, match="line 42, token 2"):
         a05.main(**files, expanded=str(tmp_path / "out.csv"))
     assert sorted(tmp_path.iterdir()) == before

@@ -26,7 +26,7 @@ from tqdm import tqdm
 import a00_utils_and_constants as a00
 from oid import paths
 from oid.command_line import run_script
-from oid.files import InputError, output_file, require_file
+from oid.files import InputError, output_file, remedy, require_file
 from oid.fusion.fuse import count_unusual, fuse_images
 from oid.machine import usable_cores
 from oid.predictions.files import PredictionFile, Predictions, PredictionWriter
@@ -282,8 +282,7 @@ def tune_settings(file_paths: Sequence[Path], ensemble: Path, flags: dict, threa
     """Searches settings, prints what they gain, and saves them."""
     from oid.fusion.search import print_tuning, tune
     from oid.fusion.tuned_settings import FusionSettings, model_names, write_tuned_settings
-    from oid.metric.ground_truth import read_ground_truth
-    from oid.metric.ground_truth_files import find_ground_truth
+    from oid.metric.ground_truth import find_ground_truth
 
     default = ensemble.with_name(ensemble.name.removesuffix(".gz").removesuffix(".csv") + ".tuned.json")
     target = output_file(flags["settings"] or default, "give another place by --settings")
@@ -291,8 +290,10 @@ def tune_settings(file_paths: Sequence[Path], ensemble: Path, flags: dict, threa
     for path in file_paths:
         require_file(path, "name prediction files by --predictions")
     names_of_flags = ("dataset_path", "split", "boxes", "image_labels")
-    *files, classes = find_ground_truth(*(flags[name] for name in names_of_flags))
-    truth, report = read_ground_truth(*files, list(classes) if classes else None)
+    with remedy("give --boxes, or the folder of Open Images with --dataset_path"):
+        files = find_ground_truth(*(flags[name] for name in names_of_flags))
+    print(*files.lines(), sep="\n")
+    truth, report, _ = files.read()
     print(f"ground truth: {len(truth.image_ids)} images, {len(truth.boxes)} boxes of {len(report.labels)} classes")
     tuning = tune(
         (PredictionFile(path) for path in file_paths),

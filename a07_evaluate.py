@@ -8,8 +8,8 @@ Writes  beside the predictions X.csv: X.metrics.json (mAP, AP and number of grou
 Takes   10 s of one core and 1.2 GB for 12 million boxes; the first run compiles the metric, 10 s more
 
 The ground truth is expanded here (boxes are copied to the ancestors of their class), predictions are not: see a05.
-`oid/metric.py` has the protocol step by step, `oid/ground_truth.py` the rules of the expansion, `oid/coco_metric.py`
-and `oid/error_kinds.py` those of --coco and --errors.
+The modules of `oid/metric` have the rules: `challenge.py` the protocol step by step, `ground_truth.py` the expansion,
+`coco.py` and `errors.py` what --coco and --errors add.
 
     python a07_evaluate.py --predictions resnet50_level_1.expanded.csv
     python a07_evaluate.py --coco --errors --curve Apple
@@ -18,24 +18,22 @@ and `oid/error_kinds.py` those of --coco and --errors.
 
 from __future__ import annotations  # what annotations name is imported where it is used: --help need not wait for it
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import a00_utils_and_constants as a00
 from oid import paths
-from oid.command_line import run_script
-from oid.files import InputError, output_file, replacing, require_file
+from oid.command_line import check_flag, run_script
+from oid.files import output_file, remedy, require_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from oid.metric.challenge import GroundTruth, Matcher, Metrics
+    from oid.metric.challenge import GroundTruth, Matcher, Selection
     from oid.metric.coco import CocoMatcher
     from oid.metric.errors import ErrorKinds
-    from oid.metric.evaluation import Selection
     from oid.metric.ground_truth import GroundTruthReport
+    from oid.metric.report import Results
+    from oid.predictions.files import PredictionFile
 
+IMAGES_PER_BLOCK = 2048  # whose boxes are in memory at a time
 RULES = {  # what each key of `Metrics.dropped` is called on the screen
     "unverified_class": "of a class that is not verified in the image",
     "degenerate_box": "without area (XMin >= XMax or YMin >= YMax)",
@@ -88,163 +86,103 @@ def main(
         classes_shown: how many classes the printed tables have; 0 = none. The file has all.
         metrics: JSON file to write; by default X.metrics.json beside the predictions X.csv.
     """
-    check_range("group_of_weight", group_of_weight, 0 <= group_of_weight <= 1, "0 to 1")
-    check_range("iou", iou, 0 < iou <= 1, "above 0 to 1")
-    check_range("classes_shown", classes_shown, classes_shown >= 0, "0 up")
+    check_flag(0 <= group_of_weight <= 1, "group_of_weight", group_of_weight, "a number from 0 to 1")
+    check_flag(0 < iou <= 1, "iou", iou, "a number above 0, at most 1")
+    check_flag(classes_shown >= 0, "classes_shown", classes_shown, "a number from 0 up")
     source = require_file(predictions or paths.submission(output_path, split), "run a04 to a06, or give --predictions")
     target = output_file(metrics or paths.metrics_file(source), "give another place by --metrics")
 
-    from oid.metric.challenge import Matcher
+    from oid.metric.challenge import Matcher, Selection
     from oid.metric.coco import CocoMatcher
     from oid.metric.errors import ErrorKinds
-    from oid.metric.evaluation import Selection, measure
-    from oid.metric.ground_truth import read_ground_truth, read_sizes
-    from oid.metric.ground_truth_files import find_ground_truth
+    from oid.metric.ground_truth import find_ground_truth, read_sizes
+    from oid.metric.report import Results, find_class, result_lines, write_results
     from oid.predictions.files import PredictionFile
 
-    *files, names = find_ground_truth(dataset_path, split, boxes, image_labels, hierarchy, class_descriptions)
-    truth, report = read_ground_truth(*files, list(names) if names else None)
-    names = names or {label: label for label in report.labels}
-    print_ground_truth(truth, report)
+    with remedy("choose by --split, --boxes, --image_labels, --hierarchy and --class_descriptions"):
+        files = find_ground_truth(dataset_path, split, boxes, image_labels, hierarchy, class_descriptions)
+    print(*files.lines(), sep="\n", flush=True)
+    truth, facts, names = files.read()
+    print_ground_truth(truth, facts)
 
-    size = len(names)
-    matcher = Matcher(truth, num_classes=size, group_of_weight=group_of_weight, iou_threshold=iou)
-    curves = find_curves(curve or (), names, matcher)
+    matcher = Matcher(truth, num_classes=len(names), group_of_weight=group_of_weight, iou_threshold=iou)
+    with remedy("give --curve another class, by its label or name"):
+        curves = [find_class(word, names, matcher.num_gt) for word in curve or ()]
     kinds = ErrorKinds(matcher) if errors else None
-    sizes_file = image_params or paths.image_params(output_path, split)
-    coco_matcher = CocoMatcher(truth, read_sizes(sizes_file, truth.image_ids), num_classes=size) if coco else None
-    selection = Selection(truth, names)
-    file = PredictionFile(source, allow_swapped_corners=True)
-    measure(file, selection, matcher, kinds=kinds, coco=coco_matcher)
+    with remedy("run a02_find_image_parameters.py on these images, or name its table by --image_params"):
+        sizes = read_sizes(image_params or paths.image_params(output_path, split), truth.image_ids) if coco else None
+    coco_matcher = CocoMatcher(truth, sizes, num_classes=len(names)) if coco else None
+    file, selection = PredictionFile(source, allow_swapped_corners=True), Selection(truth, names)
+    match_blocks(file, selection, matcher, kinds, coco_matcher)
 
-    result = matcher.metrics()
-    print_predictions(selection, len(file.image_ids), result)
-    print_missing_classes(selection, result, report.labels)
-    content = metrics_content(result, report.labels, matcher, iou)
-    content |= report_details(target, result, names, selection, coco_matcher, kinds, classes_shown)
-    write_curves(target, matcher, curves, names, result)
-    write_metrics(target, content)
-    print(f"mAP@{iou:g} = {result.mean_average_precision:.6f}")
-
-
-def find_curves(wanted: Sequence[str], names: Mapping[str, str], matcher: Matcher) -> list[int]:
-    """The class indices of labels or names, none of them without ground truth."""
-    from oid.metric.report import find_class
-
-    found = [find_class(word, names) for word in wanted]
-    for word, index in zip(wanted, found, strict=True):
-        if matcher.num_gt[index] == 0:
-            raise InputError(f"--curve {word!r} has no ground-truth box that counts, so no recall: take another class")
-    return found
+    results = Results(
+        names=names,
+        matcher=matcher,
+        metrics=matcher.metrics(),
+        predicted=selection.per_class,
+        coco=coco_matcher.metrics() if coco_matcher else None,
+        errors=kinds.report() if kinds else None,
+    )
+    print_predictions(selection, len(file.image_ids), results)
+    print(*result_lines(results, classes_shown), sep="\n")
+    for path in write_results(target, results, curves):
+        print(f"wrote {path}")
+    print(f"mAP@{iou:g} = {results.metrics.mean_average_precision:.6f}")
 
 
-def check_range(name: str, value: float, is_fine: bool, allowed: str) -> None:
-    """Raises an InputError where `is_fine` is false."""
-    if not is_fine:
-        raise InputError(f"--{name} is {value:g}: give a number from {allowed}")
+def match_blocks(
+    file: PredictionFile,
+    selection: Selection,
+    matcher: Matcher,
+    kinds: ErrorKinds | None,
+    coco_matcher: CocoMatcher | None,
+) -> None:
+    """Reads and matches the predictions, with the boxes of a block of images in memory at a time."""
+    from tqdm import tqdm
+
+    with tqdm(total=len(file.image_ids), unit="image", leave=False, disable=None) as bar:
+        for found in file.blocks(IMAGES_PER_BLOCK):
+            detections = selection.take(found)
+            matched = matcher.add(detections)
+            if kinds:
+                kinds.add(*matched)
+            if coco_matcher:
+                coco_matcher.add(detections)
+            bar.update(len(found.image_ids))
 
 
-def print_ground_truth(truth: GroundTruth, report: GroundTruthReport) -> None:
+def print_ground_truth(truth: GroundTruth, facts: GroundTruthReport) -> None:
     """Prints what is measured against."""
-    print(f"{len(truth.image_ids)} images, {len(report.labels)} classes")
-    print(f"{report.boxes} boxes, {len(truth.boxes)} with the copies to ancestor classes")
+    print(f"{len(truth.image_ids)} images, {len(facts.labels)} classes")
+    print(f"{facts.boxes} boxes, {len(truth.boxes)} with the copies to ancestor classes")
     expanded = len(truth.label_image)
-    print(f"{report.image_labels} image-level labels, {expanded} with the copies to ancestors and descendants")
-    for what, dropped in (("boxes", report.dropped_boxes), ("image-level labels", report.dropped_image_labels)):
+    print(f"{facts.image_labels} image-level labels, {expanded} with the copies to ancestors and descendants")
+    for what, dropped in (("boxes", facts.dropped_boxes), ("image-level labels", facts.dropped_image_labels)):
         if dropped:
-            print(
-                f"  dropped {sum(dropped.values())} {what} of {len(dropped)} classes that are in the hierarchy only, "
-                f"for example {next(iter(dropped))}"
-            )
+            classes = f"{len(dropped)} classes that are in the hierarchy only, for example {next(iter(dropped))}"
+            print(f"  dropped {sum(dropped.values())} {what} of {classes}")
 
 
-def print_predictions(selection: Selection, images: int, result: Metrics) -> None:
-    """Prints how many boxes were predicted and what each rule dropped."""
-    dropped = selection.dropped | {RULES[rule]: count for rule, count in result.dropped.items()}
+def print_predictions(selection: Selection, images: int, results: Results) -> None:
+    """Prints how many boxes were predicted, what each rule dropped, and which classes are missing."""
+    dropped = {
+        "on images without a row in the ground truth": selection.other_images,
+        "of a class that is not in the class list": selection.other_classes,
+    } | {RULES[rule]: count for rule, count in results.metrics.dropped.items()}
+    remaining = selection.boxes - sum(dropped.values())
     print(f"{selection.boxes} predicted boxes on {images} images")
     for rule, count in dropped.items():
         print(f"  dropped {count} {rule}")
-    remaining = selection.boxes - sum(dropped.values())
     print(f"  {remaining} remain")
     if selection.boxes and not remaining:
         print("not one predicted box remains: do the predictions and the ground truth belong to the same images?")
-
-
-def print_missing_classes(selection: Selection, result: Metrics, labels: tuple[str, ...]) -> None:
-    """Prints how many classes have AP 0 because nothing was predicted: often a forgotten a05."""
-    missing = [index for index, count in enumerate(result.num_gt) if count and not selection.per_class[index]]
+    counts = zip(results.names, results.metrics.num_gt, selection.per_class, strict=True)
+    missing = [label for label, num_gt, predicted in counts if num_gt and not predicted]
     if missing:
-        first = labels[missing[0]]
-        print(f"{len(missing)} classes have ground truth but no predicted box, for example {first}: did a05 run?")
-
-
-def metrics_content(result: Metrics, labels: Sequence[str], matcher: Matcher, iou: float) -> dict:
-    """What X.metrics.json has in any case, null where AP is not defined; prints for how many classes."""
-    from oid.metric.report import number_or_none
-
-    average_precision = [number_or_none(ap) for ap in result.average_precision]
-    undefined = average_precision.count(None)
-    print(f"AP of {len(labels) - undefined} classes; the other {undefined} have no ground-truth box that counts")
-    return {
-        "mAP": number_or_none(result.mean_average_precision),
-        "AP": dict(zip(labels, average_precision, strict=True)),
-        "num_gt": dict(zip(labels, result.num_gt.tolist(), strict=True)),
-        "group_of_weight": matcher.group_of_weight,
-        "iou": iou,
-        "images": matcher.num_images,
-    }
-
-
-def report_details(
-    target: Path,
-    result: Metrics,
-    names: Mapping[str, str],
-    selection: Selection,
-    coco: CocoMatcher | None,
-    kinds: ErrorKinds | None,
-    shown: int,
-) -> dict:
-    """Prints and writes the table of classes and, where asked for, COCO's numbers and the kinds of error.
-
-    Returns:
-        What X.metrics.json has of the last two.
-    """
-    from oid.metric import report as tables
-
-    rows = tables.class_table(result, names, selection.per_class)
-    tables.print_class_table(rows, shown)
-    tables.write_table(tables.beside(target, ".classes.csv"), tables.CLASS_COLUMNS, rows)
-    content = {}
-    if coco:
-        numbers, per_class = coco.metrics()
-        tables.print_coco(numbers, result.dropped["unverified_class"])
-        content["coco"] = {name: tables.number_or_none(number) for name, number in numbers.items()}
-        content["coco_AP"] = dict(zip(names, map(tables.number_or_none, per_class), strict=True))
-    if kinds:
-        report = kinds.report()
-        tables.print_errors(report, names, shown)
-        tables.write_confusions(target, report, names)
-        content["errors"] = tables.errors_as_json(report)
-    return content
-
-
-def write_curves(
-    target: Path, matcher: Matcher, curves: Sequence[int], names: Mapping[str, str], result: Metrics
-) -> None:
-    """Writes a table and a picture for each class of `curves`."""
-    from oid.metric.curve_picture import write_curve
-
-    labels = list(names)
-    for index in curves:
-        label, ap = labels[index], result.average_precision[index]
-        write_curve(target, label, names[label], matcher.curve(index), ap)
-
-
-def write_metrics(path: Path, content: dict) -> None:
-    """Writes X.metrics.json."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    print(f"wrote {path}")
+        print(f"{len(missing)} classes have ground truth but no predicted box, for example {missing[0]}: did a05 run?")
+    undefined = sum(results.metrics.num_gt == 0)
+    defined = len(results.names) - undefined
+    print(f"AP of {defined} classes; the other {undefined} have no ground-truth box that counts")
 
 
 if __name__ == "__main__":

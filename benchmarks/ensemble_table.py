@@ -31,8 +31,7 @@ from oid.fusion.search import describe, divide, spread, tune
 from oid.fusion.tuned_settings import FusionSettings, model_names
 from oid.machine import usable_cores
 from oid.metric.challenge import Detections, GroundTruth, score
-from oid.metric.ground_truth import read_ground_truth
-from oid.metric.ground_truth_files import find_ground_truth
+from oid.metric.ground_truth import find_ground_truth
 from oid.predictions.files import PredictionFile
 
 Row = tuple[str, Curves | None, Curves]  # name, all images (None: not defined), folds
@@ -82,8 +81,7 @@ def main(
     if len(file_paths) < 2:
         raise InputError(f"{len(file_paths)} prediction files: name two or more by --predictions")
     names, threads = model_names(file_paths), usable_cores()
-    *files, classes = find_ground_truth(dataset_path, split, boxes, image_labels)
-    truth, report = read_ground_truth(*files, list(classes) if classes else None)
+    truth, report, _ = find_ground_truth(dataset_path, split, boxes, image_labels).read()
     fold = divide(len(truth.image_ids), folds, seed)
     data = gather((PredictionFile(path) for path in file_paths), truth, report.labels)
     ious = {"fusion_iou": fusion_iou, "nms_iou": nms_iou}

@@ -14,8 +14,8 @@ from oid.annotations import read_class_descriptions
 from oid.files import InputError
 from oid.fusion.resampling import Curves, curves
 from oid.hierarchy import read_hierarchy
+from oid.metric.challenge import Selection
 from oid.metric.challenge import score as matched
-from oid.metric.evaluation import select_detections
 from oid.metric.ground_truth import read_ground_truth
 from oid.predictions.files import read_predictions
 
@@ -78,7 +78,7 @@ def measure(data_set: Path, expanded: Path) -> list[Curves]:
     classes = list(read_class_descriptions(paths.evaluated_class_descriptions(data_set)))
     files = paths.box_annotations(data_set, "validation"), paths.image_label_annotations(data_set, "validation")
     truth, report = read_ground_truth(*files, tree, classes)
-    detections, _ = select_detections(read_predictions(expanded), truth, report.labels)
+    detections = Selection(truth, report.labels).take(read_predictions(expanded))
     size = len(report.labels)
     found = (matched(truth, detections, num_classes=size, iou_threshold=iou)[0] for iou in IOUS)
     return [curves(entries, truth, num_classes=size) for entries in found]

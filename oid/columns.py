@@ -7,6 +7,7 @@ BOX_COLUMNS = (  # the 13 of V4; V6 adds the 8 of the extreme clicks
     *("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax"),
     *("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside"),
 )
+GROUND_TRUTH_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")  # what a07 reads of them
 IMAGE_LABEL_COLUMNS = ("ImageID", "LabelName", "Confidence")
 
 # What a01 and a02 write

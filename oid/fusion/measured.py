@@ -147,7 +147,7 @@ class MeasuredFusion:
         for number, one in enumerate(settings):
             entries = matched[one]
             kept = fold[entries.image] == number
-            parts.append([getattr(entries, field.name)[kept] for field in dataclasses.fields(Entries)])
+            parts.append([column[kept] for column in entries])
         entries = Entries(*(np.concatenate(column) for column in zip(*parts, strict=True)))
         return curves(entries, self.truth, stratum=fold, **self._options)
 

@@ -20,13 +20,13 @@ matched first; over all images the list of entries (images in order; in each the
 then the group-of entries) is sorted with the later entry first.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
-from oid.metric.matching import Targets, areas_below, match_images
-from oid.metric.ordering import ascending, grouped
+from oid.metric.matching import Block, Entries, Targets, areas_below, match_images
+from oid.predictions.files import Predictions
 
 RULES = ("unverified_class", "degenerate_box", "low_score", "beyond_limit")  # what drops detections, in this order
 
@@ -58,7 +58,7 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class Detections:
-    """Scored boxes on the images of a `GroundTruth`, in any order; the order of the rows decides between equal scores.
+    """Scored boxes on the images of a `GroundTruth`, in any order. The order of the rows decides between equal scores.
 
     Attributes:
         image: `(N,)` int64, index into `GroundTruth.image_ids`.
@@ -71,25 +71,6 @@ class Detections:
     class_index: np.ndarray
     scores: np.ndarray
     boxes: np.ndarray
-
-
-@dataclass(frozen=True)
-class Entries:
-    """What precision and recall are computed from: `(E,)` entries, ordered by class, then image.
-
-    In an image the detections come first, in descending order of score, then the group-of boxes that absorbed some.
-
-    Attributes:
-        scores: `(E,)` float64.
-        labels: `(E,)` float64, what the entry counts as true positives: 0 = false positive, 1, or `group_of_weight`.
-        class_index: `(E,)` int64.
-        image: `(E,)` int64, index into `GroundTruth.image_ids`.
-    """
-
-    scores: np.ndarray
-    labels: np.ndarray
-    class_index: np.ndarray
-    image: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -126,9 +107,6 @@ def evaluate(
         group_of_weight: what a found group-of box counts, from 0 (found or missed, it does not count) to 1.
         iou_threshold: the smallest overlap that is a match, for IoU and for intersection over the detection's area.
 
-    Returns:
-        `Metrics`.
-
     Raises:
         ValueError: arrays that do not fit each other, indices out of range, or a parameter out of range.
     """
@@ -145,16 +123,10 @@ def score(
     group_of_weight: float = 1.0,
     iou_threshold: float = 0.5,
 ) -> tuple[Entries, dict[str, int]]:
-    """Matches detections with the ground truth, steps 1 to 4 of the module's docstring.
-
-    Args:
-        truth, detections, num_classes, group_of_weight, iou_threshold: as in `evaluate`.
+    """Matches detections with the ground truth, steps 1 to 4 of the module's docstring; arguments as in `evaluate`.
 
     Returns:
-        The list from which precision and recall are computed, and {rule: number of detections that it dropped}.
-
-    Raises:
-        ValueError: as `evaluate`.
+        The entries, and {rule: number of detections that it dropped}.
     """
     matcher = Matcher(truth, num_classes=num_classes, group_of_weight=group_of_weight, iou_threshold=iou_threshold)
     matcher.add(detections)
@@ -192,18 +164,18 @@ class Matcher:
         self.num_images, self.num_classes = len(truth.image_ids), num_classes
         self.group_of_weight, self.iou_threshold = float(group_of_weight), float(iou_threshold)
         self.targets = ordered_targets(truth, num_classes)
-        self.num_gt = np.bincount(
-            self.targets.class_index,
-            weights=np.where(self.targets.group_of, self.group_of_weight, 1.0),
-            minlength=num_classes,
-        )
+        weights = np.where(self.targets.group_of, self.group_of_weight, 1.0)
+        self.num_gt = np.bincount(self.targets.class_index, weights, minlength=num_classes)
         self.found = np.zeros(len(self.targets.boxes))
         self.dropped = dict.fromkeys(RULES, 0)
         self._seen = np.zeros(self.num_images, dtype=bool)
-        self._blocks: list[tuple[np.ndarray, ...]] = []
+        self._entries = [Entries(np.empty(0), np.empty(0), np.empty(0, np.int32), np.empty(0, np.int32))]
 
-    def add(self, detections: Detections) -> "Block":
-        """Matches the detections of some images; see `Block`.
+    def add(self, detections: Detections) -> tuple[Entries, np.ndarray, Block]:
+        """Matches the detections of some images.
+
+        Returns:
+            The new entries, the row of each in the block, -1 for a group-of box, and the block.
 
         Raises:
             ValueError: arrays that do not fit each other, indices out of range, or an image that an earlier block had.
@@ -212,71 +184,78 @@ class Matcher:
         if self._seen[block.images].any():
             raise ValueError("detections of one image came in two blocks")
         self._seen[block.images] = True
-        columns, rows, dropped = match_images(
-            *(block.images, block.first, block.order, block.class_index, block.scores, block.boxes, self.targets),
-            *(self.num_classes, self.group_of_weight, self.iou_threshold, self.found),
-        )
-        self._blocks.append(tuple(column.copy() for column in columns))  # what is not filled is given back
+        parameters = self.num_classes, self.group_of_weight, self.iou_threshold
+        entries, rows, size, dropped = match_images(block, self.targets, *parameters, self.found)
+        entries = Entries(*(column[:size].copy() for column in entries))  # gives the spare room back
+        self._entries.append(entries)
         for rule, count in zip(RULES, dropped.tolist(), strict=True):
             self.dropped[rule] += count
-        _, labels, _, image = self._blocks[-1]
-        return block._replace(entry_row=rows, entry_label=labels, entry_image=image)
+        return entries, rows[:size], block
 
-    def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Scores, labels, classes and images `(E,)` of all entries, in the order in which the blocks came."""
-        types = (np.float64, np.float64, np.int32, np.int32)
-        blocks = self._blocks or [tuple(np.empty(0, kind) for kind in types)]
-        return tuple(parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    def columns(self) -> Entries:
+        """All entries, in the order in which the blocks came."""
+        self._entries = [Entries(*map(np.concatenate, zip(*self._entries, strict=True)))]
+        return self._entries[0]
 
     def entries(self) -> Entries:
-        """All entries, ordered by class, then image."""
-        scores, labels, class_index, image = self.columns()
-        order, _ = grouped(image, self.num_images)
-        order = order[grouped(class_index[order], self.num_classes)[0]]
-        classes, images = class_index[order].astype(np.int64), image[order].astype(np.int64)
-        return Entries(scores[order], labels[order], classes, images)
+        """All entries, ordered by class, then image; in an image the detections in descending score come first."""
+        columns = self.columns()
+        order = np.lexsort((columns.image, columns.class_index))
+        return Entries(*(column[order] for column in columns))
 
     def descending(self) -> np.ndarray:
         """`(E,)` int64, the order of `columns` by descending score; equal scores as the module's docstring says."""
-        scores, _, _, image = self.columns()
-        order, _ = grouped(image, self.num_images)
-        return order[ascending(scores[order])[::-1]]
+        columns = self.columns()
+        return np.lexsort((columns.image, columns.scores))[::-1]
 
     def metrics(self) -> Metrics:
         """AP of every class, and the mean."""
-        _, labels, class_index, _ = self.columns()
-        order = self.descending()
-        average_precision = average_precisions(class_index[order], labels[order], self.num_gt)
+        columns, order = self.columns(), self.descending()
+        average_precision = average_precisions(columns.class_index[order], columns.labels[order], self.num_gt)
         return Metrics(mean_of_defined(average_precision), average_precision, self.num_gt, dict(self.dropped))
 
     def curve(self, class_index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scores, precision and recall `(N,)` after each entry of one class that has ground truth, by score."""
-        columns = self.columns()
-        scores, labels, _, image = (column[columns[2] == class_index] for column in columns)
-        order, _ = grouped(image, self.num_images)
-        order = order[ascending(scores[order])[::-1]]
-        return scores[order], *precision_recall(labels[order], self.num_gt[class_index])
+        columns, order = self.columns(), self.descending()
+        order = order[columns.class_index[order] == class_index]
+        true_positives, false_positives = np.cumsum(columns.labels[order]), np.cumsum(columns.labels[order] <= 0)
+        precision = true_positives / (true_positives + false_positives)
+        return columns.scores[order], precision, true_positives / self.num_gt[class_index]
 
 
-class Block(NamedTuple):
-    """Detections by image, and, from `Matcher.add`, what became of them.
+class Selection:
+    """Takes the boxes on evaluated images and of listed classes from blocks of predictions, and counts the others.
 
-    images: `(B,)` int64, distinct.
-    first, order: `(B + 1,)` and `(N,)` int64; the rows of images[b] are order[first[b]:first[b + 1]], ascending.
-    class_index, scores, boxes: `(N,)` int64, `(N,)` and `(N, 4)` float64.
-    entry_row: `(E,)` int64, the row of each new entry, -1 for a group-of box; None before the matching.
-    entry_label, entry_image: `(E,)` float64 and int32, what each new entry counts, and its image.
+    Args:
+        truth: gives the images.
+        labels: the class list.
+
+    Attributes:
+        boxes: all boxes so far.
+        other_images, other_classes: boxes on images that are not evaluated, and of classes that are not listed.
+        per_class: `(len(labels),)` int64, the boxes that were taken.
     """
 
-    images: np.ndarray
-    first: np.ndarray
-    order: np.ndarray
-    class_index: np.ndarray
-    scores: np.ndarray
-    boxes: np.ndarray
-    entry_row: np.ndarray | None = None
-    entry_label: np.ndarray | None = None
-    entry_image: np.ndarray | None = None
+    def __init__(self, truth: GroundTruth, labels: Iterable[str]):
+        self._images = {image_id: index for index, image_id in enumerate(truth.image_ids)}
+        self._classes = {label: index for index, label in enumerate(labels)}
+        self.boxes = self.other_images = self.other_classes = 0
+        self.per_class = np.zeros(len(self._classes), dtype=np.int64)
+
+    def take(self, found: Predictions) -> Detections:
+        """The detections of one block, with indices into the images of the truth and the class list."""
+        images = np.array([self._images.get(image_id, -1) for image_id in found.image_ids], dtype=np.int64)
+        classes = np.array([self._classes.get(label, -1) for label in found.labels], dtype=np.int64)
+        image, class_index = images[found.image_index], classes[found.label_index]
+        kept = (image >= 0) & (class_index >= 0)
+        self.boxes += len(kept)
+        self.other_images += np.count_nonzero(image < 0)
+        self.other_classes += np.count_nonzero((image >= 0) & (class_index < 0))
+        self.per_class += np.bincount(class_index[kept], minlength=len(self.per_class))
+        return Detections(image[kept], class_index[kept], found.scores[kept], found.boxes[kept])
+
+
+# === Average precision ================================================================================================
 
 
 def average_precisions(class_index: np.ndarray, labels: np.ndarray, num_gt: np.ndarray) -> np.ndarray:
@@ -285,95 +264,77 @@ def average_precisions(class_index: np.ndarray, labels: np.ndarray, num_gt: np.n
     Args:
         class_index: `(E,)` integers in descending order of score; -1 leaves an entry out.
         labels: `(E,)` float64, what each entry counts as true positives; 0 is a false positive.
-        num_gt: `(C,)`, the number of ground truth.
+        num_gt: `(C,)` float64, the number of ground truth.
 
     Returns:
         `(C,)` float64, nan where `num_gt` is 0.
     """
-    order, first = grouped(np.asarray(class_index) + 1, len(num_gt) + 1)
-    return areas_below(np.asarray(labels, dtype=np.float64)[order], first[1:], np.asarray(num_gt, dtype=np.float64))
+    order = np.argsort(class_index, kind="stable")
+    return areas_below(labels[order], np.searchsorted(class_index[order], np.arange(len(num_gt) + 1)), num_gt)
 
 
 def mean_of_defined(values: np.ndarray) -> float:
     """The mean of what is not nan; nan where everything is."""
-    defined = ~np.isnan(values)
-    return float(values[defined].mean()) if defined.any() else float("nan")
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
 
 
-def precision_recall(labels: np.ndarray, num_gt: float) -> tuple[np.ndarray, np.ndarray]:
-    """Precision and recall after each entry of a list in descending order of score.
-
-    Args:
-        labels: `(N,)` float64, what each entry counts as true positives; 0 is a false positive.
-        num_gt: the number of ground truth, above 0.
-
-    Returns:
-        precision `(N,)` and recall `(N,)`, float64.
-    """
-    labels = np.asarray(labels, dtype=np.float64)
-    true_positives = np.cumsum(labels)
-    false_positives = np.cumsum(labels <= 0)
-    return true_positives / (true_positives + false_positives), true_positives / num_gt
-
-
-def area_below(precision: np.ndarray, recall: np.ndarray) -> float:
-    """The area below the envelope of `(N,)` precision over `(N,)` non-decreasing recall: all points, as in VOC 2010."""
-    envelope = np.maximum.accumulate(np.asarray(precision)[::-1])[::-1]
-    return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+# === Arrays for the compiled loops ====================================================================================
 
 
 def ordered_targets(truth: GroundTruth, num_classes: int) -> Targets:
-    """The ground truth as the loops take it."""
-    num_images, boxes = len(truth.image_ids), _boxes(truth.boxes)
-    group_of = np.ascontiguousarray(truth.box_group_of, dtype=bool)
-    if len(group_of) != len(boxes):
-        raise ValueError(f"{len(boxes)} boxes, but {len(group_of)} values of box_group_of")
-    image, class_index = _indices(truth.box_image, truth.box_class, num_images, num_classes, len(boxes))
-    label_image, label_class = _indices(
-        truth.label_image, truth.label_class, num_images, num_classes, len(truth.label_class)
+    """The ground truth as the loops take it.
+
+    Raises:
+        ValueError: arrays that do not fit each other, or indices out of range.
+    """
+    size, boxes, group_of = (
+        (len(truth.image_ids), num_classes),
+        _boxes(truth.boxes),
+        np.asarray(truth.box_group_of, bool),
     )
-    row = np.argsort(image * num_classes + class_index, kind="stable")
-    label, label_first = grouped(label_image, num_images)
+    image, class_index, boxes, group_of = _columns(size, truth.box_image, truth.box_class, boxes, group_of)
+    label_image, label_class = _columns(size, truth.label_image, truth.label_class)
+    row, label, every_image = np.lexsort((class_index, image)), np.argsort(label_image), np.arange(size[0] + 1)
     return Targets(
-        first=np.searchsorted(image[row], np.arange(num_images + 1)),
+        first=np.searchsorted(image[row], every_image),
         class_index=class_index[row],
         boxes=boxes[row],
         group_of=group_of[row],
         row=row,
-        label_first=label_first,
+        label_first=np.searchsorted(label_image[label], every_image),
         label_class=label_class[label],
     )
 
 
 def by_image(detections: Detections, num_images: int, num_classes: int) -> Block:
-    """The detections by image."""
-    boxes, scores = _boxes(detections.boxes), np.ascontiguousarray(detections.scores, dtype=np.float64)
-    if len(scores) != len(boxes):
-        raise ValueError(f"{len(boxes)} boxes, but {len(scores)} scores")
-    image, class_index = _indices(detections.image, detections.class_index, num_images, num_classes, len(boxes))
+    """The detections as the loops take them: image after image, the rows of each in their order.
+
+    Raises:
+        ValueError: arrays that do not fit each other, or indices out of range.
+    """
+    size, boxes, scores = (num_images, num_classes), _boxes(detections.boxes), np.asarray(detections.scores, np.float64)
+    columns = _columns(size, detections.image, detections.class_index, boxes, scores)
+    if np.any(np.diff(columns[0]) < 0):
+        order = np.argsort(columns[0], kind="stable")
+        columns = [column[order] for column in columns]
+    image, class_index, boxes, scores = columns
     first = np.flatnonzero(np.diff(image, prepend=-1))
-    order = np.arange(len(image))
-    if len(image) and np.bincount(image[first]).max() > 1:
-        order, starts = grouped(image, num_images)
-        first = starts[np.flatnonzero(np.diff(starts))]
-    return Block(image[order[first]], np.append(first, len(image)), order, class_index, scores, boxes)
+    return Block(image[first], np.append(first, len(image)), class_index, scores, boxes)
 
 
 def _boxes(boxes: np.ndarray) -> np.ndarray:
-    """`boxes` as contiguous `(N, 4)` float64."""
-    boxes = np.ascontiguousarray(boxes, dtype=np.float64)
-    return boxes.reshape(-1, 4) if boxes.size == 0 else boxes
+    """`(N, 4)` float64, also for an empty list."""
+    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
 
 
-def _indices(
-    image: np.ndarray, class_index: np.ndarray, num_images: int, num_classes: int, length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both as contiguous `(length,)` int64."""
-    image = np.ascontiguousarray(image, dtype=np.int64)
-    class_index = np.ascontiguousarray(class_index, dtype=np.int64)
-    if not len(image) == len(class_index) == length:
-        raise ValueError(f"{length} boxes, but {len(image)} images and {len(class_index)} classes")
-    for name, values, end in (("image", image, num_images), ("class", class_index, num_classes)):
-        if length and not 0 <= values.min() <= values.max() < end:
+def _columns(size: tuple[int, int], *columns: np.ndarray) -> list[np.ndarray]:
+    """Columns of one length, contiguous. The first two are indices of images and classes, whose numbers are `size`."""
+    lengths = [len(column) for column in columns]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"columns of {', '.join(map(str, lengths))} rows do not fit each other")
+    for name, values, end in zip(("image", "class"), columns, size, strict=False):
+        if len(values) and not 0 <= values.min() <= values.max() < end:
             raise ValueError(f"{name} indices go from {values.min()} to {values.max()}, but there are only {end}")
-    return image, class_index
+    indices = [np.ascontiguousarray(column, dtype=np.int64) for column in columns[:2]]
+    return [*indices, *map(np.ascontiguousarray, columns[2:])]

@@ -27,15 +27,12 @@ not add up to 1 - mAP: fixing two kinds may gain more, or less, than the sum.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
-from oid.metric.challenge import Block, Matcher, average_precisions, mean_of_defined
-from oid.metric.matching import overlap_with
+from oid.metric.challenge import Matcher, average_precisions, mean_of_defined
+from oid.metric.matching import CLASSIFICATION, MISSED, NO_ERROR, Block, Entries, classify_errors
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
-CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND, MISSED = range(6)
-NO_ERROR = 255
 BACKGROUND_OVERLAP = 0.1  # t_b
 
 
@@ -76,64 +73,62 @@ class ErrorReport:
 
 
 class ErrorKinds:
-    """Sorts the false positives of a `Matcher` by kind, block by block: 5 bytes for an entry."""
+    """Sorts the false positives of a `Matcher` by kind, block by block. Keeps 5 bytes for each entry."""
 
     def __init__(self, matcher: Matcher):
         self._matcher = matcher
-        self._kinds: list[np.ndarray] = []
-        self._aims: list[np.ndarray] = []
+        self._kinds = [np.zeros(0, np.uint8)]
+        self._aims = [np.zeros(0, np.int32)]
 
-    def add(self, block: Block) -> None:
+    def add(self, entries: Entries, rows: np.ndarray, block: Block) -> None:
         """Takes what `Matcher.add` returned, each block once, in their order."""
-        matcher = self._matcher
-        entries = block.entry_row, block.entry_label, block.entry_image
-        thresholds = BACKGROUND_OVERLAP, matcher.iou_threshold
-        kinds, aims = _kinds(*entries, block.class_index, block.boxes, matcher.targets, *thresholds)
+        thresholds = BACKGROUND_OVERLAP, self._matcher.iou_threshold
+        kinds, aims = classify_errors(entries, rows, block, self._matcher.targets, *thresholds)
         self._kinds.append(kinds)
         self._aims.append(aims)
 
     def report(self) -> ErrorReport:
         """Counts and costs of all kinds."""
-        matcher = self._matcher
+        matcher, order = self._matcher, self._matcher.descending()
         scores, labels, class_index, _ = matcher.columns()
-        kinds = np.concatenate([np.zeros(0, np.uint8), *self._kinds])
-        aims = np.concatenate([np.zeros(0, np.int32), *self._aims])
-        fixing = _best_aims(scores, aims, matcher.found)
-        aimed_at = np.zeros(len(matcher.found), dtype=bool)
-        aimed_at[aims[fixing]] = True
+        kinds, aims = np.concatenate(self._kinds), np.concatenate(self._aims)
+        columns = scores, labels, class_index, kinds, aims, _best_aims(scores, aims, matcher.found)
+        scores, labels, class_index, kinds, aims, fixing = (column[order] for column in columns)
         weight = np.where(matcher.targets.group_of, matcher.group_of_weight, 1.0)
         unfound = matcher.found == 0
-        missed = unfound & ~aimed_at & (weight > 0)
+        missed = unfound & (weight > 0)
+        missed[aims[fixing]] = False
         counts = np.bincount(kinds, minlength=NO_ERROR + 1)[: len(KINDS)]
         counts[MISSED] = np.count_nonzero(missed)
-
-        order = matcher.descending()
-        labels, class_index, kinds, aims, fixing = (a[order] for a in (labels, class_index, kinds, aims, fixing))
         entries = np.bincount(class_index, minlength=matcher.num_classes)
+        now = mean_of_defined(average_precisions(class_index, labels, matcher.num_gt))
 
-        def gain(wrong: np.ndarray, gone: np.ndarray) -> float:
-            """mAP with the entries `wrong` fixed and the boxes `gone` left out, less the mAP of now."""
-            fixed = wrong & fixing
-            fixed[fixed] = weight[aims[fixed]] > 0
-            new_class, new_labels = np.where(wrong, -1, class_index), labels.copy()
-            new_class[fixed], new_labels[fixed] = matcher.targets.class_index[aims[fixed]], weight[aims[fixed]]
-            less = np.bincount(matcher.targets.class_index, weights=weight * gone, minlength=matcher.num_classes)
-            found = average_precisions(new_class, new_labels, np.maximum(matcher.num_gt - less, 0))
+        def gain(wrong: np.ndarray, *, fix: bool = True, without: np.ndarray | None = None) -> float:
+            """What mAP gains when the entries `wrong` are fixed, or go, and the boxes `without` are left out."""
+            new_class, new_labels, num_gt = np.where(wrong, -1, class_index), labels.copy(), matcher.num_gt
+            if fix:
+                fixed = np.flatnonzero(wrong & fixing)
+                fixed = fixed[weight[aims[fixed]] > 0]
+                new_class[fixed] = matcher.targets.class_index[aims[fixed]]
+                new_labels[fixed] = weight[aims[fixed]]
+            if without is not None:
+                less = np.bincount(matcher.targets.class_index, weight * without, minlength=matcher.num_classes)
+                num_gt = np.maximum(num_gt - less, 0)
+            found = average_precisions(new_class, new_labels, num_gt)
             found[np.isnan(found) & (matcher.num_gt > 0) & (entries > 0)] = 0.0
             mean = mean_of_defined(found)
             return (1.0 if np.isnan(mean) else mean) - now
 
-        now = mean_of_defined(average_precisions(class_index, labels, matcher.num_gt))
-        nothing = np.zeros(len(matcher.found), dtype=bool)
-        costs = [gain(kinds == kind, missed if kind == MISSED else nothing) for kind in range(len(KINDS))]
-        fixing[:] = False  # from here on whatever is wrong goes
+        none = np.zeros(len(kinds), dtype=bool)
+        costs = {kind: gain(kinds == number) for number, kind in enumerate(KINDS)}
+        costs["missed"] = gain(none, without=missed)
         return ErrorReport(
             iou_threshold=matcher.iou_threshold,
             counts=dict(zip(KINDS, counts.tolist(), strict=True)),
-            costs=dict(zip(KINDS, costs, strict=True)),
-            false_positives=gain(kinds != NO_ERROR, nothing),
-            false_negatives=gain(kinds == MISSED, unfound),
-            confusions=self._confusions(scores[order], kinds, class_index, aims),
+            costs=costs,
+            false_positives=gain(kinds != NO_ERROR, fix=False),
+            false_negatives=gain(none, without=unfound),
+            confusions=self._confusions(scores, kinds, class_index, aims),
         )
 
     def _confusions(
@@ -145,84 +140,25 @@ class ErrorKinds:
         pairs = class_index[wrong].astype(np.int64) * size + self._matcher.targets.class_index[aims[wrong]]
         values, where, count = np.unique(pairs, return_inverse=True, return_counts=True)
         total = np.bincount(where, weights=scores[wrong], minlength=len(values))
-        columns = (values // size, values % size, count, total)
-        found = [Confusion(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-        return sorted(found, key=lambda confusion: -confusion.score)
+        order = np.argsort(-total, kind="stable")
+        columns = (column[order].tolist() for column in (values // size, values % size, count, total))
+        return [Confusion(*row) for row in zip(*columns, strict=True)]
 
 
-@numba.njit(cache=True, nogil=True)
-def _kinds(entry_row, entry_label, entry_image, class_index, boxes, targets, low, high):
-    """The kind `(E,)` uint8 of each entry, `NO_ERROR` where it counts, and what it aims at `(E,)` int32, or -1."""
-    kinds = np.full(len(entry_row), NO_ERROR, dtype=np.uint8)
-    aims = np.full(len(entry_row), -1, dtype=np.int32)
-    for entry in range(len(entry_row)):
-        row = entry_row[entry]
-        if row >= 0 and entry_label[entry] == 0:
-            kinds[entry], aims[entry] = _kind(boxes[row], class_index[row], entry_image[entry], targets, low, high)
-    return kinds, aims
+def _best_aims(scores: np.ndarray, aims: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Which entries are the best of those that aim at a target that nothing found; the first of equal scores.
 
+    Args:
+        scores, aims: `(E,)` float64, and `(E,)` int32, the target of each entry or -1.
+        found: `(G,)` float64, 0 for a target that nothing found.
 
-@numba.njit(cache=True, nogil=True)
-def _kind(box, own, image, targets, low, high):
-    """The kind of one false positive of class `own`, and its target, or -1; `low` and `high` are t_b and t_f."""
-    first, last = targets.first[image], targets.first[image + 1]
-    start = first
-    while start < last and targets.class_index[start] < own:
-        start += 1
-    end = start
-    mine, most_mine = np.array([-1, -1]), np.zeros(2)  # ordinary boxes, group-of boxes
-    while end < last and targets.class_index[end] == own:
-        group = int(targets.group_of[end])
-        overlap = overlap_with(box, targets.boxes[end], group)
-        if overlap > most_mine[group]:
-            mine[group], most_mine[group] = end, overlap
-        end += 1
-    for group in range(2):
-        if low <= most_mine[group] < high:
-            return LOCALISATION, mine[group]
-        if most_mine[group] >= high:
-            break
-    other, most_other = np.array([-1, -1]), np.zeros(2)
-    for j in range(first, last):
-        if start <= j < end:
-            continue
-        group = int(targets.group_of[j])
-        overlap = overlap_with(box, targets.boxes[j], group)
-        is_better = overlap > most_other[group]
-        if overlap == most_other[group] and other[group] >= 0:
-            is_better = targets.row[j] < targets.row[other[group]]
-        if is_better and not _is_copy(targets, j, start, end):
-            other[group], most_other[group] = j, overlap
-    for group in range(2):
-        if most_other[group] >= high:
-            return CLASSIFICATION, other[group]
-    if most_mine[0] >= high:
-        return DUPLICATE, -1
-    return BOTH if max(most_other.max(), most_mine.max()) >= low else BACKGROUND, -1
-
-
-@numba.njit(cache=True, nogil=True)
-def _is_copy(targets, j, start, end):
-    """Whether one of the targets from `start` to `end` is the box of target `j`."""
-    for k in range(start, end):
-        same = targets.group_of[k] == targets.group_of[j]
-        for side in range(4):
-            same = same and targets.boxes[k, side] == targets.boxes[j, side]
-        if same:
-            return True
-    return False
-
-
-@numba.njit(cache=True, nogil=True)
-def _best_aims(scores, aims, found):
-    """Which entries `(E,)` are the best of those that aim at a target that nothing found; the first of equals."""
-    best = np.full(len(found), -1, dtype=np.int64)
-    for entry in range(len(aims)):
-        aim = aims[entry]
-        if aim >= 0 and found[aim] == 0 and (best[aim] < 0 or scores[entry] > scores[best[aim]]):
-            best[aim] = entry
-    is_best = np.zeros(len(aims), dtype=np.bool_)
-    for entry in best:
-        if entry >= 0:
-            is_best[entry] = True
+    Returns:
+        `(E,)` bool, at most one entry for each target.
+    """
+    candidates = np.flatnonzero(aims >= 0)
+    candidates = candidates[found[aims[candidates]] == 0]
+    candidates = candidates[np.argsort(-scores[candidates], kind="stable")]
+    _, first = np.unique(aims[candidates], return_index=True)
+    is_best = np.zeros(len(aims), dtype=bool)
+    is_best[candidates[first]] = True
     return is_best

@@ -9,19 +9,18 @@ challenge classes can be measured on the files of all 600: the official challeng
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from oid.annotations import csv_errors, scan_rows
+from oid import paths
+from oid.annotations import csv_errors, read_class_descriptions, scan_rows
+from oid.columns import CORNERS, GROUND_TRUTH_COLUMNS, IMAGE_LABEL_COLUMNS, IMAGE_PARAMETER_COLUMNS
 from oid.files import InputError, require_file
-from oid.hierarchy import Hierarchy
+from oid.hierarchy import Hierarchy, read_hierarchy
 from oid.metric.challenge import GroundTruth
-
-COORDINATES = ("XMin", "YMin", "XMax", "YMax")
-BOX_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")
-LABEL_COLUMNS = ("ImageID", "LabelName", "Confidence")
-SIZE_COLUMNS = ("id", "width", "height")
 
 
 @dataclass(frozen=True)
@@ -67,46 +66,56 @@ def read_ground_truth(
             unknown label, a label that the hierarchy in use does not have, a coordinate that is no number or is
             greater than its counterpart, or an IsGroupOf or Confidence other than the allowed ones. Or no row is left.
     """
-    box_file = _BoxFile(boxes_path)
-    label_file = None if image_labels_path is None else _LabelFile(image_labels_path)
-    files = [box_file] if label_file is None else [box_file, label_file]
+    boxes = _read_boxes(boxes_path)
+    image_labels = _read_image_labels(image_labels_path)
+    files = [boxes, image_labels]
     if labels is None:
         labels = _occurring_labels(files, hierarchy)
     class_of = {label: index for index, label in enumerate(labels)}
     for file in files:
-        file.check_labels(class_of, hierarchy)
-    image_ids = sorted(set().union(*(file.images for file in files)))
+        _check_labels(file, class_of, hierarchy)
+    image_ids = pl.concat([file.image_ids for file in files]).unique().sort()
+    images = pl.DataFrame({"ImageID": image_ids}).with_row_index("image")
 
-    def up(label: str) -> Iterable[str]:
-        return (label, *hierarchy.ancestors(label)) if hierarchy else (label,)
+    def expanded(rows: pl.DataFrame, reach: Callable[[str], Iterable[str]]) -> pl.DataFrame:
+        """Repeats each row for every listed class that its label reaches; adds the columns `class` and `image`."""
+        known = [label for label in rows["LabelName"].unique() if label in class_of]
+        found = [[class_of[other] for other in (label, *reach(label)) if other in class_of] for label in known]
+        schema = {"LabelName": pl.String, "class": pl.List(pl.Int64)}
+        classes = pl.DataFrame({"LabelName": known, "class": found}, schema=schema)
+        rows = rows.join(classes, on="LabelName", maintain_order="left").explode("class")
+        return rows.join(images, on="ImageID", maintain_order="left").cast({"image": pl.Int64})
 
-    def down(label: str) -> Iterable[str]:
-        return (label, *hierarchy.descendants(label)) if hierarchy else (label,)
+    def dropped(rows: pl.DataFrame) -> dict[str, int]:
+        """{label: rows} of the labels that are not listed."""
+        others = rows.filter(~pl.col("LabelName").is_in(list(class_of)))
+        return dict(others.group_by("LabelName", maintain_order=True).len().rows())
 
-    rows, box_class, dropped_boxes = box_file.expanded(up, class_of)
-    box_image, boxes, group_of = box_file.image_index(image_ids)[rows], box_file.boxes[rows], box_file.group_of[rows]
-    label_image, label_class = np.empty((2, 0), dtype=np.int64)
-    dropped_labels: dict[str, int] = {}
-    if label_file is not None:
-        parts = [
-            label_file.expanded(direction, class_of, label_file.positive == sign)
-            for direction, sign in ((up, True), (down, False))
-        ]
-        label_image = label_file.image_index(image_ids)[np.concatenate([part[0] for part in parts])]
-        label_class = np.concatenate([part[1] for part in parts])
-        for label, count in (item for part in parts for item in part[2].items()):
-            dropped_labels[label] = dropped_labels.get(label, 0) + count
-    if not len(boxes) and not len(label_image):
-        names = " and ".join(str(file.path) for file in files)
+    up, down = (hierarchy.ancestors, hierarchy.descendants) if hierarchy else (lambda label: (),) * 2
+    copies = expanded(boxes.rows, up)
+    verified = expanded(image_labels.rows.filter("positive"), up)
+    verified.extend(expanded(image_labels.rows.filter(~pl.col("positive")), down))
+    if not len(copies) and not len(verified):
+        names = " and ".join(str(path) for path in (boxes_path, image_labels_path) if path)
         raise InputError(f"{names}: not one row has a class that is evaluated, so there is nothing to measure")
+    dropped_boxes, dropped_image_labels = dropped(boxes.rows), dropped(image_labels.rows)
     report = GroundTruthReport(
         labels=tuple(labels),
-        boxes=len(box_file.labels) - sum(dropped_boxes.values()),
-        image_labels=len(label_file.labels) - sum(dropped_labels.values()) if label_file else 0,
+        boxes=len(boxes.rows) - sum(dropped_boxes.values()),
+        image_labels=len(image_labels.rows) - sum(dropped_image_labels.values()),
         dropped_boxes=dropped_boxes,
-        dropped_image_labels=dropped_labels,
+        dropped_image_labels=dropped_image_labels,
     )
-    return GroundTruth(tuple(image_ids), box_image, box_class, boxes, group_of, label_image, label_class), report
+    truth = GroundTruth(
+        image_ids=tuple(image_ids),
+        box_image=copies["image"].to_numpy(),
+        box_class=copies["class"].to_numpy(),
+        boxes=copies.select(CORNERS).to_numpy(),
+        box_group_of=copies["IsGroupOf"].to_numpy(),
+        label_image=verified["image"].to_numpy(),
+        label_class=verified["class"].to_numpy(),
+    )
+    return truth, report
 
 
 def read_sizes(path: str | os.PathLike, image_ids: Sequence[str]) -> np.ndarray:
@@ -122,140 +131,170 @@ def read_sizes(path: str | os.PathLike, image_ids: Sequence[str]) -> np.ndarray:
     Raises:
         InputError: no such file or column, an image without a row, or a size that is not a positive whole number.
     """
-    remedy = "run a02_find_image_parameters.py on these images, or name its table by --image_params"
-    path = require_file(path, remedy)
+    path, columns = require_file(path, "expected a table of image sizes"), IMAGE_PARAMETER_COLUMNS[:3]
     with csv_errors(path):
-        table = scan_rows(path, SIZE_COLUMNS).unique("id", keep="first").collect()
+        table = scan_rows(path, columns).unique("id", keep="first").collect()
     wanted = pl.DataFrame({"id": list(image_ids)}, schema={"id": pl.String})
-    found = wanted.join(table, on="id", how="left", maintain_order="left")
-    without = found.filter(pl.col("line").is_null())["id"]
+    sizes = wanted.join(table, on="id", how="left", maintain_order="left")
+    without = sizes.filter(pl.col("line").is_null())["id"]
     if len(without):
         many = f"{len(without)} of the {len(image_ids)} evaluated images"
-        raise InputError(f"{path} has no size of {many}, for example {without[0]!r}: {remedy}")
-    sizes = found.select("id", "line", *(pl.col(name).cast(pl.UInt32, strict=False) for name in SIZE_COLUMNS[1:]))
-    for image_id, line, *_ in sizes.filter(~((pl.col("width") > 0) & (pl.col("height") > 0)).fill_null(False)).rows():
-        raise InputError(f"{path}, line {line}: width or height of {image_id!r} is not a positive number: {remedy}")
-    return sizes.select(SIZE_COLUMNS[1:]).to_numpy().astype(np.float64)
+        raise InputError(f"{path} has no size of {many}, for example {without[0]!r}")
+    sizes = sizes.with_columns(pl.col(columns[1:]).cast(pl.UInt32, strict=False))
+    is_good = pl.all_horizontal(pl.col(columns[1:]) > 0).fill_null(False)
+    for image_id, line in sizes.filter(~is_good).select("id", "line").head(1).rows():
+        raise InputError(f"{path}, line {line}: width or height of {image_id!r} is not a positive number")
+    return sizes.select(columns[1:]).to_numpy().astype(np.float64)
 
 
-class _LabelledRows:
-    """The rows of one CSV file, less those without a label.
+class _LabelledRows(NamedTuple):
+    """The rows of one CSV file that have a label.
 
-    Attributes:
-        images: every image id of the file, each once.
-        table: `(R,)` rows as text, with the column `line`, as an editor counts lines.
-        labels: `(R,)` text.
+    path: the file.
+    image_ids: the image of every row, with or without a label.
+    rows: the rows, with the column `line` as an editor counts lines.
     """
 
-    def __init__(self, path: str | os.PathLike, columns: Sequence[str], remedy: str, *, bare_images: bool):
-        self.path = require_file(path, remedy)
-        with csv_errors(self.path):
-            table = scan_rows(self.path, columns).collect()
-        table = table.with_columns(pl.when(pl.col(columns) != "").then(pl.col(columns)).name.keep())  # "" is empty, too
-        self._refuse(table, pl.col("ImageID").is_null(), "ImageID", "give every row an image id")
-        self.images: set[str] = set(table["ImageID"].unique())
-        bare = pl.all_horizontal(pl.col(columns[1:]).is_null())
-        self.table = table.filter(~bare) if bare_images else table
-        self._refuse(self.table, pl.col("LabelName").is_null(), "LabelName", "give every row a label")
-        self.labels: pl.Series = self.table["LabelName"]
-
-    def _refuse(self, table: pl.DataFrame, bad: pl.Expr, column: str, remedy: str) -> None:
-        """Raises an InputError for the first row where `bad` holds."""
-        rows = table.filter(bad).head(1)
-        if len(rows):
-            value = rows[column][0]
-            found = f"{column} is empty" if value is None else f"{column} is {value!r}"
-            raise InputError(f"{self.path}, line {rows['line'][0]}: {found}: {remedy}")
-
-    def check_labels(self, class_of: dict[str, int], hierarchy: Hierarchy | None) -> None:
-        """Raises an InputError for the first label that cannot be used."""
-        for label in self.labels.unique(maintain_order=True):
-            if label in (class_of if hierarchy is None else hierarchy):
-                continue
-            if hierarchy is None:
-                problem = "is not in the class descriptions: add it there, or give the hierarchy that has it"
-            elif label in class_of:
-                problem = "is in the class descriptions but not in the hierarchy: take the hierarchy of these classes"
-            else:
-                problem = "is neither in the class descriptions nor in the hierarchy: take files that belong together"
-            line = self.table.filter(pl.col("LabelName") == label)["line"][0]
-            raise InputError(f"{self.path}, line {line}: the label {label!r} {problem}")
-
-    def image_index(self, image_ids: Sequence[str]) -> np.ndarray:
-        """`(R,)` int64: the position of each row's image in `image_ids`."""
-        return _positions(self.table["ImageID"], {image_id: index for index, image_id in enumerate(image_ids)})
-
-    def expanded(
-        self, reach: Callable[[str], Iterable[str]], class_of: dict[str, int], chosen: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-        """Repeats each row for every listed class that its label reaches.
-
-        Args:
-            reach: label -> itself and the classes that it is copied to.
-            class_of: {label: class index}.
-            chosen: `(R,)` bool, the rows to take; None = all.
-
-        Returns:
-            Row numbers `(E,)` and class indices `(E,)` in the order of the rows, and {label: rows} of the dropped ones.
-        """
-        vocabulary = self.labels.unique(maintain_order=True).to_list()
-        reached = [[class_of[other] for other in reach(label) if other in class_of] for label in vocabulary]
-        reached = [found if label in class_of else [] for label, found in zip(vocabulary, reached, strict=True)]
-        word = _positions(self.labels, {label: index for index, label in enumerate(vocabulary)})
-        rows = np.arange(len(word)) if chosen is None else np.flatnonzero(chosen)
-        word = word[rows]
-        counts = np.array([len(found) for found in reached], dtype=np.int64)
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        flat = np.array([index for found in reached for index in found], dtype=np.int64)
-        repeats = counts[word]
-        offset = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-        classes = flat[np.repeat(starts[word], repeats) + offset]
-        seen = np.bincount(word, minlength=len(vocabulary))
-        dropped = {label: int(seen[i]) for i, label in enumerate(vocabulary) if label not in class_of and seen[i]}
-        return np.repeat(rows, repeats), classes, dropped
+    path: Path | None
+    image_ids: pl.Series
+    rows: pl.DataFrame
 
 
-class _BoxFile(_LabelledRows):
-    """A box file: `boxes` `(R, 4)` float64 xyxy, `group_of` `(R,)` bool."""
+def _read_boxes(path: str | os.PathLike) -> _LabelledRows:
+    """Rows with the corners as Float64 and `IsGroupOf` as Boolean."""
+    path = require_file(path, "expected the ground-truth boxes, a CSV file with " + ",".join(GROUND_TRUTH_COLUMNS))
+    table = _read_table(path, GROUND_TRUTH_COLUMNS)
+    rows = table.filter(pl.any_horizontal(pl.col(GROUND_TRUTH_COLUMNS[1:]).is_not_null()))
+    _refuse(path, rows, pl.col("LabelName").is_null(), "LabelName", "give every row a label")
+    number = {name: pl.col(name).str.strip_chars().cast(pl.Float64, strict=False) for name in (*CORNERS, "IsGroupOf")}
+    for name in CORNERS:
+        _refuse(path, rows, ~number[name].is_finite().fill_null(False), name, "a coordinate is a number")
+    for low, high in (("XMin", "XMax"), ("YMin", "YMax")):
+        _refuse(path, rows, number[low] > number[high], low, f"greater than {high}, swap them")
+    # -1 is "unknown" in Open Images; the reference turns the number into a truth value
+    is_known = number["IsGroupOf"].is_in([-1.0, 0.0, 1.0]).fill_null(False)
+    _refuse(path, rows, ~is_known, "IsGroupOf", "it must be 0 or 1")
+    return _LabelledRows(path, table["ImageID"], rows.with_columns(**number | {"IsGroupOf": number["IsGroupOf"] != 0}))
 
-    def __init__(self, path: str | os.PathLike):
-        remedy = "expected the ground-truth boxes, a CSV file with " + ",".join(BOX_COLUMNS)
-        super().__init__(path, BOX_COLUMNS, remedy, bare_images=True)
-        number = {name: pl.col(name).str.strip_chars().cast(pl.Float64, strict=False) for name in BOX_COLUMNS[2:]}
-        for name in COORDINATES:
-            self._refuse(self.table, ~number[name].is_finite().fill_null(False), name, "a coordinate is a number")
-        for low, high in (("XMin", "XMax"), ("YMin", "YMax")):
-            self._refuse(self.table, number[low] > number[high], low, f"greater than {high}, swap them")
-        # -1 is "unknown" in Open Images; the reference turns the number into a truth value
-        known = number["IsGroupOf"].is_in([-1.0, 0.0, 1.0]).fill_null(False)
-        self._refuse(self.table, ~known, "IsGroupOf", "it must be 0 or 1")
-        self.boxes = self.table.select(number[name] for name in COORDINATES).to_numpy()
-        self.group_of = self.table.select(number["IsGroupOf"] != 0).to_series().to_numpy()
+
+def _read_image_labels(path: str | os.PathLike | None) -> _LabelledRows:
+    """Rows with the column `positive` as Boolean; no rows without a file."""
+    if path is None:
+        schema = {"line": pl.UInt32, "ImageID": pl.String, "LabelName": pl.String, "positive": pl.Boolean}
+        return _LabelledRows(None, pl.Series(dtype=pl.String), pl.DataFrame(schema=schema))
+    path = require_file(path, "expected image-level labels, a CSV file with " + ",".join(IMAGE_LABEL_COLUMNS))
+    rows = _read_table(path, IMAGE_LABEL_COLUMNS)
+    _refuse(path, rows, pl.col("LabelName").is_null(), "LabelName", "give every row a label")
+    is_known = pl.col("Confidence").is_in(["0", "1"]).fill_null(False)
+    _refuse(path, rows, ~is_known, "Confidence", "it must be 0 or 1, take the human-verified labels")
+    return _LabelledRows(path, rows["ImageID"], rows.with_columns(positive=pl.col("Confidence") == "1"))
 
 
-class _LabelFile(_LabelledRows):
-    """An image-label file: `positive` `(R,)` bool."""
+def _read_table(path: Path, columns: Sequence[str]) -> pl.DataFrame:
+    """The columns as text, null where they are empty, and `line`."""
+    with csv_errors(path):
+        table = scan_rows(path, columns).collect()
+    table = table.with_columns(pl.when(pl.col(columns) != "").then(pl.col(columns)).name.keep())  # "" is empty, too
+    _refuse(path, table, pl.col("ImageID").is_null(), "ImageID", "give every row an image id")
+    return table
 
-    def __init__(self, path: str | os.PathLike):
-        remedy = "expected image-level labels, a CSV file with " + ",".join(LABEL_COLUMNS)
-        super().__init__(path, LABEL_COLUMNS, remedy, bare_images=False)
-        known = pl.col("Confidence").is_in(["0", "1"]).fill_null(False)
-        self._refuse(self.table, ~known, "Confidence", "it must be 0 or 1, take the human-verified labels")
-        self.positive = (self.table["Confidence"] == "1").to_numpy()
+
+def _refuse(path: Path, table: pl.DataFrame, is_bad: pl.Expr, column: str, remedy: str) -> None:
+    """Raises an InputError for the first row where `is_bad` holds."""
+    for line, value in table.filter(is_bad).select("line", column).head(1).rows():
+        found = f"{column} is empty" if value is None else f"{column} is {value!r}"
+        raise InputError(f"{path}, line {line}: {found}: {remedy}")
+
+
+def _check_labels(file: _LabelledRows, class_of: dict[str, int], hierarchy: Hierarchy | None) -> None:
+    """Raises an InputError for the first label that cannot be used."""
+    known = class_of if hierarchy is None else hierarchy
+    for label, line in file.rows.unique("LabelName", keep="first", maintain_order=True)["LabelName", "line"].rows():
+        if label in known:
+            continue
+        if hierarchy is None:
+            problem = "is not in the class descriptions: add it there, or give the hierarchy that has it"
+        elif label in class_of:
+            problem = "is in the class descriptions but not in the hierarchy: take the hierarchy of these classes"
+        else:
+            problem = "is neither in the class descriptions nor in the hierarchy: take files that belong together"
+        raise InputError(f"{file.path}, line {line}: the label {label!r} {problem}")
 
 
 def _occurring_labels(files: Sequence[_LabelledRows], hierarchy: Hierarchy | None) -> list[str]:
     """The classes of the files: sorted without a hierarchy, else with ancestors and descendants in its order."""
-    found = set().union(*(file.labels.unique() for file in files))
+    found = set().union(*(file.rows["LabelName"] for file in files))
     if hierarchy is None:
         return sorted(found)
-    found = {label for label in found if label in hierarchy}
-    reached = {other for label in found for other in (*hierarchy.ancestors(label), *hierarchy.descendants(label))}
-    return [label for label in hierarchy.labels if label in found | reached]
+    known = [label for label in found if label in hierarchy]
+    found.update(other for label in known for other in (*hierarchy.ancestors(label), *hierarchy.descendants(label)))
+    return [label for label in hierarchy.labels if label in found]
 
 
-def _positions(texts: pl.Series, position_of: dict[str, int]) -> np.ndarray:
-    """`(N,)` int64: `position_of` each text."""
-    unique = texts.unique()
-    positions = pl.Series([position_of[text] for text in unique], dtype=pl.Int64)
-    return texts.replace_strict(unique, positions, return_dtype=pl.Int64).to_numpy().astype(np.int64)
+# === Which files ======================================================================================================
+
+
+class GroundTruthFiles(NamedTuple):
+    """The files that are the ground truth of a split; None is a file that is not used."""
+
+    boxes: Path
+    image_labels: Path | None
+    hierarchy: Path | None
+    class_descriptions: Path | None
+
+    def lines(self) -> list[str]:
+        """The choice in words, a line for each file."""
+        without = {
+            "image_labels": "only the classes of an image's boxes count",
+            "hierarchy": "boxes are not copied to ancestor classes",
+            "class_descriptions": "every class that occurs counts",
+        }
+        return [f"{name}: {path or f'none, so {without[name]}'}" for name, path in self._asdict().items()]
+
+    def read(self) -> tuple[GroundTruth, GroundTruthReport, dict[str, str]]:
+        """Ground truth, report and {label: name} of the class list; without class descriptions labels are the names.
+
+        Raises:
+            InputError: as `read_ground_truth`, or for the hierarchy or the class descriptions.
+        """
+        names = read_class_descriptions(self.class_descriptions) if self.class_descriptions else None
+        hierarchy = read_hierarchy(self.hierarchy) if self.hierarchy else None
+        truth, report = read_ground_truth(self.boxes, self.image_labels, hierarchy, list(names) if names else None)
+        return truth, report, names or {label: label for label in report.labels}
+
+
+def find_ground_truth(
+    dataset_path: str,
+    split: str,
+    boxes: str | None = None,
+    image_labels: str | None = None,
+    hierarchy: str | None = None,
+    class_descriptions: str | None = None,
+) -> GroundTruthFiles:
+    """Chooses the files: those that are named, else those of the data set where it has them; "none" means no file.
+
+    Image-level labels belong to a split: those of the data set are not mixed with boxes from elsewhere. Hierarchy and
+    class descriptions belong to the whole data set.
+
+    Raises:
+        InputError: there are no boxes, or a file that is named does not exist.
+    """
+    own_boxes = paths.box_annotations(dataset_path, split)
+    if boxes is None and split == "test" and not own_boxes.is_file():
+        raise InputError(f"{own_boxes} does not exist, because the test split has no ground truth: take another")
+    boxes_path = require_file(boxes or own_boxes, "expected the CSV file of the boxes")
+    own_labels = paths.image_label_annotations(dataset_path, split)
+
+    def choose(name: str, given: str | None, default: Path) -> Path | None:
+        if given is None:
+            return default if default.is_file() else None
+        return None if given == "none" else require_file(given, f"expected a file for {name}, or none")
+
+    if boxes_path.resolve() != own_boxes.resolve():
+        image_labels = image_labels or "none"
+    return GroundTruthFiles(
+        boxes_path,
+        choose("image_labels", image_labels, own_labels),
+        choose("hierarchy", hierarchy, paths.annotation_file(dataset_path, paths.HIERARCHY)),
+        choose("class_descriptions", class_descriptions, paths.evaluated_class_descriptions(dataset_path)),
+    )

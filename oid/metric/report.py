@@ -1,18 +1,182 @@
-"""What a07 prints and writes: the table of classes, COCO's numbers, kinds of error."""
+"""What a07 reports beside mAP: tables, lines to print, the content of X.metrics.json, the curve of a class."""
 
-import csv
 import difflib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 
+from oid.columns import CLASS_COLUMNS, CONFUSION_COLUMNS, CURVE_COLUMNS
 from oid.files import InputError, replacing
-from oid.metric.challenge import Metrics
+from oid.metric.challenge import Matcher, Metrics
+from oid.metric.coco import CocoMetrics
 from oid.metric.errors import BACKGROUND_OVERLAP, ErrorReport
 
-CLASS_COLUMNS = ("label", "name", "AP", "num_gt", "predicted", "cost")
-CONFUSION_COLUMNS = ("predicted", "predicted_name", "actual", "actual_name", "count", "mean_score")
+
+class Results(NamedTuple):
+    """What a07 has measured.
+
+    names: {label: name} in the order of the class indices.
+    matcher, metrics: of the challenge's metric, after the last block.
+    predicted: `(num_classes,)`, boxes of each class on evaluated images.
+    coco, errors: None where they were not asked for.
+    """
+
+    names: Mapping[str, str]
+    matcher: Matcher
+    metrics: Metrics
+    predicted: np.ndarray
+    coco: CocoMetrics | None
+    errors: ErrorReport | None
+
+
+# === Lines to print ===================================================================================================
+
+
+def result_lines(results: Results, count: int) -> list[str]:
+    """What each class costs, COCO's numbers, kinds of error; `count` rows of each table."""
+    lines = class_lines(class_table(results), count)
+    if results.coco:
+        lines += coco_lines(results.coco, results.metrics.dropped["unverified_class"])
+    if results.errors:
+        lines += error_lines(results.errors, confusion_table(results), count)
+    return lines
+
+
+def class_lines(table: pl.DataFrame, count: int) -> list[str]:
+    """The first `count` classes that have ground truth, as text."""
+    lines = [
+        f"  {cost:8.6f}  {ap:6.4f}  {num_gt:7g}  {predicted:9}  {name}{'' if name == label else f' ({label})'}"
+        for label, name, ap, num_gt, predicted, cost in table.drop_nulls("cost").head(count).rows()
+    ]
+    title = "what each class costs the mean, (1 - AP) / classes with ground truth:"
+    return [title, "      cost      AP    boxes  predicted  class", *lines] if lines else []
+
+
+def coco_lines(result: CocoMetrics, unverified: int) -> list[str]:
+    """The twelve numbers, and how many boxes count there although nobody verified their class."""
+    numbers = [f"{name:<10}{number:8.6f}" for name, number in result.numbers.items()]
+    return [
+        f"COCO's metric, for which images are completely annotated ({unverified} boxes of unverified classes count):",
+        *(f"  {first}    {second}" for first, second in zip(numbers[:6], numbers[6:], strict=True)),
+    ]
+
+
+def error_lines(report: ErrorReport, confusions: pl.DataFrame, count: int) -> list[str]:
+    """What each kind of error costs, and the first `count` confusions."""
+    thresholds = f"overlap {report.iou_threshold:g} and {BACKGROUND_OVERLAP:g}"
+    lines = [
+        f"kinds of error (TIDE, {thresholds}); dAP = what mAP gains without them:",
+        "  kind                 count       dAP    share",
+        *(
+            f"  {kind:<15}{report.counts[kind]:11}  {report.costs[kind]:8.6f}  {share:7.1%}"
+            for kind, share in report.shares.items()
+        ),
+        f"  all false positives        {report.false_positives:9.6f}",
+        f"  all that was not found     {report.false_negatives:9.6f}",
+    ]
+    shown = [
+        f"  {predicted} -> {actual}  {number}  {mean_score:.3f}"
+        for _, predicted, _, actual, number, mean_score in confusions.head(count).rows()
+    ]
+    title = "most confused, by the sum of scores: predicted -> annotated, boxes, mean score"
+    return [*lines, title, *shown] if shown else lines
+
+
+# === Tables and files =================================================================================================
+
+
+def class_table(results: Results) -> pl.DataFrame:
+    """`CLASS_COLUMNS` of every class: what costs the mean most comes first, classes without ground truth last.
+
+    The cost of a class is (1 - AP) / number of classes with ground truth: all costs and mAP add up to 1. AP and cost
+    are null without ground truth.
+    """
+    columns = results.names, results.names.values(), results.metrics.average_precision, results.metrics.num_gt
+    table = pl.DataFrame(dict(zip(CLASS_COLUMNS, (*map(list, columns), results.predicted), strict=False)))
+    ap = pl.col("AP").fill_nan(None)
+    table = table.with_columns(ap, cost=(1 - ap) / ap.count())
+    return table.sort("cost", "num_gt", descending=True, nulls_last=True, maintain_order=True)
+
+
+def confusion_table(results: Results) -> pl.DataFrame:
+    """`CONFUSION_COLUMNS` of every pair of classes, the highest sum of scores first."""
+    classes = list(results.names.items())
+    rows = [
+        (*classes[predicted], *classes[actual], count, score / count)
+        for predicted, actual, count, score in results.errors.confusions
+    ]
+    return pl.DataFrame(rows, schema=CONFUSION_COLUMNS, orient="row")
+
+
+def find_class(wanted: str, names: Mapping[str, str], num_gt: np.ndarray) -> int:
+    """The class index of a label or a name; upper and lower case of a name do not matter.
+
+    Raises:
+        InputError: no class has it, several classes have this name, or the class has no ground truth.
+    """
+    labels = list(names)
+    found = [index for index, name in enumerate(names.values()) if name.lower() == wanted.lower()]
+    if wanted in names:
+        found = [labels.index(wanted)]
+    if not found:
+        near = difflib.get_close_matches(wanted, [*names.values(), *labels], n=1)
+        raise InputError(f"{wanted!r} is not a class" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    if len(found) > 1:
+        raise InputError(f"{wanted!r} is the name of {' and '.join(labels[index] for index in found)}")
+    if num_gt[found[0]] == 0:
+        raise InputError(f"{wanted!r} has no ground-truth box that counts, so no recall")
+    return found[0]
+
+
+def write_results(target: Path, results: Results, curves: Sequence[int]) -> list[Path]:
+    """Writes the JSON file `target` and the tables and curves beside it; returns all files.
+
+    Args:
+        target: X.metrics.json.
+        results: what was measured.
+        curves: class indices.
+    """
+    tables = {".classes.csv": class_table(results)}
+    if results.errors:
+        tables[".confusions.csv"] = confusion_table(results)
+    written = [write_table(beside(target, ending), table) for ending, table in tables.items()]
+    for index in curves:
+        label, name = list(results.names.items())[index]
+        ap = results.metrics.average_precision[index]
+        written += write_curve(target, label, name, results.matcher.curve(index), ap)
+    with replacing(target) as temporary:
+        content = json.loads(json.dumps(results_as_json(results)), parse_constant=lambda nan: None)
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return [*written, target]
+
+
+def results_as_json(results: Results) -> dict:
+    """The content of X.metrics.json, with nan where the file has null: a number that is not defined."""
+    metrics, matcher, coco, errors = results.metrics, results.matcher, results.coco, results.errors
+    content = {
+        "mAP": metrics.mean_average_precision,
+        "AP": dict(zip(results.names, metrics.average_precision.tolist(), strict=True)),
+        "num_gt": dict(zip(results.names, metrics.num_gt.tolist(), strict=True)),
+        "group_of_weight": matcher.group_of_weight,
+        "iou": matcher.iou_threshold,
+        "images": matcher.num_images,
+    }
+    if coco:
+        content["coco"] = coco.numbers
+        content["coco_AP"] = dict(zip(results.names, coco.average_precision.tolist(), strict=True))
+    if errors:
+        content["errors"] = {
+            kind: {"count": errors.counts[kind], "dAP": errors.costs[kind], "share": share}
+            for kind, share in errors.shares.items()
+        }
+        content["errors"]["false_positives"] = {"dAP": errors.false_positives}
+        content["errors"]["false_negatives"] = {"dAP": errors.false_negatives}
+    return content
 
 
 def beside(metrics_file: Path, ending: str) -> Path:
@@ -20,121 +184,40 @@ def beside(metrics_file: Path, ending: str) -> Path:
     return metrics_file.with_name(metrics_file.name.removesuffix(".json").removesuffix(".metrics") + ending)
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence]) -> None:
-    """Writes a CSV file, all or nothing; None is an empty value, a number is written exactly."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-    print(f"wrote {path}")
+def write_table(path: Path, table: pl.DataFrame) -> Path:
+    """Writes a CSV file, all or nothing; null is an empty value, a number is written exactly."""
+    with replacing(path) as temporary:
+        table.write_csv(temporary)
+    return path
 
 
-def number_or_none(value: float) -> float | None:
-    """None for nan, which JSON does not have."""
-    return None if np.isnan(value) else float(value)
-
-
-# === Classes ==========================================================================================================
-
-
-def class_table(result: Metrics, names: Mapping[str, str], predicted: np.ndarray) -> list[tuple]:
-    """A row of `CLASS_COLUMNS` for each class, what costs the mean most first, classes without ground truth last.
-
-    The cost of a class is (1 - AP) / number of classes with ground truth: all costs and mAP add up to 1.
+def write_curve(metrics_file: Path, label: str, name: str, curve: tuple[np.ndarray, ...], ap: float) -> list[Path]:
+    """Writes the curve of a class as X.curve.<name>.csv, a row after each detection, and as a picture; returns both.
 
     Args:
-        names: {label: name} in the order of the class indices.
-        predicted: `(num_classes,)`, boxes of each class on evaluated images.
+        metrics_file: gives X.
+        label, name: of the class.
+        curve: scores, precision and recall `(N,)`, in descending score.
+        ap: the area below the envelope.
     """
-    defined = max(np.count_nonzero(~np.isnan(result.average_precision)), 1)
-    rows = [
-        (label, name, ap, num_gt, count, None if ap is None else (1 - ap) / defined)
-        for (label, name), ap, num_gt, count in zip(
-            names.items(),
-            map(number_or_none, result.average_precision),
-            result.num_gt.tolist(),
-            predicted.tolist(),
-            strict=True,
-        )
-    ]
-    return sorted(rows, key=lambda row: (row[2] is None, -(row[5] or 0), -row[3]))
+    words = [re.sub(r"[^\w-]+", "_", text).strip("_") or "class" for text in dict.fromkeys((name, label))]
+    table, picture = (beside(metrics_file, f".curve.{'.'.join(words)}{suffix}") for suffix in (".csv", ".png"))
+    write_table(table, pl.DataFrame(dict(zip(CURVE_COLUMNS, curve, strict=True))))
+    draw_curve(picture, f"{name}: AP {ap:.4f}", *curve[1:])
+    return [table, picture]
 
 
-def print_class_table(rows: Sequence[tuple], count: int) -> None:
-    """Prints the first `count` classes that have ground truth."""
-    shown = [row for row in rows if row[2] is not None][:count]
-    if not shown:
-        return
-    print("what each class costs the mean, (1 - AP) / classes with ground truth:")
-    print("      cost      AP    boxes  predicted  class")
-    for label, name, ap, num_gt, predicted, cost in shown:
-        print(f"  {cost:8.6f}  {ap:6.4f}  {num_gt:7g}  {predicted:9}  {name}{'' if name == label else f' ({label})'}")
+def draw_curve(path: Path, title: str, precision: np.ndarray, recall: np.ndarray) -> None:
+    """Draws precision over recall, thin, and its envelope, the area below which is AP, as a PNG of 640 x 560 pixels."""
+    from matplotlib.figure import Figure
 
-
-def find_class(wanted: str, names: Mapping[str, str]) -> int:
-    """The class index of a label or a name; upper and lower case of a name do not matter.
-
-    Raises:
-        InputError: no class has it, or several classes have this name.
-    """
-    labels = list(names)
-    if wanted in names:
-        return labels.index(wanted)
-    found = [index for index, name in enumerate(names.values()) if name.lower() == wanted.lower()]
-    if not found:
-        near = difflib.get_close_matches(wanted, [*names.values(), *labels], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "give a label or a name of the class descriptions"
-        raise InputError(f"--curve {wanted!r} is no class: {hint}")
-    if len(found) > 1:
-        several = " and ".join(labels[index] for index in found)
-        raise InputError(f"--curve {wanted!r} is the name of {several}: give one of these labels")
-    return found[0]
-
-
-# === COCO's numbers and kinds of error ================================================================================
-
-
-def print_coco(numbers: Mapping[str, float], unverified: int) -> None:
-    """Prints the twelve numbers, and how many boxes count there although nobody verified their class."""
-    print(f"COCO's metric, for which images are completely annotated ({unverified} boxes of unverified classes count):")
-    for first, second in zip(list(numbers)[:6], list(numbers)[6:], strict=True):
-        print("  " + "    ".join(f"{name:<10}{numbers[name]:8.6f}" for name in (first, second)))
-
-
-def print_errors(report: ErrorReport, names: Mapping[str, str], count: int) -> None:
-    """Prints what each kind of error costs, and the first `count` confusions."""
-    thresholds = f"overlap {report.iou_threshold:g} and {BACKGROUND_OVERLAP:g}"
-    print(f"kinds of error (TIDE, {thresholds}); dAP = what mAP gains without them:")
-    print("  kind                 count       dAP    share")
-    for kind, share in report.shares.items():
-        print(f"  {kind:<15}{report.counts[kind]:11}  {report.costs[kind]:8.6f}  {share:7.1%}")
-    print(f"  all false positives        {report.false_positives:9.6f}")
-    print(f"  all that was not found     {report.false_negatives:9.6f}")
-    if report.confusions[:count]:
-        words = list(names.values())
-        print("most confused, by the sum of scores: predicted -> annotated, boxes, mean score")
-        for predicted, actual, number, score in report.confusions[:count]:
-            print(f"  {words[predicted]} -> {words[actual]}  {number}  {score / number:.3f}")
-
-
-def write_confusions(metrics_file: Path, report: ErrorReport, names: Mapping[str, str]) -> None:
-    """Writes `X.confusions.csv`, the highest sum of scores first."""
-    classes = list(names.items())
-    rows = [
-        (*classes[predicted], *classes[actual], count, score / count)
-        for predicted, actual, count, score in report.confusions
-    ]
-    write_table(beside(metrics_file, ".confusions.csv"), CONFUSION_COLUMNS, rows)
-
-
-def errors_as_json(report: ErrorReport) -> dict:
-    """The kinds of error for `X.metrics.json`."""
-    kinds = {
-        kind: {"count": report.counts[kind], "dAP": number_or_none(report.costs[kind]), "share": share}
-        for kind, share in report.shares.items()
-    }
-    special = {
-        "false_positives": {"dAP": number_or_none(report.false_positives)},
-        "false_negatives": {"dAP": number_or_none(report.false_negatives)},
-    }
-    return kinds | special
+    figure = Figure(figsize=(6.4, 5.6), dpi=100, layout="constrained")
+    axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.set_title(title, parse_math=False)
+    axes.grid(alpha=0.4)
+    if len(precision):
+        envelope = np.maximum.accumulate(precision[::-1])[::-1]
+        axes.plot(recall, precision, color="tab:blue", alpha=0.5, linewidth=1)
+        axes.step(np.r_[0, recall, recall[-1]], np.r_[envelope[0], envelope, 0], color="tab:blue", linewidth=2)
+    with replacing(path) as temporary:
+        figure.savefig(temporary)

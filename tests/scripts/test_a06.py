@@ -10,10 +10,8 @@ from benchmarks import ensemble_table
 from oid import paths
 from oid.files import InputError
 from oid.fusion.fuse import METHODS, clean_boxes, count_unusual, fuse
-from oid.metric.challenge import evaluate
-from oid.metric.evaluation import select_detections
-from oid.metric.ground_truth import read_ground_truth
-from oid.metric.ground_truth_files import find_ground_truth
+from oid.metric.challenge import Selection, evaluate
+from oid.metric.ground_truth import find_ground_truth
 from oid.predictions.files import Predictions, read_predictions, write_predictions
 from tests.helpers.project import run_script
 
@@ -242,7 +240,7 @@ def test_tuning_without_ground_truth_says_so(tmp_path):
     options = {"predictions": (path,), "ensemble": str(tmp_path / "out.csv"), "tune": True}
     with pytest.raises(InputError, match="give --boxes, or the folder of Open Images with --dataset_path"):
         a06.main(dataset_path=str(tmp_path), **options)
-    with pytest.raises(InputError, match="image_labels none"):
+    with pytest.raises(InputError, match="expected a file for image_labels, or none"):
         a06.main(boxes=path, image_labels=str(tmp_path / "none.csv"), **options)
 
 
@@ -264,11 +262,10 @@ def test_the_table_has_a_row_for_each_model_and_method_measured_as_the_metric_do
     assert rows["good"][0] == "1.0000"
     assert rows["bad"][0] == "0.0000"
     assert float(rows["bad"][3]) == -1.0  # the gain over the best model
-    *files, classes = find_ground_truth(data, "validation", None, None)
-    truth, report = read_ground_truth(*files, list(classes) if classes else None)
+    truth, report, _ = find_ground_truth(data, "validation").read()
     for name, (method, _) in ensemble_table.FUSIONS.items():
         a06.main(predictions=file_paths, ensemble=str(tmp_path / "out.csv"), method=method)
-        detections, _ = select_detections(read_predictions(tmp_path / "out.csv"), truth, report.labels)
+        detections = Selection(truth, report.labels).take(read_predictions(tmp_path / "out.csv"))
         expected = evaluate(truth, detections, num_classes=len(report.labels)).mean_average_precision
         assert float(rows[name][0]) == pytest.approx(expected, abs=1e-3), name
 

@@ -1,8 +1,11 @@
 """Proves a07: flags, which files it takes by default, what it prints and writes, and that a mistake is one sentence."""
 
+import csv
 import gzip
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,40 +14,40 @@ import a07_evaluate
 from oid import paths
 from oid.annotations import read_class_descriptions
 from oid.files import InputError
-from tests.helpers.project import run_script, shared
-from tests.oid.metric.test_challenge import EDGE_CASES
+from oid.metric.coco import NAMES
+from oid.metric.errors import KINDS
+from tests.helpers.project import ROOT, run_script, shared
 
 BOX_HEADER = "ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf"
 LABEL_HEADER = "ImageID,LabelName,Confidence"
 ROW_HEADER = "ImageID,LabelName,Score,XMin,XMax,YMin,YMax"
+SIZE_HEADER = "id,width,height,channel,size,md5"
 # Two images, a parent P of A and B, one more class outside the class list
 TREE = {"LabelName": "root", "Subcategory": [{"LabelName": "P", "Subcategory": [{"LabelName": x} for x in "ABX"]}]}
 BOXES = ("1,A,0,0.5,0,0.5,0", "1,B,0.5,1,0.5,1,0", "2,A,0,0.4,0,0.4,1")
 LABELS = ("1,A,1", "2,B,0")
 PERFECT = ("1,A,0.9,0,0.5,0,0.5", "1,P,0.9,0,0.5,0,0.5", "1,B,0.8,0.5,1,0.5,1", "1,P,0.8,0.5,1,0.5,1")
-CLASSES = "A,Apple\nB,Banana\nP,Plant\n"
 
 
-def written(path: Path, *lines: str) -> Path:
+def written(path: Path, *lines: str) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
+    return str(path)
 
 
-def small_data_set(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture
+def data_set(tmp_path) -> dict[str, str]:
     """A data set in Open Images layout with perfect predictions but for image 2; the flags that name its folders."""
     root, output = tmp_path / "data", tmp_path / "output"
     written(paths.box_annotations(root, "validation"), BOX_HEADER, *BOXES)
     written(paths.image_label_annotations(root, "validation"), LABEL_HEADER, *LABELS)
     written(paths.annotation_file(root, paths.HIERARCHY), json.dumps(TREE))
-    written(paths.annotation_file(root, paths.CLASS_DESCRIPTIONS), CLASSES.strip())
+    written(paths.annotation_file(root, paths.CLASS_DESCRIPTIONS), "A,Apple", "B,Banana", "P,Plant")
     written(paths.submission(output, "validation"), ROW_HEADER, *PERFECT)
+    written(
+        paths.image_params(output, "validation"), SIZE_HEADER, "2,64,64,3,1,x", "1,100,200,3,1,x", "other,1,1,3,1,x"
+    )
     return {"dataset_path": str(root), "output_path": str(output), "split": "validation"}
-
-
-@pytest.fixture
-def data_set(tmp_path) -> dict[str, str]:
-    return small_data_set(tmp_path)
 
 
 def flags(arguments: dict[str, object]) -> list[str]:
@@ -58,15 +61,12 @@ def result_of(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
 
 
-def assert_user_mistake(process, pattern: str):
-    """Exit code 2, one sentence, no traceback."""
-    assert process.returncode == 2, process.stdout + process.stderr
-    assert "Traceback" not in process.stderr
-    assert len(process.stderr.strip().splitlines()) == 1
-    assert re.search(pattern, process.stderr), process.stderr
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
-# === Defaults, output =================================================================================================
+# === mAP ==============================================================================================================
 
 
 def test_everything_from_the_data_set(data_set):
@@ -89,19 +89,10 @@ def test_everything_from_the_data_set(data_set):
 
 
 def test_what_each_rule_drops_is_printed(data_set, tmp_path, capsys):
-    predictions = written(
-        tmp_path / "p.csv",
-        ROW_HEADER,
-        *PERFECT,
-        "9,A,0.9,0,1,0,1",
-        "1,X,0.9,0,1,0,1",
-        "1,nowhere,0.9,0,1,0,1",
-        "2,A,0.9,0,0,0,1",
-        "2,A,0.9,0.5,0.4,0,1",
-        "2,A,-10,0,1,0,1",
-    )
+    others = ("9,A,0.9,0,1,0,1", "1,X,0.9,0,1,0,1", "1,nowhere,0.9,0,1,0,1", "2,A,0.9,0,0,0,1", "2,A,0.9,0.5,0.4,0,1")
+    predictions = written(tmp_path / "p.csv", ROW_HEADER, *PERFECT, *others, "2,A,-10,0,1,0,1")
     extra_boxes = written(tmp_path / "b.csv", BOX_HEADER, *BOXES, "2,X,0,1,0,1,0", "3,,,,,,")
-    a07_evaluate.main(**data_set, predictions=str(predictions), boxes=str(extra_boxes))
+    a07_evaluate.main(**data_set, predictions=predictions, boxes=extra_boxes)
     printed = capsys.readouterr().out
     for line in (
         "3 images, 3 classes",
@@ -114,9 +105,9 @@ def test_what_each_rule_drops_is_printed(data_set, tmp_path, capsys):
         "dropped 1 with a score of -10 or less",
         "dropped 0 beyond 10,000 per image and class",
         "4 remain",
+        "image_labels: none",  # those of the data set belong to other boxes
     ):
         assert line in printed
-    assert "image_labels: none" in printed  # those of the data set belong to other boxes
 
 
 def test_image_labels_of_the_data_set_only_with_its_boxes(data_set, tmp_path, capsys):
@@ -136,7 +127,7 @@ def test_bare_minimum(tmp_path, capsys):
     """Boxes and predictions alone: the classes that occur, as they stand, verified by boxes only."""
     boxes = written(tmp_path / "boxes.csv", BOX_HEADER, *BOXES)
     predictions = written(tmp_path / "mine.csv", ROW_HEADER, *PERFECT)
-    a07_evaluate.main(dataset_path=str(tmp_path / "no"), predictions=str(predictions), boxes=str(boxes))
+    a07_evaluate.main(dataset_path=str(tmp_path / "no"), predictions=predictions, boxes=boxes)
     printed = capsys.readouterr().out
     assert "hierarchy: none" in printed
     assert "class_descriptions: none" in printed
@@ -153,8 +144,8 @@ def test_challenge_classes_come_first(data_set, capsys):
 
 def test_forgotten_ancestors_are_named(data_set, tmp_path, capsys):
     predictions = written(tmp_path / "p.csv", ROW_HEADER, *(line for line in PERFECT if ",P," not in line))
-    for path, said in ((predictions, True), (paths.submission(data_set["output_path"], "validation"), False)):
-        a07_evaluate.main(**data_set, predictions=str(path))
+    for path, said in ((predictions, True), (None, False)):
+        a07_evaluate.main(**data_set, predictions=path)
         assert ("1 classes have ground truth but no predicted box, for example P" in capsys.readouterr().out) == said
 
 
@@ -167,48 +158,117 @@ def test_iou_and_weight_are_in_text_and_file(data_set, tmp_path, capsys):
 
 def test_undefined_map_is_null(data_set, tmp_path, capsys):
     boxes = written(tmp_path / "b.csv", BOX_HEADER, "2,A,0,0.4,0,0.4,1")
-    a07_evaluate.main(**data_set, boxes=str(boxes), group_of_weight=0.0, metrics=str(tmp_path / "m.json"))
+    a07_evaluate.main(**data_set, boxes=boxes, group_of_weight=0.0, metrics=str(tmp_path / "m.json"))
     assert capsys.readouterr().out.splitlines()[-1] == "mAP@0.5 = nan"
     assert result_of(tmp_path / "m.json")["mAP"] is None
 
 
-def test_no_predicted_box_and_no_matching_image(data_set, tmp_path, capsys):
-    for lines, hint in (
-        ([ROW_HEADER], False),
-        (["ImageId,PredictionString", "1,"], False),
-        ([ROW_HEADER, "7," + PERFECT[0][2:]], True),
-    ):
-        predictions = written(tmp_path / "p.csv", *lines)
-        a07_evaluate.main(**data_set, predictions=str(predictions))
-        printed = capsys.readouterr().out
-        assert printed.splitlines()[-1] == "mAP@0.5 = 0.000000"
-        assert ("not one predicted box remains" in printed) == hint
+@pytest.mark.parametrize(
+    ("lines", "hint"),
+    [([ROW_HEADER], False), (["ImageId,PredictionString", "1,"], False), ([ROW_HEADER, "7" + PERFECT[0][1:]], True)],
+)
+def test_no_predicted_box_and_no_matching_image(data_set, tmp_path, capsys, lines: list[str], hint: bool):
+    a07_evaluate.main(**data_set, predictions=written(tmp_path / "p.csv", *lines))
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == "mAP@0.5 = 0.000000"
+    assert ("not one predicted box remains" in printed) == hint
 
 
-@pytest.mark.parametrize("weight", [1, 0])
-@pytest.mark.parametrize("name", EDGE_CASES)
-def test_edge_cases_from_files(name: str, weight: int, tmp_path):
-    """The micro cases written as CSV, predictions in the Kaggle form with every image."""
-    images, *expected = EDGE_CASES[name]
-    boxes, labels, kaggle = [BOX_HEADER], [LABEL_HEADER], ["ImageId,PredictionString"]
-    for image, (gt, detections, verified) in enumerate(images):
-        boxes += [f"{image},{'AB'[c]},{b[1]},{b[3]},{b[0]},{b[2]},{group}" for c, b, group in gt]
-        labels += [f"{image},{'AB'[c]},0" for c in verified]
-        tokens = [f"{'AB'[c]} {score} {b[1]} {b[0]} {b[3]} {b[2]}" for c, b, score in detections]
-        kaggle.append(f"{image},{' '.join(tokens)}")
-    a07_evaluate.main(
-        predictions=str(written(tmp_path / "p.csv", *kaggle)),
-        boxes=str(written(tmp_path / "boxes.csv", *boxes)),
-        image_labels=str(written(tmp_path / "labels.csv", *labels)),
-        class_descriptions=str(written(tmp_path / "classes.csv", "A,a", "B,b")),
-        hierarchy="none",
-        group_of_weight=weight,
-    )
+# === Tables, COCO's numbers, kinds of error, curves ===================================================================
+
+
+def test_table_of_classes(data_set, capsys):
+    """Sorted by cost: A misses one of two boxes, P one of three."""
+    a07_evaluate.main(**data_set, classes_shown=2)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith(("(A)", "(B)", "(P)"))]
+    assert [line.split()[-2:] for line in lines] == [["Apple", "(A)"], ["Plant", "(P)"]]
+    rows = rows_of(Path(data_set["output_path"]) / "predictions" / "validation" / "submission.classes.csv")
+    assert [(row["label"], row["name"], row["num_gt"], row["predicted"]) for row in rows] == [
+        ("A", "Apple", "2.0", "1"),
+        ("P", "Plant", "3.0", "2"),
+        ("B", "Banana", "1.0", "1"),
+    ]
+    assert [float(row["cost"]) for row in rows] == pytest.approx([1 / 6, 1 / 9, 0])
+
+
+def test_coco(data_set, tmp_path, capsys):
+    """Perfect but for the group-of box, which is a crowd; image 2 is 64 x 64 pixels, so a box of 0.4 is a small one."""
+    a07_evaluate.main(**data_set, coco=True, metrics=str(tmp_path / "m.json"))
+    result = result_of(tmp_path / "m.json")["coco"]
+    assert list(result) == list(NAMES)
+    # the one box of A, and of B, and the best of the two of P: each image and class has one detection in AR_1
+    expected = dict.fromkeys(("AP", "AP50", "AP75", "AP_medium", "AR_10", "AR_100", "AR_medium"), 1)
+    expected |= dict.fromkeys(("AP_small", "AP_large", "AR_small", "AR_large")) | {"AR_1": (1 + 1 + 1 / 2) / 3}
+    assert result == pytest.approx(expected)
+    assert f"AP        {result['AP']:.6f}    AR_1      {result['AR_1']:.6f}" in capsys.readouterr().out
+
+
+def test_in_coco_every_class_counts_in_every_image(data_set, tmp_path, capsys):
+    """A banana in image 2, where nobody looked for one: no error in the challenge, the best detection of all here."""
+    predictions = written(tmp_path / "p.csv", ROW_HEADER, *PERFECT, "2,B,0.95,0.5,0.9,0.5,0.9")
+    labels = written(tmp_path / "l.csv", LABEL_HEADER, "1,A,1")
+    a07_evaluate.main(**data_set, predictions=predictions, image_labels=labels, coco=True)
+    assert "(1 boxes of unverified classes count)" in capsys.readouterr().out
     result = result_of(tmp_path / "p.metrics.json")
-    average_precision, num_gt, _, _ = expected[1 - weight]
-    assert result["AP"] == {"A": average_precision, "B": None}
-    assert result["num_gt"] == {"A": num_gt, "B": 0}
-    assert result["mAP"] == average_precision
+    assert result["AP"]["B"] == 1
+    assert result["coco_AP"] == pytest.approx({"A": 1, "B": 1 / 2, "P": 1})
+    assert result["coco"]["AP_medium"] == pytest.approx(1)  # of 26 x 26 pixels, so no medium box is wrong
+
+
+def test_coco_by_another_table(data_set, tmp_path):
+    """The same boxes in images of 10 x 10 pixels are small."""
+    table = written(tmp_path / "sizes.csv", "id,width,height", "1,10,10", "2,10,10")
+    a07_evaluate.main(**data_set, coco=True, image_params=table, metrics=str(tmp_path / "m.json"))
+    result = result_of(tmp_path / "m.json")["coco"]
+    assert result["AP_small"] == pytest.approx(result["AP"])
+    assert result["AP_medium"] is None
+
+
+def test_kinds_of_error(data_set, tmp_path, capsys):
+    """An apple that is called a banana, where bananas were looked for; its copy as a plant is right."""
+    predictions = written(tmp_path / "p.csv", ROW_HEADER, "1,B,0.9,0,0.5,0,0.5", "1,P,0.9,0,0.5,0,0.5")
+    a07_evaluate.main(**data_set, predictions=predictions, errors=True)
+    result = result_of(tmp_path / "p.metrics.json")["errors"]
+    assert {kind: result[kind]["count"] for kind in KINDS} == {
+        **dict.fromkeys(KINDS, 0),
+        "classification": 1,
+        "missed": 4,  # the banana and its copy as a plant, the group-of box and its copy; the apple needs a class only
+    }
+    # fixed, half of the apples are found: AP 1/2 for one of three classes
+    assert result["classification"]["dAP"] == pytest.approx(1 / 2 / 3)
+    assert sum(result[kind]["share"] for kind in KINDS) == pytest.approx(1)
+    assert [list(row.values()) for row in rows_of(tmp_path / "p.confusions.csv")] == [
+        ["B", "Banana", "A", "Apple", "1", "0.9"]
+    ]
+    assert "Banana -> Apple  1  0.900" in capsys.readouterr().out
+
+
+def test_curves(data_set):
+    """By label, by name; nothing of it without the flag."""
+    folder = Path(data_set["output_path"]) / "predictions" / "validation"
+    a07_evaluate.main(**data_set)
+    assert not list(folder.glob("*.curve.*"))
+    a07_evaluate.main(**data_set, curve=("A", "plant"))
+    assert len(list(folder.glob("*.png"))) == 2
+    assert rows_of(folder / "submission.curve.Apple.A.csv") == [{"score": "0.9", "precision": "1.0", "recall": "0.5"}]
+    assert [row["recall"] for row in rows_of(folder / "submission.curve.Plant.P.csv")] == [str(1 / 3), str(2 / 3)]
+
+
+def test_blocks_do_not_matter(data_set, monkeypatch, tmp_path):
+    """One image at a time gives what all at once gives."""
+    results = []
+    for images in (1, 1000):
+        monkeypatch.setattr(a07_evaluate, "IMAGES_PER_BLOCK", images)
+        a07_evaluate.main(**data_set, coco=True, errors=True, metrics=str(tmp_path / f"{images}.json"))
+        results.append(result_of(tmp_path / f"{images}.json"))
+    assert results[0] == results[1]
+
+
+def test_help_waits_for_nothing_heavy():
+    """Flags are there before NumPy, polars and numba are."""
+    program = "import sys, a07_evaluate; print(*{'numpy', 'polars', 'numba', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 # === Mistakes =========================================================================================================
@@ -220,49 +280,58 @@ def test_edge_cases_from_files(name: str, weight: int, tmp_path):
         ({"iou": 0.0}, "--iou is 0"),
         ({"iou": float("nan")}, "--iou is nan"),
         ({"group_of_weight": 1.5}, "--group_of_weight is 1.5"),
+        ({"classes_shown": -1}, "--classes_shown is -1"),
         ({"predictions": "nowhere.csv"}, "nowhere.csv does not exist.*--predictions"),
         ({"boxes": "nowhere.csv"}, "nowhere.csv does not exist.*--boxes"),
-        ({"image_labels": "nowhere.csv"}, "nowhere.csv does not exist.*--image_labels none"),
-        ({"hierarchy": "nowhere.json"}, "nowhere.json does not exist.*--hierarchy none"),
-        ({"class_descriptions": "nowhere.csv"}, "nowhere.csv does not exist.*--class_descriptions none"),
+        ({"image_labels": "nowhere.csv"}, "nowhere.csv does not exist: expected a file for image_labels, or none"),
+        ({"hierarchy": "nowhere.json"}, "nowhere.json does not exist: expected a file for hierarchy, or none"),
+        ({"class_descriptions": "no.csv"}, "no.csv does not exist: expected a file for class_descriptions, or none"),
         ({"metrics": "."}, "is a folder: give another place by --metrics"),
-        ({"split": "train"}, "train.*does not exist"),
-        ({"classes_shown": -1}, "--classes_shown is -1"),
-        ({"curve": ("Appel",)}, "--curve 'Appel' is no class: did you mean 'Apple'"),
-        ({"curve": ("X",)}, "--curve 'X' is no class"),
-        ({"split": "test", "predictions": "PERFECT"}, "the test split has no ground truth"),
+        ({"split": "train", "predictions": "SUBMISSION"}, "train.*does not exist.*--split"),
+        ({"split": "test", "predictions": "SUBMISSION"}, "the test split has no ground truth.*--split"),
+        ({"curve": ("Appel",)}, r"'Appel' is not a class \(did you mean 'Apple'\?\): give --curve"),
+        ({"curve": ("Banana",), "boxes": "APPLES"}, "'Banana' has no ground-truth box that counts.*--curve"),
+        ({"coco": True, "image_params": "no.csv"}, "no.csv does not exist.*run a02_find_image_parameters"),
     ],
 )
 def test_mistakes(data_set, change: dict, message: str, tmp_path):
-    if change.get("predictions") == "PERFECT":
-        change = change | {"predictions": str(paths.submission(data_set["output_path"], "validation"))}
+    known = {
+        "SUBMISSION": str(paths.submission(data_set["output_path"], "validation")),
+        "APPLES": written(tmp_path / "b.csv", BOX_HEADER, BOXES[0]),
+    }
+    change = {flag: known.get(value, value) if isinstance(value, str) else value for flag, value in change.items()}
     with pytest.raises(InputError, match=message):
         a07_evaluate.main(**(data_set | change))
     assert not list(tmp_path.rglob("*.metrics.json"))
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["1,10,10,3,1,x"], r"has no size of 1 of the 2 evaluated images, for example '2': run a02_find_image_param"),
+        (["1,10,10,3,1,x", "2,0,10,3,1,x"], r"line 3: width or height of '2' is not a positive number: run a02"),
+        (["1,wide,10,3,1,x", "2,5,10,3,1,x"], r"line 2: width or height of '1' is not a positive number: run a02"),
+    ],
+)
+def test_images_without_sizes(data_set, rows: list[str], message: str, tmp_path):
+    sizes = written(tmp_path / "sizes.csv", SIZE_HEADER, *rows)
+    with pytest.raises(InputError, match=message):
+        a07_evaluate.main(**data_set, coco=True, image_params=sizes)
+
+
 def test_mistake_on_the_command_line_is_one_sentence(data_set, tmp_path):
     boxes = written(tmp_path / "b.csv", BOX_HEADER, *BOXES, "1,unheard,0,1,0,1,0")
-    assert_user_mistake(
-        run_script("a07_evaluate.py", *flags(data_set | {"boxes": boxes})), r"b\.csv, line 5: the label 'unheard'"
-    )
-    assert_user_mistake(run_script("a07_evaluate.py", "--prediction", "x.csv"), "did you mean --predictions")
-    assert not list(tmp_path.rglob("*.json.*"))
+    for arguments, pattern in (
+        (flags(data_set | {"boxes": boxes}), r"b\.csv, line 5: the label 'unheard'"),
+        (["--prediction", "x.csv"], "did you mean --predictions"),
+    ):
+        process = run_script("a07_evaluate.py", *arguments)
+        assert process.returncode == 2, process.stdout + process.stderr
+        assert re.fullmatch(rf"error: .*{pattern}.*\n", process.stderr)
     assert not list(tmp_path.rglob("*.metrics.json"))
 
 
 # === The reference's answers ==========================================================================================
-
-
-def reference_flags(case: str, predictions: Path) -> dict[str, object]:
-    folder = shared("metric_cases", case)
-    return {
-        "predictions": predictions,
-        "boxes": folder / "gt_boxes.csv",
-        "image_labels": folder / "gt_labels.csv",
-        "hierarchy": folder / "hierarchy.json",
-        "class_descriptions": folder / "classes.csv",
-    }
 
 
 @pytest.mark.parametrize(
@@ -271,52 +340,28 @@ def reference_flags(case: str, predictions: Path) -> dict[str, object]:
         ("c1", "pred_noties.csv", 1, False),
         ("c3", "pred_noties.csv", 0, False),
         ("c3", "pred.csv", 1, False),
+        ("c3", "pred_kaggle.csv", 0, True),
         ("c3", "pred_unexpanded.csv", 1, True),
     ],
 )
 def test_equals_the_reference(case: str, file: str, weight: int, compressed: bool, tmp_path, capsys):
-    predictions = copied(shared("metric_cases", case, file), tmp_path, compressed)
-    arguments = reference_flags(case, predictions)
-    a07_evaluate.main(**{name: str(value) for name, value in arguments.items()}, group_of_weight=float(weight))
-    assert_equals_the_reference(case, file, weight, tmp_path, capsys.readouterr().out)
-
-
-@pytest.mark.parametrize(
-    ("file", "weight", "compressed"), [("pred_noties.csv", 1, False), ("pred_kaggle.csv", 0, True)]
-)
-def test_equals_the_reference_as_a_user_runs_it(file: str, weight: int, compressed: bool, tmp_path):
-    predictions = copied(shared("metric_cases", "c3", file), tmp_path, compressed)
-    process = run_script("a07_evaluate.py", *flags(reference_flags("c3", predictions)), "--group_of_weight", weight)
-    assert process.returncode == 0, process.stderr
-    assert_equals_the_reference("c3", file, weight, tmp_path, process.stdout)
-
-
-def copied(source: Path, folder: Path, compressed: bool) -> Path:
-    target = folder / (source.name + ".gz" * compressed)
-    target.write_bytes(gzip.compress(source.read_bytes()) if compressed else source.read_bytes())
-    return target
-
-
-def assert_equals_the_reference(case: str, file: str, weight: int, folder: Path, printed: str):
+    folder = shared("metric_cases", case)
+    predictions, content = tmp_path / (file + ".gz" * compressed), (folder / file).read_bytes()
+    predictions.write_bytes(gzip.compress(content) if compressed else content)
+    a07_evaluate.main(
+        predictions=str(predictions),
+        boxes=str(folder / "gt_boxes.csv"),
+        image_labels=str(folder / "gt_labels.csv"),
+        hierarchy=str(folder / "hierarchy.json"),
+        class_descriptions=str(folder / "classes.csv"),
+        group_of_weight=float(weight),
+    )
     name = f"{file.removesuffix('.csv').removesuffix('_kaggle')}_w{weight}"
-    expected = json.loads(shared("metric_cases", case, "expected.json").read_text(encoding="utf-8"))[name]
-    result = result_of(folder / f"{Path(file).stem}.metrics.json")
-    exact = "noties" in file
+    expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))[name]
+    result, exact = result_of(tmp_path / f"{Path(file).stem}.metrics.json"), "noties" in file
     assert result["mAP"] == pytest.approx(expected["mAP"], abs=1e-9 if exact else 2e-3)
-    assert printed.splitlines()[-1] == f"mAP@0.5 = {result['mAP']:.6f}"
-    assert list(result["AP"]) == list(read_class_descriptions(shared("metric_cases", case, "classes.csv")))
-    assert result["num_gt"] == expected["num_gt"]
-    assert result["images"] == expected["images"]
+    assert capsys.readouterr().out.splitlines()[-1] == f"mAP@0.5 = {result['mAP']:.6f}"
+    assert list(result["AP"]) == list(read_class_descriptions(folder / "classes.csv"))
+    assert (result["num_gt"], result["images"]) == (expected["num_gt"], expected["images"])
     if exact:
         assert result["AP"] == pytest.approx(expected["AP"], abs=1e-9)
-
-
-def test_group_of_rows_left_out_of_the_file(tmp_path):
-    lines = shared("metric_cases", "c3", "gt_boxes.csv").read_text(encoding="utf-8").splitlines()
-    boxes = written(tmp_path / "boxes.csv", *(line for line in lines if not line.endswith(",1")))
-    predictions = shared("metric_cases", "c3", "pred_noties.csv")
-    arguments = reference_flags("c3", predictions) | {"boxes": boxes, "metrics": tmp_path / "m.json"}
-    a07_evaluate.main(**{name: str(value) for name, value in arguments.items()})
-    expected = json.loads(shared("metric_cases", "c3", "expected.json").read_text(encoding="utf-8"))
-    result = result_of(tmp_path / "m.json")
-    assert result["AP"] == pytest.approx(expected["pred_noties_no_groupof"]["AP"], abs=1e-9)

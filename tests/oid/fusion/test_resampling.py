@@ -80,7 +80,7 @@ def test_strata_are_ranked_each_by_itself(seed):
     assert matched.mean_average_precision() == pytest.approx(np.mean(means), abs=1e-12)
     assert matched.mean_average_precision(stratum == 1) == pytest.approx(alone[1].mean_average_precision, abs=1e-12)
 
-    scaled = Entries(entries.scores * np.array([1, 0.01, 7])[stratum[entries.image]], *list(vars(entries).values())[1:])
+    scaled = entries._replace(scores=entries.scores * np.array([1, 0.01, 7])[stratum[entries.image]])
     again = curves(scaled, truth, num_classes=CLASSES, stratum=stratum)
     assert again.mean_average_precision() == matched.mean_average_precision()
 

@@ -31,13 +31,14 @@ from tqdm import tqdm
 
 import a00_utils_and_constants as a00
 from oid import paths
+from oid.columns import KAGGLE_COLUMNS
 from oid.command_line import run_script
 from oid.files import InputError, output_file, remedy, replacing, require_folder
 from oid.fusion.fuse import fuse
 from oid.images.find import find_images, list_images
 from oid.images.read import read_image
 from oid.machine import usable_cores
-from oid.predictions.files import KAGGLE_COLUMNS, open_for_writing, prediction_string
+from oid.predictions.files import open_for_writing, prediction_string
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's alarm where there is no GPU
 

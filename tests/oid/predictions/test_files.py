@@ -1,7 +1,10 @@
 """Proves that prediction files are read exactly or not at all, and written so that reading gives the same back."""
 
+import csv
 import gzip
+import io
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -10,87 +13,204 @@ from hypothesis import strategies as st
 
 from oid.files import InputError
 from oid.predictions import files as module
-from oid.predictions import index as prediction_index
-from oid.predictions.files import Predictions, prediction_string, read_predictions, write_predictions
+from oid.predictions.files import (
+    PredictionFile,
+    Predictions,
+    PredictionWriter,
+    prediction_string,
+    read_predictions,
+    write_predictions,
+)
 from tests.helpers.prediction_cases import (
     BOX,
     KAGGLE,
     ROWS,
     as_tuples,
     assert_well_formed,
-    decimal,
     kaggle_in_python,
+    rows_in_python,
     some_predictions,
     write,
 )
 from tests.helpers.project import shared
 
-# === There and back ===================================================================================================
+ONE_BOX = ([0], [0.5], [[0, 0, 1, 1]])
+
+# === Writing ==========================================================================================================
 
 
 @settings(max_examples=60, deadline=None)
-@given(some_predictions())
-def test_what_was_written_is_read_back_exactly(tmp_path_factory, predictions):
+@given(some_predictions(), st.integers(1, 3))
+def test_files_are_written_as_python_formats_them_and_read_back_exactly(tmp_path_factory, predictions, size):
     path = tmp_path_factory.mktemp("there_and_back") / "predictions.csv"
     write_predictions(path, predictions)
-    again = read_predictions(path)
-    assert_well_formed(again)
-    expected = [
-        (image_id, [(label, float(f"{score:.9g}"), *(float(f"{c:.6f}") for c in box)) for label, score, *box in boxes])
+    images = [
+        (image_id, [(label, f"{score:.9g}", *(f"{c:.6f}" for c in box)) for label, score, *box in boxes])
         for image_id, boxes in as_tuples(predictions)
     ]
-    assert as_tuples(again) == expected
+    expected = [
+        ("ImageId", "PredictionString"),
+        *((i, " ".join(t for box in boxes for t in box)) for i, boxes in images),
+    ]
+    text = path.read_bytes()
+    assert list(map(tuple, csv.reader(io.StringIO(text.decode(), newline="")))) == expected
 
-    first_text = path.read_bytes()
-    write_predictions(path, again)
-    assert path.read_bytes() == first_text
-
+    again = read_predictions(path)
+    assert_well_formed(again)
+    assert as_tuples(again) == [
+        (image_id, [(label, *map(float, numbers)) for label, *numbers in boxes]) for image_id, boxes in images
+    ]
     packed = path.with_name("packed.csv.gz")
-    write_predictions(packed, again)
-    assert gzip.decompress(packed.read_bytes()) == first_text
-    assert as_tuples(read_predictions(packed)) == expected
+    with PredictionWriter(packed) as writer:
+        for block in PredictionFile(path).blocks(size):
+            writer.write(block)
+    assert gzip.decompress(packed.read_bytes()).replace(b'"', b"") == text.replace(b'"', b"")
+    assert as_tuples(read_predictions(packed)) == as_tuples(again)
+
+
+numbers = (
+    st.floats(-2, 2)
+    | st.floats(-1e9, 1e9)
+    | st.floats(1e-15, 1e-3)
+    | st.builds(lambda number, power: number / 2**power, st.integers(0, 10**7), st.integers(1, 40))
+    | st.sampled_from([0.0, -0.0, 9.99999999949e-5, 0.9999999995, 99999999.95, 1e8, 1e300, 0.5e-6, 1.5e-6, 2.5e-6])
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(numbers, min_size=1, max_size=40))
+def test_every_number_is_written_as_python_does(tmp_path_factory, numbers):
+    path = tmp_path_factory.mktemp("numbers") / "predictions.csv"
+    boxes = np.repeat(np.array(numbers)[:, None], 4, axis=1)
+    predictions = Predictions.from_images(["a"], ["x"], [([0] * len(numbers), numbers, boxes)])
+    write_predictions(path, predictions)
+    text = " ".join(f"x {number:.9g}" + f" {number:.6f}" * 4 for number in numbers)
+    assert path.read_text() == f"{KAGGLE}a,{text}\n"
+    assert prediction_string(["x"] * len(numbers), np.array(numbers), boxes) == text
 
 
 def test_the_text_is_that_of_the_contract(tmp_path):
-    boxes = [[0, 0.5, 1 / 3, 1], [0.1234567, 0.1, 0.2, 0.3]]
-    text = prediction_string(["/m/0", "cat"], [1 / 3, 1e-12], boxes)
-    assert text == "/m/0 0.333333333 0.000000 0.500000 0.333333 1.000000 cat 1e-12 0.123457 0.100000 0.200000 0.300000"
-    assert prediction_string([], [], np.zeros((0, 4))) == ""
     path = tmp_path / "deep" / "out.csv"
-    write_predictions(path, Predictions.from_images(["b", "a"], ["x"], [([], [], []), ([0], [0.5], [[0, 0, 1, 1]])]))
-    assert path.read_bytes() == b"ImageId,PredictionString\nb,\na,x 0.5 0.000000 0.000000 1.000000 1.000000\n"
+    boxes = [[0, 0.5, 1 / 3, 1], [0.1234567, 0.1, 0.2, 0.3]]
+    none = ([], [], [])
+    write_predictions(
+        path, Predictions.from_images(["b", "a", "c"], ["/m/0", "x"], [none, ([0, 1], [1 / 3, 1e-12], boxes), none])
+    )
+    text = "/m/0 0.333333333 0.000000 0.500000 0.333333 1.000000 x 1e-12 0.123457 0.100000 0.200000 0.300000"
+    assert path.read_text() == f"ImageId,PredictionString\nb,\na,{text}\nc,\n"
+    assert prediction_string(["/m/0", "x"], [1 / 3, 1e-12], boxes) == text
+    assert prediction_string([], [], np.zeros((0, 4))) == ""
 
 
 def test_compressed_files_do_not_depend_on_name_and_time(tmp_path):
-    predictions = Predictions.from_images(["a"], ["x"], [([0], [0.5], [[0, 0, 1, 1]])])
     for name in ("one.csv.gz", "two.csv.gz"):
-        write_predictions(tmp_path / name, predictions)
+        write_predictions(tmp_path / name, Predictions.from_images(["a"], ["x"], [ONE_BOX]))
     assert (tmp_path / "one.csv.gz").read_bytes() == (tmp_path / "two.csv.gz").read_bytes()
+    assert (tmp_path / "one.csv.gz").read_bytes()[4:8] == bytes(4)  # the time
 
 
 @pytest.mark.parametrize(
-    ("label", "score", "coordinate", "match"),
-    [("a b", 0.5, 0, "white space"), ("", 0.5, 0, "empty"), ("x", math.nan, 0, "finite"), ("x", 1, math.inf, "finite")],
+    ("ids", "label", "index", "score", "coordinate", "match"),
+    [
+        (["a"], "a b", 0, 0.5, 0, "white space"),
+        (["a"], "", 0, 0.5, 0, "empty"),
+        (["a"], "x", 0, math.nan, 0, "finite"),
+        (["a"], "x", 0, 1, math.inf, "finite"),
+        (["a"], "x", 1, 1, 0, "label_index"),
+        (["a", "a"], "x", 0, 1, 0, "repeated"),
+        ([" "], "x", 0, 1, 0, "empty"),
+        (["a\nb"], "x", 0, 1, 0, "line break"),
+    ],
 )
-def test_nothing_is_written_that_cannot_be_read(tmp_path, label, score, coordinate, match):
-    predictions = Predictions.from_images(["a"], [label], [([0], [score], [[coordinate, 0, 1, 1]])])
+def test_nothing_is_written_that_cannot_be_read(tmp_path, ids, label, index, score, coordinate, match):
+    predictions = Predictions.from_images(ids, [label], [([index], [score], [[coordinate, 0, 1, 1]])] * len(ids))
     with pytest.raises(ValueError, match=match):
         write_predictions(tmp_path / "out.csv", predictions)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_writing_refuses_repeated_ids_and_boxes_that_are_not_together(tmp_path):
-    box = ([0], [0.5], [[0, 0, 1, 1]])
-    with pytest.raises(ValueError, match="repeated"):
-        write_predictions(tmp_path / "out.csv", Predictions.from_images(["a", "a"], ["x"], [box, box]))
+def test_a_writer_remembers_ids_and_its_file_appears_at_the_end(tmp_path):
+    block = Predictions.from_images(["a"], ["x"], [ONE_BOX])
+    with PredictionWriter(tmp_path / "twice.csv") as writer:
+        writer.write(block)
+        with pytest.raises(ValueError, match="repeated"):
+            writer.write(block)
+        assert not (tmp_path / "twice.csv").exists()
+    assert as_tuples(read_predictions(tmp_path / "twice.csv")) == as_tuples(block)
+
+
+def test_boxes_must_be_together_by_image(tmp_path):
     shuffled = Predictions(["a", "b"], ["x"], np.array([1, 0]), np.zeros(2, int), np.ones(2), np.ones((2, 4)))
     with pytest.raises(ValueError, match="image_index"):
         write_predictions(tmp_path / "out.csv", shuffled)
     with pytest.raises(ValueError, match="1 results for 2 images"):
-        Predictions.from_images(["a", "b"], ["x"], [box])
+        Predictions.from_images(["a", "b"], ["x"], [ONE_BOX])
 
 
 # === Reading ==========================================================================================================
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.text('a0.1 ,\n\r"-e\t\u00a0', max_size=12) | st.sampled_from([BOX, "i", "", "nan"]), max_size=6))
+def test_the_reader_and_a_few_lines_of_python_agree_on_anything(tmp_path_factory, parts):
+    """Either both give the same boxes, or both find a mistake."""
+    folder = tmp_path_factory.mktemp("anything")
+    for header, read_in_python in ((KAGGLE, kaggle_in_python), (ROWS, rows_in_python)):
+        path = write(folder, header + ",".join(parts))
+        try:
+            expected = read_in_python(path.read_bytes().decode())
+        except (ValueError, csv.Error):
+            with pytest.raises(InputError):
+                read_predictions(path)
+        else:
+            assert as_tuples(read_predictions(path)) == expected
+
+
+number_texts = (
+    st.from_regex(r"\A[+-]?([0-9]{1,20}\.[0-9]{0,25}|\.[0-9]{1,25}|[0-9]{1,20})([eE][+-]?[0-9]{1,2})?\Z")
+    | st.floats(allow_nan=False, allow_infinity=False).map(repr)
+    | st.floats(-1, 2).map(lambda number: f"{number:.17g}")
+    | st.builds(lambda half, shift: str(2 * half + 1 << shift), st.integers(2**52, 2**53 - 1), st.integers(0, 9))
+    | st.sampled_from(["0", "-0", "-0.0", "+1.", ".5", "00000000000000000000.5", "9007199254740993", "8.5e-5", "1e23"])
+)
+
+
+def bits(values):
+    return [struct.pack("d", value) for value in values]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(number_texts, min_size=1, max_size=40))
+def test_a_number_is_pythons_to_the_last_bit(tmp_path_factory, texts):
+    """Of both forms, by the fast reader and by the slow one, which a blank line calls."""
+    folder = tmp_path_factory.mktemp("numbers")
+    kaggle = KAGGLE + "a," + " ".join(f"x {text} 0 0 1 1" for text in texts) + "\n"
+    rows = ROWS + "".join(f"a,x,{text},0,1,0,1\n" for text in texts)
+    for text in (kaggle, rows, kaggle + "\n", rows + "\n"):
+        assert bits(read_predictions(write(folder, text)).scores) == bits(map(float, texts))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.text("0123456789+-.eE_xnaif٣ \u00a0", max_size=8).filter(lambda text: text == text.strip() and " " not in text)
+)
+def test_a_text_that_is_accepted_is_a_number_of_python(text):
+    """And the fast reader accepts nothing that the slow one refuses."""
+    block = module._parse_block(f"a,x {text} 0 0 1 1\n".encode(), ["ImageId", "PredictionString"])
+    try:
+        expected = module._number(text, "Score", "")
+    except module.RowError:
+        assert block is None
+    else:
+        assert block is not None
+        assert bits(block.table[:, 1]) == bits([expected]) == bits([float(text)])
+
+
+@pytest.mark.parametrize("token", ["", "-", ".", "e5", "1e", "nan", "-inf", "0x1", "1_000", "--1", "1e999", "٣", "1,5"])
+def test_what_is_no_finite_number_is_refused(tmp_path, token):
+    for text in (f'{KAGGLE}a,"x {token} 0 0 1 1"\n', f'{ROWS}a,x,"{token}",0,1,0,1\n'):
+        with pytest.raises(InputError, match="line 2"):
+            read_predictions(write(tmp_path, text))
 
 
 @pytest.mark.parametrize(
@@ -100,39 +220,22 @@ def test_writing_refuses_repeated_ids_and_boxes_that_are_not_together(tmp_path):
         f"{KAGGLE}a,{BOX}\nb,",
         f"{KAGGLE}a,{BOX}\nb,\n\n\n",
         f"{KAGGLE}a,{BOX} \nb,  \n",
-        f"{KAGGLE}\na,{BOX}\n\nb,\n",
+        f"\n{KAGGLE}\na,{BOX}\n\nb,\n",
         f"{KAGGLE}a,  {BOX.replace(' ', '  ')}\nb,\n",
         f"{KAGGLE}a,{BOX.replace(' ', chr(9))}\nb,\n",
         f'{KAGGLE}"a","{BOX}"\n"b",""\n',
-        f'{KAGGLE}"a","{BOX.replace(" 0.1", chr(10) + "0.1")}"\nb,\n',
+        f'{KAGGLE}"a",{BOX}\nb,\n',
         f"{KAGGLE}a,{BOX}\nb,\n".replace("\n", "\r\n"),
         "\ufeff" + f"{KAGGLE}a,{BOX}\nb,\n",
         "\ufeff" + f'"ImageId","PredictionString"\r\na,{BOX}\r\nb,\r\n',
         f"PredictionString,ImageId\n{BOX},a\n,b\n",
+        gzip.compress(f"{KAGGLE}a,{BOX}\nb,\n".encode(), mtime=0),
     ],
 )
 def test_spellings_of_the_same_predictions(tmp_path, text):
     predictions = read_predictions(write(tmp_path, text))
     assert_well_formed(predictions)
     assert as_tuples(predictions) == [("a", [("/m/0", 0.5, 0.1, 0.2, 0.3, 0.4)]), ("b", [])]
-
-
-def test_rows_of_an_image_are_brought_together_in_their_order(tmp_path):
-    rows = [
-        "b,y,0.1,0.1,0.3,0.2,0.4",
-        "a,x,0.2,0,1,0,1",
-        "b,x,0.3,0,1,0,1",
-        "a,y,0.4,0,1,0,1",
-    ]
-    predictions = read_predictions(write(tmp_path, ROWS + "\n".join(rows)))
-    assert_well_formed(predictions)
-    assert predictions.labels == ["y", "x"]
-    assert as_tuples(predictions) == [
-        ("b", [("y", 0.1, 0.1, 0.2, 0.3, 0.4), ("x", 0.3, 0, 0, 1, 1)]),
-        ("a", [("x", 0.2, 0, 0, 1, 1), ("y", 0.4, 0, 0, 1, 1)]),
-    ]
-    quoted = write(tmp_path, ROWS + "\n".join(rows).replace("b,y", '"b","y"'), "quoted.csv")
-    assert as_tuples(read_predictions(quoted)) == as_tuples(predictions)
 
 
 def test_ids_and_labels_are_text(tmp_path):
@@ -143,38 +246,58 @@ def test_ids_and_labels_are_text(tmp_path):
 
 
 @pytest.mark.parametrize("header", [KAGGLE, ROWS])
-def test_a_header_alone_is_no_prediction_at_all(tmp_path, header):
+def test_a_header_alone_has_no_images(tmp_path, header):
     predictions = read_predictions(write(tmp_path, header))
     assert_well_formed(predictions)
-    assert predictions.image_ids == []
-    assert predictions.labels == []
+    assert predictions.image_ids == predictions.labels == []
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(decimal, min_size=1, max_size=40))
-def test_a_number_is_the_double_nearest_to_its_decimals(tmp_path_factory, numbers):
-    folder = tmp_path_factory.mktemp("numbers")
-    text = KAGGLE + "a," + " ".join(f"x {number} 0 0 1 1" for number in numbers)
-    expected = [float(number) for number in numbers]
-    assert read_predictions(write(folder, text)).scores.tolist() == expected
-    rows = ROWS + "".join(f"a,x,{number},0,1,0,1\n" for number in numbers)
-    assert read_predictions(write(folder, rows)).scores.tolist() == expected
+def kaggle_and_scattered_rows(folder):
+    """A Kaggle file and one with a row per box, its rows in random order, of the same predictions."""
+    rng = np.random.default_rng(3)
+    labels = ["x", "/m/0k4j", "é" * 30]
+    boxes = [(f"i{i}", labels[rng.integers(3)], round(rng.random(), 3)) for i in range(40) for _ in range(i % 5)]
+    strings = {f"i{image}": [] for image in range(40)}
+    for image_id, label, score in boxes:
+        strings[image_id].append(f"{label} {score} 0 0.1 1 0.9")
+    kaggle = KAGGLE + "".join(f"{image_id},{' '.join(parts)}\n" for image_id, parts in strings.items())
+    rows = ROWS + "".join("{},{},{},0,1,0.1,0.9\n".format(*boxes[i]) for i in rng.permutation(len(boxes)))
+    return write(folder, kaggle, "kaggle.csv"), write(folder, rows, "rows.csv")
 
 
-def test_more_than_one_part_and_long_quoted_fields(tmp_path, monkeypatch):
-    rows = [(f"{i:04}", " ".join([f"l{i % 7} 0.{i + 1} 0 0 1 1"] * (i % 3))) for i in range(50)]
-    rows.append(("long", " ".join(["z 0.5 0 0 1 1"] * 12_000)))  # longer than the csv module takes by default
-    plain = write(tmp_path, KAGGLE + "".join(f"{image_id},{text}\n" for image_id, text in rows), "plain.csv")
-    quoted = write(tmp_path, KAGGLE + "".join(f'"{image_id}","{text}"\n' for image_id, text in rows), "quoted.csv")
-    expected = as_tuples(read_predictions(plain))
-    assert [len(boxes) for _, boxes in expected] == [i % 3 for i in range(50)] + [12_000]
-    assert as_tuples(read_predictions(quoted)) == expected
-    monkeypatch.setattr(module, "_KAGGLE_ROWS", 7)
-    monkeypatch.setattr(prediction_index, "_ROWS_AT_ONCE", 5)
-    monkeypatch.setattr(prediction_index, "_BYTES_AT_ONCE", 100)
-    again = read_predictions(plain)
-    assert as_tuples(again) == expected
-    assert again.labels == read_predictions(quoted).labels == ["l1", "l2", "l4", "l5", "l0", "l3", "l6", "z"]
+def test_rows_may_be_scattered(tmp_path):
+    """Those of an image are brought together in their order."""
+    kaggle, rows = kaggle_and_scattered_rows(tmp_path)
+    text = rows.read_text(encoding="utf-8")
+    found = read_predictions(rows)
+    assert_well_formed(found)
+    assert as_tuples(found) == rows_in_python(text)
+    assert found.labels == list(dict.fromkeys(line.split(",")[1] for line in text.splitlines()[1:]))
+    boxes_of = {image_id: sorted(boxes) for image_id, boxes in as_tuples(read_predictions(kaggle)) if boxes}
+    assert {image_id: sorted(boxes) for image_id, boxes in as_tuples(found)} == boxes_of
+
+
+def test_neither_blocks_of_text_nor_of_images_matter(tmp_path, monkeypatch):
+    for path in kaggle_and_scattered_rows(tmp_path):
+        whole = as_tuples(read_predictions(path))
+        for size in (7, 100, 1000):  # bytes
+            monkeypatch.setattr(module, "_BYTES_PER_BLOCK", size)
+            file = PredictionFile(path)
+            assert file.num_images == len(file.image_ids) == len(whole)
+            for images in (1, 7, 1000):
+                blocks = list(file.blocks(images))
+                assert all(block.labels is file.labels for block in blocks)
+                assert [pair for block in blocks for pair in as_tuples(block)] == whole
+
+
+def test_images_are_read_in_any_order(tmp_path):
+    for path in kaggle_and_scattered_rows(tmp_path):
+        whole = as_tuples(read_predictions(path))
+        file = PredictionFile(path)
+        for positions in ([5, 3, 30, 30, 3], [], list(range(file.num_images))[::-1]):
+            part = file.read(np.array(positions, dtype=np.int64))
+            assert_well_formed(part)
+            assert as_tuples(part) == [whole[position] for position in positions]
 
 
 # === Mistakes =========================================================================================================
@@ -187,45 +310,41 @@ def test_more_than_one_part_and_long_quoted_fields(tmp_path, monkeypatch):
         ("\n \n", ["is empty"]),
         ("Id,PredictionString\na,\n", ["line 1", "unknown column 'Id'"]),
         ("ImageId,PredictionString,Extra\na,,\n", ["line 1", "unknown column 'Extra'"]),
-        ("ImageId,ImageId,PredictionString\na,a,\n", ["line 1", "'ImageId' is there twice"]),
-        ("ImageID,LabelName,Score,XMin,XMax,YMin\n", ["line 1", "'YMax' is missing"]),
-        (f"a,{BOX}\n", ["line 1", "is not the header"]),
+        ("ImageId,ImageId,PredictionString\na,a,\n", ["line 1", "ImageId,ImageId,PredictionString"]),
+        ("\nImageID,LabelName,Score,XMin,XMax,YMin\n", ["line 2", "ImageID,LabelName,Score,XMin,XMax,YMin,YMax"]),
+        (f"a,{BOX}\n", ["line 1", "unknown column 'a'"]),
         (f"{KAGGLE}a\n", ["line 2", "1 fields", "2 columns"]),
         (f"{KAGGLE}a,\nb,{BOX},c\n", ["line 3", "3 fields"]),
         (f"{KAGGLE}a,\n,{BOX}\n", ["line 3", "image id is empty"]),
         (f"{KAGGLE}a,\n  ,{BOX}\n", ["line 3", "image id is empty"]),
         (f"{KAGGLE}a,\nb,\na,\n", ["line 4", "'a'", "second row"]),
         (f"{KAGGLE}a,{BOX} /m/1 0.5\n", ["line 2", "8 tokens", "'a'", "'0.5'", "multiple of 6"]),
-        (f"{KAGGLE}a,/m/0 0.5 0.1 0.2 0.3\n", ["line 2", "5 tokens"]),
         (f"{KAGGLE}a,\n\nb,{BOX} /m/1 high 0 0 1 1\n", ["line 4", "token 8", "score 'high'", "not a number"]),
         (f"{KAGGLE}a,/m/0 0.5 0.1 0.2 0.3 1_0\n", ["line 2", "token 6", "YMax '1_0'", "not a number"]),
         (f"{KAGGLE}a,/m/0 nan 0.1 0.2 0.3 0.4\n", ["line 2", "token 2", "score 'nan'", "not finite"]),
-        (f"{KAGGLE}a,/m/0 0.5 0.1 -inf 0.3 0.4\n", ["line 2", "token 4", "YMin '-inf'", "not finite"]),
         (f"{KAGGLE}a,/m/0 0.5 0.1 0.2 0.3 1e999\n", ["line 2", "token 6", "YMax '1e999'", "not finite"]),
         (f"{KAGGLE}a,{BOX} /m/0 0.5 0.9 0.2 0.3 0.4\n", ["line 2", "tokens 7 to 12", "XMin 0.9", "XMax 0.3", "swap"]),
-        (f"{KAGGLE}a,/m/0 0.5 0.1 0.5 0.3 0.4\n", ["line 2", "YMin 0.5", "YMax 0.4"]),
-        (f'{KAGGLE}"a\nb",\nc,/m/0\n', ["line 4", "1 tokens"]),
+        (f"{KAGGLE}\na,\nb,/m/0 0.5 0.1 0.5 0.3 0.4\n", ["line 4", "tokens 1 to 6", "YMin 0.5", "YMax 0.4"]),
+        (f'{KAGGLE}"a\nb",\nc,/m/0\n', ["line 2", "quotation mark", "in its line"]),
         (f'{KAGGLE}a,"{BOX}\nb,\n', ["line 2", "quotation mark"]),
         (f"{KAGGLE}a,{BOX}\nb".encode() + b"\xff,\n", ["line 3", "not UTF-8"]),
         (f"{KAGGLE}a,{BOX}\n".encode("utf-16"), ["UTF-16"]),
         (b"PK\x03\x04 and so on", ["zip archive"]),
-        (
-            gzip.compress(KAGGLE.encode() * 50, mtime=0)[:-12],
-            ["damaged gzip"],
-        ),  # a test has the same name in each process
+        (gzip.compress(f"{KAGGLE}a,{BOX}\n".encode(), mtime=0)[:-12], ["damaged gzip", "copy it again"]),
         (f"{ROWS}a,x,0.5,0,1,0\n", ["line 2", "6 fields", "7 columns"]),
         (f"{ROWS}a,x,0.5,0,1,0,\n", ["line 2", "YMax ''", "not a number"]),
-        (f"{ROWS}a,x,inf,0,1,0,1\n", ["line 2", "score 'inf'", "not finite"]),
         (f"{ROWS}a,x,0.5,0,1,0,1\na,x y,0.5,0,1,0,1\n", ["line 3", "'x y'", "white space"]),
         (f"{ROWS}a,,0.5,0,1,0,1\n", ["line 2", "label ''", "empty"]),
         (f"{ROWS},x,0.5,0,1,0,1\n", ["line 2", "image id is empty"]),
-        (f"{ROWS}a,x,0.5,0.6,0.5,0,1\n", ["line 2", "XMin 0.6", "XMax 0.5"]),
+        (f"{ROWS}a,x,0.5,0,1,0,1\na,x,0.5,0.6,0.5,0,1\n", ["line 3: XMin 0.6", "XMax 0.5", "swap"]),
     ],
 )
-def test_a_mistake_is_named_in_one_sentence(tmp_path, text, fragments):
+@pytest.mark.parametrize("bytes_per_block", [48, 1 << 22])
+def test_a_mistake_is_named_in_one_sentence(tmp_path, monkeypatch, text, fragments, bytes_per_block):
+    monkeypatch.setattr(module, "_BYTES_PER_BLOCK", bytes_per_block)
     path = write(tmp_path, text)
     with pytest.raises(InputError) as caught:
-        read_predictions(path)
+        PredictionFile(path)
     message = str(caught.value)
     assert message.startswith(str(path))
     assert "\n" not in message
@@ -233,35 +352,33 @@ def test_a_mistake_is_named_in_one_sentence(tmp_path, text, fragments):
         assert fragment in message
 
 
-def test_a_missing_file_and_a_folder(tmp_path):
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere\.csv does not exist: .*ImageId,PredictionString"):
         read_predictions(tmp_path / "nowhere.csv")
     with pytest.raises(InputError, match="is a folder"):
         read_predictions(tmp_path)
 
 
-def test_equal_corners_are_fine(tmp_path):
-    predictions = read_predictions(write(tmp_path, f"{KAGGLE}a,x 0.5 0.3 0.2 0.3 0.2\n"))
-    assert predictions.boxes.tolist() == [[0.3, 0.2, 0.3, 0.2]]
-
-
-def test_swapped_corners_can_be_allowed_but_not_another_order(tmp_path):
+def test_swapped_corners_can_be_allowed_but_not_another_order(tmp_path, monkeypatch):
+    """The order x1 x2 y1 y2 is recognised by all boxes of the file, not of a block; equal corners are fine."""
+    monkeypatch.setattr(module, "_BYTES_PER_BLOCK", 16)
     one_swapped = write(tmp_path, f"{KAGGLE}a,x 0.5 0.9 0.2 0.3 0.4\nb,{BOX} x 0.5 0.2 0.1 0.6 0.4\n", "one.csv")
-    with pytest.raises(InputError, match="swap them"):
+    with pytest.raises(InputError, match=r"line 2, tokens 1 to 6: XMin 0.9 .* swap them"):
         read_predictions(one_swapped)
-    allowed = read_predictions(one_swapped, allow_swapped_corners=True)
-    assert allowed.boxes[0].tolist() == [0.9, 0.2, 0.3, 0.4]
-    other_order = write(tmp_path, f"{KAGGLE}a,x 0.5 0.7 0.9 0.3 0.4 x 0.5 0.1 0.2 0.3 0.4\n", "order.csv")
+    assert read_predictions(one_swapped, allow_swapped_corners=True).boxes[0].tolist() == [0.9, 0.2, 0.3, 0.4]
+    other_order = write(tmp_path, f"{KAGGLE}b,{BOX}\na,x 0.5 0.7 0.9 0.3 0.4 x 0.5 0.1 0.2 0.3 0.4\n", "order.csv")
     for allow in (False, True):
-        with pytest.raises(InputError, match=r"line 2, tokens 1 to 6: XMin 0.7 .* x1 x2 y1 y2"):
+        with pytest.raises(InputError, match=r"line 3, tokens 1 to 6: XMin 0.7 .* x1 x2 y1 y2"):
             read_predictions(other_order, allow_swapped_corners=allow)
+    equal = read_predictions(write(tmp_path, f"{KAGGLE}a,x 0.5 0.3 0.2 0.3 0.2\n"))
+    assert equal.boxes.tolist() == [[0.3, 0.2, 0.3, 0.2]]
 
 
-def test_the_real_submission_is_read_and_the_malformed_one_is_explained(tmp_path):
-    predictions = read_predictions(shared("data", "submissions", "real_670_images.csv"))
+def test_the_real_submission_is_read_and_the_malformed_one_is_explained():
+    path = shared("data", "submissions", "real_670_images.csv")
+    predictions = read_predictions(path)
     assert (len(predictions.image_ids), len(predictions.boxes), len(predictions.labels)) == (670, 38934, 57)
-    text = shared("data", "submissions", "real_670_images.csv").read_bytes().decode()
-    assert as_tuples(predictions) == kaggle_in_python(text)
+    assert as_tuples(predictions) == kaggle_in_python(path.read_bytes().decode())
     with pytest.raises(InputError, match=r"line 3, tokens 13 to 18: XMin 0.9\d* is greater .* order x1 x2 y1 y2"):
         read_predictions(shared("data", "submissions", "malformed_x1x2y1y2.csv"))
 

@@ -25,7 +25,7 @@ text, and an image-label file once. The files appear together at the end; the sa
     python a01_create_training_files.py --dataset_path data/voc --export coco --export_path data/voc_as_coco
 
 A data set of one's own, --source_path, becomes one in this layout first, with its own validation split or with one of
-folds: oid/sources/ says what its readers forgive, oid/sources/writing.py what is written to DATASET.
+folds: oid/sources/ says what its readers forgive, oid/sources/write.py what is written to DATASET.
 
 The rules
 Classes. Kept are the classes of class-descriptions-boxable.csv, of these only the challenge's where its file is
@@ -64,15 +64,19 @@ Negatives. An image with at least one image label of the level and neither box n
 Labels that neither hierarchy nor descriptions know are dropped and counted.
 """
 
+import contextlib
 import difflib
+import functools
 import math
+import os
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import polars as pl
+from tqdm import tqdm
 
 from a00_utils_and_constants import DATASET_PATH, LEVELS, OUTPUT_PATH
 from oid import paths
@@ -83,8 +87,10 @@ from oid.hierarchy import Hierarchy, read_hierarchy
 from oid.levels.rows import Rows, no_image_labels, read_box_rows, read_image_label_rows
 from oid.levels.rules import Classes, mean_boxes
 from oid.levels.write import Source, write_levels
-from oid.sources.conversion import convert
+from oid.sources.base import FolderError
 from oid.sources.export import export as write_export
+from oid.sources.splits import SplitChoice, SplitError
+from oid.sources.write import convert
 
 SPLITS = ("train", "validation")
 
@@ -132,12 +138,12 @@ def main(
         raise InputError(f"--rare_below {rare_below}: no class has fewer boxes than none, give at least 1")
     if (export is None) != (export_path is None):
         raise InputError("--export and --export_path belong together: the format, and the folder to be made")
-    folds = {"validation_folds": validation_folds, "fold": fold}
-    convert(source, source_path, dataset_path, source_splits=source_splits, **folds)
+    convert_source(source, source_path, dataset_path, SplitChoice(source_splits, validation_folds, fold))
     require_folder(dataset_path, "set --dataset_path, or OID_PATH, to the folder of Open Images")
     classes = read_classes(dataset_path, labels_filter, parent_label)
     if export:
-        write_export(export, dataset_path, export_path, classes.names)
+        with name_flags("export_path"):
+            print(*write_export(export, Path(dataset_path), Path(export_path), classes.names, image_bar), sep="\n")
         return
     is_part = labels_filter is not None or parent_label is not None
     candidates = classes_of_levels(classes, levels, is_part=is_part)
@@ -154,6 +160,36 @@ def main(
         print(f"\nlevel {level}: {len(labels)} classes, in {paths.level_folder(output_path, level)}")
         print_table(counts[level])
         print_names(f"left out, fewer than --min_boxes {min_boxes}", map(classes.names.get, left_out[level]))
+
+
+# === Other formats ===================================================================================================
+def convert_source(source: str, source_path: str | None, dataset_path: str, choice: SplitChoice) -> None:
+    """Makes DATASET from the data set in `source_path`, if that is given, and prints what was made."""
+    if source_path is None:
+        if source != "oid":
+            raise InputError(f"--source {source} needs --source_path: the folder of that data set")
+        if choice != SplitChoice():
+            raise InputError("--source_splits, --validation_folds and --fold need --source_path, the data set")
+        return
+    if not os.path.exists(source_path):
+        raise InputError(f"--source_path {source_path} does not exist: give the folder of the data set")
+    with name_flags("dataset_path"):
+        print(*convert(source, Path(source_path), Path(dataset_path), choice, image_bar), sep="\n")
+    print("  (--source_splits chooses other sets, --validation_folds and --fold other folds)\n", flush=True)
+
+
+@contextlib.contextmanager
+def name_flags(folder: str) -> Iterator[None]:
+    """Adds the flags to change to errors about splits and about the folder to be made, which is given by --`folder`."""
+    try:
+        yield
+    except SplitError as error:
+        raise InputError(f"{error} (see --source_splits, --validation_folds and --fold)") from error
+    except FolderError as error:
+        raise InputError(f"{error} by --{folder}") from error
+
+
+image_bar = functools.partial(tqdm, unit="image", leave=False, disable=None)
 
 
 # === Classes and levels ==============================================================================================

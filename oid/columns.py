@@ -8,7 +8,9 @@ BOX_COLUMNS = (  # the 13 of V4; V6 adds the 8 of the extreme clicks
     *("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside"),
 )
 GROUND_TRUTH_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "IsGroupOf")  # what a07 reads of them
+DIFFICULT_COLUMN = "IsDifficult"  # Pascal VOC's mark, which a01 writes after BOX_COLUMNS
 IMAGE_LABEL_COLUMNS = ("ImageID", "LabelName", "Confidence")
+IMAGE_LABEL_FILE_COLUMNS = ("ImageID", "Source", "LabelName", "Confidence")
 
 # What a01 and a02 write
 IGNORED_REGION_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "Reason")

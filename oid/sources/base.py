@@ -1,26 +1,50 @@
-"""A data set in memory, whatever its format: its classes, its pictures, their boxes in pixels."""
+"""A data set in memory, whatever its format: images, boxes in pixels, classes, and the list of what was wrong."""
 
-from collections.abc import Sequence
+import codecs
+import collections
+import csv
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
-from oid.sources.problems import Problems
+from oid.columns import SOURCE_PROBLEM_COLUMNS
+from oid.files import InputError, output_file, replacing
 
 SPLITS = ("train", "validation", "test")
+Progress = Callable[..., Iterable]  # called with an iterable and its `total`, for example tqdm
 
 
-@dataclass(slots=True)
+class FolderError(InputError):
+    """The folder to be made holds something else."""
+
+
+def require_writable(file: Path) -> None:
+    """Raises a FolderError if `file` cannot be created."""
+    try:
+        output_file(file, "give another folder")
+    except InputError as error:
+        raise FolderError(str(error)) from None
+
+
+def no_progress(items: Iterable, total: int) -> Iterable:
+    """Shows no progress bar."""
+    return items
+
+
+@dataclass(frozen=True, slots=True)
 class Box:
     """One annotated object.
 
     Attributes:
-        class_name: the source's name for its class.
-        corners: x0, y0, x1, y1 in pixels. After `oid.sources.clean` they are the edges of an area: the first pixel
-            of a row reaches from 0 to 1, so that x1 - x0 is the width, and the right edge of the image is its width.
-        place: where the source has it: a line or an element.
+        class_name: the source's name of its class.
+        corners: x0, y0, x1, y1 in pixels. After `oid.sources.clean` they are edges: the first pixel of a row reaches
+            from 0 to 1, x1 - x0 is the width, and the right edge of the image is its width.
+        place: the line or the element of the annotation file.
         occluded, truncated, group_of: 1 yes, 0 no, -1 not known.
-        difficult: Pascal VOC's mark; Open Images has no such column, so it gets one of its own.
+        difficult: Pascal VOC's mark, 1 or 0.
     """
 
     class_name: str
@@ -32,21 +56,21 @@ class Box:
     difficult: int = 0
 
 
-@dataclass(slots=True)
-class Picture:
+@dataclass(frozen=True, slots=True)
+class SourceImage:
     """One annotated image.
 
     Attributes:
         path: the image file.
-        name: the source's name for it, with the folders that tell it from others, without suffix; `/` between them.
+        name: the source's name of it: folders and file, separated by `/`, without suffix.
         file: the annotation file.
-        place: where the annotation file speaks of it, "" for the whole file.
+        place: the image's place in the annotation file, "" for the whole file.
         boxes: the objects.
-        declared_size: width and height as the annotation file says, None where it does not.
-        uncertain: classes of boxes that could not be used: nobody can say that the image has none of these.
-        size: width and height of the stored pixels; (0, 0) until they are read.
-        md5: of the file, hexadecimal; "" until it is read.
-        image_id: unique in the data set, fit for file names and CSV; "" until it is given.
+        declared_size: width and height in the annotation file; None if they are not given.
+        uncertain: classes of boxes that were left out. They may be in the image, so it is no negative example.
+        size: width and height of the stored pixels; (0, 0) until the file is read.
+        md5: of the file, hexadecimal; "" until the file is read.
+        image_id: unique in the data set, fit for file names and CSV; "" until it is assigned.
     """
 
     path: Path
@@ -61,21 +85,129 @@ class Picture:
     image_id: str = ""
 
 
-class Source(Protocol):
-    """A data set on disk, opened by one of the readers.
+Splits = dict[str, list[SourceImage]]
+
+
+class Problem(NamedTuple):
+    """What was wrong in one place. All problems of a kind have the same `problem` and `done`; `value` was found."""
+
+    file: str
+    place: str
+    problem: str
+    value: str
+    done: str
+
+
+class Problems(list[Problem]):
+    """Everything that was wrong with a source, in the order in which it was found."""
+
+    def add(self, file: str | os.PathLike, place: str, problem: str, value: object, done: str) -> None:
+        """Appends one problem."""
+        self.append(Problem(str(file), place, problem, str(value), done))
+
+    def write(self, path: Path) -> None:
+        """Writes all problems as a CSV file. Removes the file if there are none."""
+        if self:
+            write_rows(path, self, SOURCE_PROBLEM_COLUMNS)
+        else:
+            path.unlink(missing_ok=True)
+
+    def summary(self, path: Path) -> list[str]:
+        """Lines with the number of problems of each kind, and the file `path` that lists them."""
+        counts = collections.Counter((row.problem, row.done) for row in self)
+        lines = [f"  {count:7} x {problem}: {done}" for (problem, done), count in counts.items()]
+        return [*lines, f"  each case: {path}"] if lines else []
+
+
+class Reader:
+    """A data set on disk. The reader of a format finds its sets when it is made, and implements `read`.
 
     Attributes:
-        sets: the names of its sets of images, for example "train", "val", "trainval".
         corners_are_pixels: box corners name the first and the last pixel, counted from 1, instead of edges.
-        ignored_class: boxes of this name are areas where any class may be; None where the format has no such thing.
+        ignored_class: boxes with this name are areas where any class may be; None if the format has no such areas.
+        sets: the names of its sets of images, for example "train", "val", "trainval".
+        notes: lines about how the source was understood.
+        problems: what was wrong so far.
+        found: names of the classes of all boxes that were read.
     """
 
-    sets: Sequence[str]
-    corners_are_pixels: bool
-    ignored_class: str | None
+    corners_are_pixels = False
+    ignored_class: str | None = None
 
-    def read(self, name: str, problems: Problems) -> list[Picture]:
-        """The pictures of one set, unusable entries left out and added to `problems`."""
+    def __init__(self, sets: Iterable[str], notes: Sequence[str] = ()):
+        self.sets = list(sets)
+        self.notes = list(notes)
+        self.problems = Problems()
+        self.found: set[str] = set()
+
+    def read(self, name: str) -> list[SourceImage]:
+        """The images of one set. What cannot be used is left out, and added to `problems`."""
+        raise NotImplementedError
 
     def classes(self) -> list[str]:
-        """The classes in the order of the network's outputs; to be asked after the sets are read."""
+        """The classes in the order of the network's outputs, after all sets are read: those found, by the alphabet."""
+        return sorted(self.found)
+
+    def add_box(self, image: SourceImage, class_name: str, corners: Sequence, place: str, **marks: int) -> None:
+        """Adds a box to an image, or a problem if the class or a corner is missing.
+
+        Args:
+            image: gets the box.
+            class_name: its class, or "".
+            corners: x0, y0, x1, y1 as numbers or text.
+            place: the line or the element.
+            marks: `truncated` and so on, see `Box`.
+        """
+        numbers = tuple(map(number, corners))
+        if class_name and len(numbers) == 4 and not any(map(math.isnan, numbers)):
+            self.found.add(class_name)
+            image.boxes.append(Box(class_name, numbers, place, **marks))
+        else:
+            problem = "corner missing or not a number" if class_name else "box without a class"
+            self.leave_out_box(image, class_name, place, problem, f"{class_name} {','.join(map(str, corners))}")
+
+    def leave_out_box(self, image: SourceImage, class_name: str, place: str, problem: str, value: object) -> None:
+        """Adds a problem about a box, whose class is uncertain in the image from now on."""
+        self.problems.add(image.file, place, problem, value, "box left out")
+        if class_name:
+            image.uncertain.add(class_name)
+
+
+def number(value: object) -> float:
+    """A finite number, from a number or from text; otherwise NaN."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+    return result if math.isfinite(result) else math.nan
+
+
+def read_text(path: Path) -> str:
+    """Reads a text file in UTF-8, or in UTF-16 if it begins with that byte-order mark.
+
+    Raises:
+        InputError: the file cannot be read, or is not text of that encoding.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    content = content if is_utf16 else content.removeprefix(codecs.BOM_UTF8)
+    try:
+        return content.decode("utf-16" if is_utf16 else "utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}, line {line}: not UTF-{16 if is_utf16 else 8}: save it as UTF-8") from None
+
+
+def write_rows(path: Path, rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> None:
+    """Writes a CSV file, whole or not at all. A value may be any file name, even one that is not UTF-8."""
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        if header:
+            writer.writerow(header)
+        writer.writerows(rows)

@@ -1,31 +1,28 @@
 """Reads COCO's JSON files: images, annotations with bbox [x, y, width, height] in pixels, categories.
 
     annotations/instances_<set>.json    images in <set>/, images/<set>/ or images/
-    <set>/_annotations.coco.json        images beside it
-    one JSON file                       images beside it, or in images/ there
+    <set>/_annotations.coco.json        images in the same folder
+    one JSON file                       images in the same folder, or in images/ there
 
-`iscrowd` becomes a group-of box. Categories are in the order of their ids; several of one name are one class. Pixels
-are edges: the corners are x, y, x + width, y + height.
+`iscrowd` becomes a group-of box. Classes are in the order of the category ids; categories with one name are one class.
+Coordinates are edges: the corners are x, y, x + width, y + height.
 """
 
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from oid.files import InputError
-from oid.sources.base import Box, Picture
-from oid.sources.problems import Problems
+from oid.sources.base import Reader, SourceImage, number, read_text
 
 PREFIX = "instances_"
 ROBOFLOW = "_annotations.coco.json"
 
 
-class CocoSource:
-    """A folder with annotation files and images, or one annotation file; see `description.Source`."""
-
-    corners_are_pixels = False
-    ignored_class = None
+class CocoReader(Reader):
+    """A folder with annotation files and images, or one annotation file."""
 
     def __init__(self, path: Path):
         """Finds the annotation files.
@@ -35,127 +32,127 @@ class CocoSource:
         """
         self._root = path
         if path.is_file():
-            in_a_folder = path.parent.name == "annotations" or path.name == ROBOFLOW
-            self._root = path.parent.parent if in_a_folder else path.parent
-            self._files = {path.parent.name if path.name == ROBOFLOW else path.stem.removeprefix(PREFIX): path}
+            in_folder = path.parent.name == "annotations" or path.name == ROBOFLOW
+            self._root = path.parent.parent if in_folder else path.parent
+            files = [path]
         else:
-            files = sorted((path / "annotations").glob(f"{PREFIX}*.json")) or sorted(path.glob("*.json"))
-            files = files or sorted((path / "annotations").glob("*.json"))
-            self._files = {file.stem.removeprefix(PREFIX): file for file in files}
-            if not files:
-                self._files = {file.parent.name: file for file in sorted(path.glob(f"*/{ROBOFLOW}"))}
-        if not self._files:
-            raise InputError(f"{path} has no annotations: expected annotations/{PREFIX}<set>.json, as COCO has them")
-        self.sets = list(self._files)
+            patterns = (f"annotations/{PREFIX}*.json", "*.json", "annotations/*.json", f"*/{ROBOFLOW}")
+            files = next(filter(None, (sorted(path.glob(pattern)) for pattern in patterns)), [])
+        if not files:
+            raise InputError(f"{path} has no annotations: expected annotations/{PREFIX}<set>.json, as in COCO")
+        self._files = {f.parent.name if f.name == ROBOFLOW else f.stem.removeprefix(PREFIX): f for f in files}
         self._categories: dict[str, int] = {}  # {name: its smallest id}
+        super().__init__(self._files)
 
     def classes(self) -> list[str]:
         """All categories in the order of their ids, with or without boxes."""
         return sorted(self._categories, key=self._categories.get)
 
-    def read(self, name: str, problems: Problems) -> list[Picture]:
-        """See `description.Source`."""
+    def read(self, name: str) -> list[SourceImage]:
+        """See `Reader`."""
         file = self._files[name]
         content = _read_json(file)
-        names = self._read_categories(content["categories"], file, problems)
-        folders = [file.parent, self._root / name, self._root / "images" / name, self._root / "images", self._root]
-        pictures: dict[object, Picture] = {}
-        paths = set()
-        for place, image in _elements(content, "images", file, problems):
-            path = image.get("file_name")
-            if not isinstance(path, str) or not path or image.get("id") is None:
-                problems.add(file, place, "image without file_name or id", path, "image left out")
-                continue
-            path = path.replace("\\", "/")
-            if image["id"] in pictures or path in paths:
-                problems.add(file, place, "image id or file_name a second time", path, "image left out")
-                continue
-            paths.add(path)
-            folder = next((folder for folder in folders if os.path.isfile(folder / path)), folders[0])
-            folders.sort(key=lambda other, last=folder: other != last)  # the next is where this one was
-            spelled = os.path.splitext(f"{name}/{path}")[0]
-            pictures[image["id"]] = Picture(folder / path, spelled, file, place, declared_size=_size(image))
-        for place, annotation in _elements(content, "annotations", file, problems):
-            picture = pictures.get(_hashable(annotation.get("image_id")))
-            if picture is None:
-                problems.add(file, place, "annotation of an unknown image", annotation.get("image_id"), "left out")
-                continue
-            _add_box(picture, annotation, place, names, problems)
-        return list(pictures.values())
+        names = self._read_categories(content["categories"], file)
+        images = self._read_images(content["images"], file, name)
+        for place, annotation in self._elements(content["annotations"], "annotations", file):
+            image = images.get(_as_id(annotation.get("image_id")))
+            category = _as_id(annotation.get("category_id"))
+            if image is None:
+                value = annotation.get("image_id")
+                self.problems.add(file, place, "annotation of an unknown image", value, "left out")
+            elif category not in names:
+                self.problems.add(file, place, "unknown category", category, "box left out")
+            else:
+                self._read_box(image, names[category], annotation, place)
+        return list(images.values())
 
-    def _read_categories(self, categories: list, file: Path, problems: Problems) -> dict[int, str]:
-        """{id: name} of a file; adds the names to the classes of the source."""
+    def _read_categories(self, categories: list, file: Path) -> dict[int, str]:
+        """{id: name} of one file; adds the names to the classes of the source."""
         names: dict[int, str] = {}
         for index, category in enumerate(categories):
+            place = f"categories[{index}]"
             known = category if isinstance(category, dict) else {}
-            number, name = known.get("id"), known.get("name")
-            if not isinstance(number, int) or not isinstance(name, str) or not name.strip():
-                raise InputError(f"{file}, categories[{index}]: {category!r} needs a whole number id and a name")
-            if number in names:
-                raise InputError(f"{file}, categories[{index}]: id {number} is there already: give each its own")
+            category_id, name = known.get("id"), known.get("name")
+            if not isinstance(category_id, int) or not isinstance(name, str) or not name.strip():
+                raise InputError(f"{file}, {place}: {category!r} needs a whole number id and a name")
+            if category_id in names:
+                raise InputError(f"{file}, {place}: id {category_id} occurs twice: give each category its own")
             name = name.strip()
             if name in names.values():
-                problems.add(file, f"categories[{index}]", "category name a second time", name, "taken as one class")
-            names[number] = name
-            self._categories[name] = min(number, self._categories.get(name, number))
+                self.problems.add(file, place, "category name occurs twice", name, "taken as one class")
+            names[category_id] = name
+            self._categories[name] = min(category_id, self._categories.get(name, category_id))
         return names
+
+    def _read_images(self, elements: list, file: Path, name: str) -> dict[object, SourceImage]:
+        """{id: image} of one file."""
+        folders = [file.parent, self._root / name, self._root / "images" / name, self._root / "images", self._root]
+        images: dict[object, SourceImage] = {}
+        paths = set()
+        for place, element in self._elements(elements, "images", file):
+            path, image_id = element.get("file_name"), _as_id(element.get("id"))
+            path = path.replace("\\", "/") if isinstance(path, str) else ""
+            if not path or image_id is None:
+                self.problems.add(file, place, "image without file_name or id", path, "image left out")
+            elif image_id in images or path in paths:
+                self.problems.add(file, place, "image id or file_name occurs twice", path, "image left out")
+            else:
+                paths.add(path)
+                folder = next((folder for folder in folders if os.path.isfile(folder / path)), folders[0])
+                folders.sort(key=lambda other, last=folder: other != last)  # the next image is likely there, too
+                full_name = os.path.splitext(f"{name}/{path}")[0]
+                images[image_id] = SourceImage(folder / path, full_name, file, place, declared_size=_size(element))
+        return images
+
+    def _elements(self, elements: list, key: str, file: Path) -> Iterator[tuple[str, dict]]:
+        """Yields the place and the content of each element. An element that is not an object is a problem."""
+        for index, element in enumerate(elements):
+            place = f"{key}[{index}]"
+            if not isinstance(element, dict):
+                self.problems.add(file, place, "element that is not an object", repr(element)[:50], "left out")
+                continue
+            element_id = _as_id(element.get("id"))
+            yield place if element_id is None else f"{place} (id {element_id})", element
+
+    def _read_box(self, image: SourceImage, class_name: str, annotation: dict, place: str) -> None:
+        bbox = annotation.get("bbox")
+        if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
+            problem = "bbox missing or not four numbers"
+            self.leave_out_box(image, class_name, place, problem, repr(bbox)[:50])
+            return
+        x, y, width, height = map(float, bbox)
+        is_crowd = int(annotation.get("iscrowd") in (1, True))
+        self.add_box(image, class_name, (x, y, x + width, y + height), place, group_of=is_crowd)
 
 
 def _read_json(file: Path) -> dict:
-    """The content of an annotation file, its three lists checked to be there."""
+    """The content of an annotation file.
+
+    Raises:
+        InputError: it is not JSON, or one of the three lists is missing.
+    """
     try:
-        content = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: byte {error.start} is not UTF-8: save it as UTF-8") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f", line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ": too deep"
-        raise InputError(f"{file}{where}: it is not JSON") from None
+        content = json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file}, line {error.lineno}: {error.msg}: this is not JSON") from None
+    except (RecursionError, ValueError) as error:  # the second: a number with thousands of digits
+        raise InputError(f"{file}: this is not JSON of a data set ({error})") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise InputError(f"{file} has no list {key!r}: expected COCO's images, annotations and categories")
     return content
 
 
-def _elements(content: dict, key: str, file: Path, problems: Problems):
-    """Yields (place, element) of a list; what is no object is a problem."""
-    for index, element in enumerate(content[key]):
-        if not isinstance(element, dict):
-            problems.add(file, f"{key}[{index}]", "element that is no object", repr(element)[:50], "left out")
-            continue
-        number = _hashable(element.get("id"))
-        element["id"] = number
-        yield f"{key}[{index}]" + ("" if number is None else f" (id {number})"), element
-
-
-def _add_box(picture: Picture, annotation: dict, place: str, names: dict[int, str], problems: Problems) -> None:
-    """Adds the box of one annotation, or tells why not."""
-    category = _hashable(annotation.get("category_id"))
-    if category not in names:
-        problems.add(picture.file, place, "unknown category", category, "box left out")
-        return
-    bbox = annotation.get("bbox")
-    numbers = isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))
-    if not numbers:
-        problems.add(picture.file, place, "bbox that is missing or no four numbers", repr(bbox)[:50], "box left out")
-        picture.uncertain.add(names[category])
-        return
-    x, y, width, height = map(float, bbox)
-    crowd = int(annotation.get("iscrowd") in (1, True))
-    picture.boxes.append(Box(names[category], (x, y, x + width, y + height), place, group_of=crowd))
-
-
 def _size(image: dict) -> tuple[int, int] | None:
-    """Width and height, 0 for what is no number; None where the file has neither."""
+    """Width and height, 0 if one is not a number; None if both are missing."""
     sides = [image.get(side) for side in ("width", "height")]
     return None if sides == [None, None] else tuple(int(side) if _is_number(side) else 0 for side in sides)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(number(value))
 
 
-def _hashable(value: object) -> object:
-    """Ids as they are, numbers or text; None for what cannot be one."""
+def _as_id(value: object) -> object:
+    """A number or text as it is; None for anything else."""
     return value if isinstance(value, int | float | str) else None

@@ -1,29 +1,28 @@
-"""Reads the CSV files that keras-retinanet takes.
+"""Reads the CSV files of keras-retinanet.
 
     annotations:  path,x1,y1,x2,y2,class_name     a box; the corners are edges in pixels, whole or not
                   path,,,,,                       an image without objects
-    classes:      class_name,id                   the ids give the order; without the file: the alphabet
+    classes:      class_name,id                   the ids give the order; without this file: the alphabet
 
-Paths are relative to the file that has them. Forgiven: a header row (its names say which column is which), a byte-order
+Paths are relative to the CSV file. Accepted as well: a header row (its names say which column is which), a byte-order
 mark, UTF-16, semicolons or tabs between the values, white space around them, backslashes in paths, further columns.
-The sets of a folder are its CSV files, each by its name without suffix.
+The sets of a folder are its CSV files, each named by its file name without suffix.
 """
 
 import csv
-import math
+import io
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from oid.files import InputError
-from oid.sources.base import Box, Picture
-from oid.sources.problems import Problems
+from oid.sources.base import Reader, SourceImage, read_text
 
 CLASS_FILES = ("classes.csv", "class_mapping.csv", "class_list.csv")
-EMPTY = ("",) * 5
+ROW = "path,x1,y1,x2,y2,class_name"
 
-_NAMES = (  # of columns in a header row, in the order of the values
+_HEADER_NAMES = (  # of each value of a row
     {"path", "file", "filename", "file_name", "image", "image_path", "img_file", "image_file"},
     {"x1", "xmin", "x_min", "left"},
     {"y1", "ymin", "y_min", "top"},
@@ -33,101 +32,72 @@ _NAMES = (  # of columns in a header row, in the order of the values
 )
 
 
-class CsvSource:
-    """A folder with annotation files and a class file, or one annotation file; see `description.Source`."""
-
-    corners_are_pixels = False
-    ignored_class = None
+class CsvReader(Reader):
+    """A folder with annotation files and a class file, or one annotation file."""
 
     def __init__(self, path: Path):
-        """Opens the folder or the file.
+        """Finds the files.
 
         Raises:
-            InputError: there is no CSV file, or the class file is wrong.
+            InputError: there is no annotation file, or the class file is wrong.
         """
         folder = path if path.is_dir() else path.parent
-        files = sorted(folder.glob("*.csv")) if path.is_dir() else [path]
-        self._files = {file.stem: file for file in files if file.name.lower() not in CLASS_FILES}
-        if not self._files:
-            raise InputError(f"{path} has no annotation file: expected annotations.csv, path,x1,y1,x2,y2,class_name")
-        self.sets = list(self._files)
-        self._classes: dict[str, int] | None = None
-        self._found: set[str] = set()
-        class_file = next((file for file in sorted(folder.glob("*.csv")) if file.name.lower() in CLASS_FILES), None)
-        if class_file is None:
-            print(f"{folder} has none of {', '.join(CLASS_FILES)}: the classes are those that occur")
-        else:
-            self._classes = read_classes(class_file)
+        tables = sorted(folder.glob("*.csv"))
+        class_files = [file for file in tables if file.name.lower() in CLASS_FILES]
+        files = [file for file in (tables if path.is_dir() else [path]) if file not in class_files]
+        if not files:
+            raise InputError(f"{path} has no annotation file: expected annotations.csv with rows {ROW}")
+        self._files = {file.stem: file for file in files}
+        self._class_ids = read_classes(class_files[0]) if class_files else None
+        note = f"{folder} has none of {', '.join(CLASS_FILES)}: the classes are those that occur"
+        super().__init__(self._files, [] if class_files else [note])
 
     def classes(self) -> list[str]:
-        """By their ids in the class file, or all that occur in the order of the alphabet."""
-        return sorted(self._found) if self._classes is None else sorted(self._classes, key=self._classes.get)
+        """The classes of the class file in the order of their ids; without it all that occur, by the alphabet."""
+        return super().classes() if self._class_ids is None else sorted(self._class_ids, key=self._class_ids.get)
 
-    def read(self, name: str, problems: Problems) -> list[Picture]:
-        """See `description.Source`."""
+    def read(self, name: str) -> list[SourceImage]:
+        """See `Reader`."""
         file = self._files[name]
-        pictures: dict[str, Picture] = {}
-        order = tuple(range(6))
-        first = True
-        for line, row in read_rows(file):
+        images: dict[str, SourceImage] = {}
+        columns = tuple(range(6))
+        for index, (line, row) in enumerate(read_rows(file)):
             place = f"line {line}"
-            if first:
-                first = False
-                if header := _header(row):
-                    order = header
-                    problems.add(file, place, "header row", ",".join(row), "not taken as a box")
-                    continue
-            values = [row[index].strip() if index < len(row) else "" for index in order]
-            if not values[0] or len(row) < 6:
-                expected = "a row needs path,x1,y1,x2,y2,class_name"
-                problems.add(file, place, f"row without all values: {expected}", ",".join(row), "left out")
+            if index == 0 and (header := _header(row)):
+                columns = header
+                self.problems.add(file, place, "header row", ",".join(row), "not taken as a box")
                 continue
-            picture = self._picture(pictures, values[0], file, place, problems)
-            if tuple(values[1:]) != EMPTY:
-                self._add_box(picture, values, place, problems)
-        return list(pictures.values())
+            path, *corners, class_name = (row[column].strip() if column < len(row) else "" for column in columns)
+            if not path or len(row) < 6:
+                self.problems.add(file, place, f"row that is not {ROW}", ",".join(row), "left out")
+                continue
+            image = self._image(images, path, file, place)
+            if class_name or any(corners):
+                self.add_box(image, class_name, corners, place)
+        return list(images.values())
 
-    def _picture(
-        self, pictures: dict[str, Picture], spelled: str, file: Path, place: str, problems: Problems
-    ) -> Picture:
-        """The picture of that path, made where it is new."""
-        backslashes = "\\" in spelled and not os.path.isfile(file.parent / spelled)
-        path = os.path.normpath(spelled.replace("\\", "/") if backslashes else spelled)
-        if path not in pictures:
-            if backslashes:
-                problems.add(file, place, "path with backslashes", spelled, "read as slashes")
+    def _image(self, images: dict[str, SourceImage], spelled: str, file: Path, place: str) -> SourceImage:
+        """The image with that path, added to `images` if it is new."""
+        has_backslashes = "\\" in spelled and not os.path.isfile(file.parent / spelled)
+        path = os.path.normpath(spelled.replace("\\", "/") if has_backslashes else spelled)
+        if path not in images:
+            if has_backslashes:
+                self.problems.add(file, place, "path with backslashes", spelled, "read as slashes")
             name = os.path.splitext(path)[0].replace(os.sep, "/")
-            pictures[path] = Picture(file.parent / path, name, file, place)
-        return pictures[path]
-
-    def _add_box(self, picture: Picture, values: list[str], place: str, problems: Problems) -> None:
-        """Adds the box of a row, or tells why not."""
-        class_name = values[5]
-        try:
-            x0, y0, x1, y1 = (float(value) for value in values[1:5])
-            if not all(map(math.isfinite, (x0, y0, x1, y1))) or not class_name:
-                raise ValueError
-        except ValueError:
-            problem = "corner that is no number" if class_name else "box without a class"
-            problems.add(picture.file, place, problem, ",".join(values[1:]), "box left out")
-            if class_name:
-                picture.uncertain.add(class_name)
-            return
-        if self._classes is None:
-            self._found.add(class_name)
-        picture.boxes.append(Box(class_name, (x0, y0, x1, y1), place))
+            images[path] = SourceImage(file.parent / path, name, file, place)
+        return images[path]
 
 
 def read_classes(path: Path) -> dict[str, int]:
-    """Reads {name: id} from rows `class_name,id`; a first row whose id is no number is a header.
+    """Reads {name: id} from rows `class_name,id`. If the id of the first row is not a number, that row is a header.
 
     Raises:
         InputError: a row is something else, a name or an id occurs twice, or there is no row.
     """
     classes: dict[str, int] = {}
-    for number, (line, row) in enumerate(read_rows(path)):
+    for index, (line, row) in enumerate(read_rows(path)):
         name, text = (row[0].strip(), row[1].strip()) if len(row) > 1 else ("", "")
-        if number == 0 and name and text and not re.fullmatch(r"[-+]?\d+", text):
+        if index == 0 and name and text and not re.fullmatch(r"[-+]?\d+", text):
             continue
         if not name or not re.fullmatch(r"\d+", text):
             raise InputError(f"{path}, line {line}: {','.join(row)!r} is not class_name,id: give a name and a number")
@@ -135,7 +105,7 @@ def read_classes(path: Path) -> dict[str, int]:
             continue
         if name in classes or int(text) in classes.values():
             what = f"the class {name!r}" if name in classes else f"the id {text}"
-            raise InputError(f"{path}, line {line}: {what} is there already: each class needs one id of its own")
+            raise InputError(f"{path}, line {line}: {what} occurs twice: each class needs one id of its own")
         classes[name] = int(text)
     if not classes:
         raise InputError(f"{path} has no class: expected rows class_name,id")
@@ -145,50 +115,30 @@ def read_classes(path: Path) -> dict[str, int]:
 def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yields (line number, values) of the rows that are not empty.
 
+    The values are separated by the character that occurs most in the first row: a comma, semicolon or tab.
+
     Raises:
-        InputError: the file cannot be read, or is neither UTF-8 nor UTF-16 text, or no CSV.
+        InputError: the file cannot be read, is not text, or is not CSV.
     """
+    text = read_text(path)
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
     try:
-        with open(path, "rb") as file:
-            encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-        with open(path, encoding=encoding, newline="") as file:
-            rows = csv.reader(file, delimiter=_delimiter(file), strict=True)
-            for row in rows:
-                if any(value.strip() for value in row):
-                    yield rows.line_num, row
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeError:
-        raise InputError(f"{path}{_first_bad_line(path, encoding)}: save it as UTF-8") from None
+        for row in rows:
+            if any(value.strip() for value in row):
+                yield rows.line_num, row
     except csv.Error as error:
         raise InputError(f"{path}, line {rows.line_num}: not CSV ({error}): check the quotes") from None
 
 
-def _first_bad_line(path: Path, encoding: str) -> str:
-    """Where the text is not in its encoding, as words that follow the file's name."""
-    if encoding == "utf-16":
-        return " is not the UTF-16 that its first bytes say"
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError:
-                return f", line {number}: not UTF-8"
-    return " is not UTF-8"
-
-
-def _delimiter(file) -> str:
-    """What stands between the values: a comma, or what the first row has more of; the file is at its start again."""
-    first = next((line for line in file if line.strip()), "")
-    file.seek(0)
-    return max(",;\t", key=first.count)
-
-
 def _header(row: list[str]) -> tuple[int, ...] | None:
-    """Where the six values stand, if the row is a header: its corners are words; None for an ordinary row."""
+    """The columns of the six values if the row is a header; None for an ordinary row.
+
+    A row whose corners are words in another language is a header, too; the values are in the usual order then.
+    """
     names = [value.strip().strip("#").lower() for value in row]
-    places = [[index for index, name in enumerate(names) if name in known] for known in _NAMES]
-    if all(len(found) == 1 for found in places):
-        return tuple(found[0] for found in places)
-    words = [re.fullmatch(r"[a-z][a-z_ ]*\d?", name) for name in names[1:5]]
-    return tuple(range(6)) if len(words) == 4 and all(words) and "nan" not in names and "inf" not in names else None
+    columns = [[index for index, name in enumerate(names) if name in known] for known in _HEADER_NAMES]
+    if all(len(found) == 1 for found in columns):
+        return tuple(found[0] for found in columns)
+    words = [name for name in names[1:5] if re.fullmatch(r"[a-z][a-z_ ]*\d?", name) and name not in ("nan", "inf")]
+    return tuple(range(6)) if len(words) == 4 else None

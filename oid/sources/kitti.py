@@ -1,12 +1,12 @@
 """Reads data sets in KITTI's layout, the official one and that of keras-retinanet.
 
-    training/image_2/*.png   training/label_2/*.txt      official; also with source_path = .../training
+    training/image_2/*.png   training/label_2/*.txt      official; the path may also be that of training/
     train/images/*           train/labels/*.txt          keras-retinanet, and val/ likewise
 
-A label row is: type truncated occluded alpha left top right bottom, and seven values of the third dimension (and a
-score, perhaps), separated by white space. Corners are taken as edges, as KITTI's own evaluation and keras-retinanet
-take them. An image without a label file is not annotated and left out; an empty label file is an image without
-objects. `DontCare` is no class: nothing is learned there.
+A label row is: type truncated occluded alpha left top right bottom, and seven values of the third dimension (and
+perhaps a score), separated by white space. Corners are edges, as in KITTI's own evaluation and keras-retinanet. An
+image without a label file is not annotated and left out; an empty label file means an image without objects. `DontCare`
+is no class: nothing is learned in such an area.
 """
 
 import math
@@ -14,79 +14,61 @@ from pathlib import Path
 
 from oid.files import InputError
 from oid.images.find import find_images
-from oid.sources.base import Box, Picture
-from oid.sources.problems import Problems
+from oid.sources.base import Reader, SourceImage, number, read_text
 
 FOLDERS = (("image_2", "label_2"), ("images", "labels"))
 CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
 OCCLUDED = {"0": 0, "1": 1, "2": 1}  # 3 = not known
+ROW = "type truncated occluded alpha left top right bottom"
 
 
-class KittiSource:
-    """A folder in KITTI's layout; see `description.Source`."""
+class KittiReader(Reader):
+    """A folder in KITTI's layout."""
 
-    corners_are_pixels = False
     ignored_class = "DontCare"
 
     def __init__(self, path: Path):
-        """Opens the folder.
+        """Finds the folders with labels.
 
         Raises:
-            InputError: there is no folder with labels in it.
+            InputError: there is none.
         """
         if path.is_file():
-            raise InputError(f"{path} is a file: give --source_path the folder with training/ or train/ in it")
-        self._root = path
-        places = [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]
-        pairs = ((place, place / images, place / labels) for place in places for images, labels in FOLDERS)
-        found = [(place, images, labels) for place, images, labels in pairs if images.is_dir() and labels.is_dir()]
-        self._folders = {"train" if place == path else place.name: rest for place, *rest in found}
+            raise InputError(f"{path} is a file: give the folder with training/ or train/ in it")
+        self._folders = {}
+        for place in [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]:
+            for images, labels in FOLDERS:
+                if (place / images).is_dir() and (place / labels).is_dir():
+                    self._folders["train" if place == path else place.name] = (place / images, place / labels)
         if not self._folders:
             raise InputError(f"{path} has no labels: expected training/image_2 and label_2, or train/images and labels")
-        self.sets = list(self._folders)
-        self._found: set[str] = set()
+        super().__init__(self._folders)
 
     def classes(self) -> list[str]:
-        """KITTI's that occur, in its order; then others in the order of the alphabet."""
-        found = self._found - {self.ignored_class}
+        """KITTI's own classes, in its order, then the others by the alphabet; only those that occur."""
+        found = self.found - {self.ignored_class}
         return [name for name in CLASSES if name in found] + sorted(found - set(CLASSES))
 
-    def read(self, name: str, problems: Problems) -> list[Picture]:
-        """See `description.Source`."""
+    def read(self, name: str) -> list[SourceImage]:
+        """See `Reader`."""
         image_folder, label_folder = self._folders[name]
-        images = find_images(image_folder)
+        paths = find_images(image_folder)
         labels = {file.stem: file for file in sorted(label_folder.glob("*.txt"))}
-        for stem in sorted(images.keys() - labels.keys()):
-            problems.add(images[stem], "", "image without a label file", "", "image left out")
-        pictures = []
+        for stem in sorted(paths.keys() - labels.keys()):
+            self.problems.add(paths[stem], "", "image without a label file", "", "image left out")
+        images = []
         for stem, file in labels.items():
-            path = images.get(stem, image_folder / f"{stem}.png")
-            # the name says the set, too: KITTI counts from 000000 in each
-            picture = Picture(path, f"{name}/{stem}", file)
-            pictures.append(picture)
-            self._read_labels(picture, problems)
-        return pictures
+            path = paths.get(stem, image_folder / f"{stem}.png")
+            images.append(SourceImage(path, f"{name}/{stem}", file))  # the numbers of each set begin with 000000
+            for line, text in enumerate(read_text(file).splitlines(), start=1):
+                if values := text.split():
+                    self._read_row(images[-1], values, f"line {line}")
+        return images
 
-    def _read_labels(self, picture: Picture, problems: Problems) -> None:
-        """Adds the boxes of a label file."""
-        try:
-            lines = picture.file.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{picture.file}: byte {error.start} is not UTF-8: save it as UTF-8") from None
-        for number, line in enumerate(lines, start=1):
-            values = line.split()
-            if not values:
-                continue
-            try:
-                corners = tuple(float(value) for value in values[4:8])
-                truncated = float(values[1])
-                if len(corners) < 4 or not all(map(math.isfinite, corners)):
-                    raise ValueError
-            except (ValueError, IndexError):
-                place, expected = f"line {number}", "type truncated occluded alpha left top right bottom"
-                problems.add(picture.file, place, f"row that is not {expected}", line, "box left out")
-                picture.uncertain.add(values[0])
-                continue
-            self._found.add(values[0])
-            flags = {"truncated": int(truncated > 0), "occluded": OCCLUDED.get(values[2], -1)}
-            picture.boxes.append(Box(values[0], corners, f"line {number}", **flags))
+    def _read_row(self, image: SourceImage, values: list[str], place: str) -> None:
+        truncated = number(values[1]) if len(values) >= 8 else math.nan
+        if math.isnan(truncated):
+            self.leave_out_box(image, values[0], place, f"row that is not {ROW}", " ".join(values))
+            return
+        marks = {"truncated": int(truncated > 0), "occluded": OCCLUDED.get(values[2], -1)}
+        self.add_box(image, values[0], values[4:8], place, **marks)

@@ -1,148 +1,144 @@
-"""Reads data sets in Pascal VOC's paths.
+"""Reads data sets in Pascal VOC's layout.
 
     Annotations/<name>.xml       one file for each image; objects with name, bndbox, and optionally truncated,
                                  occluded, difficult, group_of
     ImageSets/Main/<set>.txt     the names of a set; without the folder all annotations are one set, `train`
     JPEGImages/<name>.jpg        or another suffix
 
-A folder that holds XML files and images side by side, as labelling tools write it, is read, too. Corners are those of
-the format: pixels, counted from 1, the last one included. (keras-retinanet subtracts 1 from all four, and takes what
-it gets for edges: its boxes end one pixel short on the right and at the bottom.)
+XML files and images may also lie in one folder, as labelling tools write them. Corners are pixels, counted from 1, the
+last one included: a box with xmin = xmax is one pixel wide. (keras-retinanet subtracts 1 from all four corners and
+takes them for edges: its boxes end one pixel short on the right and at the bottom.)
 """
 
 import math
 import os
 import re
 from pathlib import Path
-from xml.etree.ElementTree import Element
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
 
 from oid.files import InputError
 from oid.images.find import SUFFIXES
-from oid.sources.base import Box, Picture
-from oid.sources.problems import Problems
-from oid.sources.xml_files import LINE, XmlError, read_xml
+from oid.sources.base import Reader, SourceImage, number, read_text
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+MARKS = ("truncated", "occluded", "difficult", "group_of")
+LINE = "line of the file"  # an attribute that `read_xml` adds; XML allows no spaces in names
 
 
-class VocSource:
-    """A folder in Pascal VOC's layout; see `description.Source`."""
+class VocReader(Reader):
+    """A folder in Pascal VOC's layout."""
 
     corners_are_pixels = True
-    ignored_class = None
 
     def __init__(self, path: Path):
-        """Opens the folder.
+        """Finds annotations, images and sets.
 
         Raises:
-            InputError: there are no annotations in it.
+            InputError: there are no annotations in the folder.
         """
         if path.is_file():
-            raise InputError(f"{path} is a file: give --source_path the folder with Annotations and JPEGImages")
+            raise InputError(f"{path} is a file: give the folder with Annotations and JPEGImages")
         self._annotations = path / "Annotations" if (path / "Annotations").is_dir() else path
         self._images = path / "JPEGImages" if (path / "JPEGImages").is_dir() else path
         self._xml = {file.stem: file for file in sorted(self._annotations.glob("*.xml"))}
         if not self._xml:
-            raise InputError(f"{path} has no annotations: expected Annotations/*.xml, as Pascal VOC has them")
-        self._lists: dict[str, Path | None] = {}
-        for listing in sorted((path / "ImageSets" / "Main").glob("*.txt")):
-            names = _listed(listing)
-            if any(name in self._xml for name in names[:1000]):  # a test set may come without annotations
-                self._lists[listing.stem] = listing
-        if not self._lists:
-            print(f"{path / 'ImageSets' / 'Main'} lists no annotated images: all of {self._annotations} are one set")
-            self._lists = {"train": None}
-        self.sets = list(self._lists)
+            raise InputError(f"{path} has no annotations: expected Annotations/*.xml, as in Pascal VOC")
+        lists = path / "ImageSets" / "Main"
+        self._lists = {
+            file.stem: file  # a test set may come without annotations
+            for file in sorted(lists.glob("*.txt"))
+            if any(name in self._xml for name in _read_list(file)[:1000])
+        }
         self._files: dict[str, list[Path]] = {}
         for file in sorted(self._images.iterdir()):
             if file.suffix.lower() in SUFFIXES:
                 self._files.setdefault(file.stem, []).append(file)
-        self._found: set[str] = set()
+        note = f"{lists} lists no annotated images: all of {self._annotations} are one set"
+        super().__init__(self._lists or ["train"], [] if self._lists else [note])
 
-    def classes(self) -> list[str]:
-        """All that occur, in the order of the alphabet."""
-        return sorted(self._found)
+    def read(self, name: str) -> list[SourceImage]:
+        """See `Reader`."""
+        file = self._lists.get(name)
+        images: dict[str, SourceImage] = {}
+        for line, image in enumerate(_read_list(file) if file else self._xml, start=1):
+            if image in images:
+                self.problems.add(file, f"line {line}", "image listed twice", image, "taken once")
+            elif image and (found := self._read_image(image)):
+                images[image] = found
+        return list(images.values())
 
-    def read(self, name: str, problems: Problems) -> list[Picture]:
-        """See `description.Source`."""
-        listing = self._lists[name]
-        pictures: dict[str, Picture] = {}
-        for line, image in enumerate(list(self._xml) if listing is None else _listed(listing), start=1):
-            if not image or image in pictures:
-                if image:
-                    problems.add(listing, f"line {line}", "image listed twice", image, "taken once")
-                continue
-            picture = self._read_image(image, problems)
-            if picture is not None:
-                pictures[image] = picture
-        return list(pictures.values())
-
-    def _read_image(self, image: str, problems: Problems) -> Picture | None:
-        """The picture of one annotation file; None, and a problem, where it cannot be read."""
-        file = self._xml.get(image, self._annotations / f"{image}.xml")
+    def _read_image(self, name: str) -> SourceImage | None:
+        """The image of one annotation file; None, and a problem, if that cannot be read."""
+        file = self._xml.get(name, self._annotations / f"{name}.xml")
         try:
             root = read_xml(file)
-        except XmlError as error:
+        except InputError as error:
             problem, _, value = str(error).partition(": ")
-            problems.add(file, "", problem, value, "image left out")
+            self.problems.add(file, "", problem, value, "image left out")
             return None
-        picture = Picture(self._image_path(image, root), image, file, declared_size=_size(root))
-        for number, element in enumerate(root.iter("object"), start=1):
-            box = _read_object(element, f"line {element.get(LINE)}, object {number}", picture, problems)
-            if box is not None:
-                self._found.add(box.class_name)
-                picture.boxes.append(box)
-        return picture
+        image = SourceImage(self._image_path(name, root), name, file, declared_size=_size(root))
+        for index, element in enumerate(root.iter("object"), start=1):
+            corners = [_text(element, f"bndbox/{corner}") for corner in CORNERS]
+            marks = {mark: int(_text(element, mark).lower() in ("1", "true", "yes")) for mark in MARKS}
+            place = f"line {element.get(LINE)}, object {index}"
+            self.add_box(image, _text(element, "name"), corners, place, **marks)
+        return image
 
-    def _image_path(self, image: str, root: Element) -> Path:
-        """The image file: by the name of the annotation file, of several that which it names; else what it names."""
-        named = re.split(r"[/\\]", root.findtext("filename", "").strip())[-1]
-        files = self._files.get(image, [])
-        same = [file for file in files if file.name == named]
+    def _image_path(self, name: str, root: Element) -> Path:
+        """The file with the name of the annotation file, or else the file that the annotation names."""
+        named = re.split(r"[/\\]", _text(root, "filename"))[-1]
+        files = self._files.get(name, [])
         if files:
-            return (same or files)[0]
-        return self._images / named if named and os.path.isfile(self._images / named) else self._images / f"{image}.jpg"
+            return next((file for file in files if file.name == named), files[0])
+        return self._images / (named if named and os.path.isfile(self._images / named) else f"{name}.jpg")
 
 
-def _listed(listing: Path) -> list[str]:
-    """The names of a set, one for each line; what lists of single classes have behind the name, -1, 0 or 1, is cut."""
+def read_xml(path: Path) -> Element:
+    """Reads an XML file by an unknown author: entities are refused, because a few bytes can make them huge.
+
+    Returns:
+        The root. Each element has its line number, as text, in the attribute `LINE`.
+
+    Raises:
+        InputError: the file cannot be read, is not well-formed, or has a document type declaration. The message does
+            not name the file.
+    """
+    builder, parser = TreeBuilder(), expat.ParserCreate()
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        builder.start(tag, attributes | {LINE: str(parser.CurrentLineNumber)})
+
+    def refuse(*_: object) -> None:
+        raise InputError("XML with a document type declaration")
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.StartDoctypeDeclHandler = refuse
     try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{listing}: byte {error.start} is not UTF-8: save it as UTF-8") from None
-    return [re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in lines]
+        parser.Parse(path.read_bytes(), True)
+        return builder.close()
+    except FileNotFoundError:
+        raise InputError("missing annotation file") from None
+    except OSError as error:
+        raise InputError(f"unreadable: {error.strerror}") from None
+    except (expat.ExpatError, ValueError, LookupError) as error:
+        raise InputError(f"not well-formed XML: {error}") from None
+
+
+def _read_list(file: Path) -> list[str]:
+    """The names of a set, one per line. Lists of single classes have -1, 0 or 1 after the name, which is removed."""
+    return [re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in read_text(file).splitlines()]
 
 
 def _size(root: Element) -> tuple[int, int] | None:
-    """Width and height, 0 for what is no number; None without the element."""
+    """Width and height, 0 if one is not a number; None without the element."""
     if root.find("size") is None:
         return None
-    values = [_number(root.findtext(f"size/{side}", "")) for side in ("width", "height")]
-    return tuple(0 if math.isnan(value) else int(value) for value in values)
+    sides = [number(_text(root, f"size/{side}")) for side in ("width", "height")]
+    return tuple(0 if math.isnan(side) else int(side) for side in sides)
 
 
-def _read_object(element: Element, place: str, picture: Picture, problems: Problems) -> Box | None:
-    """The box of one object; None, and a problem, where something is missing or no number."""
-    class_name = (element.findtext("name") or "").strip()
-    texts = [(element.findtext(f"bndbox/{corner}") or "").strip() for corner in ("xmin", "ymin", "xmax", "ymax")]
-    corners = tuple(map(_number, texts))
-    if not class_name or any(map(math.isnan, corners)):
-        problem = "corner that is missing or no number" if class_name else "box without a class"
-        problems.add(picture.file, place, problem, f"{class_name} {','.join(texts)}", "box left out")
-        if class_name:
-            picture.uncertain.add(class_name)
-        return None
-    flags = {flag: _flag(element, flag) for flag in ("truncated", "occluded", "difficult", "group_of")}
-    return Box(class_name, corners, place, **flags)
-
-
-def _number(text: str) -> float:
-    """A finite number, or NaN."""
-    try:
-        value = float(text)
-    except ValueError:
-        return math.nan
-    return value if math.isfinite(value) else math.nan
-
-
-def _flag(element: Element, name: str) -> int:
-    """1 where the element says so, else 0."""
-    return int((element.findtext(name) or "").strip().lower() in ("1", "true", "yes"))
+def _text(element: Element, path: str) -> str:
+    return (element.findtext(path) or "").strip()

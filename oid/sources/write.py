@@ -1,198 +1,277 @@
-"""Writes a data set in Open Images' layout: what all sources become.
+"""Turns a data set of another format into DATASET, a folder in Open Images' layout.
 
     annotations/                 boxes, image-level labels, class descriptions, hierarchy
     {train,validation,test}/     the images, as links to those of the source, named by their ids
-    source_images.csv            Split,ImageID,Path,Width,Height,MD5: which image of the source has which id
-    source_problems.csv          what was wrong; absent where nothing was
-    source.json                  from what the data set was made; without it a folder is never written to
+    source_images.csv            which image of the source has which id, with size and digest
+    source_problems.csv          what was wrong; absent if nothing was
+    source.json                  how the data set was made; a folder without it is never written to
 
-Every class is verified on every image, because the other formats say that what has no box is not there; except where
-a box of the class could not be used. The hierarchy is flat. Areas where any class may be are boxes of a class above all
-others, which a01 makes ignored regions of every class; that class is in no class list, so no script predicts or
-measures it.
+Every class is verified on every image, because in the other formats an object without a box is not there; except a
+class whose box could not be used. The hierarchy is flat. Areas where any class may be are boxes of a class above all
+others, which a01 turns into ignored regions of every class; that class is in no class list, so no script predicts or
+measures it. A source in Open Images' own layout keeps its rows as they are.
 """
 
+import collections
+import contextlib
 import csv
+import functools
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import polars as pl
-
 from oid import paths
-from oid.annotations import BOX_COLUMNS, write_class_descriptions
-from oid.files import InputError, output_file, replacing
+from oid.annotations import write_class_descriptions
+from oid.columns import BOX_COLUMNS, DIFFICULT_COLUMN, IMAGE_LABEL_FILE_COLUMNS, SOURCE_IMAGE_COLUMNS
+from oid.files import InputError, replacing
 from oid.images.find import SUFFIXES
-from oid.sources.base import Box, Picture
+from oid.sources.base import (
+    Box,
+    FolderError,
+    Problems,
+    Progress,
+    Reader,
+    SourceImage,
+    Splits,
+    no_progress,
+    require_writable,
+    write_rows,
+)
+from oid.sources.clean import clean_boxes, measure, report_duplicates
+from oid.sources.coco import CocoReader
+from oid.sources.csv_table import CsvReader
+from oid.sources.kitti import KittiReader
+from oid.sources.open_images import OpenImagesReader, prepare_rows
+from oid.sources.splits import BY_NAME, SplitChoice, SplitError, choose_splits, divide, hold_out
+from oid.sources.voc import VocReader
 
-IMAGE_COLUMNS = ("Split", "ImageID", "Path", "Width", "Height", "MD5")
+READERS: dict[str, Callable[[Path], Reader]] = {
+    "oid": OpenImagesReader,
+    "csv": CsvReader,
+    "coco": CocoReader,
+    "voc": VocReader,
+    "kitti": KittiReader,
+}
 ROOT, ANYTHING = "/m/0bl9f", "/m/anything"  # of the hierarchy; the class of areas where any class may be
-DIFFICULT = "IsDifficult"  # a column more than Open Images has
-TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}  # any file name comes through
-_LONGEST_ID = 150  # letters
+LONGEST_ID = 150  # letters
 
 
-def conversion(
-    source: str, path: Path, source_splits: Sequence[str], folds: int | None, fold: int
-) -> dict[str, object]:
-    """What makes a conversion another one: the content of `source.json`. Without folds, `fold` means nothing."""
-    made = {"source": source, "source_path": str(path.resolve()), "source_splits": list(source_splits)}
-    return made | {"validation_folds": folds, "fold": None if folds is None else fold}
-
-
-def refuse_other(folder: Path, made: dict[str, object]) -> None:
-    """Checks that `folder` is new, or holds what the same conversion has made before.
-
-    Raises:
-        InputError: there is something else.
-    """
-    remedy = "give another folder by --dataset_path"
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file: {remedy}")
-    output_file(paths.source_mark(folder), remedy)
-    if paths.source_mark(folder).is_file():
-        try:
-            before = json.loads(paths.source_mark(folder).read_text(encoding="utf-8"))
-        except ValueError:
-            before = None
-        if before != made:
-            known = before if isinstance(before, dict) else {}
-            different = [name for name in made if known.get(name) != made[name]]
-            before_text = f"{different[0]} {known.get(different[0])!r}" if different else "other settings"
-            raise InputError(f"{folder} is the data set made with {before_text}: {remedy}, or remove it")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder} is there, and not made from another data set by a01: {remedy}")
-
-
-def mark(folder: Path, made: dict[str, object]) -> None:
-    """Writes down of what conversion `folder` is the place, before anything else is written there."""
-    with replacing(paths.source_mark(folder)) as temporary:
-        temporary.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-
-
-def write_data_set(
-    folder: Path, classes: Sequence[str], splits: dict[str, list[Picture]], ignored_class: str | None
-) -> None:
-    """Writes images, tables and annotations, the annotations last: a folder without them is not finished.
+# === From the source to DATASET ======================================================================================
+def convert(
+    source: str, path: Path, folder: Path, choice: SplitChoice = BY_NAME, progress: Progress = no_progress
+) -> list[str]:
+    """Makes DATASET.
 
     Args:
-        folder: DATASET, after `mark`.
-        classes: their names, in the order of the network's outputs.
-        splits: clean pictures with ids.
-        ignored_class: the name of areas where any class may be, or None.
+        source: the format, a name of READERS.
+        path: the source's folder, or one of its files if the format allows that.
+        folder: DATASET, to be made.
+        choice: how the source is divided into train, validation and test.
+        progress: shows how many images are measured.
+
+    Returns:
+        Lines that tell what was made.
+
+    Raises:
+        SplitError: the choice does not fit the source.
+        FolderError: DATASET holds something else, or cannot be written.
+        InputError: the source cannot be used. In all three cases nothing is written.
     """
-    link_images(folder, {split: [(p.image_id, p.path) for p in pictures] for split, pictures in splits.items()})
-    write_images_table(
-        folder, ((split, p.image_id, p.path, *p.size, p.md5) for split, pictures in splits.items() for p in pictures)
+    reader = READERS[source](path)
+    sets, folds = choose_splits(reader.sets, choice)
+    settings = {"source": source, "source_path": str(path.resolve()), "source_splits": list(choice.sets)}
+    settings |= {"validation_folds": folds, "fold": None if folds is None else choice.fold}
+    check_folder(folder, settings)
+    if source == "oid" and "validation" in sets and not choice.sets:
+        raise FolderError(f"{path} has a validation split, so there is nothing to make: give it")
+    prepare = prepare_rows if source == "oid" else prepare_boxes
+    splits, write_annotations, counts = prepare(reader, sets, folds, choice.fold, progress)
+    report_duplicates(splits, reader.problems)
+    with replacing(paths.source_mark(folder)) as temporary:  # before anything else is written there
+        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    link_images(folder, splits)
+    rows = [(split, i.image_id, i.path, *i.size, i.md5) for split, images in splits.items() for i in images]
+    write_rows(paths.source_images(folder), rows, SOURCE_IMAGE_COLUMNS)
+    write_annotations(folder)
+    reader.problems.write(paths.source_problems(folder))
+    held_out = (
+        f"  no validation set: fold {choice.fold} of {folds} of the training images is taken, classes spread evenly"
     )
-    labels = class_labels(classes)
-    anything = any(box.class_name == ignored_class for pictures in splits.values() for p in pictures for box in p.boxes)
-    nodes = [{"LabelName": label} for label in labels.values()]
-    if anything:
-        nodes = [{"LabelName": ANYTHING, "Subcategory": nodes}]
-    tree = {"LabelName": ROOT, "Subcategory": nodes}
-    with replacing(paths.annotation_file(folder, paths.HIERARCHY)) as temporary:
-        temporary.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-    described = {label: name for name, label in labels.items()}
-    write_class_descriptions(paths.annotation_file(folder, paths.CLASS_DESCRIPTIONS), described)
-    of_class = labels | ({ignored_class: ANYTHING} if anything else {})
-    difficult = any(box.difficult for pictures in splits.values() for p in pictures for box in p.boxes)
-    for split, pictures in splits.items():
-        _write_image_labels(paths.image_label_annotations(folder, split), pictures, labels)
-        rows = (_box_row(p, box, of_class[box.class_name], difficult) for p in pictures for box in p.boxes)
-        header = (*BOX_COLUMNS, DIFFICULT) if difficult else BOX_COLUMNS
-        write_table(paths.box_annotations(folder, split), header, rows)
+    return [
+        f"{source}: {path}",
+        *reader.notes,
+        "  sets: " + ", ".join(f"{split} = {' + '.join(names)}" for split, names in sets.items()),
+        *([held_out] if folds else []),
+        *counts,
+        *reader.problems.summary(paths.source_problems(folder)),
+        f"  made {folder}; which image has which id: {paths.source_images(folder)}",
+    ]
 
 
-def link_images(folder: Path, splits: dict[str, Iterable[tuple[str, Path]]]) -> None:
-    """Makes a link for each (id, path) in the folder of its split, and removes links of an earlier conversion.
+def prepare_boxes(
+    reader: Reader, sets: dict[str, list[str]], folds: int | None, fold: int, progress: Progress
+) -> tuple[Splits, Callable[[Path], None], list[str]]:
+    """Reads, cleans and divides the images and boxes of a source.
 
-    Hard links where the file system allows them, else symbolic links, else copies.
+    Args:
+        reader: the source.
+        sets: {split: sets of the source}.
+        folds: into how many folds the training images are divided; None: they are not.
+        fold: the fold that becomes the validation split.
+        progress: shows how many images are measured.
+
+    Returns:
+        The images of each split; a function that writes their annotations to DATASET; lines with their numbers.
+
+    Raises:
+        SplitError: an image is in two splits, or there are too few for the folds.
+        InputError: there is nothing to train on or to validate on.
     """
-    wanted = set()
+    splits = {split: _read_sets(reader, names) for split, names in sets.items()}
+    _refuse_overlap(splits)
+    splits = {split: measure(images, reader.problems, progress) for split, images in splits.items()}
+    classes, pixels = reader.classes(), reader.corners_are_pixels
+    known = {*classes, reader.ignored_class}
+    splits = {
+        split: [clean_boxes(image, known, reader.problems, corners_are_pixels=pixels) for image in images]
+        for split, images in splits.items()
+    }
+    ids = iter(image_ids([image.name for images in splits.values() for image in images]))
+    splits = {split: [replace(image, image_id=next(ids)) for image in images] for split, images in splits.items()}
+    _refuse_empty(splits, reader.problems)
+    if folds:
+        train = splits["train"]
+        present = [{box.class_name for box in image.boxes} & set(classes) for image in train]
+        splits = divide(splits, hold_out([i.image_id for i in train], [i.md5 for i in train], present, folds, fold))
+    write = functools.partial(write_annotations, classes=classes, splits=splits, ignored_class=reader.ignored_class)
+    counts = [f"  {split}: {_count(images, reader.ignored_class)}" for split, images in splits.items()]
+    return splits, write, [f"  {len(classes)} classes", *counts]
+
+
+def check_folder(folder: Path, settings: dict[str, object]) -> None:
+    """Raises a FolderError unless `folder` is new, or was made before with the same `settings`."""
+    mark = paths.source_mark(folder)
+    if folder.exists() and not folder.is_dir():
+        raise FolderError(f"{folder} is a file: give another folder")
+    require_writable(mark)
+    if mark.is_file():
+        try:
+            before = json.loads(mark.read_text(encoding="utf-8"))
+        except ValueError:
+            before = None
+        if before != settings:
+            before = before if isinstance(before, dict) else {}
+            other = [f"{name} {before.get(name)!r}" for name, value in settings.items() if before.get(name) != value]
+            other = other or ["other settings"]
+            raise FolderError(f"{folder} is the data set made with {other[0]}: remove it, or give another folder")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise FolderError(f"{folder} exists, and was not made from another data set: give another folder")
+
+
+def _read_sets(reader: Reader, names: Sequence[str]) -> list[SourceImage]:
+    """The images of several sets, each file once."""
+    found: dict[Path, SourceImage] = {}
+    for name in names:
+        for image in reader.read(name):
+            if found.setdefault(image.path, image) is not image:
+                reader.problems.add(image.file, image.place, "image in several sets", image.path, "taken once")
+    return list(found.values())
+
+
+def _refuse_overlap(splits: Splits) -> None:
+    split_of: dict[Path, str] = {}
     for split, images in splits.items():
+        for image in images:
+            if (other := split_of.setdefault(image.path, split)) != split:
+                raise SplitError(f"{image.path} is in the sets of {other} and of {split}: choose sets without it")
+
+
+def _refuse_empty(splits: Splits, problems: Problems) -> None:
+    """Raises an InputError if training or validation has no boxes."""
+    for split, images in splits.items():
+        if split != "test" and not any(image.boxes for image in images):
+            what, reason = "box" if images else "image", "the annotations have none"
+            if problems:
+                file, place, problem, value, done = problems[0]
+                where = f"{file}, {place}" if place else file
+                reason = f"the first of {len(problems)} problems is in {where}: {problem} ({value}), {done}"
+            raise InputError(f"no usable {what} for {split}: {reason}")
+
+
+def _count(images: Sequence[SourceImage], ignored_class: str | None) -> str:
+    """Numbers of images and boxes, in words."""
+    boxes = [box for image in images for box in image.boxes]
+    kinds = {
+        "of groups": sum(box.group_of == 1 for box in boxes),
+        f"areas of {ignored_class}, where nothing is learned": sum(box.class_name == ignored_class for box in boxes),
+        "marked difficult, taken as ordinary boxes": sum(box.difficult for box in boxes),
+    }
+    details = "; ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    empty = sum(not image.boxes for image in images)
+    return f"{len(images)} images, {empty} without boxes, {len(boxes)} boxes" + (f" ({details})" if details else "")
+
+
+# === Images ==========================================================================================================
+def link_images(folder: Path, splits: Splits) -> None:
+    """Links each image in the folder of its split, and removes the links of an earlier conversion.
+
+    Hard links if the file system allows them, else symbolic links, else copies.
+    """
+    wanted = {folder / split / link_name(i.image_id, i.path): i for split, images in splits.items() for i in images}
+    for split in splits:
         (folder / split).mkdir(parents=True, exist_ok=True)
-        for image_id, path in images:
-            suffix = path.suffix if path.suffix.lower() in SUFFIXES else ".jpg"  # the content tells what it is
-            link = folder / split / (image_id + suffix)
-            wanted.add(link)
-            if not link.exists() or not link.samefile(path):
-                with replacing(link) as temporary:
-                    _link(path.resolve(), temporary)
-    for split, image_id, *_ in read_images_table(folder):
-        for suffix in SUFFIXES:
-            for link in (folder / split / (image_id + suffix), folder / split / (image_id + suffix.upper())):
-                if link not in wanted and os.path.lexists(link):
-                    link.unlink()
+    for link, image in wanted.items():
+        if not link.exists() or not link.samefile(image.path):
+            with replacing(link) as temporary:
+                _link(image.path.resolve(), temporary)
+    if not paths.source_images(folder).is_file():
+        return
+    with open(paths.source_images(folder), encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = [row for row in csv.reader(file) if len(row) == len(SOURCE_IMAGE_COLUMNS)]
+    for split, image_id, path, *_ in rows[1:]:
+        link = folder / split / link_name(image_id, Path(path))
+        if link not in wanted and os.path.lexists(link):
+            link.unlink()
+
+
+def link_name(image_id: str, path: Path) -> str:
+    """The file name of the link to an image. An unusual suffix becomes .jpg; readers look at the content."""
+    return image_id + (path.suffix if path.suffix.lower() in SUFFIXES else ".jpg")
 
 
 def _link(path: Path, link: Path) -> None:
-    try:
-        os.link(path, link)
-    except OSError:  # another device, another owner, or a file system without such links
-        try:
-            os.symlink(path, link)
-        except OSError:
-            shutil.copyfile(path, link)
-
-
-def write_images_table(folder: Path, rows: Iterable[Sequence[object]]) -> None:
-    """Writes `source_images.csv` from rows of IMAGE_COLUMNS."""
-    write_table(paths.source_images(folder), IMAGE_COLUMNS, rows)
-
-
-def read_images_table(folder: Path) -> list[list[str]]:
-    """The rows of `source_images.csv`; none where it does not exist."""
-    if not paths.source_images(folder).is_file():
-        return []
-    with open(paths.source_images(folder), **TEXT) as file:
-        return [row for row in list(csv.reader(file))[1:] if len(row) == len(IMAGE_COLUMNS)]
-
-
-def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Writes a CSV file, all or nothing."""
-    with replacing(path) as temporary, open(temporary, "w", **TEXT) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
-def class_labels(names: Sequence[str]) -> dict[str, str]:
-    """{name: label}: `/m/` and the name in lower case, what is no letter, digit, `-` or `.` as `_`; each label once."""
-    labels: dict[str, str] = {}
-    used = {ROOT, ANYTHING}
-    for name in names:
-        plain = "/m/" + (re.sub(r"[^\w.-]+", "_", name.lower()) or "_")
-        labels[name] = _unused(plain, used)
-    return labels
+    for make_link in (os.link, os.symlink):
+        with contextlib.suppress(OSError):  # another device, another owner, or a file system without such links
+            make_link(path, link)
+            return
+    shutil.copyfile(path, link)
 
 
 def image_ids(names: Sequence[str]) -> list[str]:
-    """An id for each name `folder/file`: the file's name, with the folders where others have the same.
+    """An id for each name `folder/file`: the name of the file, with its folders if another file has the same name.
 
-    Letters of any script, digits, `-` and `_` stay, all else becomes `_`: an id is fit for file names, CSV and the
-    submission. No two ids differ in upper and lower case only.
+    Letters of any script, digits, `-` and `_` stay, everything else becomes `_`: an id is fit for file names, CSV and
+    the submission. No two ids differ only in upper and lower case.
     """
 
     def plain(text: str) -> str:
         return re.sub(r"[^\w-]+", "_", text).strip("_") or "_"
 
-    short = [plain(name.rpartition("/")[2])[:_LONGEST_ID] for name in names]
-    count: dict[str, int] = {}
-    for text in short:
-        count[text.casefold()] = count.get(text.casefold(), 0) + 1
+    short = [plain(name.rpartition("/")[2])[:LONGEST_ID] for name in names]
+    count = collections.Counter(text.casefold() for text in short)
     used = {text for text in count if count[text] == 1}
     return [
-        text if count[text.casefold()] == 1 else _unused(plain(name)[-_LONGEST_ID:], used)
+        text if count[text.casefold()] == 1 else _unused(plain(name)[-LONGEST_ID:], used)
         for text, name in zip(short, names, strict=True)
     ]
 
 
 def _unused(text: str, used: set[str]) -> str:
-    """`text`, with a number behind it where that is in `used` but for upper and lower case; adds it there."""
+    """`text`, with a number if it is in `used` apart from upper and lower case; adds the result there."""
     number, found = 1, text
     while found.casefold() in used:
         number += 1
@@ -201,27 +280,53 @@ def _unused(text: str, used: set[str]) -> str:
     return found
 
 
-def _box_row(picture: Picture, box: Box, label: str, difficult: bool) -> tuple[object, ...]:
-    width, height = picture.size
-    x0, y0, x1, y1 = box.corners
-    corners = [f"{value:.9f}" for value in (x0 / width, x1 / width, y0 / height, y1 / height)]
-    flags = (box.occluded, box.truncated, box.group_of, 0, 0)
-    return (picture.image_id, "xclick", label, 1, *corners, *flags, *((box.difficult,) if difficult else ()))
+# === Annotations =====================================================================================================
+def write_annotations(folder: Path, *, classes: Sequence[str], splits: Splits, ignored_class: str | None) -> None:
+    """Writes boxes, image-level labels, class descriptions and hierarchy.
+
+    Args:
+        folder: DATASET.
+        classes: their names, in the order of the network's outputs.
+        splits: clean images with ids.
+        ignored_class: the name of areas where any class may be, or None.
+    """
+    labels = class_labels(classes)
+    boxes = [box for images in splits.values() for image in images for box in image.boxes]
+    nodes = [{"LabelName": label} for label in labels.values()]
+    label_of = dict(labels)
+    if any(box.class_name == ignored_class for box in boxes):
+        nodes = [{"LabelName": ANYTHING, "Subcategory": nodes}]
+        label_of[ignored_class] = ANYTHING
+    with replacing(paths.annotation_file(folder, paths.HIERARCHY)) as temporary:
+        text = json.dumps({"LabelName": ROOT, "Subcategory": nodes}, indent=1)
+        temporary.write_text(text + "\n", encoding="utf-8")
+    names = {label: name for name, label in labels.items()}
+    write_class_descriptions(paths.annotation_file(folder, paths.CLASS_DESCRIPTIONS), names)
+    header = (*BOX_COLUMNS, DIFFICULT_COLUMN) if any(box.difficult for box in boxes) else BOX_COLUMNS
+    for split, images in splits.items():
+        label_rows = _image_label_rows(images, labels)
+        write_rows(paths.image_label_annotations(folder, split), label_rows, IMAGE_LABEL_FILE_COLUMNS)
+        box_rows = (_box_row(image, box, label_of)[: len(header)] for image in images for box in image.boxes)
+        write_rows(paths.box_annotations(folder, split), box_rows, header)
 
 
-def _write_image_labels(path: Path, pictures: list[Picture], labels: dict[str, str]) -> None:
-    """Every class on every image, 1 where it has a box; not the classes of which that is uncertain."""
-    ids = pl.Series("ImageID", [p.image_id for p in pictures], pl.String).to_frame()
-    present = {(p.image_id, labels[box.class_name]) for p in pictures for box in p.boxes if box.class_name in labels}
-    uncertain = {(p.image_id, labels[name]) for p in pictures for name in p.uncertain if name in labels} - present
-    schema = {"ImageID": pl.String, "LabelName": pl.String}
-    keys = list(schema)
-    shown = pl.DataFrame(sorted(present), schema=schema, orient="row").with_columns(Confidence=pl.lit(1, pl.Int8))
-    table = (
-        ids.join(pl.DataFrame({"LabelName": list(labels.values())}), how="cross")
-        .join(pl.DataFrame(sorted(uncertain), schema=schema, orient="row"), on=keys, how="anti")
-        .join(shown, on=keys, how="left", maintain_order="left")
-        .select("ImageID", pl.lit("verification").alias("Source"), "LabelName", pl.col("Confidence").fill_null(0))
-    )
-    with replacing(path) as temporary:
-        table.write_csv(temporary)
+def class_labels(names: Sequence[str]) -> dict[str, str]:
+    """{name: label}: `/m/` and the name in lower case; only letters, digits, `-`, `.` and `_`; no two are equal."""
+    used = {ROOT, ANYTHING}
+    return {name: _unused("/m/" + (re.sub(r"[^\w.-]+", "_", name.lower()) or "_"), used) for name in names}
+
+
+def _box_row(image: SourceImage, box: Box, label_of: dict[str, str]) -> tuple[object, ...]:
+    """The values of BOX_COLUMNS and DIFFICULT_COLUMN."""
+    x0, y0, x1, y1 = (f"{corner / side:.9f}" for corner, side in zip(box.corners, image.size * 2, strict=True))
+    marks = (box.occluded, box.truncated, box.group_of, 0, 0, box.difficult)
+    return (image.image_id, "xclick", label_of[box.class_name], 1, x0, x1, y0, y1, *marks)
+
+
+def _image_label_rows(images: Sequence[SourceImage], labels: dict[str, str]) -> Iterator[tuple[object, ...]]:
+    """A row for every class on every image: 1 if it has a box; no row if that is uncertain."""
+    for image in images:
+        present = {box.class_name for box in image.boxes}
+        for name, label in labels.items():
+            if name in present or name not in image.uncertain:
+                yield image.image_id, "verification", label, int(name in present)

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 
 from oid import paths
-from oid.sources.base import Picture
-from oid.sources.problems import Problems
+from oid.columns import CORNERS
+from oid.sources.base import Problems, Reader, SourceImage
+from oid.sources.clean import clean_boxes, measure
 
 WIDTH, HEIGHT = 40, 30
 Rows = dict[str, list[tuple[str, tuple[float, float, float, float]]]]
@@ -120,14 +121,21 @@ def kitti_line(label: str, corners: tuple, truncated: object = 0, occluded: obje
 WRITERS = {"csv": write_csv_source, "voc": write_voc_source, "coco": write_coco_source, "kitti": write_kitti_source}
 
 
-def found(pictures: list[Picture]) -> Rows:
+def read_clean(reader: Reader, name: str) -> list[SourceImage]:
+    """The measured and clean images of a set."""
+    images = measure(reader.read(name), reader.problems)
+    known, pixels = [*reader.classes(), reader.ignored_class], reader.corners_are_pixels
+    return [clean_boxes(image, known, reader.problems, corners_are_pixels=pixels) for image in images]
+
+
+def found(images: list[SourceImage]) -> Rows:
     """What a reader found, as the tables above."""
-    return {p.name.rpartition("/")[2]: [(box.class_name, box.corners) for box in p.boxes] for p in pictures}
+    return {i.name.rpartition("/")[2]: [(box.class_name, box.corners) for box in i.boxes] for i in images}
 
 
 def told(problems: Problems) -> list[tuple[str, str, str]]:
     """(place, problem, what was done) of each case."""
-    return [(place, problem, done) for _, place, problem, _, done in problems.rows]
+    return [(row.place, row.problem, row.done) for row in problems]
 
 
 def converted(data_set: Path, split: str, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Rows:
@@ -138,7 +146,7 @@ def converted(data_set: Path, split: str, size: tuple[int, int] = (WIDTH, HEIGHT
     for row in table(paths.image_label_annotations(data_set, split)):
         rows.setdefault(row["ImageID"], [])
     for row in table(paths.box_annotations(data_set, split)):
-        corners = [float(row[name]) for name in ("XMin", "YMin", "XMax", "YMax")]
+        corners = [float(row[name]) for name in CORNERS]
         pixels = tuple(round(value * side, 5) for value, side in zip(corners, size * 2, strict=True))
         rows.setdefault(row["ImageID"], []).append((names.get(row["LabelName"], row["LabelName"]), pixels))
     return rows

@@ -20,7 +20,7 @@ def test_a01_converts_exports_and_does_it_again(tmp_path):
     for _ in range(2):
         done = run_script("a01_create_training_files.py", "--source", "voc", "--source_path", source, *flags)
         assert done.returncode == 0, done.stderr
-        assert "train: 4 images, 1 of them without boxes, 5 boxes" in done.stdout
+        assert "train: 4 images, 1 without boxes, 5 boxes" in done.stdout
         assert "the chosen classes have no such height: level 2" in done.stdout
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["level_1_files", "level_all_files"]
     assert len(Result(tmp_path / "out", "1").boxes) == 5
@@ -37,10 +37,22 @@ def test_a01_converts_exports_and_does_it_again(tmp_path):
     ("flags", "sentence"),
     [
         ("--source csv --source_path {0}/broken", "line 1: not CSV"),
-        ("--export coco", "error: --export and --export_path belong together"),
         (
             "--source csv --source_path {0}/source --fold 7",
-            "error: --fold 7: of 5 folds the first is 0, the last 1 less",
+            "error: there is no fold 7 of 5: give 0 to 4 (see --source_",
+        ),
+        (
+            "--source csv --source_path {0}/source --source_splits a",
+            "names no sets: give train=..., validation=..., test=",
+        ),
+        ("--source csv --source_path {0}/nowhere", "error: --source_path {0}/nowhere does not exist"),
+        ("--source csv --source_path {0}/source --dataset_path {0}/broken", "give another folder by --dataset_path"),
+        ("--source csv", "error: --source csv needs --source_path"),
+        ("--fold 1", "error: --source_splits, --validation_folds and --fold need --source_path"),
+        ("--export coco", "error: --export and --export_path belong together"),
+        (
+            "--dataset_path {1} --export coco --export_path {0}/source",
+            "remove it, or give another folder by --export_path",
         ),
     ],
 )
@@ -50,10 +62,11 @@ def test_a_mistake_is_one_sentence(flags, sentence, tmp_path):
     (tmp_path / "broken" / "annotations.csv").write_text('"a.png\n')
     (tmp_path / "data").mkdir()
     place = ("--dataset_path", tmp_path / "data", "--output_path", tmp_path / "out")
-    done = run_script("a01_create_training_files.py", *flags.format(tmp_path).split(), *place)
+    flags = flags.format(tmp_path, shared("data", "fruit_oid")).split()
+    done = run_script("a01_create_training_files.py", *place, *flags)
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
-    assert sentence in last
+    assert sentence.format(tmp_path) in last
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
     assert list((tmp_path / "data").iterdir()) == []
@@ -66,22 +79,22 @@ def test_a_level_that_somebody_asks_for_must_exist(tmp_path):
 
 
 def test_real_microscope_images(tmp_path, capsys):
-    """BCCD: two boxes of one point, told with file and line; the splits are its own, or those that are named."""
+    """BCCD: two boxes of one pixel, reported with file and line; its own sets, or those that are named."""
     source = str(shared("data", "bccd_voc"))
     places = {"dataset_path": str(tmp_path / "data"), "output_path": str(tmp_path / "out"), "levels": ("1",)}
     a01.main(source="voc", source_path=source, **places)
     splits = ("train", "validation", "test")
     rows = {split: converted(tmp_path / "data", split, (640, 480)) for split in splits}
     assert [len(rows[split]) for split in splits] == [205, 87, 72]
-    assert [sum(map(len, rows[split].values())) for split in splits] == [2804, 1137, 945]
+    assert [sum(map(len, rows[split].values())) for split in splits] == [2805, 1138, 945]
     problems = table(tmp_path / "data" / "source_problems.csv")
-    assert [(row["place"], row["value"]) for row in problems] == [
-        ("line 50, object 4", "RBC 181,329,181,329"),
-        ("line 158, object 13", "RBC 504,337,504,337"),
+    assert [(row["place"], row["value"], row["done"]) for row in problems] == [
+        ("line 50, object 4", "RBC 181,329,181,329, image 640 x 480", "kept"),
+        ("line 158, object 13", "RBC 504,337,504,337, image 640 x 480", "kept"),
     ]
     folds = {"dataset_path": str(tmp_path / "folds"), "source_splits": ("train=trainval", "test=test")}
     a01.main(source="voc", source_path=source, validation_folds=4, fold=2, **places | folds)
-    assert "fold 2 of 4 of the training images is taken" in capsys.readouterr().out
+    assert "fold 2 of 4 of the training images" in capsys.readouterr().out
     train, validation = (converted(tmp_path / "folds", split, (640, 480)) for split in splits[:2])
     assert (len(train) + len(validation), abs(len(validation) - 73) <= 2) == (292, True)
     for name in ("RBC", "WBC", "Platelets"):

@@ -1,0 +1,116 @@
+"""Proves which sets become which split, and that folds cover every image once, keep equal images together, spread the
+classes evenly, and do not depend on the order of the images."""
+
+import collections
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oid.sources.splits import SplitChoice, SplitError, assign_folds, choose_sets, choose_splits, rarest_classes
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["test", "train", "trainval", "val"], {"train": ["train"], "validation": ["val"], "test": ["test"]}),
+        (["trainval", "test"], {"train": ["trainval"], "test": ["test"]}),
+        (["train2017", "val2017"], {"train": ["train2017"], "validation": ["val2017"]}),
+        (["training"], {"train": ["training"]}),
+        (["train", "valid"], {"train": ["train"], "validation": ["valid"]}),
+        (["annotations", "val_annotations"], {"train": ["annotations"], "validation": ["val_annotations"]}),
+        (["annotations", "notes"], {"train": ["annotations"]}),
+        (["default"], {"train": ["default"]}),
+        (["cat_train", "train", "cat_val", "val"], {"train": ["train"], "validation": ["val"]}),
+    ],
+)
+def test_sets_are_known_by_their_names(names, chosen):
+    assert choose_sets(names, ()) == chosen
+    assert choose_sets(names[::-1], ()) == chosen
+
+
+def test_sets_can_be_named_and_joined():
+    chosen = choose_sets(["a", "b", "c"], ["validation=c", "train=b+a"])
+    assert chosen == {"train": ["b", "a"], "validation": ["c"]}
+
+
+@pytest.mark.parametrize(
+    ("names", "choice", "sentence"),
+    [
+        (["train2014", "train2017"], (), "train2014, train2017 could be train: choose by train=..."),
+        (["a", "b"], (), "a, b could be train"),
+        (["val"], (), "no set for training: choose one of val"),
+        (["a"], ("validation=a",), "no set for training"),
+        (["a"], ("train=x",), "the source has no set 'x', but a"),
+        (["a"], ("train=a", "validation=a"), "the set 'a' is in train already"),
+        (["a"], ("train=a+a",), "the set 'a' is in train already"),
+        (["a"], ("train=a", "train=a"), "train is given twice, join its sets with +"),
+        (["a"], ("val=a",), "'val=a' names no sets: give train=..., validation=..., test=..."),
+        (["a"], ("train",), "'train' names no sets"),
+        (["a"], ("train=",), "'train=' names no sets"),
+        (["a"], {"folds": 1}, "1 is too few folds: give 2 or more"),
+        (["a"], {"folds": 3, "fold": 3}, "there is no fold 3 of 3: give 0 to 2"),
+        (["a"], {"fold": -1}, "there is no fold -1 of 5: give 0 to 4"),
+        (["train", "val"], {"folds": 3}, "the source has a set for validation: choose train=train alone, or no fold"),
+        (["train", "val"], {"fold": 1}, "the source has a set for validation: choose train=train alone, or no fold"),
+    ],
+)
+def test_a_wrong_choice_is_one_sentence(names, choice, sentence):
+    with pytest.raises(SplitError) as error:
+        choose_splits(names, SplitChoice(**choice) if isinstance(choice, dict) else SplitChoice(choice))
+    assert sentence in str(error.value)
+
+
+# === Folds ===
+def random_images(seed, images, copies=1):
+    """Groups and classes of random images: `often` on most, `some` on a third, `rare` on a twentieth."""
+    rng = np.random.default_rng(seed)
+    shares = {"often": 0.8, "some": 0.33, "rare": 0.05}
+    groups = [f"{seed}-{number // copies}" for number in range(images)]
+    return groups, [{name for name, share in shares.items() if rng.random() < share} for _ in groups]
+
+
+def test_the_rarest_class_stands_for_an_image():
+    classes = [{"a", "b"}, {"a"}, {"a", "c"}, {"b", "c"}, set(), {"a", "b"}]  # a 4, b 3, c 2
+    assert rarest_classes(classes) == ["b", "a", "c", "c", "", "b"]
+    assert rarest_classes([{"b", "a"}, {"a", "b"}]) == ["a", "a"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 99), st.integers(2, 5), st.integers(15, 40), st.integers(1, 3), st.randoms(use_true_random=False))
+def test_groups_stay_together_whatever_the_order(seed, count, images, copies, random):
+    groups, classes = random_images(seed, images, copies)
+    folds = assign_folds(groups, classes, count)
+    assert set(folds) == set(range(count))
+    fold_of = dict(zip(groups, folds, strict=True))
+    assert len(set(zip(groups, folds, strict=True))) == len(fold_of)
+    order = random.sample(range(images), images)
+    again = assign_folds([groups[index] for index in order], [classes[index] for index in order], count)
+    assert again.tolist() == [fold_of[groups[index]] for index in order]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_classes_are_spread_evenly(seed):
+    """Images count for their rarest class: its numbers differ by 1 at most, those of the others by more."""
+    groups, classes = random_images(seed, 400)
+    folds = assign_folds(groups, classes, 5)
+    counts = {
+        name: collections.Counter(fold for fold, present in zip(folds, classes, strict=True) if name in present)
+        for name in ("often", "some", "rare")
+    }
+    assert max(counts["rare"].values()) - min(counts["rare"][fold] for fold in range(5)) <= 1
+    for name in ("often", "some"):
+        mean = sum(counts[name].values()) / 5
+        assert all(abs(counts[name][fold] - mean) < 0.12 * mean + 2 for fold in range(5))
+    sizes = np.bincount(folds)
+    assert sizes.max() - sizes.min() <= 6
+
+
+def test_a_class_may_have_fewer_images_than_there_are_folds():
+    assert sorted(assign_folds(["x", "y", "z"], [{"a"}, {"b"}, set()], 3)) == [0, 1, 2]
+
+
+def test_more_folds_than_different_images_are_one_sentence():
+    with pytest.raises(SplitError, match="3 folds of 2 different images: ask for fewer folds"):
+        assign_folds(["x", "y", "y"], [set(), set(), set()], 3)

@@ -293,7 +293,7 @@ def _with_area(found: tuple) -> tuple:
 def _fused(plain: tuple, mirrored: tuple) -> tuple:
     boxes = mirrored[0][:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (1, 0, 1, 0)
     lists = zip(plain, (boxes, *mirrored[1:]), strict=True)
-    return fuse("wbf", *(list(pair) for pair in lists), iou_threshold=PUBLISHED_FUSION_IOU)
+    return fuse("wbf", *(list(pair) for pair in lists), iou_threshold=PUBLISHED_FUSION_IOU)[:3]
 
 
 def _print_some(what: str, sentences: list[str], most: int = 20) -> None:

@@ -3,14 +3,12 @@
     python benchmarks/ensemble_table.py --split validation --predictions A.expanded.csv B.expanded.csv C.expanded.csv
     python benchmarks/ensemble_table.py --dataset_path tiny --predictions A.csv B.csv --trials 0 --draws 100
 
-Each row has two mAPs at IoU 0.5. The first is the metric of a07 on all images. The second is the mean of the folds,
-each ranked by itself (see `oid/tuning.py` for why); it is the only one that settings have which were searched out of
-fold, since each fold has its own. Gains are differences of the second to that of the best single model. Intervals of
-95 % are plus and minus 1.96 standard deviations in a paired bootstrap, as those of a06 --tune: images are drawn with
-replacement within their fold, the same ones for all rows.
+Each row has two mAPs at IoU 0.5: that of a07 on all images, and the mean of the folds, each ranked separately (see
+`oid/fusion/resampling.py`). Settings that were searched out of fold have only the second, because each fold has its
+own. Gains are differences of the second to the best single model. 95 % intervals come from a paired bootstrap of the
+images within their fold.
 
-Which model is the best, and which methods are worth a row, is seen on the same images; only the tuned rows pay for
-their choice.
+The best model and the methods are compared on the same images; only the tuned rows pay for their choice.
 """
 
 import sys
@@ -24,17 +22,17 @@ import a00_utils_and_constants as a00
 from oid import paths
 from oid.command_line import run_script
 from oid.files import InputError
-from oid.fusion.fuse import fuse_images
-from oid.fusion.measured import MeasuredFusion, ValidationBoxes, gather
-from oid.fusion.resampling import Curves, curves
-from oid.fusion.search import describe, divide, spread, tune
-from oid.fusion.tuned_settings import FusionSettings, model_names
+from oid.fusion.fuse import fuse
+from oid.fusion.model_files import ModelFiles
+from oid.fusion.resampling import Curves, bootstrap, interval_95, mean_of_folds
+from oid.fusion.search import as_detections, boxes_that_count, divide, fuse_all, tune
+from oid.fusion.tuned_settings import FusionSettings, SearchOptions, model_names
 from oid.machine import usable_cores
-from oid.metric.challenge import Detections, GroundTruth, score
+from oid.metric.challenge import Detections, score
 from oid.metric.ground_truth import find_ground_truth
 from oid.predictions.files import PredictionFile
 
-Row = tuple[str, Curves | None, Curves]  # name, all images (None: not defined), folds
+Row = tuple[list[Curves], list[Curves]]  # of all images (empty: not defined), and of each fold
 FUSIONS = {  # row, method, flag with its IoU
     "NMS": ("nms", "nms_iou"),
     "soft-NMS, linear": ("soft_nms_linear", "nms_iou"),
@@ -69,7 +67,7 @@ def main(
         predictions: two or more prediction CSVs, expanded; by default every *.expanded.csv of the split
         boxes: CSV of ground-truth boxes; by default the data set's
         image_labels: CSV of image-level labels, or "none"; by default the data set's
-        fusion_iou: IoU of WBF and NMW, and where the tuning starts
+        fusion_iou: IoU of WBF and NMW, and of the tuning's base
         nms_iou: IoU of NMS and linear soft-NMS
         sigma: of Gaussian soft-NMS
         trials: of the tuning; 0 = leave the tuned rows out
@@ -82,102 +80,56 @@ def main(
         raise InputError(f"{len(file_paths)} prediction files: name two or more by --predictions")
     names, threads = model_names(file_paths), usable_cores()
     truth, report, _ = find_ground_truth(dataset_path, split, boxes, image_labels).read()
+    files = ModelFiles([PredictionFile(path) for path in file_paths], truth.image_ids)
+    models = boxes_that_count(files, truth, report.labels)
     fold = divide(len(truth.image_ids), folds, seed)
-    data = gather((PredictionFile(path) for path in file_paths), truth, report.labels)
-    ious = {"fusion_iou": fusion_iou, "nms_iou": nms_iou}
+    metric = {"num_classes": len(report.labels), "group_of_weight": a00.GROUP_OF_WEIGHT}
 
-    found = {name: of_model(data, model) for model, name in enumerate(names)}
+    def curves(found: Detections, images: np.ndarray | None = None) -> Curves:
+        return Curves(score(truth, found, **metric)[0], truth, images=images, **metric)
+
+    found = {name: as_detections(model) for name, model in zip(names, models, strict=True)}
     for name, (method, flag) in FUSIONS.items():
-        found[name] = fused(data, method, iou_threshold=ious[flag], sigma=sigma, threads=threads)
-    rows = [measured(name, truth, detections, len(report.labels), fold) for name, detections in found.items()]
+        iou = {"fusion_iou": fusion_iou, "nms_iou": nms_iou}[flag]
+        lists = zip(*models, strict=True)
+        found[name] = as_detections(fuse(method, *lists, iou_threshold=iou, sigma=sigma, threads=threads))
+    rows = {name: ([curves(one)], [curves(one, fold == f) for f in range(folds)]) for name, one in found.items()}
     if trials:
-        rows += tuned_rows(file_paths, data, truth, report.labels, fold, fusion_iou, trials, seed, threads)
+        options = SearchOptions(trials, folds, seed, a00.GROUP_OF_WEIGHT, threads)
+        tuning = tune(files, truth, report.labels, FusionSettings((1.0,) * len(names), fusion_iou), options)
+        print(*tuning.lines(names), sep="\n")
+        for name, gain in (("WBF, equal weights", tuning.equal_weights), ("WBF", tuning.free_weights)):
+            of_folds = [curves(fuse_all(models, one), fold == f) for f, one in enumerate(gain.fold_settings)]
+            rows[f"{name} tuned, out of fold"] = [], of_folds
     print_table(rows, names, fold, draws, seed)
 
 
-def of_model(data: ValidationBoxes, model: int) -> Detections:
-    """What one model has found."""
-    image = np.repeat(np.arange(len(data.offsets[model]) - 1), np.diff(data.offsets[model]))
-    return Detections(image, data.class_index[model], data.scores[model], data.boxes[model])
-
-
-def fused(data: ValidationBoxes, method: str, **options) -> Detections:
-    """All models fused by one method, with equal weights."""
-    lists = data.boxes, data.scores, data.class_index, data.offsets
-    boxes, scores, labels, offsets = fuse_images(method, *lists, **options)
-    return Detections(np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)), labels, scores, boxes)
-
-
-def measured(name: str, truth: GroundTruth, detections: Detections, num_classes: int, fold: np.ndarray) -> Row:
-    """One row, matched with the ground truth."""
-    options = {"num_classes": num_classes, "group_of_weight": a00.GROUP_OF_WEIGHT}
-    entries, _ = score(truth, detections, iou_threshold=0.5, **options)
-    return name, curves(entries, truth, **options), curves(entries, truth, stratum=fold, **options)
-
-
-def tuned_rows(
-    file_paths: Sequence[Path],
-    data: ValidationBoxes,
-    truth: GroundTruth,
-    labels: Sequence[str],
-    fold: np.ndarray,
-    fusion_iou: float,
-    trials: int,
-    seed: int,
-    threads: int,
-) -> list[Row]:
-    """The rows of settings that were searched, each fold's on the others; prints what was found on all images."""
-    base = FusionSettings((1.0,) * len(file_paths), fusion_iou)
-    models = (PredictionFile(path) for path in file_paths)
-    options = {"group_of_weight": a00.GROUP_OF_WEIGHT, "threads": threads}
-    folds = int(fold.max()) + 1
-    tuning = tune(models, truth, labels, base=base, trials=trials, folds=folds, seed=seed, **options)
-    fusion = MeasuredFusion(data, truth, num_classes=len(labels), **options)
-    rows = []
-    for name, gain in (("WBF tuned, equal weights", tuning.equal), ("WBF tuned", tuning.free)):
-        print(f"{name}: {describe(gain.settings)}; over WBF, out of fold: {spread(gain.out_of_fold, gain.interval)}")
-        rows.append((f"{name}, out of fold", None, fusion.by_fold(gain.fold_settings, fold)))
-    print(f"a06 --tune keeps: {describe(tuning.settings)} ({tuning.verdict})")
-    return rows
-
-
-def print_table(rows: Sequence[Row], names: Sequence[str], fold: np.ndarray, draws: int, seed: int) -> None:
+def print_table(rows: dict[str, Row], names: Sequence[str], fold: np.ndarray, draws: int, seed: int) -> None:
     """Every row with its intervals; the gain is over the best of the rows called `names`."""
-    once = np.ones(len(fold))
-    values = maps(rows, once)  # [rows,2]
-    models = [number for number, (name, *_) in enumerate(rows) if name in names]
-    best = max(models, key=lambda number: values[number, 0])
-    rng = np.random.default_rng([seed, 2])  # as a06 --tune draws
-    members = [np.flatnonzero(fold == number) for number in range(fold.max() + 1)]
-    drawn = np.empty((draws, len(rows), 2))
-    for draw in drawn:
-        images = np.concatenate([member[rng.integers(len(member), size=len(member))] for member in members])
-        draw[:] = maps(rows, np.bincount(images, minlength=len(fold)))
-    print(f"\n{len(fold)} images, {len(members)} folds, {draws} draws; gains are over {rows[best][0]}\n")
+
+    def measure(times: np.ndarray) -> np.ndarray:
+        pairs = (
+            (mean_of_folds(whole, times) if whole else np.nan, mean_of_folds(each, times))
+            for whole, each in rows.values()
+        )
+        return np.array(list(pairs)).ravel()
+
+    values = dict(zip(rows, measure(np.ones(len(fold))).reshape(-1, 2), strict=True))
+    drawn = dict(zip(rows, bootstrap(measure, fold, draws, seed).reshape(draws, -1, 2).swapaxes(0, 1), strict=True))
+    best = max(names, key=lambda name: values[name][0])
+    print(f"\n{len(fold)} images, {fold.max() + 1} folds, {draws} draws; gains are over {best}\n")
     print("| | mAP@.5 | 95% interval | mean of the folds | gain | 95% interval |")
     print("|---|---|---|---|---|---|")
-    for number, (name, *_) in enumerate(rows):
-        whole, by_fold = values[number]
-        cells = ["", ""] if np.isnan(whole) else [f"{whole:.4f}", _interval(whole, drawn[:, number, 0], "{:.3f}")]
-        cells += [f"{by_fold:.4f}"]
-        if number == best:
-            cells += ["", ""]
-        else:
-            gain = by_fold - values[best, 1]
-            cells += [f"{gain:+.4f}", _interval(gain, drawn[:, number, 1] - drawn[:, best, 1], "{:+.3f}")]
+    for name, (whole, mean) in values.items():
+        cells = ["", "", f"{mean:.4f}", "", ""]
+        if not np.isnan(whole):
+            low, high = interval_95(whole, drawn[name][:, 0])
+            cells[:2] = f"{whole:.4f}", f"{low:.3f} to {high:.3f}"
+        if name != best:
+            gain = mean - values[best][1]
+            low, high = interval_95(gain, drawn[name][:, 1] - drawn[best][:, 1])
+            cells[3:] = f"{gain:+.4f}", f"{low:+.3f} to {high:+.3f}"
         print(f"| {name} | {' | '.join(cells)} |")
-
-
-def maps(rows: Sequence[Row], times: np.ndarray) -> np.ndarray:
-    """(rows, 2) mAP on all images and mean of the folds, nan where there is none; `times` is how often images count."""
-    pairs = [(whole, by_fold) for _, whole, by_fold in rows]
-    return np.array([[np.nan if one is None else one.mean_average_precision(times) for one in pair] for pair in pairs])
-
-
-def _interval(value: float, draws: np.ndarray, form: str) -> str:
-    """The 95 % around a value."""
-    reach = 1.96 * float(np.nanstd(draws, ddof=1))
-    return f"{form.format(value - reach)} to {form.format(value + reach)}"
 
 
 if __name__ == "__main__":

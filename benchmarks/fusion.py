@@ -3,10 +3,9 @@
     python benchmarks/fusion.py
     python benchmarks/fusion.py --small
 
-Inputs are made in a temporary folder, 1.7 GB at full size, which takes as long as what is measured; --small needs 30 MB
-and a minute. Ways that are compared take turns, several times, and the fastest of each counts. Compilation happens
-once, before that, and is printed apart. Times per image are processor time of one thread, so that other work on the
-machine favours nobody.
+The inputs take 1.7 GB in a temporary folder, 30 MB with --small. Compared functions take turns, several times, and the
+fastest run of each counts. Compilation happens before that and is printed separately. Times per image are processor
+time of one thread, which other work on the machine hardly changes.
 """
 
 import os
@@ -24,12 +23,12 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.processes import measured
 from oid.command_line import run_script
-from oid.fusion.fuse import METHODS, fuse, fuse_images
+from oid.fusion.fuse import METHODS, fuse
 from oid.predictions.files import Predictions, PredictionWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = 500
-PACKAGE = {  # each with its scores as defaults here
+PACKAGE = {
     "wbf": ensemble_boxes.weighted_boxes_fusion,
     "nms": lambda *image: ensemble_boxes.nms(*image, iou_thr=0.55),
     "soft_nms_linear": lambda *image: ensemble_boxes.soft_nms(*image, method=1, iou_thr=0.55),
@@ -39,32 +38,32 @@ PACKAGE = {  # each with its scores as defaults here
 
 
 def main(*, small: bool = False, images: int = 0, repeats: int = 3) -> None:
-    """Prints the three tables.
+    """Prints the tables.
 
     Args:
         small: a quick look: fewer images
         images: of each of a06's files; 0 = 100000, or 2000 with --small
-        repeats: the fastest of so many counts
+        repeats: of each comparison, of which the fastest counts
     """
     print_first_run()
     print_methods(10 if small else 100, repeats)
-    print_ensemble(images or (2_000 if small else 100_000), 10 if small else 100, repeats=1)
-    print_start_up(repeats)
+    print_ensemble(images or (2_000 if small else 100_000), peer_images=10 if small else 100)
 
 
 def print_first_run() -> None:
-    """What the first call takes in a new process: with an empty cache, where it compiles, and after that."""
+    """Processor time of the first call in a new process, with an empty cache and with a filled one."""
     code = (
         "import time; start = time.process_time(); from oid.fusion.fuse import fuse; "
         "fuse('wbf', [[[0, 0, 1, 1]]], [[0.5]], [[1]]); print(time.process_time() - start)"
     )
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"NUMBA_CACHE_DIR": folder, "PYTHONPATH": str(ROOT)}
-        seconds = [
-            float(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout)
+        runs = [
+            subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
             for _ in range(2)
         ]
-    print(f"first call in a process: {seconds[0]:.1f} s where it compiles, {seconds[1]:.2f} s from the cache\n")
+    compiling, cached = (float(run.stdout) for run in runs)
+    print(f"first call in a process: {compiling:.1f} s where it compiles, {cached:.2f} s from the cache\n")
 
 
 def random_image(rng: np.random.Generator, num_models: int, num_boxes: int) -> tuple[list, list, list]:
@@ -76,94 +75,69 @@ def random_image(rng: np.random.Generator, num_models: int, num_boxes: int) -> t
     return boxes, [rng.random(num_boxes) for _ in range(num_models)], [labels] * num_models
 
 
-def in_one_call(images: list) -> tuple[list, list, list, list]:
-    """What `fuse_images` takes."""
-    columns, models = list(zip(*images, strict=True)), range(len(images[0][0]))
-    lists = [[np.concatenate([image[model] for image in column]) for model in models] for column in columns]
-    offsets = [np.cumsum([0, *(len(image[model]) for image in columns[0])]) for model in models]
-    return *lists, offsets
-
-
 def print_methods(num_images: int, repeats: int) -> None:
-    """Milliseconds per image in one process and one thread: the package, one call per image, one call for all."""
+    """Milliseconds per image in one thread: the package, `fuse` image by image, `fuse` of all images."""
     print(f"ms per image, {num_images} images, one thread         package   call per image      one call for all")
     rng = np.random.default_rng(0)
     for num_models, num_boxes in ((3, 100), (5, 300)):
         images = [random_image(rng, num_models, num_boxes) for _ in range(num_images)]
-        block = in_one_call(images)
+        lists = [[np.concatenate(model) for model in zip(*column, strict=True)] for column in zip(*images, strict=True)]
+        lists.append([np.arange(num_images + 1) * num_boxes] * num_models)
         for method in METHODS:
-            package = PACKAGE[method]
-            ways = {
-                "package": lambda package=package, images=images: [package(*map(list, image)) for image in images],
-                "calls": lambda method=method, images=images: [fuse(method, *image) for image in images],
-                "block": lambda method=method, block=block: fuse_images(method, *block),
+            functions = {
+                "package": lambda method=method, images=images: [PACKAGE[method](*map(list, one)) for one in images],
+                "calls": lambda method=method, images=images: [fuse(method, *one) for one in images],
+                "block": lambda method=method, lists=lists: fuse(method, *lists),
             }
-            agree = agrees(method, package, images[:10])
-            ways["calls"](), ways["block"]()
-            best = fastest(ways, repeats)
-            each = {name: seconds / num_images * 1e3 for name, seconds in best.items()}
-            calls, block_ratio = best["package"] / best["calls"], best["package"] / best["block"]
+            agreement = "agree" if all(agrees(method, one) for one in images[:10]) else "DO NOT AGREE"
+            package, calls, block = (seconds / num_images * 1e3 for seconds in fastest(functions, repeats).values())
             print(
-                f"  {method:<18} {num_models} models x {num_boxes} boxes {each['package']:12.3f} "
-                f"{each['calls']:9.3f} {calls:5.0f}x {each['block']:14.4f} {block_ratio:5.0f}x   {agree}"
+                f"  {method:<18} {num_models} models x {num_boxes} boxes {package:12.3f} {calls:9.3f} "
+                f"{package / calls:5.0f}x {block:14.4f} {package / block:5.0f}x   {agreement}"
             )
     print()
 
 
-def agrees(method: str, package: Callable, images: list) -> str:
-    """What the package's boxes and scores and ours have in common."""
-    pairs = [(package(*map(list, image)), fuse(method, *image)) for image in images]
+def agrees(method: str, image: tuple) -> bool:
+    """Whether the package gives the same boxes and scores: wbf bit for bit; nmw before the package rounds to float32.
+
+    The package's soft-NMS returns the scores from before, so that only boxes are compared.
+    """
+    (boxes, scores, _), ours = PACKAGE[method](*map(list, image)), fuse(method, *image)
+    if method == "nmw":
+        return np.array_equal(np.sort(scores), np.sort(np.float32(ours.scores)))
     if method == "wbf":
-        same = all(
-            np.array_equal(_rows(*theirs[:2]), _rows(*ours[:2])) and len(theirs[2]) == len(ours[2])
-            for theirs, ours in pairs
-        )
-        return "equal bit for bit" if same else "NOT EQUAL"
-    if method == "nmw":  # the package rounds to float32
-        same = all(np.allclose(np.sort(theirs[1]), np.sort(np.float32(ours[1])), atol=0) for theirs, ours in pairs)
-        return "equal scores" if same else "NOT EQUAL"
-    same = all(np.array_equal(_rows(theirs[0]), _rows(ours[0])) for theirs, ours in pairs)
-    return "equal boxes" if same else "NOT EQUAL"
+        boxes, found = np.column_stack([boxes, scores]), np.column_stack([ours.boxes, ours.scores])
+    else:
+        found = ours.boxes
+    return sorted(map(tuple, np.asarray(boxes))) == sorted(map(tuple, found))
 
 
-def _rows(boxes: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:
-    """Boxes, and their scores, in an order that does not depend on ties."""
-    rows = boxes if scores is None else np.column_stack([scores, boxes])
-    return rows[np.lexsort(rows.T)]
-
-
-def fastest(ways: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Seconds of processor time of each way, which take turns."""
-    best = dict.fromkeys(ways, np.inf)
+def fastest(functions: dict[str, Callable], repeats: int) -> dict[str, float]:
+    """Seconds of processor time of each function; they take turns."""
+    best = dict.fromkeys(functions, np.inf)
     for _ in range(repeats):
-        for name, way in ways.items():
+        for name, function in functions.items():
             start = time.process_time()
-            way()
+            function()
             best[name] = min(best[name], time.process_time() - start)
     return best
 
 
-def print_ensemble(num_images: int, peer_images: int, repeats: int, num_models: int = 3, num_boxes: int = 100) -> None:
+def print_ensemble(num_images: int, peer_images: int, num_models: int = 3, num_boxes: int = 100) -> None:
     """a06 as a user calls it, and the usual script of pandas and the package on the first images of the same files."""
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
         paths = write_files(Path(folder), num_images, num_models, num_boxes)
         size = sum(path.stat().st_size for path in paths) / 1e9
-        print(
-            f"{num_models} files of {num_images} images with {num_boxes} boxes, {size:.2f} GB, "
-            f"made in {time.perf_counter() - start:.1f} s"
-        )
+        print(f"{num_models} files of {num_images} images with {num_boxes} boxes, {size:.2f} GB")
+        peer = with_pandas(paths, peer_images, Path(folder) / "peer.csv") / peer_images * num_images
         command = [sys.executable, str(ROOT / "a06_ensemble.py"), "--predictions", *map(str, paths)]
-        command += ["--ensemble", str(Path(folder) / "fused.csv")]
-        for _ in range(repeats):
-            peer = with_pandas(paths, peer_images, Path(folder) / "peer.csv") / peer_images * num_images
-            seconds, processor, megabytes = measured(command)
-            print(f"  a06: {seconds:.1f} s, {processor:.1f} s of processor time, {megabytes:.0f} MB at most")
-            print(
-                f"  pandas and ensemble-boxes in one thread: {peer:.0f} s of processor time (extrapolated from "
-                f"{peer_images} images), {peer / processor:.0f} times as much"
-            )
-    print()
+        seconds, processor, megabytes = measured([*command, "--ensemble", str(Path(folder) / "fused.csv")])
+    print(f"  a06: {seconds:.1f} s, {processor:.1f} s of processor time, {megabytes:.0f} MB at most")
+    print(
+        f"  pandas and ensemble-boxes in one thread: {peer:.0f} s of processor time (extrapolated from "
+        f"{peer_images} images), {peer / processor:.0f} times as much"
+    )
 
 
 def write_files(folder: Path, num_images: int, num_models: int, num_boxes: int, block: int = 5_000) -> list[Path]:
@@ -177,13 +151,11 @@ def write_files(folder: Path, num_images: int, num_models: int, num_boxes: int, 
                 rng = np.random.default_rng(first)  # the same objects for every model
                 sizes = rng.uniform(0.1, 0.4, (count * num_boxes, 2))
                 corners = rng.uniform(0.05, 0.95 - sizes)
-                labels = rng.integers(0, CLASSES, (count, 10))[
-                    np.repeat(np.arange(count), num_boxes), rng.integers(0, 10, count * num_boxes)
-                ]
+                index = np.repeat(np.arange(count), num_boxes)
+                labels = rng.integers(0, CLASSES, (count, 10))[index, rng.integers(0, 10, len(index))]
                 rng = np.random.default_rng([first, model])
                 boxes = np.concatenate([corners, corners + sizes], axis=1) + rng.uniform(-0.03, 0.03, (len(labels), 4))
                 ids = [f"{image:016x}" for image in range(first, first + count)]
-                index = np.repeat(np.arange(count), num_boxes)
                 writer.write(Predictions(ids, names, index, labels, rng.random(len(labels)), boxes))
     return paths
 
@@ -209,13 +181,6 @@ def with_pandas(paths: list[Path], num_images: int, target: Path) -> float:
         rows.append((tables[0]["ImageId"][image], " ".join(texts)))
     pd.DataFrame(rows, columns=["ImageId", "PredictionString"]).to_csv(target, index=False)
     return time.process_time() - start
-
-
-def print_start_up(repeats: int) -> None:
-    """The command that does nothing but start."""
-    command = [sys.executable, str(ROOT / "a06_ensemble.py"), "--help"]
-    seconds, processor, _ = min(measured(command) for _ in range(repeats + 1))
-    print(f"a06 --help: {seconds:.2f} s, {processor:.2f} s of processor time")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 from oid import paths
 from oid.annotations import read_class_descriptions
 from oid.files import InputError
-from oid.fusion.resampling import Curves, curves
+from oid.fusion.resampling import Curves
 from oid.hierarchy import read_hierarchy
 from oid.metric.challenge import Selection
 from oid.metric.challenge import score as matched
@@ -81,7 +81,7 @@ def measure(data_set: Path, expanded: Path) -> list[Curves]:
     detections = Selection(truth, report.labels).take(read_predictions(expanded))
     size = len(report.labels)
     found = (matched(truth, detections, num_classes=size, iou_threshold=iou)[0] for iou in IOUS)
-    return [curves(entries, truth, num_classes=size) for entries in found]
+    return [Curves(entries, truth, num_classes=size) for entries in found]
 
 
 def score(seeds: list[list[Curves]], times: np.ndarray | None = None) -> tuple[float, float]:

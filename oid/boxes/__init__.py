@@ -1,1 +1,1 @@
-"""Boxes: overlap, suppression, voting, and the compiled loops of it."""
+"""IoU, non-maximum suppression, box voting, and the best (anchor, class) pairs, with their compiled loops."""

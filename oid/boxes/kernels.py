@@ -1,7 +1,9 @@
-"""Compiled loops over boxes: IoU, non-maximum suppression, fusion.
+"""Compiled loops over boxes: IoU, non-maximum suppression, voting, fusion.
 
-They are in one file because numba notices a change of the file that a cached function is in, but not of a file whose
-functions it calls. All boxes are (N, 4) float64, xyxy, contiguous; indices and labels are int64.
+All boxes are `(N, 4)` float64, xyxy, contiguous; indices and labels are int64.
+
+The loops share one file because numba's cache checks only the file that a function is defined in. A compiled function
+that calls one of another file would go on running the old code after that file has changed.
 """
 
 import numba
@@ -14,7 +16,7 @@ NEARLY_1 = 1.0 - 1e-12
 
 @numba.njit(cache=True, nogil=True)
 def iou(a, b):
-    """IoU of two boxes, each an array of 4; 0 where one has no area."""
+    """IoU of two boxes `(4,)`; 0 if one has no area."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0.0 or height <= 0.0:
@@ -38,10 +40,18 @@ def iou_matrix(boxes_a, boxes_b):
 
 @numba.njit(cache=True, nogil=True)
 def classwise_nms(boxes, order, class_of, num_classes, iou_threshold, limit):
-    """Walks down the scores; a box stays unless one that stays, of its class, overlaps it too much.
+    """Keeps each box, best score first, unless a kept box of its class overlaps it by more than the threshold.
 
-    The boxes that stay are chained per class: `last[c]` is the newest of class c, `previous[i]` the one before i.
+    Args:
+        boxes: `(N, 4)`.
+        order: `(M,)` indices of the boxes to consider, in descending score.
+        class_of: `(N,)` class numbers below `num_classes`.
+        limit: maximum number of kept boxes.
+
+    Returns:
+        `(K,)` indices of the kept boxes, in the order of `order`.
     """
+    # The kept boxes of a class form a chain: last[c] is the newest of class c, previous[i] was kept before box i.
     last = np.full(num_classes, -1, np.int64)
     previous = np.empty(len(boxes), np.int64)
     kept = np.empty(min(limit, len(order)), np.int64)
@@ -62,8 +72,17 @@ def classwise_nms(boxes, order, class_of, num_classes, iou_threshold, limit):
 
 @numba.njit(cache=True, nogil=True)
 def classwise_soft_nms(boxes, scores, by_class, starts, method, iou_threshold, sigma, score_threshold, limit):
-    """Lowers `scores` in place, class by class (class c is `by_class[starts[c]:starts[c + 1]]`), and returns the
-    indices of the boxes that stay, at most `limit` of each class."""
+    """Soft non-maximum suppression of each class by itself; lowers `scores` in place.
+
+    Args:
+        boxes, scores: `(N, 4)` and `(N,)`.
+        by_class, starts: the indices of the boxes of class c are `by_class[starts[c]:starts[c + 1]]`.
+        method: LINEAR, GAUSSIAN or HARD.
+        limit: maximum number of kept boxes of one class.
+
+    Returns:
+        `(K,)` indices of the kept boxes, class by class, in descending new score within a class.
+    """
     kept = np.empty(len(by_class), np.int64)
     count = 0
     for c in range(len(starts) - 1):
@@ -95,7 +114,7 @@ def classwise_soft_nms(boxes, scores, by_class, starts, method, iou_threshold, s
 
 @numba.njit(cache=True, nogil=True)
 def _take_best(rest, left, scores):
-    """Takes the index with the highest score out of `rest[:left]`: the last one moves to its place."""
+    """Removes the index of the highest score from `rest[:left]` and returns it; the last index takes its place."""
     best = 0
     for k in range(1, left):
         i, j = rest[k], rest[best]
@@ -106,67 +125,78 @@ def _take_best(rest, left, scores):
     return chosen
 
 
-# === Fusion: `prepare`, then `wbf`, `nmw`, `nms` or `soft_nms`, then `collect` ========================================
-#
-# A run is the boxes of one class in one image. The functions in between see runs, whatever images they are of. They are
-# compiled apart, because one is used of four.
+# === Voting ===========================================================================================================
 
 
 @numba.njit(cache=True, nogil=True)
-def prepare(boxes, scores, labels, num_labels, starts, stops, weights, divisor, skip_box_threshold):
-    """Takes the boxes that take part and sorts them into runs.
+def vote_boxes(boxes, scores, by_class, kept, first, last, iou_threshold):
+    """Moves box `kept[k]` to the mean of the boxes `by_class[first[k]:last[k]]` that overlap it, weighted by score."""
+    voted = boxes[kept]
+    for k in range(len(kept)):
+        voters, total = 0, 0.0
+        sums = np.zeros(4)
+        for i in by_class[first[k] : last[k]]:
+            if iou(boxes[kept[k]], boxes[i]) >= iou_threshold:
+                voters += 1
+                total += scores[i]
+                sums += scores[i] * boxes[i]
+        if voters > 1 and total > 0.0:  # a box without other voters must not move by rounding
+            voted[k] = sums / total
+    return voted
+
+
+# === Fusion: `prepare`, then `wbf`, `nmw`, `nms` or `soft_nms`, then `rank` ===========================================
+#
+# A run is the boxes of one class in one image. Runs are fused independently of each other. The four methods are
+# separate functions, so that a process compiles only the one it uses.
+
+
+@numba.njit(cache=True, nogil=True)
+def prepare(boxes, scores, labels, starts, stops, factors, skip_box_threshold):
+    """Cleans the boxes, multiplies their scores by the model's factor, and sorts them into runs.
 
     Args:
-        boxes, scores, labels: (N, 4), (N,), (N,) of all models and images; labels from 0 to `num_labels` - 1.
-        starts, stops: (models, images): the boxes of a model in an image are `boxes[start:stop]`.
-        weights, divisor: scores are multiplied by the model's weight, then divided by `divisor`.
-        skip_box_threshold: boxes with a lower score, before that, are left out.
+        boxes, scores, labels: `(N, 4)`, `(N,)`, `(N,)` of all models and images.
+        starts, stops: `(models, images)`; the boxes of a model in an image are `boxes[start:stop]`.
+        factors: `(models, 2)`; a score becomes `score * factors[model, 0] / factors[model, 1]`.
+        skip_box_threshold: boxes with a lower score, before this, are left out. So are boxes without area.
 
     Returns:
-        clean: (K, 4) boxes with their corners in order and clipped, image after image, model after model.
-        raised: (K,) scores.
-        label_of, model_of: (K,).
-        image_stops: (images,) where the boxes of an image end.
-        order: (K,) the indices of the boxes, run after run; in a run in descending score, equal ones ascending.
-        runs: (runs + 1,) where each run begins in `order`, and where the last one ends.
+        clean: `(K, 4)` boxes with ordered corners inside [0, 1], image after image, model after model.
+        weighted: `(K,)` scores.
+        label_of, model_of: `(K,)`.
+        image_stops: `(images,)` the end of each image in these arrays.
+        order: `(K,)` indices into these arrays, run after run, in descending score within a run, equal ones ascending.
+        runs: `(runs + 1,)` the start of each run in `order`, and the end of the last one.
     """
-    total = 0
-    for model in range(len(starts)):
-        for image in range(starts.shape[1]):
-            total += stops[model, image] - starts[model, image]
-    clean, raised = np.empty((total, 4)), np.empty(total)
+    total = (stops - starts).sum()
+    clean, weighted = np.empty((total, 4)), np.empty(total)
     label_of, model_of = np.empty(total, np.int64), np.empty(total, np.int64)
     order, runs = np.empty(total, np.int64), np.zeros(total + 1, np.int64)
-    image_stops, number_of = np.empty(starts.shape[1], np.int64), np.full(num_labels, -1, np.int64)
+    image_stops = np.empty(starts.shape[1], np.int64)
     n = num_runs = 0
     for image in range(starts.shape[1]):
         first = n
         for model in range(len(starts)):
             for i in range(starts[model, image], stops[model, image]):
-                if not np.isfinite(scores[i] + (boxes[i, 0] + boxes[i, 1] + boxes[i, 2] + boxes[i, 3])):
-                    _check_finite(boxes[i], scores[i])
                 if scores[i] >= skip_box_threshold and _clean(boxes[i], clean[n]):
-                    raised[n] = scores[i] * weights[model] / divisor
+                    weighted[n] = scores[i] * factors[model, 0] / factors[model, 1]
                     label_of[n], model_of[n] = labels[i], model
                     n += 1
         image_stops[image] = n
-        ranking = np.arange(first, n)
-        _sort_by_score(ranking, raised)
-        num_runs += _by_class(ranking, label_of, number_of, order[first:n], runs[num_runs:], first)
+        ranking = first + np.argsort(-weighted[first:n], kind="mergesort")
+        order[first:n] = ranking[np.argsort(label_of[ranking], kind="mergesort")]
+        for k in range(first, n):
+            if k == first or label_of[order[k]] != label_of[order[k - 1]]:
+                runs[num_runs] = k
+                num_runs += 1
     runs[num_runs] = n
-    return clean[:n], raised[:n], label_of[:n], model_of[:n], image_stops, order[:n], runs[: num_runs + 1]
-
-
-@numba.njit(cache=True, nogil=True)
-def _check_finite(box, score):
-    """For a sum that is not finite, which may be an overflow of numbers that are."""
-    if not (np.isfinite(score) and np.isfinite(box).all()):
-        raise ValueError("a score or a coordinate is not finite")
+    return clean[:n], weighted[:n], label_of[:n], model_of[:n], image_stops, order[:n], runs[: num_runs + 1]
 
 
 @numba.njit(cache=True, nogil=True)
 def _clean(box, clean):
-    """Writes the box with its corners in order and clipped to `clean`, and says whether it has an area."""
+    """Writes the box with ordered corners inside [0, 1] to `clean`; returns whether it has an area."""
     clean[0], clean[2] = min(max(min(box[0], box[2]), 0.0), 1.0), min(max(max(box[0], box[2]), 0.0), 1.0)
     clean[1], clean[3] = min(max(min(box[1], box[3]), 0.0), 1.0), min(max(max(box[1], box[3]), 0.0), 1.0)
     return (clean[2] - clean[0]) * (clean[3] - clean[1]) > 0.0
@@ -174,7 +204,7 @@ def _clean(box, clean):
 
 @numba.njit(cache=True, nogil=True)
 def count_unusual(boxes, scores, skip_box_threshold):
-    """How many boxes reach out of [0, 1], have no area there, have a score below the threshold."""
+    """Counts the boxes that reach out of [0, 1], that have no area there, and whose score is below the threshold."""
     clean = np.empty(4)
     outside = without_area = below = 0
     for i in range(len(boxes)):
@@ -188,117 +218,34 @@ def count_unusual(boxes, scores, skip_box_threshold):
 
 
 @numba.njit(cache=True, nogil=True)
-def _sort_by_score(order, scores):
-    """Sorts the indices in `order`, in place, by descending score; equal ones stay in their order.
-
-    Runs of 4 by insertion, which are then merged. The merging loop has no branch that depends on the scores: half of
-    these would be predicted wrongly, which costs more than all the rest.
-    """
-    n = len(order)
-    source, target = order, np.empty(n, np.int64)
-    keys, merged = scores[order], np.empty(n)
-    for start in range(0, n, 4):
-        for stop in range(start + 1, min(start + 4, n)):
-            i, key, k = order[stop], keys[stop], stop
-            while k > start and key > keys[k - 1]:
-                order[k], keys[k] = order[k - 1], keys[k - 1]
-                k -= 1
-            order[k], keys[k] = i, key
-    width = 4
-    while width < n:
-        for start in range(0, n, 2 * width):
-            middle, stop = min(start + width, n), min(start + 2 * width, n)
-            a, b, k = start, middle, start
-            while a < middle and b < stop:
-                second = keys[b] > keys[a]
-                target[k] = source[b] if second else source[a]
-                merged[k] = keys[b] if second else keys[a]
-                a, b, k = a + 1 - second, b + second, k + 1
-            for rest in range(a, middle):
-                target[k], merged[k] = source[rest], keys[rest]
-                k += 1
-            for rest in range(b, stop):  # then k is b already, or the first half came to its end
-                target[k], merged[k] = source[rest], keys[rest]
-                k += 1
-        source, target, keys, merged = target, source, merged, keys
-        width *= 2
-    for k in range(n):
-        order[k] = source[k]
-
-
-@numba.njit(cache=True, nogil=True)
-def _by_class(ranking, label_of, number_of, order, runs, first):
-    """Sorts the indices of an image by class; those of a class stay in their order.
-
-    `order` (n,) is filled with the indices, `runs` with `first` + where each class begins in them; `number_of`
-    (labels,) is all -1, and again so afterwards. Returns the number of classes.
-    """
-    sizes = np.zeros(len(ranking), np.int64)
-    count = 0
-    for i in ranking:
-        c = number_of[label_of[i]]
-        if c < 0:
-            c = count
-            number_of[label_of[i]] = c
-            count += 1
-        sizes[c] += 1
-    position = 0
-    for c in range(count):
-        runs[c] = first + position
-        position += sizes[c]
-        sizes[c] = position - sizes[c]  # from here on where the next one goes
-    for i in ranking:
-        c = number_of[label_of[i]]
-        order[sizes[c]] = i
-        sizes[c] += 1
-    for i in ranking:
-        number_of[label_of[i]] = -1
-    return count
-
-
-@numba.njit(cache=True, nogil=True)
-def collect(fused, fused_scores, first, image_stops, label_of, limit):
-    """Puts the fused boxes of each image in descending score; equal ones in the order of the box that founded them.
+def rank(scores, founder, image_stops, limit):
+    """Orders the fused boxes of each image by descending score; equal scores by the index of their founder.
 
     Args:
-        fused, fused_scores: (K, 4), (K,), in any order.
-        first: (K,) the index of the box that founded each.
-        image_stops, label_of: as of `prepare`.
-        limit: boxes per image, at most.
+        scores, founder: `(K,)` from a fusion method: image after image.
+        image_stops: as of `prepare`.
+        limit: maximum number of boxes per image.
 
     Returns:
-        (M, 4) boxes, (M,) scores, (M,) labels, and (images + 1,) offsets of the images in them.
+        `(M,)` positions in `scores`, and `(images + 1,)` offsets of the images in them.
     """
-    num_images, count = len(image_stops), len(first)
-    boxes, scores, labels = np.empty((count, 4)), np.empty(count), np.empty(count, np.int64)
-    offsets = np.zeros(num_images + 1, np.int64)
-    entry_of = np.full(len(label_of), -1, np.int64)
-    for entry in range(count):
-        entry_of[first[entry]] = entry
-    start = position = 0
-    for image in range(num_images):
-        ranking = np.empty(image_stops[image] - start, np.int64)
-        n = 0
-        for i in range(start, image_stops[image]):
-            if entry_of[i] >= 0:
-                ranking[n] = entry_of[i]
-                n += 1
-        start = image_stops[image]
-        ranking = ranking[:n]
-        _sort_by_score(ranking, fused_scores)
-        for k in range(min(n, limit)):
-            entry = ranking[k]
-            for side in range(4):
-                boxes[position, side] = fused[entry, side]
-            scores[position], labels[position] = fused_scores[entry], label_of[first[entry]]
-            position += 1
-        offsets[image + 1] = position
-    return boxes[:position], scores[:position], labels[:position], offsets
+    ranking, offsets = np.empty(len(scores), np.int64), np.zeros(len(image_stops) + 1, np.int64)
+    start = count = 0
+    for image in range(len(image_stops)):
+        stop = start
+        while stop < len(founder) and founder[stop] < image_stops[image]:
+            stop += 1
+        by_founder = start + np.argsort(founder[start:stop])
+        ranked = by_founder[np.argsort(-scores[by_founder], kind="mergesort")][:limit]
+        ranking[count : count + len(ranked)] = ranked
+        count += len(ranked)
+        start, offsets[image + 1] = stop, count
+    return ranking[:count], offsets
 
 
 @numba.njit(cache=True, nogil=True)
 def nms(boxes, scores, order, runs, iou_threshold):
-    """Non-maximum suppression of every run; the result is that of `wbf`."""
+    """Non-maximum suppression of every run; returns the same as `wbf`."""
     class_of = np.empty(len(order), np.int64)
     for run in range(len(runs) - 1):
         for k in range(runs[run], runs[run + 1]):
@@ -309,7 +256,7 @@ def nms(boxes, scores, order, runs, iou_threshold):
 
 @numba.njit(cache=True, nogil=True)
 def soft_nms(boxes, scores, order, runs, iou_threshold, kind, sigma, score_threshold):
-    """Soft non-maximum suppression of every run, which lowers `scores` in place; the result is that of `wbf`."""
+    """Soft non-maximum suppression of every run; lowers `scores` in place and returns the same as `wbf`."""
     kept = classwise_soft_nms(boxes, scores, order, runs, kind, iou_threshold, sigma, score_threshold, len(order))
     kept = kept[scores[kept] > score_threshold]
     return boxes[kept], scores[kept], kept
@@ -317,9 +264,9 @@ def soft_nms(boxes, scores, order, runs, iou_threshold, kind, sigma, score_thres
 
 @numba.njit(cache=True, nogil=True)
 def _best_match(box, area, fused, areas, first, stop, iou_threshold):
-    """The fused box from `first` to `stop` with the highest IoU above the threshold (the oldest of equal), or -1."""
+    """Index of the box `fused[first:stop]` with the highest IoU above the threshold, the first of equal ones, or -1."""
     best, best_iou = -1, iou_threshold
-    lowest = best_iou * NEARLY_1  # below this share of the union, no division is needed to know
+    lowest = best_iou * NEARLY_1  # most boxes overlap by less than this share of the union: that saves the division
     for c in range(first, stop):
         width = max(min(fused[c, 2], box[2]) - max(fused[c, 0], box[0]), 0.0)
         height = max(min(fused[c, 3], box[3]) - max(fused[c, 1], box[1]), 0.0)
@@ -338,9 +285,17 @@ def _area(box):
 
 @numba.njit(cache=True, nogil=True)
 def wbf(boxes, scores, order, runs, iou_threshold, model_of, weights, conf_type, allows_overflow):
-    """Weighted boxes fusion of every run: (K, 4), (K,), and (K,) the index of the box that founded each fused one.
+    """Weighted boxes fusion of every run; `oid.fusion.fuse` describes the method.
 
-    The float32 sums are part of the definition: each step rounds, as in the package.
+    The sums are rounded to float32 after each step, because the package ensemble-boxes does so.
+
+    Args:
+        boxes, scores, order, runs, model_of: from `prepare`.
+        weights: `(models,)`.
+        conf_type: AVG, MAX, BOX_AND_MODEL_AVG or ABSENT_MODEL_AWARE_AVG.
+
+    Returns:
+        `(K, 4)` fused boxes, `(K,)` scores, `(K,)` index of the founder: the first box of each fused box.
     """
     n = len(order)
     fused, areas, founder = np.empty((n, 4)), np.empty(n), np.empty(n, np.int64)
@@ -384,27 +339,16 @@ def wbf(boxes, scores, order, runs, iou_threshold, model_of, weights, conf_type,
             fused_scores[c] = score / highest
         elif conf_type == BOX_AND_MODEL_AVG:
             score = score * members[c] / weight if weight > 0.0 else 0.0
-            fused_scores[c] = score * _sum_where(weights, has_model[c], True) / total
+            fused_scores[c] = score * pairwise_sum(weights[has_model[c]]) / total
         else:
-            weight += _sum_where(weights, has_model[c], False)
+            weight += pairwise_sum(weights[~has_model[c]])
             fused_scores[c] = score * members[c] / weight if weight > 0.0 else 0.0
     return fused[:count], fused_scores, founder[:count]
 
 
 @numba.njit(cache=True, nogil=True)
-def _sum_where(weights, flags, wanted):
-    """The sum of the weights whose flag is the one wanted."""
-    chosen, n = np.empty(len(weights)), 0
-    for model in range(len(weights)):
-        if flags[model] == wanted:
-            chosen[n] = weights[model]
-            n += 1
-    return pairwise_sum(chosen[:n])
-
-
-@numba.njit(cache=True, nogil=True)
 def pairwise_sum(numbers):
-    """The sum of (N,) float64 in the order in which NumPy adds up to 128 numbers: eight sums side by side."""
+    """Sum of `(N,)` float64 in NumPy's order of addition for N <= 128, which keeps eight partial sums."""
     n = len(numbers)
     done = n - n % 8
     total = 0.0
@@ -420,7 +364,7 @@ def pairwise_sum(numbers):
 
 @numba.njit(cache=True, nogil=True)
 def nmw(boxes, scores, order, runs, iou_threshold):
-    """Non-maximum weighted of every run: as `wbf`; the founder's box is what later ones are compared with."""
+    """Non-maximum weighted of every run; `oid.fusion.fuse` describes the method. Returns the same as `wbf`."""
     n = len(order)
     founders, areas, founder = np.empty((n, 4)), np.empty(n), np.empty(n, np.int64)
     members, confidences, sums = np.zeros(n, np.int64), np.zeros(n), np.zeros((n, 4))

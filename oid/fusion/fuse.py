@@ -1,83 +1,61 @@
-"""Fusion: the boxes of several models on one image become one set, class by class.
+"""Fusion: the boxes that several models found in an image become one set of boxes, class by class.
 
-The methods, with the package ensemble-boxes 1.0.9 as the definition of those that come from there:
+`fuse` takes one image or many. Each image and each class is fused independently. First, boxes are cleaned as in the
+package ensemble-boxes 1.0.9: swapped corners are exchanged, coordinates are clipped to [0, 1], boxes without area are
+dropped. Then one of five methods fuses them. Equal scores are ordered by model, then by position in the model's list.
 
-- `wbf`, weighted boxes fusion (Solovyev, Wang, Gabruseva: "Weighted boxes fusion: Ensembling boxes from different
-  object detection models", 2021): see `weighted_boxes_fusion`;
-- `nms`, non-maximum suppression over the boxes of all models: see `nms_fusion`;
-- `soft_nms_linear`, `soft_nms_gaussian`, the same, but the scores of overlapping boxes fall: see `soft_nms_fusion`;
-- `nmw`, non-maximum weighted (Zhou et al.: "CAD: Scale invariant framework for real-time object detection", 2017): see
-  `non_maximum_weighted`.
+**wbf**, weighted boxes fusion (Solovyev, Wang, Gabruseva 2021):
 
-What is different from the package, in all of them: equal scores have an order (score, then model, then position in the
-model's list), so that the result does not depend on the sort; nothing in is nothing out; results are in descending
-score over all classes; the caller's lists stay as they are; mistakes raise ValueError instead of a message on the
-screen and the default, or the end of the process.
+1. Scores are multiplied by the model's weight. The boxes are taken in descending score.
+2. A box joins the fused box with the highest IoU if that IoU is above `iou_threshold`. Otherwise it founds a new one.
+3. The coordinates of a fused box are the mean over its boxes, weighted by score.
+4. Its score depends on `conf_type`. Let m be the mean score of its n boxes, which come from t of the T models:
 
-Boxes are xyxy, normalised. As in the package, swapped corners are put in order, coordinates are clipped to [0, 1], and
-boxes that then have no area are dropped, silently; `clean_boxes` tells a caller which.
+   - "avg": m * min(n, T) / sum of all weights; with `allows_overflow`, m * n / sum of all weights
+   - "max": highest score / highest weight
+   - "box_and_model_avg": m * n / sum of its boxes' weights * sum of the t models' weights / sum of all weights
+   - "absent_model_aware_avg": m * n / (sum of its boxes' weights + sum of the T - t other models' weights)
 
-`fuse_images` does many images in one call, which is the fast way; all others are a call of it with one.
+   A box that 1 of 3 models found with score 0.9 gets the score 0.3, except with "max". Two boxes of one model count as
+   two votes; with `allows_overflow` a score can exceed 1.
+
+The result equals the package's bit for bit if the scores are unique, including its rounding to float32. It differs
+where the package divides 0 by 0: such a fused box gets its first box's coordinates and score 0.
+
+**nms**: non-maximum suppression over the boxes of all models. If weights are given, scores are first multiplied by
+weight / sum of weights. The package's boxes and scores.
+
+**soft_nms_linear, soft_nms_gaussian**: as nms, but overlapping boxes lose score instead of being dropped (see
+`oid.boxes.suppression.classwise_soft_nms`). Boxes whose new score is at most `score_threshold` are dropped, whether
+they overlap another box or not. The package keeps the same boxes, but returns their old scores.
+
+**nmw**, non-maximum weighted (Zhou et al. 2017): scores are multiplied by weight / highest weight. Boxes are grouped as
+in wbf, but compared with the first box of a group. A group becomes the mean of its boxes, weighted by score * IoU with
+the first box, and keeps the first box's score. The package's numbers before it rounds them to float32.
 """
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
 METHODS = ("wbf", "nms", "soft_nms_linear", "soft_nms_gaussian", "nmw")
 CONF_TYPES = ("avg", "max", "box_and_model_avg", "absent_model_aware_avg")
 
-LARGE_LABEL = 100_000  # from here on labels are renumbered, or a table of them would be large
-BOXES_PER_PART = 4096  # of all models, about; what is computed of so many stays in the processor's cache
-Fused = tuple[np.ndarray, np.ndarray, np.ndarray]
+BOXES_PER_PART = 4096  # of all models together: the intermediate results of a part fit into the processor's cache
 
 
-def fuse_images(
-    method: str,
-    boxes_list: Sequence[np.ndarray],
-    scores_list: Sequence[np.ndarray],
-    labels_list: Sequence[np.ndarray],
-    offsets_list: Sequence[np.ndarray],
-    *,
-    weights: Sequence[float] | None = None,
-    iou_threshold: float = 0.55,
-    skip_box_threshold: float = 0.0,
-    conf_type: str = "avg",
-    allows_overflow: bool = False,
-    sigma: float = 0.5,
-    score_threshold: float = 0.001,
-    limit: int | None = None,
-    threads: int = 1,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Fuses many images, each by itself: neither the other images nor the threads have a part in an image's result.
+class Boxes(NamedTuple):
+    """Boxes, image after image: `(N, 4)` float64 xyxy, `(N,)` float64 scores, `(N,)` int64 labels.
 
-    Args:
-        method: one of `METHODS`.
-        boxes_list: per model (N_i, 4) xyxy, normalised, image after image.
-        scores_list: per model (N_i,).
-        labels_list: per model (N_i,) integers.
-        offsets_list: per model (images + 1,) integers: image k has its boxes from offsets[k] to offsets[k + 1].
-        weights, iou_threshold, skip_box_threshold: see the functions below.
-        conf_type, allows_overflow: of `weighted_boxes_fusion`; the other methods do not use them.
-        sigma, score_threshold: of `soft_nms_fusion`; the other methods do not use them.
-        limit: boxes per image at most, the best over all classes; None = all.
-        threads: images are shared out to so many.
-
-    Returns:
-        (N, 4) float64 boxes, (N,) float64 scores, (N,) int64 labels, in descending score within each image, and
-        (images + 1,) int64 offsets of the images in them.
-
-    Raises:
-        ValueError: as the functions below, or the offsets are not those of the boxes.
+    `offsets` is `(images + 1,)` int64; image k has the boxes offsets[k] to offsets[k + 1].
     """
-    boxes, scores, labels, bases = _concatenated(boxes_list, scores_list, labels_list)
-    offsets = _checked_offsets(offsets_list, np.diff(bases))
-    starts, stops = offsets[:, :-1] + bases[:-1, None], offsets[:, 1:] + bases[:-1, None]
-    options = {"weights": weights, "iou_threshold": iou_threshold, "skip_box_threshold": skip_box_threshold}
-    options |= {"conf_type": conf_type, "allows_overflow": allows_overflow, "sigma": sigma}
-    options |= {"score_threshold": score_threshold, "limit": limit, "threads": threads}
-    return _fused(method, boxes, scores, labels, starts, stops, **options)
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    offsets: np.ndarray
 
 
 def fuse(
@@ -85,189 +63,7 @@ def fuse(
     boxes_list: Sequence[np.ndarray],
     scores_list: Sequence[np.ndarray],
     labels_list: Sequence[np.ndarray],
-    **options,
-) -> Fused:
-    """Fuses the boxes of several models on one image.
-
-    Args:
-        method: one of `METHODS`.
-        boxes_list: per model (N_i, 4) xyxy, normalised; a model without boxes has an empty list.
-        scores_list: per model (N_i,).
-        labels_list: per model (N_i,) integers.
-        options: the keywords of `fuse_images`.
-
-    Returns:
-        (N, 4) float64 boxes, (N,) float64 scores, (N,) int64 labels, in descending score; equal scores: the one whose
-        first box comes first (model, position).
-
-    Raises:
-        ValueError: lengths differ, a number is not finite, a weight is negative, all are 0, or an option is out of its
-            range.
-    """
-    boxes, scores, labels, bases = _concatenated(boxes_list, scores_list, labels_list)
-    starts, stops = bases[:-1].reshape(-1, 1), bases[1:].reshape(-1, 1)
-    return _fused(method, boxes, scores, labels, starts, stops, **options)[:3]
-
-
-def weighted_boxes_fusion(
-    boxes_list: Sequence[np.ndarray],
-    scores_list: Sequence[np.ndarray],
-    labels_list: Sequence[np.ndarray],
-    *,
-    weights: Sequence[float] | None = None,
-    iou_threshold: float = 0.55,
-    skip_box_threshold: float = 0.0,
-    conf_type: str = "avg",
-    allows_overflow: bool = False,
-) -> Fused:
-    """Fuses boxes that overlap into one, the mean of their coordinates weighted by score.
-
-    It gives the boxes, scores and labels of the package bit for bit when the scores are unique.
-
-    1. Each score is multiplied by its model's weight; the boxes of a class are taken in descending score.
-    2. A box joins the fused box of its class with the highest IoU, if that is > `iou_threshold`, else it founds one.
-    3. A fused box's coordinates are the mean of its boxes', weighted by score. With the mean score m of its n boxes, of
-       which T models have t given some, its score is
-
-       - "avg": m * min(n, T) / sum of all weights, or with `allows_overflow` m * n / sum of all weights;
-       - "max": the highest score / the highest weight;
-       - "box_and_model_avg": m * n / sum of the weights of its boxes * sum of the weights of the t models / sum of all;
-       - "absent_model_aware_avg": m * n / (sum of the weights of its boxes + those of the T - t models).
-
-    What is defined there, and sometimes surprising: a box that 1 of 3 models has found at 0.9 gets 0.3, but for "max";
-    duplicates of one model count as several votes, and with `allows_overflow` scores can exceed 1; coordinates and mean
-    score of a fused box are rounded to float32, those of a box that stays alone are not; a box of a model with weight 0
-    stays with score 0, unless it joins others, whose coordinates it does not move.
-
-    What is different: where the package divides 0 by 0 (boxes of score 0 or of a model with weight 0 among themselves),
-    a fused box has the coordinates of its first box, and score 0.
-
-    Args:
-        boxes_list, scores_list, labels_list: as in `fuse`.
-        weights: one per model, none negative, not all 0; None = all 1. Only their ratio counts.
-        iou_threshold: from 0 to 1.
-        skip_box_threshold: boxes whose own score, without the weight, is lower are left out.
-        conf_type: one of `CONF_TYPES`.
-        allows_overflow: only "avg" uses it.
-
-    Returns:
-        as `fuse`.
-
-    Raises:
-        ValueError: as `fuse`.
-    """
-    options = {"weights": weights, "iou_threshold": iou_threshold, "skip_box_threshold": skip_box_threshold}
-    options |= {"conf_type": conf_type, "allows_overflow": allows_overflow}
-    return fuse("wbf", boxes_list, scores_list, labels_list, **options)
-
-
-def nms_fusion(
-    boxes_list: Sequence[np.ndarray],
-    scores_list: Sequence[np.ndarray],
-    labels_list: Sequence[np.ndarray],
-    *,
-    weights: Sequence[float] | None = None,
-    iou_threshold: float = 0.55,
-    skip_box_threshold: float = 0.0,
-) -> Fused:
-    """Keeps of all models' boxes of a class that overlap by more than `iou_threshold` only the one with the best score.
-
-    With weights, scores are multiplied by weight / sum of weights before, as the package ensemble-boxes does; without,
-    scores stay as they are. (So weights 1 1 give the same boxes as none, at half the score.) The package, whose boxes
-    and scores these are, ends with an error where no box is left, and overwrites the caller's scores. Arguments, result
-    and errors are those of `weighted_boxes_fusion`.
-    """
-    options = {"weights": weights, "iou_threshold": iou_threshold, "skip_box_threshold": skip_box_threshold}
-    return fuse("nms", boxes_list, scores_list, labels_list, **options)
-
-
-def soft_nms_fusion(
-    boxes_list: Sequence[np.ndarray],
-    scores_list: Sequence[np.ndarray],
-    labels_list: Sequence[np.ndarray],
-    *,
-    kind: str = "gaussian",
-    weights: Sequence[float] | None = None,
-    iou_threshold: float = 0.55,
-    skip_box_threshold: float = 0.0,
-    sigma: float = 0.5,
-    score_threshold: float = 0.001,
-) -> Fused:
-    """Lowers the scores of boxes that overlap a better one of their class; see `oid.boxes.suppression.soft_nms`.
-
-    The boxes are the package's. It gives them the scores that they had before; here they have the lowered ones, in
-    whose order they are. Weights have the effect that they have in `nms_fusion`.
-
-    Args:
-        boxes_list, scores_list, labels_list, weights: as in `nms_fusion`.
-        kind: "linear" or "gaussian".
-        iou_threshold: only "linear" uses it; an IoU equal to it is not punished.
-        skip_box_threshold: as in `nms_fusion`, and not negative.
-        sigma: above 0; only "gaussian" uses it. The smaller, the harder.
-        score_threshold: boxes whose new score is not above it are left out, also those that overlap no other.
-
-    Returns:
-        as `fuse`.
-
-    Raises:
-        ValueError: as `fuse`.
-    """
-    options = {"weights": weights, "iou_threshold": iou_threshold, "skip_box_threshold": skip_box_threshold}
-    options |= {"sigma": sigma, "score_threshold": score_threshold}
-    return fuse(f"soft_nms_{kind}", boxes_list, scores_list, labels_list, **options)
-
-
-def non_maximum_weighted(
-    boxes_list: Sequence[np.ndarray],
-    scores_list: Sequence[np.ndarray],
-    labels_list: Sequence[np.ndarray],
-    *,
-    weights: Sequence[float] | None = None,
-    iou_threshold: float = 0.55,
-    skip_box_threshold: float = 0.0,
-) -> Fused:
-    """Moves the best box of a class towards those that overlap it; it keeps its score.
-
-    1. Each score is multiplied by its model's weight / the highest weight; the boxes of a class are taken in descending
-       score.
-    2. A box joins the group of its class whose first box overlaps it most, if that IoU is > `iou_threshold`, else it is
-       the first of a new one.
-    3. A group becomes a box, the mean of its boxes weighted by score * IoU with the first; its score is the first's.
-
-    These are the package's numbers before it rounds them, also those of a box that stays alone, to float32, which makes
-    different scores equal. A group of boxes of score 0 has the coordinates of its first box, instead of 0 / 0.
-    Arguments, result and errors are those of `weighted_boxes_fusion`.
-    """
-    options = {"weights": weights, "iou_threshold": iou_threshold, "skip_box_threshold": skip_box_threshold}
-    return fuse("nmw", boxes_list, scores_list, labels_list, **options)
-
-
-def clean_boxes(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Puts corners in order and clips to [0, 1], as fusion does with the boxes it is given.
-
-    Returns:
-        (N, 4) xyxy, and (N,) bool: the box has an area; those that have none do not take part in fusion.
-    """
-    boxes = np.clip(boxes, 0.0, 1.0)
-    low, high = np.minimum(boxes[:, :2], boxes[:, 2:]), np.maximum(boxes[:, :2], boxes[:, 2:])
-    return np.concatenate([low, high], axis=1), np.prod(high - low, axis=1) > 0.0
-
-
-def count_unusual(boxes: np.ndarray, scores: np.ndarray, skip_box_threshold: float = 0.0) -> tuple[int, int, int]:
-    """How many boxes reach out of [0, 1], how many have no area there, and how many have a lower score than that."""
-    from oid.boxes import kernels as box_kernels
-
-    boxes, scores = np.ascontiguousarray(boxes, np.float64), np.ascontiguousarray(scores, np.float64)
-    return box_kernels.count_unusual(boxes, scores, float(skip_box_threshold))
-
-
-def _fused(
-    method: str,
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    labels: np.ndarray,
-    starts: np.ndarray,
-    stops: np.ndarray,
+    offsets_list: Sequence[np.ndarray] | None = None,
     *,
     weights: Sequence[float] | None = None,
     iou_threshold: float = 0.55,
@@ -278,45 +74,87 @@ def _fused(
     score_threshold: float = 0.001,
     limit: int | None = None,
     threads: int = 1,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """`fuse_images` with the boxes of all models in one array, those of a model in an image from a start to a stop,
-    (models, images) both."""
-    from oid.boxes import kernels as box_kernels
+) -> Boxes:
+    """Fuses the boxes of several models; the module's docstring describes the methods.
 
-    options = {"conf_type": conf_type, "sigma": sigma, "limit": limit, "threads": threads}
-    _check_options(method, iou_threshold, skip_box_threshold, **options)
-    factors, divisor = _factors(method, weights, len(starts))
-    labels, num_labels, names = _from_zero(labels)
-    scaling = factors, divisor, float(skip_box_threshold)
+    Args:
+        method: one of `METHODS`.
+        boxes_list: per model `(N_i, 4)` xyxy, normalised, image after image.
+        scores_list: per model `(N_i,)`.
+        labels_list: per model `(N_i,)` integers.
+        offsets_list: per model `(images + 1,)` integers, see `Boxes`; None = all boxes belong to one image.
+        weights: one per model, not negative, not all 0; None = all 1.
+        iou_threshold: from 0 to 1; boxes match if their IoU is above it.
+        skip_box_threshold: boxes whose own score is lower are left out.
+        conf_type: one of `CONF_TYPES`; only wbf uses it.
+        allows_overflow: only wbf with "avg" uses it.
+        sigma: above 0; only soft_nms_gaussian uses it. Smaller values lower scores more.
+        score_threshold: only soft-NMS uses it.
+        limit: maximum number of boxes per image, the best over all classes; None = all.
+        threads: number of threads; the result does not depend on it.
+
+    Returns:
+        The fused boxes, in descending score within each image.
+
+    Raises:
+        ValueError: lengths differ, offsets do not fit the boxes, a number is not finite, or an option is out of range.
+    """
+    _check_options(method, iou_threshold, skip_box_threshold, conf_type, sigma, limit, threads)
+    factors = _factors(method, weights, len(boxes_list))
+    boxes, scores, labels, bases = _concatenated(boxes_list, scores_list, labels_list)
+    offsets = np.stack([0 * bases[1:], np.diff(bases)], axis=1)
+    if offsets_list is not None:
+        offsets = _checked_offsets(offsets_list, np.diff(bases))
+    starts, stops = offsets[:, :-1] + bases[:-1, None], offsets[:, 1:] + bases[:-1, None]
     iou_threshold, sigma, score_threshold = float(iou_threshold), float(sigma), float(score_threshold)
 
-    def part(images: slice) -> tuple[np.ndarray, ...]:
+    def fuse_part(images: slice) -> Boxes:
+        from oid.boxes import kernels  # compiles: callers that only show their --help do not wait for it
+
         places = np.ascontiguousarray(starts[:, images]), np.ascontiguousarray(stops[:, images])
-        prepared = box_kernels.prepare(boxes, scores, labels, num_labels, *places, *scaling)
-        clean, raised, label_of, model_of, image_stops, order, runs = prepared
-        arguments = clean, raised, order, runs, iou_threshold
+        prepared = kernels.prepare(boxes, scores, labels, *places, factors, float(skip_box_threshold))
+        clean, weighted, label_of, model_of, image_stops, order, runs = prepared
+        common = clean, weighted, order, runs, iou_threshold
         if method == "wbf":
             confidence = CONF_TYPES.index(conf_type), bool(allows_overflow)
-            fused = box_kernels.wbf(*arguments, model_of, factors, *confidence)
+            found = kernels.wbf(*common, model_of, np.ascontiguousarray(factors[:, 0]), *confidence)
         elif method == "nmw":
-            fused = box_kernels.nmw(*arguments)
+            found = kernels.nmw(*common)
         elif method == "nms":
-            fused = box_kernels.nms(*arguments)
+            found = kernels.nms(*common)
         else:
-            kind = box_kernels.LINEAR if method == "soft_nms_linear" else box_kernels.GAUSSIAN
-            fused = box_kernels.soft_nms(*arguments, kind, sigma, score_threshold)
-        return box_kernels.collect(*fused, image_stops, label_of, len(clean) if limit is None else limit)
+            kind = kernels.LINEAR if method == "soft_nms_linear" else kernels.GAUSSIAN
+            found = kernels.soft_nms(*common, kind, sigma, score_threshold)
+        fused_boxes, fused_scores, founder = found
+        most = len(clean) if limit is None else limit
+        ranking, fused_offsets = kernels.rank(fused_scores, founder, image_stops, most)
+        return Boxes(fused_boxes[ranking], fused_scores[ranking], label_of[founder[ranking]], fused_offsets)
 
     num_parts = max(len(boxes) // BOXES_PER_PART + 1, 4 * threads if threads > 1 else 1)
-    fused = _shared_out(part, starts.shape[1], num_parts, threads)
-    return fused if names is None else (*fused[:2], names[fused[2]], fused[3])
+    return _joined(fuse_part, starts.shape[1], num_parts, threads)
+
+
+def _joined(fuse_part: Callable[[slice], Boxes], num_images: int, num_parts: int, threads: int) -> Boxes:
+    """Calls `fuse_part` with slices of the images, in several threads, and joins the results."""
+    num_parts = min(num_parts, num_images)
+    if num_parts < 2:
+        return fuse_part(slice(None))
+    cuts = np.linspace(0, num_images, num_parts + 1).astype(int)
+    slices = map(slice, cuts[:-1], cuts[1:])
+    if threads == 1:
+        parts = list(map(fuse_part, slices))
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(fuse_part, slices))
+    *columns, offsets = zip(*parts, strict=True)
+    counts = np.concatenate([np.diff(of_part) for of_part in offsets])
+    return Boxes(*map(np.concatenate, columns), np.concatenate([[0], np.cumsum(counts)]))
 
 
 def _check_options(
     method: str,
     iou_threshold: float,
     skip_box_threshold: float,
-    *,
     conf_type: str,
     sigma: float,
     limit: int | None,
@@ -336,78 +174,44 @@ def _check_options(
         raise ValueError(f"limit is {limit} and threads is {threads}: expected at least 0 and 1")
 
 
-def _factors(method: str, weights: Sequence[float] | None, num_models: int) -> tuple[np.ndarray, float]:
-    """(num_models,) what the scores are multiplied by, and the number by which they are then divided."""
+def _factors(method: str, weights: Sequence[float] | None, num_models: int) -> np.ndarray:
+    """`(models, 2)`: scores are multiplied by the first number of their model and divided by the second."""
+    factors = np.ones((num_models, 2))
     if weights is None:
-        return np.ones(num_models), 1.0
-    factors = np.asarray(weights, dtype=np.float64)
-    if factors.shape != (num_models,):
-        raise ValueError(f"{factors.size} weights for {num_models} models")
-    if not np.all(np.isfinite(factors)) or np.any(factors < 0.0):
-        raise ValueError(f"weights {factors.tolist()}: one is negative or not finite")
-    if num_models and not np.any(factors > 0.0):
+        return factors
+    weights = np.asarray(weights, dtype=np.float64)
+    if weights.shape != (num_models,):
+        raise ValueError(f"{weights.size} weights for {num_models} models")
+    if not np.all(np.isfinite(weights)) or np.any(weights < 0.0):
+        raise ValueError(f"weights {weights.tolist()}: one is negative or not finite")
+    if num_models and not np.any(weights > 0.0):
         raise ValueError("all weights are 0")
-    if method == "nmw" and num_models:
-        return factors / factors.max(), 1.0
-    if method == "wbf":
-        return factors, 1.0
-    return factors, float(factors.sum())
+    factors[:, 0] = weights / weights.max(initial=0.0) if method == "nmw" else weights
+    if method not in ("wbf", "nmw"):
+        factors[:, 1] = weights.sum()
+    return factors
 
 
 def _concatenated(
     boxes_list: Sequence[np.ndarray], scores_list: Sequence[np.ndarray], labels_list: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(N, 4) boxes, (N,) scores, (N,) labels: all boxes, model after model; (models + 1,) where each model begins."""
+    """`(N, 4)` boxes, `(N,)` scores, `(N,)` labels, model after model; `(models + 1,)` the start of each model."""
     sizes = [len(boxes) for boxes in boxes_list]
     if sizes != [len(scores) for scores in scores_list] or sizes != [len(labels) for labels in labels_list]:
         raise ValueError("a model's boxes, scores and labels have different lengths")
-    bases = np.cumsum([0, *sizes])
-    filled = [model for model, size in enumerate(sizes) if size]
-    if not filled:
-        return np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64), bases
-    boxes = np.concatenate([boxes_list[model] for model in filled], dtype=np.float64)
-    scores = np.concatenate([scores_list[model] for model in filled], dtype=np.float64)
-    labels = np.concatenate([labels_list[model] for model in filled]).astype(np.int64, copy=False)
-    return boxes, scores, labels, bases
-
-
-def _from_zero(labels: np.ndarray) -> tuple[np.ndarray, int, np.ndarray | None]:
-    """Labels that are small and not negative, how many there can be, and what they are called, None = as they are."""
-    if not len(labels):
-        return labels, 0, None
-    highest = int(labels.view(np.uint64).max())  # a negative one is above all others
-    if highest < LARGE_LABEL:
-        return labels, highest + 1, None
-    names, labels = np.unique(labels, return_inverse=True)
-    return labels, len(names), names
-
-
-def _shared_out(
-    part: Callable[[slice], tuple[np.ndarray, ...]], num_images: int, num_parts: int, threads: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Calls `part` with slices of the images in several threads, and joins the boxes, scores, labels and offsets."""
-    num_parts = min(num_parts, num_images)
-    if num_parts < 2:
-        return part(slice(None))
-    cuts = np.linspace(0, num_images, num_parts + 1).astype(int)
-    slices = map(slice, cuts[:-1], cuts[1:])
-    if threads == 1:
-        found = list(map(part, slices))
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            found = list(pool.map(part, slices))
-    *columns, parts = zip(*found, strict=True)
-    counts = np.concatenate([np.diff(offsets) for offsets in parts])
-    return *map(np.concatenate, columns), np.concatenate([[0], np.cumsum(counts)])
+    boxes = np.concatenate([np.zeros((0, 4)), *(np.reshape(boxes, (-1, 4)) for boxes in boxes_list)])
+    scores = np.concatenate([np.zeros(0), *scores_list])
+    labels = np.concatenate([np.zeros(0, np.int64), *(np.asarray(labels, np.int64) for labels in labels_list)])
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise ValueError("a score or a coordinate is not finite")
+    return boxes, scores, labels, np.cumsum([0, *sizes])
 
 
 def _checked_offsets(offsets_list: Sequence[np.ndarray], sizes: np.ndarray) -> np.ndarray:
-    """(models, images + 1) int64."""
+    """`(models, images + 1)` int64."""
     if len(offsets_list) != len(sizes) or len({len(offsets) for offsets in offsets_list}) > 1:
         raise ValueError("the models have offsets of different numbers of images")
-    offsets = np.asarray(offsets_list, dtype=np.int64)
-    if not len(sizes):
-        return offsets.reshape(0, -1) if offsets.size else np.zeros((0, 1), np.int64)
+    offsets = np.array(offsets_list, dtype=np.int64).reshape(len(sizes), -1 if len(sizes) else 1)
     if np.any(offsets[:, 0] != 0) or np.any(offsets[:, -1] != sizes) or np.any(np.diff(offsets) < 0):
         raise ValueError("a model's offsets must rise from 0 to the number of its boxes")
     return offsets

@@ -1,145 +1,111 @@
-"""The metric on any choice of images, from one matching: for folds, and for the bootstrap over images.
+"""mAP on any choice of images from a single matching: on folds, and on bootstrap samples of the images.
 
-Matching looks at one image at a time, so that precision and recall of some of the images follow from the entries of
-all of them: those of the other images are skipped, in the same order of scores. An image that was drawn twice counts
-twice, in entries and in boxes to find (its copies would tie in score; they are taken at once).
-
-Images may be divided into strata. Then entries are ranked in each stratum by itself, and the AP of a class is the mean
-of its APs in the strata, weighted by the boxes to find there. This is how detections are measured whose scores have
-another meaning in each stratum, for example because each was fused with other settings: ranking them together would
-compare what cannot be compared. With one stratum it is the metric itself.
+Detections are matched within an image. So images can be left out after the matching, and an image that was drawn twice
+can count twice.
 """
 
-import dataclasses
+from collections.abc import Callable, Sequence
 
-import numba
 import numpy as np
 
 from oid.metric.challenge import Entries, GroundTruth
-from oid.metric.ordering import ascending, grouped
 
 
-@dataclasses.dataclass(frozen=True)
 class Curves:
-    """Matched detections, ready to be measured on any choice of images. Made by `curves`.
+    """Matched detections, class by class in descending score: the points of the precision-recall curves.
 
-    A group is one class in one stratum: group = class x number of strata + stratum.
-
-    Attributes:
-        num_classes: classes of the metric.
-        num_strata: 1 unless the images are divided.
-        starts: `(groups + 1,)` int64, the entries of group g are starts[g] to starts[g + 1].
-        image: `(E,)` int64, of each entry; in a group in descending order of score.
-        labels: `(E,)` float64, what each entry counts as true positives, 0 = a false positive.
-        box_group: `(B,)` int64, group of each box to find.
-        box_image: `(B,)` int64.
-        box_weight: `(B,)` float64, 1, or less for a group-of box.
-        num_images: of the ground truth.
+    Args:
+        entries: the matched detections, from `oid.metric.challenge.score`.
+        truth: the ground truth that they were matched with.
+        num_classes, group_of_weight: as given to `score`.
+        images: `(images,)` bool, leaves out all other images; None = all images.
     """
 
-    num_classes: int
-    num_strata: int
-    starts: np.ndarray
-    image: np.ndarray
-    labels: np.ndarray
-    box_group: np.ndarray
-    box_image: np.ndarray
-    box_weight: np.ndarray
-    num_images: int
+    def __init__(
+        self,
+        entries: Entries,
+        truth: GroundTruth,
+        *,
+        num_classes: int,
+        group_of_weight: float = 1.0,
+        images: np.ndarray | None = None,
+    ):
+        self.num_images, self.num_classes = len(truth.image_ids), num_classes
+        images = np.ones(self.num_images, dtype=bool) if images is None else images
+        order = np.argsort(entries.scores, kind="stable")[::-1]  # the later one of equal scores first, as in the metric
+        order = order[images[entries.image[order]]]
+        small = np.min_scalar_type(num_classes)  # NumPy sorts integers of 16 bits in linear time
+        order = order[np.argsort(entries.class_index[order].astype(small), kind="stable")]
+        image, class_index, labels = entries.image[order], entries.class_index[order], entries.labels[order]
+        hits = np.flatnonzero(labels > 0.0)
+        self._hit_image, self._hit_class, self._hit_label = image[hits], class_index[hits], labels[hits]
+        self._miss_image = image[labels <= 0.0]
+        self._misses_before = hits - np.arange(len(hits))
+        classes = np.arange(num_classes)
+        self._first_hit = np.searchsorted(self._hit_class, classes)[self._hit_class]
+        self._first_miss = np.searchsorted(class_index[labels <= 0.0], classes)[self._hit_class]
+        boxes = np.flatnonzero(images[truth.box_image])
+        self._box_image, self._box_class = truth.box_image[boxes], truth.box_class[boxes]
+        self._box_weight = np.where(truth.box_group_of[boxes], group_of_weight, 1.0)
 
     def average_precision(self, times: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """AP of every class in every stratum.
+        """Computes AP: the area below the envelope of precision over recall.
 
         Args:
             times: `(images,)` how often each image counts; None = once.
 
         Returns:
-            AP `(classes, strata)` float64, nan where there is nothing to find, and the number to find, `(classes,
-            strata)` float64.
+            `(num_classes,)` AP, 0 for a class without ground truth, and `(num_classes,)` amount of ground truth.
         """
-        times = np.ones(self.num_images) if times is None else np.ascontiguousarray(times, dtype=np.float64)
-        if times.shape != (self.num_images,):
-            raise ValueError(f"times has the shape {times.shape}, but there are {self.num_images} images")
-        weights = self.box_weight * times[self.box_image]
-        num_gt = np.bincount(self.box_group, weights=weights, minlength=len(self.starts) - 1)
-        found = _average_precision(self.starts, self.image, self.labels, times, num_gt)
-        return found.reshape(self.num_classes, -1), num_gt.reshape(self.num_classes, -1)
+        times = np.ones(self.num_images) if times is None else np.asarray(times, dtype=np.float64)
+        gained = times[self._hit_image] * self._hit_label
+        hits, misses = (np.concatenate([[0.0], np.cumsum(x)]) for x in (gained, times[self._miss_image]))
+        hits = hits[1:] - hits[self._first_hit]
+        misses = misses[self._misses_before] - misses[self._first_miss]
+        precision = hits / np.maximum(hits + misses, 1e-300)
+        step = 2.0 * self._hit_class  # lets the running maximum, from the last class to the first, start anew in each
+        envelope = np.maximum.accumulate((precision - step)[::-1])[::-1] + step
+        areas = np.bincount(self._hit_class, weights=gained * envelope, minlength=self.num_classes)
+        weights = self._box_weight * times[self._box_image]
+        num_gt = np.bincount(self._box_class, weights=weights, minlength=self.num_classes)
+        return np.divide(areas, num_gt, out=np.zeros(self.num_classes), where=num_gt > 0.0), num_gt
 
     def mean_average_precision(self, times: np.ndarray | None = None) -> float:
-        """mAP over the classes with something to find, nan without any; `times` as in `average_precision`."""
-        found, num_gt = self.average_precision(times)
-        total = num_gt.sum(axis=1)
-        weighted = np.where(num_gt > 0, found * num_gt, 0.0).sum(axis=1)
-        return float(np.mean(weighted[total > 0] / total[total > 0])) if np.any(total > 0) else float("nan")
+        """mAP over the classes with ground truth, nan if there are none; `times` as for `average_precision`."""
+        return mean_of_folds([self], times)
 
 
-def curves(
-    entries: Entries,
-    truth: GroundTruth,
-    *,
-    num_classes: int,
-    group_of_weight: float = 1.0,
-    stratum: np.ndarray | None = None,
-) -> Curves:
-    """Sorts what `oid.metric.challenge.score` has matched.
+def mean_of_folds(folds: Sequence[Curves], times: np.ndarray | None = None) -> float:
+    """mAP of folds whose scores are not comparable, because each was fused with its own settings.
+
+    The AP of a class is the mean of its APs in the folds, weighted by the ground truth there. nan if there is no ground
+    truth; `times` as for `Curves.average_precision`.
+    """
+    found, num_gt = zip(*(fold.average_precision(times) for fold in folds), strict=True)
+    total, weighted = np.sum(num_gt, axis=0), np.sum(np.multiply(found, num_gt), axis=0)
+    return float(np.mean(weighted[total > 0] / total[total > 0])) if np.any(total > 0) else float("nan")
+
+
+def bootstrap(measure: Callable[[np.ndarray], Sequence[float]], fold: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Measures on images drawn with replacement within their fold.
 
     Args:
-        entries: the matched detections.
-        truth: what they were matched with.
-        num_classes, group_of_weight: as they were given to `oid.metric.challenge.score`.
-        stratum: `(images,)` int64, 0 and up, the stratum of each image; None = one for all.
+        measure: takes `(images,)`, how often each image was drawn, and returns K numbers.
+        fold: `(images,)` int64.
+
+    Returns:
+        `(draws, K)` float64.
     """
-    num_images = len(truth.image_ids)
-    stratum = np.zeros(num_images, np.int64) if stratum is None else np.asarray(stratum, dtype=np.int64)
-    num_strata = int(stratum.max(initial=0)) + 1
-    groups = num_classes * num_strata
-    group = entries.class_index * num_strata + stratum[entries.image]
-    order = ascending(entries.scores)[::-1]  # of equal scores the later one first, as in the metric
-    by_group, starts = grouped(group[order], groups)
-    order = order[by_group]
-    return Curves(
-        num_classes=num_classes,
-        num_strata=num_strata,
-        starts=starts,
-        image=entries.image[order],
-        labels=entries.labels[order],
-        box_group=truth.box_class * num_strata + stratum[truth.box_image],
-        box_image=np.asarray(truth.box_image, dtype=np.int64),
-        box_weight=np.where(truth.box_group_of, group_of_weight, 1.0),
-        num_images=num_images,
-    )
+    rng = np.random.default_rng([seed, 2])
+    members = [np.flatnonzero(fold == f) for f in range(fold.max() + 1)]
+    drawn = []
+    for _ in range(draws):
+        images = np.concatenate([member[rng.integers(len(member), size=len(member))] for member in members])
+        drawn.append(measure(np.bincount(images, minlength=len(fold))))
+    return np.array(drawn)
 
 
-@numba.njit(cache=True, nogil=True)
-def _average_precision(starts, image, labels, times, num_gt):
-    """`(groups,)` AP: the area below the envelope of precision over recall.
-
-    Recall grows and precision peaks at true positives only, so these alone are kept: (G,) at most, of E entries.
-    """
-    result = np.full(len(starts) - 1, np.nan)
-    precision = np.empty(0)
-    gained = np.empty(0)
-    for group in range(len(starts) - 1):
-        if num_gt[group] <= 0.0:
-            continue
-        size = starts[group + 1] - starts[group]
-        if size > len(precision):
-            precision, gained = np.empty(size), np.empty(size)
-        hits = misses = 0.0
-        count = 0
-        for i in range(starts[group], starts[group + 1]):
-            weight = times[image[i]]
-            if weight == 0.0:
-                continue
-            if labels[i] > 0.0:
-                hits += weight * labels[i]
-                precision[count], gained[count] = hits / (hits + misses), weight * labels[i]
-                count += 1
-            else:
-                misses += weight
-        area = envelope = 0.0
-        for k in range(count - 1, -1, -1):
-            envelope = max(envelope, precision[k])
-            area += gained[k] * envelope
-        result[group] = area / num_gt[group]
-    return result
+def interval_95(value: float, draws: np.ndarray) -> tuple[float, float]:
+    """`value` plus and minus 1.96 standard deviations of `(draws,)`; their quantiles would be off-centre."""
+    reach = 1.96 * float(np.nanstd(draws, ddof=1))
+    return value - reach, value + reach

@@ -1,100 +1,67 @@
-"""Searches the settings of weighted boxes fusion on validation images, and says honestly what they gain.
+"""Random search of the settings of weighted boxes fusion, with an estimate of the gain on other images.
 
-What a06 does with it:
+**Search.** Each trial draws model weights, fusion IoU, skip threshold and conf_type at random. The first trial is the
+base: equal weights and the caller's defaults. Half of the others have equal weights, too.
 
-    names = model_names(paths)                                   # of oid.fusion.tuned_settings
-    base = FusionSettings((1.0,) * len(paths), fusion_iou, skip_box_threshold, conf_type)
-    models = (PredictionFile(path) for path in paths)            # one after another, each is reduced at once
-    tuning = tune(models, truth, report.labels, base=base)
-    print_tuning(tuning, names)
-    write_tuned_settings(path, names, tuning.settings, tuning.verdict, tuning.measured())
-    settings = read_tuned_settings(path, names)                  # a06 --settings
+**Estimate.** The images are divided into folds at random. For each fold, the best trial on all other images is chosen
+and measured on the fold. The result over all folds is the gain out of fold: what to expect on other images. The
+settings to apply are the best trial on all images. Their gain on the same images, the gain in fold, is too high by
+construction. The 95 % interval comes from a paired bootstrap of the images. It does not cover how much the choice of
+settings varies, so it is too narrow on few images.
 
-**The search.** A trial is one choice of model weights, IoU, skip threshold and conf_type. Some trials are drawn before
-anything is measured: the base (equal weights, the caller's defaults), the other conf_types, each model left out, and
-random ones. The rest are small steps from the best so far. Everything is seeded: the same input, the same result.
-
-Each search has two results: the best with equal weights, and the best of all. A search that moves everything at once
-finds unequal weights even for equal models, if only the other settings are better there; so weights must gain something
-over the best that equal weights reach.
-
-**What is expected of it.** The images are divided into folds at random. For each fold the search runs on the other
-folds alone; its steps are its own, too, because a step that was taken after a look at the held-out images would know
-them. What the search chose is measured on the held-out images: the gain out of fold. The settings to be used come from
-the same search on all images, whose gain on these images is the gain in fold, which is too high by construction and is
-never called the expected one.
-
-mAP is no mean over images, so "out of fold" needs a definition. Here each fold is ranked by itself, and the AP of a
-class is the mean of its APs in the folds, weighted by the ground truth there (`oid.fusion.resampling`). One
-ranking over all images would be unjust: each fold is fused with other settings, whose scores differ in scale (a lone
-box of three models has a third of its score with "avg", all of it with "max"), although a user applies one setting to
-all images. Base and chosen settings are measured in this way, so that their difference means something; the level is a
-little above the mAP of all images ranked together. The gain in fold is the ordinary one, which a07 would show.
-
-Intervals of 95 % are the gain plus and minus 1.96 standard deviations in a paired bootstrap: images are drawn with
-replacement within their fold, and all settings are measured on the same draw. (Not the percentiles of the draws: images
-that repeat shift AP as a whole, so that their middle lies beside the gain.) The draws vary the images, not the choice
-that was made on them, so with few images the gain on new ones lies outside more often than one time in 20.
-
-A gain is inside the noise when its interval reaches down to 0, or when no more than half of the folds gain: the draws
-cannot know how much the choice varies, the folds show it. First the best with equal weights must gain over the base,
-then the best of all over what is kept until then; what does not, is not kept.
+**Verdict.** Settings replace simpler ones only if their gain out of fold is beyond noise: the interval is above 0, and
+more than half of the folds gain. First, the best trial with equal weights must gain over the base. Then the best trial
+of all must gain over what has been kept so far.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from oid.files import InputError
-from oid.fusion.measured import MeasuredFusion, gather
-from oid.fusion.resampling import Curves
-from oid.fusion.trials import draw_trials, has_equal_weights, neighbour, skip_thresholds
-from oid.fusion.tuned_settings import FusionSettings
-from oid.metric.challenge import GroundTruth
-from oid.predictions.files import PredictionFile, Predictions
+from oid.fusion.fuse import CONF_TYPES, Boxes, fuse
+from oid.fusion.model_files import ModelFiles
+from oid.fusion.resampling import Curves, bootstrap, interval_95, mean_of_folds
+from oid.fusion.tuned_settings import FusionSettings, SearchOptions
+from oid.metric.challenge import Detections, Entries, GroundTruth, score
 
-STEPS = 0.36  # the share of trials that are steps from the best so far
+IOU_RANGE = (0.3, 0.9)
+SMALLEST_WEIGHT = 0.1  # a smaller weight becomes 0: the model is left out
+LARGEST_SKIP = 0.9  # share of all boxes that the skip threshold may remove
+IMAGES_PER_BLOCK = 4096
 DRAWS = 1000  # of the bootstrap
-SAME = 1e-9  # a smaller difference of mAP is rounding
-GAIN, EQUAL, NOISE = "gain", "gain with equal weights", "inside the noise"
+ROUNDING = 1e-9  # smaller differences of mAP are rounding errors
+VERDICTS = NOISE, EQUAL, GAIN = "inside the noise", "gain with equal weights", "gain"
 
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
-    """What a search has chosen, and what that gains over the base.
+    """What the best trial gains in mAP.
 
     Attributes:
-        settings: the choice on all images.
-        in_fold: gain of `settings` on all images, which chose them. Not to be expected.
-        out_of_fold: gain of `fold_settings`, each on the fold that had no part in the choice.
-        interval: 95 % interval of `out_of_fold`.
-        fold_settings: for each fold the choice on all others.
-        folds: for each fold the gain there; nan where there is nothing to find.
+        settings: the best trial on all images.
+        in_fold: gain over the base on all images, which chose the trial. Not to be expected elsewhere.
+        out_of_fold, interval_95: the expected gain, and its interval.
+        folds: gain in each fold; None for a fold without ground truth.
+        fold_settings: for each fold, the best trial on all other images.
     """
 
     settings: FusionSettings
     in_fold: float
     out_of_fold: float
-    interval: tuple[float, float]
+    interval_95: tuple[float, float]
+    folds: tuple[float | None, ...]
     fold_settings: tuple[FusionSettings, ...]
-    folds: tuple[float, ...]
 
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of the folds' gains; 0 where there is only one."""
-        return float(np.nanstd(self.folds, ddof=1)) if np.sum(np.isfinite(self.folds)) > 1 else 0.0
+    def __str__(self) -> str:
+        return f"{self.out_of_fold:+.4f}, 95% interval {self.interval_95[0]:+.4f} to {self.interval_95[1]:+.4f}"
 
-    def measured(self) -> dict[str, object]:
-        """The numbers as JSON has them."""
-        return {
-            "out_of_fold_gain": self.out_of_fold,
-            "out_of_fold_interval_95": list(self.interval),
-            "out_of_fold_gain_of_each_fold": [None if np.isnan(gain) else gain for gain in self.folds],
-            "in_fold_gain_not_to_be_expected": self.in_fold,
-            "settings": dataclasses.asdict(self.settings),
-        }
+    def is_beyond_noise(self) -> bool:
+        """Whether the interval lies above 0 and more than half of the folds gain."""
+        known = [gain for gain in self.folds if gain is not None]
+        return self.interval_95[0] > ROUNDING and 2 * sum(gain > ROUNDING for gain in known) > len(known)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,290 +69,211 @@ class Tuning:
     """The result of `tune`.
 
     Attributes:
-        settings: what to apply: those of `free` or of `equal`, or `base`.
-        verdict: "gain", "gain with equal weights" or "inside the noise", which keeps the base.
-        base: equal weights and the defaults.
-        base_map: mAP of the base on all images, as a07 measures it.
-        fold_base_map: the same as the mean of the folds, see the module's docstring.
-        equal: the best with equal weights, against the base.
-        free: the best of all, against the base.
-        by_weights: gain out of fold of `free` over what would be kept with equal weights.
-        by_weights_interval: its 95 % interval.
-        boxes: per model the number of boxes that take part.
-        dropped: per model {rule: number of boxes that it left out}.
-        missing: per model the number of images that it does not have.
-        num_images, trials, seed, iou_threshold, group_of_weight: as used.
+        verdict: one of `VERDICTS`.
+        options: as given.
+        base, base_map: equal weights and the defaults, and their mAP on all images.
+        equal_weights, free_weights: the best trial with equal weights, and the best of all; gains over the base.
+        by_weights: gain of `free_weights` over `equal_weights` if these are beyond noise, else over the base.
+        boxes, missing: per model, the boxes that take part, and the images that its file does not have.
     """
 
-    settings: FusionSettings
     verdict: str
+    options: SearchOptions
     base: FusionSettings
     base_map: float
-    fold_base_map: float
-    equal: Gain
-    free: Gain
-    by_weights: float
-    by_weights_interval: tuple[float, float]
+    equal_weights: Gain
+    free_weights: Gain
+    by_weights: Gain
     boxes: tuple[int, ...]
-    dropped: tuple[dict[str, int], ...]
     missing: tuple[int, ...]
-    num_images: int
-    trials: int
-    seed: int
-    iou_threshold: float
-    group_of_weight: float
 
     @property
     def kept(self) -> Gain | None:
-        """Where `settings` come from; None: the base."""
-        return {GAIN: self.free, EQUAL: self.equal, NOISE: None}[self.verdict]
+        """The settings to apply and their expected gain over the base; None = the base is kept."""
+        return {NOISE: None, EQUAL: self.equal_weights, GAIN: self.free_weights}[self.verdict]
 
     @property
-    def expected_gain(self) -> float:
-        """What `settings` are expected to gain on other images: measured out of fold, 0 where the base is kept."""
-        return 0.0 if self.kept is None else self.kept.out_of_fold
+    def settings(self) -> FusionSettings:
+        """The settings to apply."""
+        return self.kept.settings if self.kept else self.base
 
-    def measured(self) -> dict[str, object]:
-        """All numbers as JSON has them, for `oid.fusion.tuned_settings.write_tuned_settings`."""
-        return {
-            "expected_gain": self.expected_gain,
-            "expected_gain_interval_95": None if self.kept is None else list(self.kept.interval),
-            "mAP_of_base": self.base_map,
-            "base": dataclasses.asdict(self.base),
-            "equal_weights": self.equal.measured(),
-            "free_weights": self.free.measured(),
-            "out_of_fold_gain_by_weights": self.by_weights,
-            "out_of_fold_gain_by_weights_interval_95": list(self.by_weights_interval),
-            "images": self.num_images,
-            "folds": len(self.free.folds),
-            "trials": self.trials,
-            "seed": self.seed,
-            "iou": self.iou_threshold,
-            "group_of_weight": self.group_of_weight,
-        }
+    def lines(self, names: Sequence[str]) -> list[str]:
+        """The result in words; the last lines say what is expected and kept. `names` are those of the models."""
+        models = zip(names, self.boxes, self.missing, strict=True)
+        lines = [f"{name}: {boxes} boxes take part, {missing} images are missing" for name, boxes, missing in models]
+        lines.append(f"base, mAP {self.base_map:.4f}: {self.base}")
+        for title, gain in (("equal", self.equal_weights), ("free", self.free_weights)):
+            folds = " ".join("none" if value is None else f"{value:+.4f}" for value in gain.folds)
+            lines += [
+                f"best with {title} weights: {gain.settings}",
+                f"  gain in fold {gain.in_fold:+.4f}: not to be expected, because these images chose the settings",
+                f"  gain out of fold {gain}; in each fold {folds}",
+            ]
+        lines.append(f"gain out of fold by the weights {self.by_weights}")
+        if self.kept:
+            lines.append(f"expected gain {self.kept}")
+        kept = {NOISE: "equal weights and the defaults", EQUAL: "equal weights", GAIN: "these weights"}[self.verdict]
+        lines.append(f"{self.verdict}: {kept} are kept")
+        lines += [f"  weight {weight:g} {name}" for name, weight in zip(names, self.settings.weights, strict=True)]
+        return [*lines, f"settings: {self.settings}"]
 
 
 def tune(
-    models: Iterable[PredictionFile | Predictions],
+    files: ModelFiles,
     truth: GroundTruth,
     labels: Sequence[str],
-    *,
     base: FusionSettings,
-    trials: int = 200,
-    folds: int = 5,
-    seed: int = 0,
-    group_of_weight: float = 1.0,
-    iou_threshold: float = 0.5,
-    threads: int = 1,
+    options: SearchOptions,
+    progress: Callable[[Sequence[FusionSettings]], Iterable[FusionSettings]] = iter,
 ) -> Tuning:
-    """Searches settings on all images of the ground truth and measures out of fold what they gain, with a progress bar.
+    """Searches settings on the images of the ground truth and estimates their gain on other images.
 
     Args:
-        models: the models' predictions of the validation images, expanded as a07 needs them; read when they are needed,
-            one after another. Images and classes that the ground truth does not have are left out.
-        truth: the ground truth, expanded; its images are divided into folds.
-        labels: the class list of the ground truth.
-        base: equal weights, one per model, and the settings that are used unless a search does better.
-        trials: how many settings are tried in all.
-        folds: from 2 to the number of images.
-        seed: of folds, trials and bootstrap.
-        group_of_weight, iou_threshold: of the metric.
-        threads: images are shared out to so many; the result is the same.
-
-    Returns:
-        `Tuning`.
+        files: the prediction files, opened for the images of the ground truth.
+        truth: the ground truth, expanded.
+        labels: its class list.
+        base: equal weights, one per model, and the default settings.
+        options: see `SearchOptions`.
+        progress: wraps the trials, for a progress bar.
 
     Raises:
-        InputError: too few images for the folds, or nothing to find in them, a model without any of them, or no model
-            has a box that counts.
-        ValueError: unequal weights in `base`, another number of models, or less than one trial.
+        InputError: more folds than images, no ground truth, a file has no image of it, or no file a box that counts.
     """
-    if not has_equal_weights(base) or trials < 1:
-        raise ValueError(f"the base has the weights {base.weights}, which must be equal, and {trials} trials are made")
-    fold = divide(len(truth.image_ids), folds, seed)
-    data = gather(models, truth, labels)
-    if len(data.boxes) != len(base.weights):
-        raise ValueError(f"{len(data.boxes)} models for {len(base.weights)} weights")
-    metric = {"group_of_weight": group_of_weight, "iou_threshold": iou_threshold}
-    fusion = MeasuredFusion(data, truth, num_classes=len(labels), threads=threads, **metric)
-    everything = np.ones(len(fold), dtype=bool)
-    base_map = fusion.maps(base, [everything])[0]
-    if np.isnan(base_map):
-        raise InputError("the ground truth has no box that counts, so that there is nothing to tune for")
+    fold = divide(len(truth.image_ids), options.folds, options.seed)
+    models = boxes_that_count(files, truth, labels)
+    metric = {"num_classes": len(labels), "group_of_weight": options.group_of_weight}
 
-    found = _search(fusion, base, [*(fold != f for f in range(folds)), everything], trials, seed)
-    return Tuning(
-        **_compared(fusion, base, base_map, found, fold, seed),
-        base=base,
-        base_map=base_map,
-        boxes=tuple(len(boxes) for boxes in data.boxes),
-        dropped=tuple(data.dropped),
-        missing=tuple(data.missing),
-        num_images=len(fold),
-        trials=trials,
-        seed=seed,
-        **metric,
+    @functools.lru_cache(maxsize=1)
+    def matched(settings: FusionSettings) -> Entries:
+        return score(truth, fuse_all(models, settings, options.threads), **metric)[0]
+
+    settings = draw_trials(base, options.trials, np.concatenate([model.scores for model in models]), options.seed)
+    choices = [*(fold != f for f in range(options.folds)), np.ones(len(fold), dtype=bool)]
+    maps = []
+    for trial in progress(settings):
+        curves = Curves(matched(trial), truth, **metric)
+        maps.append([curves.mean_average_precision(images) for images in choices])
+    maps = np.nan_to_num(maps)
+    has_equal = np.array([len(set(trial.weights)) == 1 for trial in settings])
+    best = [[0] * len(choices), _best(np.where(has_equal[:, None], maps, -1.0)), _best(maps)]
+    columns = [
+        [Curves(matched(settings[trial]), truth, images=fold == f, **metric) for f, trial in enumerate(chosen[:-1])]
+        for chosen in best
+    ]
+    draws = bootstrap(lambda times: [mean_of_folds(column, times) for column in columns], fold, DRAWS, options.seed)
+
+    def gain(column: int, over: int = 0) -> Gain:
+        *of_folds, of_all = best[column]
+        mean = mean_of_folds(columns[column]) - mean_of_folds(columns[over])
+        pairs = zip(columns[column], columns[over], strict=True)
+        each = (one.mean_average_precision() - other.mean_average_precision() for one, other in pairs)
+        return Gain(
+            settings=settings[of_all],
+            in_fold=float(maps[of_all, -1] - maps[0, -1]),
+            out_of_fold=mean,
+            interval_95=interval_95(mean, draws[:, column] - draws[:, over]),
+            folds=tuple(None if np.isnan(value) else value for value in each),
+            fold_settings=tuple(settings[trial] for trial in of_folds),
+        )
+
+    equal, free = gain(1), gain(2)
+    kept = int(equal.is_beyond_noise())
+    by_weights = gain(2, over=kept)
+    if by_weights.is_beyond_noise() and not has_equal[best[2][-1]]:
+        kept = 2
+    sizes, missing = tuple(len(model.scores) for model in models), tuple(files.missing)
+    return Tuning(VERDICTS[kept], options, base, float(maps[0, -1]), equal, free, by_weights, sizes, missing)
+
+
+def boxes_that_count(files: ModelFiles, truth: GroundTruth, labels: Sequence[str]) -> list[Boxes]:
+    """Reads the boxes of each model whose class is verified in their image; the metric ignores all others.
+
+    Args:
+        files: the prediction files, opened for the images of the ground truth.
+        truth: the ground truth, expanded.
+        labels: its class list.
+
+    Returns:
+        The boxes of each model; their labels are class indices.
+
+    Raises:
+        InputError: a file has no image of the ground truth, or no file has a box that counts.
+    """
+    num_images = len(truth.image_ids)
+    if not len(truth.boxes):
+        raise InputError("the ground truth has no box")
+    if num_images in files.missing:
+        raise InputError(f"prediction file {files.missing.index(num_images) + 1} has no image of the ground truth")
+    class_of = {label: index for index, label in enumerate(labels)}
+    classes = np.array([class_of.get(label, -1) for label in files.labels], dtype=np.int64)
+    verified = np.zeros((num_images, len(labels) + 1), dtype=bool)  # the last column stands for all other labels
+    verified[truth.box_image, truth.box_class] = True
+    verified[truth.label_image, truth.label_class] = True
+    parts = [[] for _ in files.missing]
+    for images, models in files.blocks(IMAGES_PER_BLOCK):
+        for part, (boxes, scores, label, offsets) in zip(parts, models, strict=True):
+            image = np.repeat(np.arange(images.start, images.stop), np.diff(offsets))
+            kept = verified[image, classes[label]]
+            part.append((boxes[kept], scores[kept], classes[label][kept], image[kept]))
+    found = []
+    for part in parts:
+        *columns, image = (np.concatenate(column) for column in zip(*part, strict=True))
+        found.append(Boxes(*columns, np.searchsorted(image, np.arange(num_images + 1))))
+    if not any(len(model.scores) for model in found):
+        raise InputError("no prediction file has a box of a class that is verified in its image")
+    return found
+
+
+def fuse_all(models: Sequence[Boxes], settings: FusionSettings, threads: int = 1) -> Detections:
+    """Fuses all images by weighted boxes fusion."""
+    fused = fuse(
+        "wbf",
+        *zip(*models, strict=True),
+        weights=settings.weights,
+        iou_threshold=settings.fusion_iou,
+        skip_box_threshold=settings.skip_box_threshold,
+        conf_type=settings.conf_type,
+        threads=threads,
     )
+    return as_detections(fused)
 
 
-def print_tuning(tuning: Tuning, names: Sequence[str]) -> None:
-    """Prints what was measured; the last lines say what is expected and what is kept."""
-    for name, boxes, dropped, missing in zip(names, tuning.boxes, tuning.dropped, tuning.missing, strict=True):
-        print(f"{name}: {boxes} boxes take part")
-        if missing:
-            print(f"  {missing} images are missing: no boxes there")
-        for rule, count in dropped.items():
-            if count:
-                print(f"  dropped {count} {rule}")
-    print(f"{tuning.num_images} images in {len(tuning.free.folds)} folds, {tuning.trials} trials")
-    print(f"base, mAP {tuning.base_map:.4f}: {describe(tuning.base)}")
-    for title, gain in (("best with equal weights", tuning.equal), ("best with free weights", tuning.free)):
-        print(f"{title}: {describe(gain.settings)}")
-        print(f"  gain in fold {gain.in_fold:+.4f}: not to be expected, because these images chose the settings")
-        folds = " ".join("none" if np.isnan(value) else f"{value:+.4f}" for value in gain.folds)
-        print(f"  gain out of fold {spread(gain.out_of_fold, gain.interval)}")
-        print(f"  in each fold {folds}, standard deviation {gain.deviation:.4f}")
-    what = "kept" if tuning.verdict == GAIN else "a loss" if tuning.by_weights_interval[1] < 0.0 else "inside the noise"
-    print(f"gain out of fold by the weights {spread(tuning.by_weights, tuning.by_weights_interval)}: {what}")
-    if tuning.kept is None:
-        print("inside the noise: equal weights and the default settings are kept")
-    else:
-        print(f"expected gain {spread(tuning.expected_gain, tuning.kept.interval)}")
-        if tuning.verdict == EQUAL:
-            print("equal weights are kept")
-    for name, weight in zip(names, tuning.settings.weights, strict=True):
-        print(f"  weight {weight:g} {name}")
-    print(f"settings: {describe(tuning.settings)}")
+def as_detections(found: Boxes) -> Detections:
+    """The same boxes, as the metric takes them."""
+    image = np.repeat(np.arange(len(found.offsets) - 1), np.diff(found.offsets))
+    return Detections(image, found.labels, found.scores, found.boxes)
 
 
-def describe(settings: FusionSettings) -> str:
-    """Settings in one line."""
-    weights = " ".join(f"{weight:g}" for weight in settings.weights)
-    rest = f"IoU {settings.fusion_iou:g}, skip below {settings.skip_box_threshold:g}, {settings.conf_type}"
-    return f"weights {weights}, {rest}"
+def draw_trials(base: FusionSettings, count: int, scores: np.ndarray, seed: int) -> list[FusionSettings]:
+    """Draws `count` settings at random, the base first.
 
-
-def spread(gain: float, interval: tuple[float, float]) -> str:
-    """A gain and its interval, as they are printed."""
-    return f"{gain:+.4f}, 95% interval {interval[0]:+.4f} to {interval[1]:+.4f}"
+    Args:
+        base: the settings of the first trial.
+        scores: `(N,)` of all boxes. Skip thresholds are quantiles of them, since each detector has its own scale.
+    """
+    rng = np.random.default_rng([seed, 0])
+    trials = [base]
+    while len(trials) < count:
+        weights = rng.random(len(base.weights)) if len(trials) % 2 else np.ones(len(base.weights))
+        weights = np.where(weights < SMALLEST_WEIGHT * weights.max(), 0.0, weights / weights.max()).round(3)
+        share = max(rng.uniform(-LARGEST_SKIP / 2, LARGEST_SKIP), 0.0)  # a third skips nothing
+        skip = float(f"{np.quantile(scores, share):.3g}") if share else 0.0
+        iou, conf_type = round(rng.uniform(*IOU_RANGE), 3), CONF_TYPES[rng.integers(len(CONF_TYPES))]
+        trials.append(FusionSettings(tuple(weights.tolist()), iou, skip, conf_type))
+    return trials
 
 
 def divide(num_images: int, folds: int, seed: int) -> np.ndarray:
-    """`(num_images,)` int64, the fold of each image, at random: images are what is drawn when new ones come.
+    """`(num_images,)` int64, the fold of each image, at random.
 
     Raises:
         InputError: fewer than 2 folds, or fewer images than folds.
     """
     if not 2 <= folds <= num_images:
-        raise InputError(
-            f"{num_images} images cannot be divided into {folds} folds: from 2 to one per image are possible"
-        )
-    from sklearn.model_selection import KFold  # takes a second, which those who do not tune need not wait for
-
-    fold = np.empty(num_images, dtype=np.int64)
-    for index, (_, held_out) in enumerate(KFold(folds, shuffle=True, random_state=seed).split(fold)):
-        fold[held_out] = index
-    return fold
+        raise InputError(f"{num_images} images cannot be divided into {folds} folds")
+    return np.random.default_rng([seed, 1]).permutation(np.arange(num_images) % folds)
 
 
-def _search(
-    fusion: MeasuredFusion, base: FusionSettings, choices: Sequence[np.ndarray], trials: int, seed: int
-) -> list[tuple[FusionSettings, FusionSettings]]:
-    """Runs one search on each choice of images, `(images,)` bool; what each found: with equal weights, and of all.
-
-    The trials that are drawn before anything is measured are common to all searches. A step from the best so far is
-    known only to the search that took it.
-    """
-    steps = int(STEPS * trials) // len(choices)
-    skips = skip_thresholds(fusion.data.scores)
-    common = draw_trials(base, trials - steps * len(choices), skips, np.random.default_rng([seed, 0]))
-    with tqdm(total=len(common) + steps * len(choices), desc="tuning", unit="trial", disable=None) as bar:
-        table = []
-        for settings in common:
-            table.append(fusion.maps(settings, choices))
-            bar.update()
-        found = []
-        for number, (images, column) in enumerate(zip(choices, zip(*table, strict=True), strict=True)):
-            trial = list(zip(common, np.nan_to_num(column).tolist(), strict=True))  # nothing to find: all are equal
-            rng = np.random.default_rng([seed, 1, number])
-            for step in range(steps):
-                free_weights = step % 2 == 1 and len(base.weights) > 1
-                best = _best(trial if free_weights else [pair for pair in trial if has_equal_weights(pair[0])])
-                other = neighbour(best, skips, 0.5 ** (3.0 * step / steps), rng, free_weights=free_weights)
-                trial.append((other, float(np.nan_to_num(fusion.maps(other, [images])[0]))))
-                bar.update()
-            found.append((_best([pair for pair in trial if has_equal_weights(pair[0])]), _best(trial)))
-    return found
-
-
-def _compared(
-    fusion: MeasuredFusion,
-    base: FusionSettings,
-    base_map: float,
-    found: Sequence[tuple[FusionSettings, FusionSettings]],
-    fold: np.ndarray,
-    seed: int,
-) -> dict[str, object]:
-    """The fields of `Tuning` that say what is gained and kept; `found` is from `_search`, one pair for each fold and
-    one for all images."""
-    folds, everything = len(found) - 1, np.ones(len(fold), dtype=bool)
-    choices = list(zip(*found[:-1], strict=True))  # with equal weights and of all, for each fold
-    columns = [fusion.by_fold(settings, fold) for settings in ((base,) * folds, *choices)]
-    draws = _bootstrap(columns, fold, seed)
-
-    def in_each(number: int, other: int) -> tuple[float, ...]:
-        return tuple(_gain_in(columns[number], columns[other], fold == f) for f in range(folds))
-
-    gains = []
-    for number, (settings, choice) in enumerate(zip(found[-1], choices, strict=True), start=1):
-        in_fold = fusion.maps(settings, [everything])[0] - base_map
-        gains.append(Gain(settings, in_fold, *_gain(columns, draws, number, 0), choice, in_each(number, 0)))
-    equal, free = gains
-    simpler = 1 if is_certain(equal.interval, equal.folds) else 0
-    by_weights, by_weights_interval = _gain(columns, draws, 2, simpler)
-    counts = is_certain(by_weights_interval, in_each(2, simpler)) and not has_equal_weights(free.settings)
-    verdict = GAIN if counts else EQUAL if simpler else NOISE
-    return {
-        "settings": {GAIN: free.settings, EQUAL: equal.settings, NOISE: base}[verdict],
-        "verdict": verdict,
-        "fold_base_map": columns[0].mean_average_precision(),
-        "equal": equal,
-        "free": free,
-        "by_weights": by_weights,
-        "by_weights_interval": by_weights_interval,
-    }
-
-
-def _best(trial: Sequence[tuple[FusionSettings, float]]) -> FusionSettings:
-    """The first of the best: the base where nothing is better."""
-    highest = max(value for _, value in trial)
-    return next(settings for settings, value in trial if value >= highest - SAME)
-
-
-def _bootstrap(columns: Sequence[Curves], fold: np.ndarray, seed: int) -> np.ndarray:
-    """`(DRAWS, len(columns))` mAPs, each row on the same images, drawn with replacement in every fold."""
-    rng = np.random.default_rng([seed, 2])
-    members = [np.flatnonzero(fold == f) for f in range(fold.max() + 1)]
-    maps = np.empty((DRAWS, len(columns)))
-    for draw in maps:
-        images = np.concatenate([member[rng.integers(len(member), size=len(member))] for member in members])
-        times = np.bincount(images, minlength=len(fold))
-        draw[:] = [matched.mean_average_precision(times) for matched in columns]
-    return maps
-
-
-def _gain(columns: Sequence[Curves], draws: np.ndarray, number: int, other: int) -> tuple[float, tuple[float, float]]:
-    """Gain of one of the columns over another, and its 95 % interval."""
-    gain = _gain_in(columns[number], columns[other], None)
-    reach = 1.96 * float(np.nanstd(draws[:, number] - draws[:, other], ddof=1))
-    return gain, (gain - reach, gain + reach)
-
-
-def is_certain(interval: tuple[float, float], in_each: Sequence[float]) -> bool:
-    """Whether a gain is above the noise: its interval lies above 0, and more than half of the folds gain."""
-    known = [gain for gain in in_each if not np.isnan(gain)]
-    return interval[0] > SAME and 2 * sum(gain > SAME for gain in known) > len(known)
-
-
-def _gain_in(matched: Curves, other: Curves, images: np.ndarray | None) -> float:
-    return matched.mean_average_precision(images) - other.mean_average_precision(images)
+def _best(maps: np.ndarray) -> list[int]:
+    """For each column of `(trials, choices)` mAP, the first of the best trials."""
+    return np.argmax(maps >= maps.max(axis=0) - ROUNDING, axis=0).tolist()

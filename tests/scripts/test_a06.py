@@ -1,4 +1,4 @@
-"""Proves a06: which images and labels the fused file has, that every flag arrives, and that mistakes are said."""
+"""a06: the images and labels of the fused file, the effect of every flag, and the messages for mistakes."""
 
 import json
 
@@ -6,12 +6,9 @@ import numpy as np
 import pytest
 
 import a06_ensemble as a06
-from benchmarks import ensemble_table
 from oid import paths
 from oid.files import InputError
-from oid.fusion.fuse import METHODS, clean_boxes, count_unusual, fuse
-from oid.metric.challenge import Selection, evaluate
-from oid.metric.ground_truth import find_ground_truth
+from oid.fusion.fuse import METHODS, fuse
 from oid.predictions.files import Predictions, read_predictions, write_predictions
 from tests.helpers.project import run_script
 
@@ -64,17 +61,13 @@ def test_images_of_the_first_file_come_first_then_new_ones(ensemble, capsys):
     result = ensemble(first, second)
     assert list(result.items()) == [("c", f"x 0.5 {A}"), ("a", ""), ("007", f"x 0.25 {A}"), ("b", "")]
     output = capsys.readouterr().out
-    assert "2 images of other files are missing here" in output
-    assert "1 images of other files are missing here" in output
+    assert "model0.csv: 1 boxes; 2 images of other files are missing here" in output
+    assert "model1.csv: 2 boxes; 1 images of other files are missing here" in output
 
 
 def test_labels_are_any_text_and_are_matched_by_text_not_by_position(ensemble):
     result = ensemble({"i": f"x 0.8 {A} ünï/1 0.4 {B}"}, {"i": f"ünï/1 0.4 {B} x 0.8 {A}"})
     assert result["i"] == f"x 0.8 {A} ünï/1 0.4 {B}".replace("0.8", "0.800000012").replace("0.4", "0.400000006")
-
-
-def test_one_file_alone_works(ensemble):
-    assert ensemble({"i": f"x 0.5 {A} y 0.75 {B}", "j": ""}) == {"i": f"y 0.75 {B} x 0.5 {A}", "j": ""}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -92,7 +85,7 @@ def test_the_result_is_that_of_the_fusion_module_image_by_image(tmp_path, method
     for row, image_id in enumerate(result.image_ids):
         parts = [model[ids.index(image_id)] for model in models]
         arguments = ([p[2] for p in parts], [p[1] for p in parts], [p[0] for p in parts])
-        boxes, scores, label_index = (part[:9] for part in fuse(method, *arguments, iou_threshold=0.4, **options))
+        boxes, scores, label_index, _ = fuse(method, *arguments, iou_threshold=0.4, limit=9, **options)
         found = slice(offsets[row], offsets[row + 1])
         assert [result.labels[k] for k in result.label_index[found]] == [labels[k] for k in label_index]
         np.testing.assert_allclose(result.scores[found], scores, rtol=1e-8)
@@ -112,18 +105,7 @@ def test_what_fusion_leaves_out_is_counted(ensemble, capsys):
     result = ensemble({"i": f"x 0.9 {flat} y 0.8 {outside} z 0.1 {A}"}, skip_box_threshold=0.2)
     assert result == {"i": "y 0.8 0.000000 0.000000 0.500000 1.000000"}
     output = capsys.readouterr().out
-    for line in ("1 boxes have no area", "1 boxes reach out of the image", "1 boxes have a score below 0.2"):
-        assert line in output
-
-
-def test_the_counts_are_those_of_clean_boxes():
-    rng = np.random.default_rng(0)
-    boxes = rng.choice([-0.5, 0.0, 0.25, 0.5, 1.0, 1.5], (500, 4))
-    scores = rng.choice([0.0, 0.2, 0.4], 500)
-    outside, without_area, below = count_unusual(boxes, scores, 0.2)
-    assert outside == np.any((boxes < 0) | (boxes > 1), axis=1).sum()
-    assert without_area == (~clean_boxes(boxes)[1]).sum()
-    assert below == (scores == 0.0).sum()
+    assert "1 boxes reach out of the image (clipped), 1 boxes have no area in the image, 1 a score below 0.2" in output
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -139,7 +121,8 @@ def test_neither_blocks_nor_threads_change_the_file(tmp_path, monkeypatch, capsy
     assert len(results) == 1
 
 
-def test_files_without_any_image_or_box(ensemble):
+def test_one_file_and_files_without_any_image_or_box(ensemble):
+    assert ensemble({"i": f"x 0.5 {A} y 0.75 {B}", "j": ""}) == {"i": f"y 0.75 {B} x 0.5 {A}", "j": ""}
     assert ensemble({}, {}) == {}
     assert ensemble({"a": ""}, {}) == {"a": ""}
     assert ensemble({"a": ""}, {"b": ""}, method="soft_nms_linear") == {"a": "", "b": ""}
@@ -157,27 +140,32 @@ def test_a_mistake_in_a_late_block_leaves_no_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"weights": (1.0,)}, "1 weights for 2 prediction files"),
-        ({"weights": (0.0, 0.0)}, "--weights 0 0: at least one"),
-        ({"weights": (1.0, -1.0)}, "--weights 1 -1: .* from 0 to 1000000"),
-        ({"weights": (1.0, float("nan"))}, "--weights 1 nan"),
-        ({"fusion_iou": 1.01}, "--fusion_iou 1.01"),
-        ({"skip_box_threshold": float("inf")}, "--skip_box_threshold inf"),
-        ({"limit": -1}, "--limit -1"),
-        ({"method": "soft_nms_gaussian", "sigma": 0.0}, "--sigma 0.0: it must be above 0"),
-        ({"method": "soft_nms_linear", "score_threshold": float("nan")}, "--score_threshold nan"),
-        ({"method": "soft_nms_linear", "skip_box_threshold": -0.1}, "takes no negative scores"),
-        ({"method": "nms", "conf_type": "max"}, "--conf_type has no effect with --method nms, only with wbf"),
-        ({"sigma": 0.1}, "--sigma has no effect with --method wbf, only with soft_nms_gaussian"),
-        ({"conf_type": "max", "allows_overflow": True}, "--allows_overflow has no effect with --conf_type max"),
+        ({"weights": (1.0,)}, "--weights is 1.0: give 2 numbers, one per file"),
+        ({"weights": (0.0, 0.0)}, "--weights is 0.0 0.0: give at least one number above 0"),
+        ({"weights": (1.0, -1.0)}, "--weights is -1.0: give a number from 0"),
+        ({"weights": (1.0, float("nan"))}, "--weights is nan"),
+        ({"fusion_iou": 1.01}, "--fusion_iou is 1.01: give a number from 0 to 1"),
+        ({"skip_box_threshold": float("inf")}, "--skip_box_threshold is inf"),
+        ({"limit": -1}, "--limit is -1"),
+        ({"method": "soft_nms_gaussian", "sigma": 0.0}, "--sigma is 0.0"),
+        ({"method": "soft_nms_linear", "score_threshold": float("nan")}, "--score_threshold is nan"),
+        (
+            {"method": "soft_nms_linear", "skip_box_threshold": -0.1},
+            "--skip_box_threshold is -0.1: give a number from 0",
+        ),
+        ({"method": "nms", "conf_type": "max"}, "--conf_type is max: give it only with --method wbf"),
+        ({"sigma": 0.1}, "--sigma is 0.1: give it only with --method soft_nms_gaussian"),
+        ({"conf_type": "max", "allows_overflow": True}, "--allows_overflow is True: give it only with --conf_type avg"),
         ({"threads": -1}, "--threads is -1"),
-        ({"trials": 10}, "--trials has no effect without --tune"),
-        ({"boxes": "gt.csv"}, "--boxes has no effect without --tune"),
-        ({"tune": True, "method": "nms"}, "--method cannot be given with --tune"),
-        ({"tune": True, "limit": 5}, "--limit cannot be given with --tune"),
-        ({"tune": True, "folds": 1}, "--folds is 1: it must be at least 2"),
-        ({"settings": "x.tuned.json", "weights": (1.0, 2.0)}, "--weights cannot be given with --settings"),
-        ({"settings": "x.tuned.json", "fusion_iou": 0.5}, "--fusion_iou cannot be given with --settings"),
+        ({"trials": 10}, "--trials is 10: give it only with --tune"),
+        ({"boxes": "gt.csv"}, "--boxes is gt.csv: give it only with --tune"),
+        ({"group_of_weight": 0.5}, "--group_of_weight is 0.5: give it only with --tune"),
+        ({"tune": True, "group_of_weight": 2.0}, "--group_of_weight is 2.0: give a number from 0 to 1"),
+        ({"tune": True, "method": "nms"}, "--method is nms: give it only without --tune"),
+        ({"tune": True, "limit": 5}, "--limit is 5: give it only without --tune"),
+        ({"tune": True, "folds": 1}, "--folds is 1: give a number from 2"),
+        ({"settings": "x.tuned.json", "weights": (1.0, 2.0)}, "--weights is 1.0 2.0: give it only without --settings"),
+        ({"settings": "x.tuned.json", "fusion_iou": 0.5}, "--fusion_iou is 0.5: give it only without --settings"),
         ({"settings": "x.tuned.json"}, "x.tuned.json does not exist: a06_ensemble.py --tune writes it"),
     ],
 )
@@ -218,7 +206,7 @@ def test_tuned_settings_are_found_saved_and_applied(tmp_path, capsys):
     shared = {"predictions": file_paths, "settings": str(settings), "ensemble": str(out)}
     a06.main(dataset_path=str(tmp_path / "data"), split="validation", tune=True, trials=40, **shared)
     output = capsys.readouterr().out
-    assert "gain out of fold +" in output
+    assert "\nexpected gain +" in output
     assert f"wrote {settings}" in output
     assert not out.exists()
     found = json.loads(settings.read_text())
@@ -231,8 +219,22 @@ def test_tuned_settings_are_found_saved_and_applied(tmp_path, capsys):
     skip = found["skip_box_threshold"]
     a06.main(predictions=file_paths, ensemble=str(out), skip_box_threshold=skip, **names)
     assert out.read_bytes() == by_settings
-    with pytest.raises(InputError, match="give --predictions files of these names in this order: good bad"):
+    with pytest.raises(InputError, match=r"for the models good bad, but the files are bad good.*: give --predictions"):
         a06.main(**(shared | {"predictions": file_paths[::-1]}))
+
+
+def test_group_of_weight_reaches_the_metric_of_the_search(tmp_path):
+    """A group-of box that nobody finds costs AP, unless it counts 0."""
+    file_paths, found = tuning_case(tmp_path), {}
+    boxes = paths.box_annotations(tmp_path / "data", "validation")
+    boxes.write_text(boxes.read_text() + "i0,xclick,/m/x,1,0.9,0.95,0.9,0.95,0,0,1,0,0\n" * 40)
+    settings = tmp_path / "best.tuned.json"
+    shared = {"predictions": file_paths, "settings": str(settings), "ensemble": str(tmp_path / "out.csv"), "trials": 1}
+    for weight in (0.0, 1.0):
+        a06.main(dataset_path=str(tmp_path / "data"), split="validation", tune=True, group_of_weight=weight, **shared)
+        found[weight] = json.loads(settings.read_text())["measured"]
+    assert [measured["options"]["group_of_weight"] for measured in found.values()] == [0.0, 1.0]
+    assert found[1.0]["base_map"] == pytest.approx(found[0.0]["base_map"] / 2)
 
 
 def test_tuning_without_ground_truth_says_so(tmp_path):
@@ -242,44 +244,6 @@ def test_tuning_without_ground_truth_says_so(tmp_path):
         a06.main(dataset_path=str(tmp_path), **options)
     with pytest.raises(InputError, match="expected a file for image_labels, or none"):
         a06.main(boxes=path, image_labels=str(tmp_path / "none.csv"), **options)
-
-
-# === The table of an ensemble =========================================================================================
-
-
-def table_rows(text):
-    """{first cell: other cells} of the Markdown table in what was printed."""
-    lines = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| |")]
-    return {line.split(" | ")[0].removeprefix("| "): line.split(" | ")[1:] for line in lines}
-
-
-def test_the_table_has_a_row_for_each_model_and_method_measured_as_the_metric_does(tmp_path, capsys):
-    file_paths, data = tuning_case(tmp_path), str(tmp_path / "data")
-    options = {"dataset_path": data, "split": "validation", "predictions": file_paths, "folds": 2, "draws": 20}
-    ensemble_table.main(trials=0, **options)
-    rows = table_rows(capsys.readouterr().out)
-    assert list(rows) == ["good", "bad", *ensemble_table.FUSIONS]
-    assert rows["good"][0] == "1.0000"
-    assert rows["bad"][0] == "0.0000"
-    assert float(rows["bad"][3]) == -1.0  # the gain over the best model
-    truth, report, _ = find_ground_truth(data, "validation").read()
-    for name, (method, _) in ensemble_table.FUSIONS.items():
-        a06.main(predictions=file_paths, ensemble=str(tmp_path / "out.csv"), method=method)
-        detections = Selection(truth, report.labels).take(read_predictions(tmp_path / "out.csv"))
-        expected = evaluate(truth, detections, num_classes=len(report.labels)).mean_average_precision
-        assert float(rows[name][0]) == pytest.approx(expected, abs=1e-3), name
-
-
-def test_the_tuned_rows_of_the_table_have_only_the_mean_of_the_folds(tmp_path, capsys):
-    file_paths, data = tuning_case(tmp_path), str(tmp_path / "data")
-    options = {"dataset_path": data, "split": "validation", "predictions": file_paths, "folds": 2, "draws": 20}
-    ensemble_table.main(trials=30, **options)
-    rows = table_rows(capsys.readouterr().out)
-    tuned = rows["WBF tuned, out of fold"]
-    assert tuned[:2] == ["", ""]
-    assert float(tuned[2]) > float(rows["WBF"][2])
-    with pytest.raises(InputError, match="1 prediction files: name two or more"):
-        ensemble_table.main(**(options | {"predictions": file_paths[:1]}))
 
 
 # === As a user calls it ===============================================================================================

@@ -1,11 +1,11 @@
-"""Proves that one matching gives the metric on any choice of images: as if only these images had been evaluated."""
+"""mAP from a single matching equals the metric of only the chosen images."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oid.fusion.resampling import curves
+from oid.fusion.resampling import Curves, bootstrap, interval_95, mean_of_folds
 from oid.metric.challenge import Detections, Entries, GroundTruth, evaluate, score
 
 CLASSES = 3
@@ -39,50 +39,37 @@ def only(truth: GroundTruth, detections: Detections, chosen: np.ndarray) -> tupl
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), share=st.sampled_from([0.2, 0.5, 1.0]), weight=st.sampled_from([0.0, 0.5, 1.0]))
 def test_some_images_are_measured_as_if_there_were_no_others(seed, share, weight):
     rng = np.random.default_rng(seed)
     truth, detections = case(rng)
     chosen = rng.random(len(truth.image_ids)) < share
     options = {"num_classes": CLASSES, "group_of_weight": weight}
-    matched = curves(score(truth, detections, **options)[0], truth, **options)
-    expected = evaluate(*only(truth, detections, chosen), **options)
-    ap, num_gt = matched.average_precision(chosen)
-    np.testing.assert_allclose(ap[:, 0], expected.average_precision, atol=1e-12)
-    np.testing.assert_array_equal(num_gt[:, 0], expected.num_gt)
-    np.testing.assert_allclose(
-        matched.mean_average_precision(chosen), expected.mean_average_precision, atol=1e-12, equal_nan=True
-    )
-    everything = evaluate(truth, detections, **options).mean_average_precision
-    np.testing.assert_allclose(matched.mean_average_precision(), everything, atol=1e-12, equal_nan=True)
+    entries, expected = score(truth, detections, **options)[0], evaluate(*only(truth, detections, chosen), **options)
+    for curves, times in (
+        (Curves(entries, truth, **options), chosen),
+        (Curves(entries, truth, images=chosen, **options), None),
+    ):
+        ap, num_gt = curves.average_precision(times)
+        np.testing.assert_allclose(ap, np.nan_to_num(expected.average_precision), atol=1e-12)
+        np.testing.assert_array_equal(num_gt, expected.num_gt)
+        found = curves.mean_average_precision(times)
+        np.testing.assert_allclose(found, expected.mean_average_precision, atol=1e-12, equal_nan=True)
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_strata_are_ranked_each_by_itself(seed):
-    """Each is measured as if it were alone; the mean weighs by what there is to find. So scores of different scale in
-    different strata change nothing, and the images of one can be measured with the others in the list or not."""
+def test_folds_are_ranked_separately_and_weighted_by_their_ground_truth(seed):
     rng = np.random.default_rng(seed)
     truth, detections = case(rng)
-    stratum = rng.integers(0, 3, len(truth.image_ids))
-    stratum[:3] = range(3)
+    fold = rng.permutation(np.arange(len(truth.image_ids)) % 3)
     entries, _ = score(truth, detections, num_classes=CLASSES)
-    matched = curves(entries, truth, num_classes=CLASSES, stratum=stratum)
-    alone = [evaluate(*only(truth, detections, stratum == s), num_classes=CLASSES) for s in range(3)]
-    ap, num_gt = matched.average_precision()
-    np.testing.assert_allclose(ap, np.stack([one.average_precision for one in alone], axis=1), atol=1e-12)
-    means = [
-        sum(a * n for a, n in zip(ap[c], num_gt[c], strict=True) if n) / num_gt[c].sum()
-        for c in range(CLASSES)
-        if num_gt[c].sum()
-    ]
-    assert matched.mean_average_precision() == pytest.approx(np.mean(means), abs=1e-12)
-    assert matched.mean_average_precision(stratum == 1) == pytest.approx(alone[1].mean_average_precision, abs=1e-12)
-
-    scaled = entries._replace(scores=entries.scores * np.array([1, 0.01, 7])[stratum[entries.image]])
-    again = curves(scaled, truth, num_classes=CLASSES, stratum=stratum)
-    assert again.mean_average_precision() == matched.mean_average_precision()
+    folds = [Curves(entries, truth, num_classes=CLASSES, images=fold == f) for f in range(3)]
+    alone = [evaluate(*only(truth, detections, fold == f), num_classes=CLASSES) for f in range(3)]
+    num_gt = np.array([one.num_gt for one in alone])
+    ap = np.sum([np.nan_to_num(one.average_precision) for one in alone] * num_gt, axis=0) / num_gt.sum(axis=0)
+    assert mean_of_folds(folds) == pytest.approx(np.nanmean(ap), abs=1e-12)
 
 
 def test_an_image_that_is_drawn_twice_counts_twice():
@@ -93,18 +80,25 @@ def test_an_image_that_is_drawn_twice_counts_twice():
     """
     truth = GroundTruth(("a", "b"), *(np.array(x) for x in ([0, 1], [0, 0], [[0, 0, 1, 1.0]] * 2, [False] * 2, [], [])))
     entries = Entries(np.array([0.8, 0.9]), np.array([1.0, 0.0]), np.array([0, 0]), np.array([0, 1]))
-    matched = curves(entries, truth, num_classes=1)
-    assert matched.mean_average_precision(np.array([2, 1])) == pytest.approx(4 / 9)
-    assert matched.mean_average_precision(np.array([1, 2])) == pytest.approx(1 / 9)
-    assert matched.mean_average_precision(np.array([3, 3])) == pytest.approx(matched.mean_average_precision())
-    assert matched.mean_average_precision() == pytest.approx(1 / 4)
+    curves = Curves(entries, truth, num_classes=1)
+    assert curves.mean_average_precision(np.array([2, 1])) == pytest.approx(4 / 9)
+    assert curves.mean_average_precision(np.array([1, 2])) == pytest.approx(1 / 9)
+    assert curves.mean_average_precision(np.array([3, 3])) == pytest.approx(curves.mean_average_precision())
+    assert curves.mean_average_precision() == pytest.approx(1 / 4)
 
 
-def test_nothing_found_is_zero_and_nothing_to_find_is_not_a_number():
+def test_no_detections_are_zero_and_no_ground_truth_is_nan():
     truth, detections = case(np.random.default_rng(4))
     none = Detections(*(column[:0] for column in vars(detections).values()))
-    matched = curves(score(truth, none, num_classes=CLASSES)[0], truth, num_classes=CLASSES)
-    assert matched.mean_average_precision() == 0.0
-    assert np.isnan(matched.mean_average_precision(np.zeros(12)))
-    with pytest.raises(ValueError, match="12 images"):
-        matched.mean_average_precision(np.ones(3))
+    curves = Curves(score(truth, none, num_classes=CLASSES)[0], truth, num_classes=CLASSES)
+    assert curves.mean_average_precision() == 0.0
+    assert np.isnan(curves.mean_average_precision(np.zeros(12)))
+
+
+def test_the_bootstrap_draws_within_folds_and_gives_the_deviation_of_a_mean():
+    values, fold = np.random.default_rng(0).random(400), np.arange(400) % 2
+    draws = bootstrap(lambda times: [times @ values / 400, times[fold == 0].sum()], fold, 1000, seed=0)
+    assert draws.shape == (1000, 2)
+    assert set(draws[:, 1]) == {200}
+    low, high = interval_95(values.mean(), draws[:, 0])
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)

@@ -1,7 +1,8 @@
-"""A page of HTML that needs no other file: tables, and pictures with boxes drawn into them."""
+"""An HTML page that needs no other file: tables, plots, and pictures with boxes drawn into them."""
 
 import base64
 import html
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -38,8 +39,8 @@ def write_page(path: Path, title: str, parts: Sequence[str], *, style: str = "")
     Args:
         path: the HTML file, whole or not at all.
         title: its heading, as text.
-        parts: pieces of HTML, in their order.
-        style: rules of CSS besides those of all pages.
+        parts: pieces of HTML, in this order.
+        style: CSS rules in addition to `STYLE`.
     """
     title = html.escape(title)
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}{style}</style>"
@@ -60,12 +61,36 @@ def table_html(table: Table) -> str:
 def picture_html(pixels: np.ndarray, alternative: str) -> str:
     """A picture inside the page: uint8 `(height, width, 3)`, RGB, and the text for those who cannot see it."""
     jpeg = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-    source = base64.b64encode(jpeg.tobytes()).decode()
-    return f'<img alt="{html.escape(alternative)}" src="data:image/jpeg;base64,{source}">'
+    return _image_html("jpeg", jpeg.tobytes(), alternative)
+
+
+def plot_html(figure, alternative: str) -> str:
+    """A Matplotlib figure inside the page, and the text for those who cannot see it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return _image_html("png", buffer.getvalue(), alternative)
+
+
+def new_plot(width: float, height: float, title: str):
+    """A Matplotlib figure of a size in inches, and its axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#eeeeee", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_title(title, fontsize=10, loc="left")
+    return figure, axes
+
+
+def _image_html(kind: str, content: bytes, alternative: str) -> str:
+    source = base64.b64encode(content).decode()
+    return f'<img alt="{html.escape(alternative)}" src="data:image/{kind};base64,{source}">'
 
 
 def scaled(pixels: np.ndarray, longer_side: int) -> np.ndarray:
-    """A picture `(height, width, 3)` enlarged or reduced to so many pixels."""
+    """A picture `(height, width, 3)`, enlarged or reduced until its longer side has this number of pixels."""
     scale = longer_side / max(pixels.shape[:2])
     width, height = (max(1, round(side * scale)) for side in (pixels.shape[1], pixels.shape[0]))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
@@ -73,20 +98,20 @@ def scaled(pixels: np.ndarray, longer_side: int) -> np.ndarray:
 
 
 def corners(box: Sequence[float], picture: np.ndarray) -> tuple[int, int, int, int]:
-    """A normalised xyxy box in pixels of a picture; what lies far outside is cut."""
+    """A normalised xyxy box in pixels of a picture, cut far outside of it."""
     height, width = picture.shape[:2]
     return tuple(np.round(np.clip(box, -1, 2) * (width, height, width, height)).astype(int).tolist())
 
 
 def draw_outline(picture: np.ndarray, box: Sequence[float], colour: tuple[int, int, int]) -> None:
-    """Draws the outline of a box, xyxy normalised, into an RGB picture, on white so that it is seen on any ground."""
+    """Draws the outline of a box, xyxy normalised, into an RGB picture, on white so that it shows on any ground."""
     x0, y0, x1, y1 = corners(box, picture)
     cv2.rectangle(picture, (x0, y0), (x1, y1), WHITE, 4, cv2.LINE_AA)
     cv2.rectangle(picture, (x0, y0), (x1, y1), colour, 2, cv2.LINE_AA)
 
 
 def draw_name(picture: np.ndarray, box: Sequence[float], text: str, colour: tuple[int, int, int]) -> None:
-    """Writes a text above the left upper corner of a box, xyxy normalised, or as near as the picture has room."""
+    """Writes a text above the upper left corner of a box, xyxy normalised, or as near to it as the picture allows."""
     height, width = picture.shape[:2]
     x0, y0, _, _ = corners(box, picture)
     (text_width, text_height), below = cv2.getTextSize(text, FONT, FONT_SCALE, 1)

@@ -9,11 +9,17 @@ import math
 import os
 import re
 
-from oid.anchors.grids import smallest_image
+from oid.anchors.grids import SMALL_IMAGE_SIZE, SMALL_SCALES, scales_that_fit
 from oid.files import InputError
 from training.pictures import KEPT_SIDE
 
-SMALL = {"backbone": "residual_small", "image_size": 192, "tums": 2, "scales": 4, "channels": 64}
+SMALL = {
+    "backbone": "residual_small",
+    "image_size": SMALL_IMAGE_SIZE,
+    "tums": 2,
+    "scales": SMALL_SCALES,
+    "channels": 64,
+}
 PAPER = {"backbone": "vgg16", "image_size": 320, "tums": 8, "scales": 6, "channels": 128}
 RETINANET = {"backbone": "resnet50", "image_size": 512, "scales": 5, "channels": 256}  # of its paper, at a smaller size
 BACKBONE_FROM_RANDOM = "resnet50"  # instead of the paper's, which has no batch norm
@@ -105,8 +111,7 @@ def _fill_in_network(settings: dict, facts: Facts, machine: str) -> tuple[dict, 
         chosen["backbone"], why = _backbone_for(settings["backbone_weights"], network["backbone"])
         reasons += [f"backbone {chosen['backbone']}, because {why}"] if why else []
     if "scales" in opened:
-        while chosen["scales"] > 1 and smallest_image(chosen["scales"]) > chosen["image_size"]:
-            chosen["scales"] -= 1
+        chosen["scales"] = scales_that_fit(chosen["image_size"], chosen["scales"])
     if opened:
         what = ", ".join(f"{name} {chosen[name]}" for name in opened)
         kind = "the paper" if large else "a small network"

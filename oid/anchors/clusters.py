@@ -2,37 +2,39 @@
 
 import numpy as np
 
-from oid.anchors.coverage import best_ious
+from oid.anchors.coverage import COVERED, best_ious
+from oid.anchors.grids import settings_of_sizes
 
-MOST = 30_000  # boxes that k-means looks at, drawn by seed
-LEAST_CELLS = (2.0, 3.0, 4.0, 6.0)  # a map learns boxes from so many cells wide; the best of these is taken
-COVERED = 0.5  # IoU with the best anchor
+MOST = 30_000  # boxes for k-means, drawn by seed
+LEAST_CELLS = (2.0, 3.0, 4.0, 6.0)  # candidates for the width in cells from which on a map learns boxes
+
+Sizes = list[list[list[float]]]  # (width, height) pairs of each map
 
 
 def cluster_sizes(
     boxes: np.ndarray, weights: np.ndarray, *, sides: list[int], anchors_per_cell: int, seed: int
-) -> list[list[list[float]]] | None:
+) -> Sizes | None:
     """Chooses the sizes of an anchor grid by k-means.
 
-    1. Each box goes to the coarsest map on which it is some cells wide (square root of the area), else to the finest:
-       between the centres of a map with larger cells there would be no anchor near it, whatever the sizes.
+    1. Each box goes to the coarsest map on which it is some cells wide (square root of the area), else to the finest.
+       With larger cells there would be no anchor near it, whatever the sizes.
     2. k-means in each map over the logarithms of width and height. Where one of two boxes with a common centre contains
        the other, their IoU is exp(-|difference of log w| - |difference of log h|): what counts is by which factor
        sides differ, not by how many pixels. k-means with 1 - IoU (Redmon and Farhadi 2017, YOLO9000, section 2) has the
-       same aim, with centres that are no means. (Within a map, where sizes are alike, plain distances cover as much.)
+       same aim, with centres that are no means. Within a map, where sizes are alike, plain distances cover as much.
     3. A map with too few boxes has the sizes of its neighbour, as many cells wide as there.
-    4. Of several numbers of cells for step 1 the one is kept with which the anchors cover most boxes.
+    4. Of several numbers of cells for step 1, the one is kept with which the anchors cover most boxes.
 
     Args:
-        boxes: `(n, 4)` xyxy, normalised.
-        weights: `(n,)`, how many boxes each stands for.
+        boxes: `(N, 4)` xyxy, normalised.
+        weights: `(N,)`, how many boxes each stands for.
         sides: of the maps in cells, finest first.
         anchors_per_cell: sizes per map.
         seed: of the draw, and of k-means.
 
     Returns:
-        For each map, finest first, `anchors_per_cell` pairs of width and height by area; None where no map has boxes of
-        so many different sizes.
+        For each map, finest first, `anchors_per_cell` pairs of width and height by area; None if no map has boxes of
+        that many different sizes.
     """
     if len(boxes) > MOST:
         drawn = np.random.default_rng(seed).choice(len(boxes), MOST, p=weights / weights.sum())
@@ -42,8 +44,7 @@ def cluster_sizes(
         sizes = _sizes_of_maps(boxes[:, 2:] - boxes[:, :2], weights, sides, anchors_per_cell, least, seed)
         if sizes is None:
             continue
-        grid = {"feature_map_sides": sides, "steps": [1 / side for side in sides], "sizes": sizes, "clip": False}
-        share = np.average(best_ious(boxes, grid) >= COVERED, weights=weights)
+        share = np.average(best_ious(boxes, settings_of_sizes(sizes, sides)) >= COVERED, weights=weights)
         if share > best_share:
             best, best_share = sizes, share
     return best
@@ -51,23 +52,23 @@ def cluster_sizes(
 
 def _sizes_of_maps(
     sizes: np.ndarray, weights: np.ndarray, sides: list[int], count: int, least: float, seed: int
-) -> list[list[list[float]]] | None:
-    """Steps 1 to 3 for boxes of `sizes` `(n, 2)`, for maps whose boxes are `least` cells wide."""
+) -> Sizes | None:
+    """Steps 1 to 3 for boxes of `sizes` `(N, 2)`, for maps whose boxes are `least` cells wide."""
     limits = least / np.asarray(sides, "float64")
     limits[0] = 0.0
-    of_map = np.searchsorted(limits, np.sqrt(sizes.prod(axis=1)), side="right") - 1
+    map_of_box = np.searchsorted(limits, np.sqrt(sizes.prod(axis=1)), side="right") - 1
     found = {}
     for number in range(len(sides)):
-        points, of_points = np.log(sizes[of_map == number]), weights[of_map == number]
+        chosen = map_of_box == number
+        points = np.log(sizes[chosen])
         if len(np.unique(points.round(6), axis=0)) >= count:
-            found[number] = _k_means(points, of_points, count, seed)
+            found[number] = _k_means(points, weights[chosen], count, seed)
     if not found:
         return None
     maps = []
     for number, side in enumerate(sides):
         nearest = min(found, key=lambda other: (abs(other - number), other))
-        pairs = found[nearest] * (sides[nearest] / side)
-        maps.append(pairs.round(5).tolist())
+        maps.append((found[nearest] * (sides[nearest] / side)).round(5).tolist())
     return maps
 
 
@@ -76,6 +77,6 @@ def _k_means(points: np.ndarray, weights: np.ndarray, count: int, seed: int) -> 
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):  # sums in one order; and on busy cores threads wait for each other
+    with threadpool_limits(1):  # sums in a fixed order; and on busy cores threads wait for each other
         means = KMeans(count, n_init=4, random_state=seed).fit(points, sample_weight=weights).cluster_centers_
     return np.exp(means[np.lexsort((means[:, 0], means.sum(axis=1)))])

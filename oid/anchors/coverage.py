@@ -1,82 +1,55 @@
 """How well a grid of anchors covers boxes: the IoU of each box with the anchor that overlaps it most."""
 
-import numba
 import numpy as np
+
+COVERED = 0.5  # IoU with the best anchor from which on a box is covered
+CHUNK = 5_000  # boxes at a time, so that the arrays stay in the processor's cache
 
 
 def best_ious(boxes: np.ndarray, anchors: dict[str, object]) -> np.ndarray:
-    """The highest IoU of each box with any anchor of a grid, at the places where the anchors lie.
+    """The highest IoU of each box with any anchor of a grid.
 
-    Intersection grows as centres come nearer, on each axis by itself, and the union shrinks: so of all anchors of one
-    size the best is the one whose centre is nearest, and no other place has to be looked at.
+    On each axis the intersection grows, and the union shrinks, as centres come nearer. So the best anchor of a size is
+    the one with the nearest centre, and no other place has to be looked at.
 
     Args:
-        boxes: `(n, 4)` xyxy, normalised.
+        boxes: `(N, 4)` xyxy, normalised.
         anchors: the description that `oid.anchors.grids.make_anchors` takes.
 
     Returns:
-        float64 `(n,)`.
+        float64 `(N,)`.
     """
-    centres, starts, shapes, maps = [], [0], [], []
-    described = zip(anchors["feature_map_sides"], anchors["steps"], anchors["sizes"], strict=True)
-    for number, (side, step, sizes) in enumerate(described):
-        places, pairs = (np.arange(side) + 0.5) * step, np.asarray(sizes, "float64")
+    boxes = np.asarray(boxes, "float64")
+    chunks = [boxes[start : start + CHUNK] for start in range(0, len(boxes), CHUNK)]
+    return np.concatenate([np.zeros(0), *(_best_ious(chunk.T, anchors) for chunk in chunks)])
+
+
+def _best_ious(boxes: np.ndarray, anchors: dict[str, object]) -> np.ndarray:
+    """As `best_ious`, for boxes `(4, N)`."""
+    sides, middles = boxes[2:] - boxes[:2], (boxes[:2] + boxes[2:]) / 2  # (2, N)
+    area, best = sides[0] * sides[1], np.zeros(boxes.shape[1])
+    for cells, step, sizes in zip(anchors["feature_map_sides"], anchors["steps"], anchors["sizes"], strict=True):
+        centres, sizes = (np.arange(cells) + 0.5) * step, np.asarray(sizes, "float64")
         if anchors["clip"]:
-            places, pairs = np.clip(places, 0.0, 1.0), np.clip(pairs, 0.0, 1.0)
-        centres.append(places)
-        starts.append(starts[-1] + side)
-        shapes.append(pairs)
-        maps += [number] * len(pairs)
-    return _best_ious(
-        np.ascontiguousarray(boxes, "float64"),
-        np.concatenate(centres),
-        np.asarray(starts),
-        np.asarray(anchors["steps"], "float64"),
-        np.concatenate(shapes),
-        np.asarray(maps),
-    )
-
-
-@numba.njit(cache=True, nogil=True)
-def _best_ious(boxes, centres, starts, steps, shapes, maps):
-    """For maps with centres `centres[starts[m]:starts[m + 1]]` on both axes, about `steps[m]` apart."""
-    best = np.zeros(len(boxes))
-    for i in range(len(boxes)):
-        width, height = boxes[i, 2] - boxes[i, 0], boxes[i, 3] - boxes[i, 1]
-        x, y = (boxes[i, 0] + boxes[i, 2]) / 2, (boxes[i, 1] + boxes[i, 3]) / 2
-        here, off_x, off_y = -1, 0.0, 0.0
-        for k in range(len(shapes)):
-            if maps[k] != here:
-                here = maps[k]
-                places = centres[starts[here] : starts[here + 1]]
-                off_x, off_y = _distance(x, places, steps[here]), _distance(y, places, steps[here])
-            w, h = shapes[k, 0], shapes[k, 1]
-            common_w = min(width, w, (width + w) / 2 - off_x)
-            common_h = min(height, h, (height + h) / 2 - off_y)
-            if common_w > 0.0 and common_h > 0.0:
-                common = common_w * common_h
-                best[i] = max(best[i], common / (width * height + w * h - common))
+            centres, sizes = np.clip(centres, 0.0, 1.0), np.clip(sizes, 0.0, 1.0)
+        following = np.searchsorted(centres, middles)
+        nearest = [np.abs(middles - centres[np.clip(place, 0, cells - 1)]) for place in (following - 1, following)]
+        distance = np.minimum(*nearest)
+        for size in sizes:
+            size = size[:, None]
+            common = np.minimum(np.minimum(sides, size), (sides + size) / 2 - distance).clip(min=0.0)
+            common = common[0] * common[1]
+            best = np.maximum(best, common / (area + size[0] * size[1] - common))
     return best
 
 
-@numba.njit(cache=True, nogil=True)
-def _distance(x, places, step):
-    """From `x` to the nearest of the ascending `places`."""
-    guess = int(min(max(x / step, 0.0), len(places) - 1.0))
-    nearest = abs(x - places[guess])
-    for other in (guess - 1, guess + 1):
-        if 0 <= other < len(places):
-            nearest = min(nearest, abs(x - places[other]))
-    return nearest
-
-
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
-    """The mean of `(n,)` values; NaN where there are none."""
+    """The mean of values `(N,)`; NaN without values."""
     return float(np.average(values, weights=weights)) if len(values) else float("nan")
 
 
 def weighted_quantiles(values: np.ndarray, weights: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """The least of the values up to which at least these shares of the weight lie; NaN where there are none."""
+    """For each share the least value up to which at least this share of the weight lies; NaN without values."""
     if not len(values):
         return np.full(len(shares), np.nan)
     order = np.argsort(values, kind="stable")

@@ -1,7 +1,7 @@
 """Anchors: the boxes that the network's outputs are relative to. NumPy only: they can be looked at without Keras.
 
 An anchor set is described by a few numbers (`anchor_settings`), which are stored in a run's `settings.json` and inside
-its model file; training and inference build the anchors from the same description (`make_anchors`).
+its model file. Training and inference build the anchors from the same description (`make_anchors`).
 """
 
 import itertools
@@ -14,18 +14,19 @@ import numpy as np
 from oid.files import InputError
 
 NAMED_SETS = ("square", "official")
+SMALL_IMAGE_SIZE, SMALL_SCALES = 192, 4  # of the network for small data or few cores
 PUBLISHED_SCALES = 6
 SIZE_IN_CELLS = 4.0  # side of the one square anchor of a cell
 SQRT2, SQRT3 = 2**0.5, 3**0.5
-LARGEST_ANCHOR = 10.0  # images; larger sides in a file are pixels, or a slip
+LARGEST_ANCHOR = 10.0  # images; a larger side in a file is in pixels, or a slip
 
 RETINANET_SCALES = tuple(float(np.float32(2.0 ** (k / 3))) for k in range(3))  # three sizes and three shapes
 RETINANET_RATIOS = (0.5, 1.0, 2.0)  # height / width
 RETINANET_SIZE = 4  # strides: 32 pixels on the finest level
 
-# What the released configurations say of four image sizes: the smallest anchor as a share of the image, the next one,
-# and the distance of the centres in pixels, map by map (typed by hand: at 320 and 800 pixels the last centres of some
-# maps are a little outside their cells).
+# The released configurations of four image sizes: the smallest anchor as a share of the image, the next one, and so on;
+# and the distance of the centres in pixels, map by map. They were typed by hand: at 320 and 800 pixels the last centres
+# of some maps are a little outside their cells.
 RELEASED_PATTERNS = {
     320: ((0.08, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05), (8, 16, 32, 64, 107, 320)),
     512: ((0.06, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05), (8, 16, 32, 64, 128, 256)),
@@ -34,64 +35,81 @@ RELEASED_PATTERNS = {
 }
 
 
+# === Maps =============================================================================================================
 def feature_map_sides(image_size: int, scales: int) -> list[int]:
-    """Sides of the pyramid's maps, largest first: an eighth of the image, then halved, each rounded up.
+    """Sides of M2Det's maps, largest first: an eighth of the image, then halved, each rounded up.
 
-    Of six maps, as published, the last comes from a 3x3 convolution without padding: 2 less than the one before (320
-    pixels give 40, 20, 10, 5, 3, 1).
+    Of six maps, as published, the last comes from a 3x3 convolution without padding. It has 2 cells less than the one
+    before: 320 pixels give 40, 20, 10, 5, 3, 1.
 
     Raises:
-        InputError: the image is too small for so many maps.
+        InputError: the image is too small for this number of maps.
     """
-    side = image_size
-    for _ in range(3):
-        side = -(-side // 2)
-    sides = [side]
-    while len(sides) < scales:
-        sides.append(
-            -(-sides[-1] // 2) if len(sides) + 1 < PUBLISHED_SCALES or scales != PUBLISHED_SCALES else side - 2
-        )
-        side = sides[-1]
-    if sides[-1] < 1 or (scales > 1 and sides[-2] == 1):
-        least = smallest_image(scales)
-        raise InputError(f"{scales} scales do not fit {image_size} pixels: take at least {least}, or fewer scales")
+    sides = _halved_sides(image_size, scales)
+    if scales == PUBLISHED_SCALES:
+        sides[-1] = sides[-2] - 2
+    return _checked_sides(sides, image_size, smallest_image(scales))
+
+
+def pyramid_sides(image_size: int, scales: int) -> list[int]:
+    """Sides of RetinaNet's P3, P4, ...: an eighth of the image, then halved, each rounded up.
+
+    Raises:
+        InputError: the image is too small for this number of levels.
+    """
+    return _checked_sides(_halved_sides(image_size, scales), image_size, 2 ** (scales + 1) + 1)
+
+
+def _halved_sides(image_size: int, scales: int) -> list[int]:
+    return [-(-image_size // 2**level) for level in range(3, 3 + scales)]
+
+
+def _checked_sides(sides: list[int], image_size: int, least: int) -> list[int]:
+    if sides[-1] < 1 or (len(sides) > 1 and sides[-2] == 1):
+        raise InputError(f"{len(sides)} scales do not fit {image_size} pixels: take at least {least}, or fewer scales")
     return sides
 
 
 def smallest_image(scales: int) -> int:
     """The smallest image, in pixels and a multiple of 16, whose pyramid has `scales` maps."""
-    cells = 2 ** (scales - 2) + 1 if scales > 1 else 1  # the last but one has 2 cells
+    cells = 2 ** (scales - 2) + 1 if scales > 1 else 1  # the last map but one has 2 cells
     if scales == PUBLISHED_SCALES:
-        cells = 33  # the last but one has 3
+        cells = 33  # the last map but one has 3
     return -(-(cells * 8 - 7) // 16) * 16
 
 
-def anchor_settings(image_size: int, scales: int, *, anchors: str = "square") -> dict[str, object]:
-    """Describes one set of anchors, as JSON can hold it.
+def scales_that_fit(image_size: int, most: int) -> int:
+    """The largest number of maps, from 1 to `most`, that an image has room for."""
+    return max((scales for scales in range(1, most + 1) if smallest_image(scales) <= image_size), default=1)
 
-    "square" is one anchor per cell, four cells wide: for assignments that look at the predictions. "official" is the
-    published set, six per cell: with s and t the sizes of this map and of the next, squares of s and of the geometric
-    mean of s and t, and boxes of the area of the first, 2, 1/2, 3 and 1/3 times as wide as high. At 320, 512, 704 and
-    800 pixels with six scales these are the released numbers; elsewhere the sizes run from 0.08 and 0.15 of the image
-    to 1.05 in equal steps, and centres are the middles of the cells.
+
+# === Descriptions =====================================================================================================
+def anchor_settings(image_size: int, scales: int, *, anchors: str = "square") -> dict[str, object]:
+    """Describes a set of M2Det's anchors in a form that JSON can hold.
+
+    "square" is one anchor per cell, four cells wide, for assignments that look at the predictions. "official" is the
+    published set, six per cell. With s and t the sizes of this map and of the next: squares of s and of the geometric
+    mean of s and t, and boxes of the area of the first square, 2, 1/2, 3 and 1/3 times as wide as high. At 320, 512,
+    704 and 800 pixels with six scales these are the released numbers. Elsewhere the sizes run from 0.08 and 0.15 of the
+    image to 1.05 in equal steps, and centres are the middles of the cells.
 
     Args:
         image_size: side of the network's input in pixels.
-        scales: number of pyramid levels.
-        anchors: "square", "official", or a file of sizes, see `read_anchor_file`.
+        scales: number of maps.
+        anchors: "square", "official", or a JSON file with `{"sizes": [[[width, height], ...], ...]}`: a list of pairs
+            for each map, finest first, normalised to the network's square, so that it serves images of any size. Other
+            entries are ignored.
 
     Returns:
         `feature_map_sides`; `steps`, the distance of the centres, and `sizes`, a list of (width, height) pairs, for
         each map, normalised to the image; `clip`, whether centres and sizes are cut to 1.
 
     Raises:
-        InputError: the image is too small for so many maps, or `read_anchor_file` refuses the file.
+        InputError: the image is too small for this number of maps, or the file does not exist or does not fit.
     """
-    if anchors not in NAMED_SETS:
-        return read_anchor_file(anchors, image_size, scales)
     sides = feature_map_sides(image_size, scales)
-    if anchors == "square":
-        return settings_of_sizes([[[SIZE_IN_CELLS / side, SIZE_IN_CELLS / side]] for side in sides], sides)
+    if anchors != "official":
+        return _square_or_from_file(anchors, sides)
     if image_size in RELEASED_PATTERNS and scales == PUBLISHED_SCALES:
         shares, pixels = RELEASED_PATTERNS[image_size]
         steps = [step / image_size for step in pixels]
@@ -109,16 +127,15 @@ def anchor_settings(image_size: int, scales: int, *, anchors: str = "square") ->
     return {"feature_map_sides": sides, "steps": steps, "sizes": sizes, "clip": True}
 
 
-def read_anchor_file(path: str | os.PathLike, image_size: int, scales: int) -> dict[str, object]:
-    """Describes anchors of one's own, for example those that a02 found by k-means, as `anchor_settings` does.
-
-    The file is JSON: `{"sizes": [[[width, height], ...], ...]}`, a list of pairs for each map, finest first, normalised
-    to the network's square; what else it has is for the reader. So it serves images of any size.
-
-    Raises:
-        InputError: no such file, or it has not as many maps, equally many sizes for each, or numbers above 0.
-    """
-    return settings_of_sizes(_sizes_of_file(path, scales), feature_map_sides(image_size, scales))
+def retinanet_anchor_settings(image_size: int, scales: int, *, anchors: str = "square") -> dict[str, object]:
+    """Describes RetinaNet's anchors on a square image. As `anchor_settings`, but for levels from P3 (stride 8) on, and
+    with the nine anchors of `retinanet_sizes` in each cell as "official"."""
+    sides = pyramid_sides(image_size, scales)
+    if anchors != "official":
+        return _square_or_from_file(anchors, sides)
+    steps = [8 * 2**k / image_size for k in range(scales)]
+    sizes = [[[w / image_size, h / image_size] for w, h in level] for level in retinanet_sizes(scales)]
+    return {"feature_map_sides": sides, "steps": steps, "sizes": sizes, "clip": False}
 
 
 def settings_of_sizes(sizes: list[list[list[float]]], sides: list[int]) -> dict[str, object]:
@@ -126,65 +143,38 @@ def settings_of_sizes(sizes: list[list[list[float]]], sides: list[int]) -> dict[
     return {"feature_map_sides": sides, "steps": [1.0 / side for side in sides], "sizes": sizes, "clip": False}
 
 
-def _sizes_of_file(path: str | os.PathLike, scales: int) -> list[list[list[float]]]:
+def _square_or_from_file(anchors: str, sides: list[int]) -> dict[str, object]:
+    if anchors == "square":
+        return settings_of_sizes([[[SIZE_IN_CELLS / side, SIZE_IN_CELLS / side]] for side in sides], sides)
+    return settings_of_sizes(_read_sizes(anchors, len(sides)), sides)
+
+
+def _read_sizes(path: str | os.PathLike, scales: int) -> list[list[list[float]]]:
+    """Reads and checks the sizes of a file; see `anchor_settings`."""
     if not Path(path).is_file():
-        raise InputError(f"--anchors {path} is neither square nor official, nor a file: a02 makes such files")
+        raise InputError(f"anchors {path} are neither square nor official, nor a file: a02 makes such files")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         sizes = [[[float(w), float(h)] for w, h in pairs] for pairs in content["sizes"]]
     except (ValueError, KeyError, TypeError) as error:
         problem = f"no JSON ({error})" if isinstance(error, json.JSONDecodeError) else "without lists of pairs in sizes"
-        raise InputError(f"--anchors {path}: the file is {problem}: make it by a02") from None
+        raise InputError(f"{path} is {problem}: a02 makes such files") from None
     if not sizes:
-        raise InputError(f"--anchors {path} has no sizes: make it by a02")
+        raise InputError(f"{path} has no sizes: a02 makes such files")
     if len(sizes) != scales:
-        raise InputError(f"--anchors {path} has sizes for {len(sizes)} maps: give --scales {len(sizes)}")
+        raise InputError(f"{path} has sizes for {len(sizes)} maps, not for {scales}: take {len(sizes)} scales")
     if len({len(pairs) for pairs in sizes}) != 1 or not sizes[0]:
         counts = " ".join(str(len(pairs)) for pairs in sizes)
-        raise InputError(f"--anchors {path} has {counts} sizes: give each map the same number, at least one")
+        raise InputError(f"{path} has {counts} sizes: give each map the same number, at least one")
     for side in itertools.chain(*itertools.chain(*sizes)):
         if not 0 < side <= LARGEST_ANCHOR:
-            raise InputError(f"--anchors {path} has a side of {side:g}: sides are shares of the image, above 0")
+            raise InputError(f"{path} has a side of {side:g}: sides are shares of the image, above 0")
     return sizes
-
-
-def retinanet_anchor_settings(image_size: int, scales: int, *, anchors: str = "square") -> dict[str, object]:
-    """Describes the anchors of RetinaNet on a square picture, in the form of `anchor_settings`.
-
-    Args:
-        image_size: side of the network's input in pixels.
-        scales: number of levels, from P3 (stride 8) on.
-        anchors: "square" or a file as in `anchor_settings`; "official" = nine per cell, see `retinanet_sizes`.
-
-    Raises:
-        InputError: the image is too small for so many levels, or `read_anchor_file` would refuse the file.
-    """
-    sides = pyramid_sides(image_size, scales)
-    if anchors not in NAMED_SETS:
-        return settings_of_sizes(_sizes_of_file(anchors, scales), sides)
-    if anchors == "official":
-        steps = [8 * 2**k / image_size for k in range(scales)]
-        sizes = [[[w / image_size, h / image_size] for w, h in level] for level in retinanet_sizes(scales)]
-        return {"feature_map_sides": sides, "steps": steps, "sizes": sizes, "clip": False}
-    return settings_of_sizes([[[SIZE_IN_CELLS / side, SIZE_IN_CELLS / side]] for side in sides], sides)
-
-
-def pyramid_sides(image_size: int, scales: int) -> list[int]:
-    """Sides of P3, P4, ...: an eighth of the image, then halved, each rounded up.
-
-    Raises:
-        InputError: the image is too small for so many levels.
-    """
-    sides = [-(-image_size // 2**level) for level in range(3, 3 + scales)]
-    if scales > 1 and sides[-2] == 1:
-        least = 2 ** (scales + 1) + 1
-        raise InputError(f"{scales} scales do not fit {image_size} pixels: take at least {least}, or fewer scales")
-    return sides
 
 
 def retinanet_sizes(scales: int) -> list[list[tuple[float, float]]]:
     """(width, height) in pixels of the nine anchors of each level (Lin et al. 2017, section 4): three shapes of three
-    sizes each, of equal areas where the sizes are equal. Shape by shape, as keras-retinanet has them."""
+    sizes each, with equal areas for equal sizes. Shape by shape, as in keras-retinanet."""
     levels = []
     for k in range(scales):
         areas = [(RETINANET_SIZE * 8 * 2**k * scale) ** 2 for scale in RETINANET_SCALES]
@@ -192,24 +182,23 @@ def retinanet_sizes(scales: int) -> list[list[tuple[float, float]]]:
     return levels
 
 
+# === Anchors ==========================================================================================================
 def anchors_of_picture(scales: int, height: int, width: int) -> np.ndarray:
-    """RetinaNet's nine anchors per cell on a picture of any shape.
+    """RetinaNet's nine anchors per cell on an image of any shape.
 
-    The centre of a cell in column j is (j + 0.5) * stride pixels. On the right and at the bottom, where the picture
-    ends within a cell, it may be outside.
+    The centre of a cell in column j is (j + 0.5) * stride pixels. On the right and at the bottom, where the image ends
+    within a cell, the centre may be outside.
 
     Returns:
-        A float32 array `(anchors, 4)`: xyxy in pixels, not clipped; in the order of `make_anchors`.
+        float32 `(anchors, 4)`: xyxy in pixels, not clipped, in the order of `make_anchors`.
     """
     levels = []
     for k, sizes in enumerate(retinanet_sizes(scales)):
         stride = 8 * 2**k
-        centres = [
-            (np.arange(-(-side // stride), dtype="float32") + np.float32(0.5)) * stride for side in (height, width)
-        ]
-        y, x = np.meshgrid(*centres, indexing="ij")
+        cells = (np.arange(-(-side // stride), dtype="float32") for side in (height, width))
+        y, x = np.meshgrid(*((cell + np.float32(0.5)) * stride for cell in cells), indexing="ij")
         half = np.asarray(sizes) / 2
-        base = np.concatenate([-half, half], axis=1).astype("float32")  # [9,4], around 0
+        base = np.concatenate([-half, half], axis=1).astype("float32")  # (9, 4), around 0
         levels.append((np.stack([x, y, x, y], axis=-1)[:, :, None] + base).reshape(-1, 4))
     return np.concatenate(levels)
 
@@ -217,21 +206,20 @@ def anchors_of_picture(scales: int, height: int, width: int) -> np.ndarray:
 def make_anchors(settings: dict[str, object]) -> np.ndarray:
     """Builds the anchors that `settings` describes.
 
-    The centre of a cell in column j is (j + 0.5) * step; with steps of 1 / side always inside the image.
+    The centre of a cell in column j is (j + 0.5) * step. With steps of 1 / side it is always inside the image.
 
     Returns:
-        A float32 array of shape `(anchors, 4)`: xyxy, normalised, not clipped as a box. Order: map (largest first),
-        row, column, size.
+        float32 `(anchors, 4)`: xyxy, normalised, not clipped as a box. Order: map (largest first), row, column, size.
     """
     maps = []
     for side, step, sizes in zip(settings["feature_map_sides"], settings["steps"], settings["sizes"], strict=True):
         centres = (np.arange(side) + 0.5) * step
         y, x = np.meshgrid(centres, centres, indexing="ij")
-        x, y = x[..., None], y[..., None]  # [side, side, 1]
-        w, h = np.asarray(sizes, "float64").T  # [sizes]
+        x, y = x[..., None], y[..., None]  # (side, side, 1)
+        w, h = np.asarray(sizes, "float64").T  # (sizes,)
         if settings["clip"]:  # the released rule: centre and size are cut, not the corners
             x, y, w, h = (np.clip(value, 0.0, 1.0) for value in (x, y, w, h))
-        boxes = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], axis=-1)  # [side, side, sizes, 4]
+        boxes = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], axis=-1)  # (side, side, sizes, 4)
         maps.append(boxes.reshape(-1, 4))
     return np.concatenate(maps).astype("float32")
 
@@ -248,10 +236,7 @@ def anchors_per_level(settings: dict[str, object]) -> list[int]:
 
 
 def cell_sides(settings: dict[str, object]) -> np.ndarray:
-    """The side of each anchor's cell (its map's stride), normalised: a float32 array of shape `(anchors,)`."""
-    return np.concatenate(
-        [
-            np.full(side * side * len(sizes), 1.0 / side)
-            for side, sizes in zip(settings["feature_map_sides"], settings["sizes"], strict=True)
-        ]
-    ).astype("float32")
+    """The side of each anchor's cell (the stride of its map), normalised: float32 `(anchors,)`."""
+    return np.repeat([1.0 / side for side in settings["feature_map_sides"]], anchors_per_level(settings)).astype(
+        "float32"
+    )

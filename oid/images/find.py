@@ -1,5 +1,6 @@
 """The images of a folder, by their ids."""
 
+import itertools
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +15,8 @@ class ImageList(NamedTuple):
 
     Attributes:
         folder: where they lie.
-        names: their paths below it, ordered by id.
-        passed_over: (path, reason) of the files that are no images by their name or place, in the order of the paths.
+        names: paths below the folder, ordered by id.
+        passed_over: (path, reason) of files whose name or place is not that of an image, ordered by path.
     """
 
     folder: str
@@ -24,15 +25,15 @@ class ImageList(NamedTuple):
 
 
 def image_id(name: str) -> str:
-    """The id of an image: its file's name without the last suffix."""
+    """The id of an image: the name of its file without the last suffix."""
     return name[name.rfind("/") + 1 : name.rfind(".")]
 
 
 def list_images(folder: str | os.PathLike) -> ImageList:
     """Lists the images of a folder: flat, or in sub-folders named by the id's first three characters.
 
-    Images have a suffix of `SUFFIXES`, in upper or lower case, and a name in UTF-8, as the tables have. Hidden files
-    and folders with longer names do not count.
+    Images have a suffix of `SUFFIXES`, in upper or lower case, and a name in UTF-8. Hidden files, and folders with
+    longer names, are ignored.
 
     Raises:
         InputError: there is no such folder, or two files have one id.
@@ -41,32 +42,29 @@ def list_images(folder: str | os.PathLike) -> ImageList:
     names: list[str] = []
     passed_over: list[tuple[str, str]] = []
 
-    def look(place: str, prefix: str) -> None:
+    def scan(place: str, prefix: str) -> None:
         with os.scandir(place) as entries:
             for entry in entries:
                 name = entry.name
                 if name.startswith("."):
                     continue
                 if entry.is_file():
-                    reason = _why_no_image(name, prefix)
+                    reason = _problem_of_name(name, prefix)
                     if reason:
                         passed_over.append((entry.path, reason))
                     else:
                         names.append(f"{prefix}/{name}" if prefix else name)
                 elif not prefix and len(name) == 3 and entry.is_dir():
-                    look(entry.path, name)
+                    scan(entry.path, name)
                 elif entry.is_symlink() and not entry.is_dir():
                     passed_over.append((entry.path, "is a link to a file that is not there: replace it or remove it"))
 
-    look(folder, "")
+    scan(folder, "")
     names.sort(key=image_id)
-    before = last = ""
-    for name in names:
-        this = image_id(name)
-        if this == last and before:
-            first, second = sorted(os.path.join(folder, path) for path in (before, name))
-            raise InputError(f"{first} and {second} have the same image id {this}: keep one of them")
-        before, last = name, this
+    for first, second in itertools.pairwise(names):
+        if image_id(first) == image_id(second):
+            first, second = sorted(os.path.join(folder, name) for name in (first, second))
+            raise InputError(f"{first} and {second} have the same image id {image_id(first)}: keep one of them")
     return ImageList(folder, names, sorted(passed_over))
 
 
@@ -83,8 +81,8 @@ def find_images(folder: str | os.PathLike) -> dict[str, Path]:
     return {image_id(name): Path(images.folder, name) for name in images.names}
 
 
-def _why_no_image(name: str, prefix: str) -> str:
-    """Why a file does not count as an image; "" where it does."""
+def _problem_of_name(name: str, prefix: str) -> str:
+    """Why the name of a file is not that of an image in a folder `prefix`; "" where it is."""
     dot = name.rfind(".")
     if name[dot:].lower() not in SUFFIXES or dot <= 0:
         return f"has none of the suffixes {' '.join(SUFFIXES)}: convert it or remove it"

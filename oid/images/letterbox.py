@@ -1,5 +1,5 @@
-"""From pictures to the network's square and back: stretched over all of it, or in their own aspect ratio on grey; and
-to sizes of their own, for networks that see pictures of any shape."""
+"""From images to the network's square and back: stretched over all of it, or in their own aspect ratio on grey. Also
+to sizes of their own, for networks that take images of any shape."""
 
 from typing import Literal, get_args
 
@@ -8,20 +8,20 @@ import numpy as np
 
 Resize = Literal["warp", "letterbox"]
 RESIZES = get_args(Resize)
-GREY = (114, 114, 114)  # beside a letterboxed picture: one that no augmentation can tell from a wall
+GREY = (114, 114, 114)  # beside a letterboxed image; no augmentation can tell it from a wall
 
 
 def warp_to_square(image: np.ndarray, side: int, *, smooth: bool = True) -> np.ndarray:
-    """Resizes a picture to `(side, side, 3)` uint8 without keeping the aspect ratio, as the paper does.
+    """Resizes an image to `(side, side, 3)` uint8 without keeping the aspect ratio, as the paper does.
 
-    Bilinear where it grows; where it shrinks by area averaging, so that nothing flickers, unless not `smooth`: the
-    released code is bilinear there too.
+    Enlarges bilinearly. Reduces by area averaging, so that nothing flickers, or bilinearly without `smooth`, as the
+    released code does.
     """
     return _resized(image, side, side, smooth=smooth)
 
 
 def letterbox_to_square(image: np.ndarray, side: int, *, smooth: bool = True) -> np.ndarray:
-    """Resizes a picture in its aspect ratio, as large as fits in the middle of a grey `(side, side, 3)` uint8 square.
+    """Resizes an image in its aspect ratio, as large as fits in the middle of a grey `(side, side, 3)` uint8 square.
 
     `boxes_of_picture` leads back. For `smooth` see `warp_to_square`.
     """
@@ -32,19 +32,17 @@ def letterbox_to_square(image: np.ndarray, side: int, *, smooth: bool = True) ->
 
 
 def resize_to_sides(image: np.ndarray, min_side: int, max_side: int) -> np.ndarray:
-    """Resizes a picture in its aspect ratio: the shorter side becomes `min_side` pixels, or the longer one `max_side`
-    where it would be more. As keras-retinanet does it: bilinear, in float32 and without rounding, by OpenCV's scale.
+    """Resizes an image in its aspect ratio so that the shorter side has `min_side` pixels, or less where the longer one
+    would exceed `max_side`. Bilinear, in float32 and without rounding, by OpenCV's scale, as keras-retinanet does.
 
-    It subtracts the mean before; as the weights of a pixel's four neighbours sum to 1, it can as well be done after.
+    keras-retinanet subtracts the mean before. It can be subtracted after, as a pixel's four weights sum to 1.
 
     Returns:
         `(height, width, 3)` float32.
     """
     height, width = image.shape[:2]
-    scale = min_side / min(height, width)
-    if max(height, width) * scale > max_side:
-        scale = max_side / max(height, width)
-    scale = max(scale, 1 / min(height, width))  # a pixel is left of the narrowest picture
+    scale = min(min_side / min(height, width), max_side / max(height, width))
+    scale = max(scale, 1 / min(height, width))  # the narrowest image keeps one pixel
     return cv2.resize(np.asarray(image, "float32"), None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
 
 
@@ -57,26 +55,42 @@ def _resized(image: np.ndarray, width: int, height: int, *, smooth: bool) -> np.
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks and smooth else cv2.INTER_LINEAR)
 
 
-def letterbox_frame(height: float, width: float, frame_height: int, frame_width: int) -> tuple[int, int, int, int]:
-    """The rectangle x0, y0, x1, y1 in whole pixels that a picture fills in a frame: as large as fits, in the middle."""
-    scale = min(frame_height / height, frame_width / width)
-    h = min(frame_height, max(1, round(height * scale)))
-    w = min(frame_width, max(1, round(width * scale)))
+def letterbox_frame(height, width, frame_height: int, frame_width: int) -> tuple:
+    """The rectangle that an image fills in a frame: as large as fits, in the middle.
+
+    Args:
+        height, width: of the image; numbers, or arrays `(N,)` for many images.
+        frame_height, frame_width: in pixels.
+
+    Returns:
+        x0, y0, x1, y1 in whole pixels: integers, or int64 `(N,)`.
+    """
+    scale = np.minimum(frame_height / height, frame_width / width)
+    h = np.clip(np.rint(height * scale), 1, frame_height).astype(int)
+    w = np.clip(np.rint(width * scale), 1, frame_width).astype(int)
     x0, y0 = (frame_width - w) // 2, (frame_height - h) // 2
     return x0, y0, x0 + w, y0 + h
 
 
 def boxes_of_picture(boxes: np.ndarray, height: int, width: int, side: int) -> np.ndarray:
-    """Boxes in the picture from boxes in its letterboxed square.
+    """Boxes in the image from boxes in its letterboxed square.
 
     Args:
-        boxes: `(n, 4)` xyxy, normalised to the square.
-        height, width: of the picture before `letterbox_frame`, in pixels.
+        boxes: `(N, 4)` xyxy, normalised to the square.
+        height, width: of the image, in pixels.
         side: of the square in pixels.
 
     Returns:
-        `(n, 4)` xyxy, normalised to the picture, clipped to [0, 1]: what lies on the grey has no area then.
+        `(N, 4)` xyxy, normalised to the image, clipped to [0, 1]: boxes on the grey have no area.
     """
     x0, y0, x1, y1 = letterbox_frame(height, width, side, side)
     moved = (boxes * side - (x0, y0, x0, y0)) / (x1 - x0, y1 - y0, x1 - x0, y1 - y0)
     return np.clip(moved, 0.0, 1.0).astype(boxes.dtype)
+
+
+def boxes_in_square(boxes: np.ndarray, height: np.ndarray, width: np.ndarray, side: int) -> np.ndarray:
+    """Boxes in the letterboxed squares of their images: `(N, 4)` xyxy, normalised, from boxes normalised to the images
+    of `(N,)` heights and widths."""
+    x0, y0, x1, y1 = letterbox_frame(height, width, side, side)
+    extent, offset = np.stack([x1 - x0, y1 - y0] * 2, axis=1), np.stack([x0, y0] * 2, axis=1)
+    return (boxes * extent + offset) / side

@@ -1,59 +1,81 @@
-"""Image files: reading their pixels, and their size without the pixels.
+"""Image files: their pixels, and their size without the pixels.
 
-One policy for all scripts. Pixels come as (H, W, 3) uint8 RGB whatever the file holds. `orientation` is "stored", the
+One policy for all scripts. Pixels come as `(H, W, 3)` uint8 RGB whatever the file holds. `orientation` is "stored", the
 pixels as they lie in the file, or "exif", turned as the camera's EXIF tag says. A file that is empty, cut short or no
 image is an error with its name, never a grey or a 0 x 0 image.
 """
 
+import contextlib
 import hashlib
 import io
 import os
 import struct
-import threading
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from oid.files import InputError
-from oid.images.headers import JPEG, BadFile, Header, ends_as_it_should, is_whole, read_header, scan_jpeg
 
 Orientation = Literal["stored", "exif"]
 
 EXIF_ORIENTATION = 0x0112
-SHORT_READ = 4096  # bytes; holds the headers of most files that have no EXIF thumbnail
-LONG_READ = 2**17  # holds one with a thumbnail
-KEPT_BUFFER = 2**24  # bytes: the content of larger files is not kept in a thread's buffer
-TAIL = 12  # bytes at a file's end that say whether it is whole
+MOST_PIXELS, LONGEST_SIDE = 2**30, 2**20  # OpenCV's limits
+FIRST_READS = (2**12, 2**17)  # bytes that hold the header of most files, and of those with an EXIF thumbnail
+TAIL = 12  # bytes that hold the end mark
+JPEG, PNG, PNG_HEADER = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", 33
+DECODABLE_FRAMES = b"\xc0\xc1\xc2\xc9\xca"  # JPEG markers of sequential and progressive frames
+UNUSUAL_JPEG = "is a JPEG of a kind that cannot be decoded"  # lossless, hierarchical, 12 bits
+PILLOW_ERRORS = (OSError, SyntaxError, ValueError, KeyError, TypeError, IndexError, struct.error)
 
-# the reduced sizes are named for gray and for BGR, but go together with RGB as well, which saves a pass over the pixels
+_READERS = {JPEG: JpegImageFile, PNG: PngImageFile, b"RIFF": WebPImageFile, b"BM": BmpImageFile}
+# Reduced sizes are named for grey and for BGR, but work with RGB as well, which saves a pass over the pixels.
 _REDUCED_FLAGS = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 _REDUCED_FLAGS[8] = cv2.IMREAD_REDUCED_GRAYSCALE_8
-_OF_THREAD = threading.local()
+
+
+class Header(NamedTuple):
+    """What a file says of its pixels.
+
+    Attributes:
+        width, height: as they lie in the file; those of an animation's canvas.
+        channel: stored channels: 1 grey, 2 grey with alpha, 3 colour or palette, 4 colour with alpha or CMYK.
+    """
+
+    width: int
+    height: int
+    channel: int
 
 
 def read_image(
     path: str | os.PathLike, *, orientation: Orientation, minimum_side: int = 0, minimum_longer_side: int = 0
 ) -> np.ndarray:
-    """Reads an image: gray, CMYK, palette and 16-bit files are converted, an alpha channel is dropped.
+    """Reads an image. Grey, CMYK, palette and 16-bit files are converted, an alpha channel is dropped.
 
     Args:
         path: the file.
         orientation: "stored" or "exif".
-        minimum_side: when above 0, a JPEG may come at 1/2, 1/4 or 1/8 of its size, which decodes much faster, as long
-            as its shorter side keeps at least so many pixels. Boxes normalised to [0, 1] stay as they are.
-        minimum_longer_side: the same for the longer side; both count where both are given.
+        minimum_side: above 0, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its shorter side keeps this number
+            of pixels, which is much faster. Boxes normalised to [0, 1] stay the same.
+        minimum_longer_side: the same for the longer side; where both are given, both hold.
 
     Returns:
-        (H, W, 3) uint8 RGB, writable.
+        `(H, W, 3)` uint8 RGB, writable.
 
     Raises:
         InputError: the file is missing, empty, cut short, or no image.
     """
-    data = _read_complete(path)
-    reduction = _REDUCED_FLAGS[_reduction(data, minimum_side, minimum_longer_side)]
-    flag = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | reduction
+    with _errors_with_path(path):
+        data = _read(path)
+        header = _header(data, data, len(data))
+    reduction = _reduction(header, minimum_side, minimum_longer_side) if data[:2] == JPEG else 1
+    flag = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED_FLAGS[reduction]
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except cv2.error:  # more pixels than OpenCV allows
@@ -71,38 +93,31 @@ def image_parameters(
     Args:
         path: the file.
         orientation: width and height as "stored", or turned as "exif" says.
-        md5: whether its MD5 is wanted; without it only the file's beginning and end are read, of most files.
+        md5: whether to compute the MD5; without it only the beginning and the end of most files are read.
 
     Returns:
-        Width, height, channels (see `oid.images.headers.Header`), size in bytes, and the MD5 in hexadecimal, "" unless
-        wanted.
+        Width, height, channels (see `Header`), size in bytes, and the MD5 in hexadecimal or "".
 
     Raises:
         InputError: the file is missing, empty, cut short, or no image.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            content = _content(descriptor) if md5 else None
-            size = os.fstat(descriptor).st_size if content is None else len(content)
-            header, data = _header_of(descriptor, size, content)
-        finally:
-            os.close(descriptor)
+    with _errors_with_path(path):
+        if md5:
+            data = _read(path)
+            header, size = _header(data, data, len(data)), len(data)
+        else:
+            header, data, size = _read_ends(path)
         if orientation == "exif" and data[:2] != JPEG and len(data) < size:
             data = _read(path)  # formats other than JPEG may have the tag at their end
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except BadFile as error:
-        raise InputError(f"{path} {error}: replace it or remove it") from None
     width, height, channel = header
     if orientation == "exif" and _exif_orientation(data) >= 5:
         width, height = height, width
-    digest = "" if content is None else hashlib.md5(content, usedforsecurity=False).hexdigest()
+    digest = hashlib.md5(data, usedforsecurity=False).hexdigest() if md5 else ""
     return width, height, channel, size, digest
 
 
 def turn(pixels: np.ndarray, exif_orientation: int) -> np.ndarray:
-    """Applies an EXIF orientation, 1 to 8, to pixels (H, W, C); 5 to 8 swap height and width."""
+    """Applies an EXIF orientation, 1 to 8, to pixels `(H, W, C)`; 5 to 8 swap height and width."""
     if exif_orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if exif_orientation in (3, 4, 7, 8):
@@ -112,81 +127,108 @@ def turn(pixels: np.ndarray, exif_orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
+# === Headers and ends =================================================================================================
+class _BadFile(Exception):
+    """Why a file cannot be used, in words that follow its name."""
+
+
+@contextlib.contextmanager
+def _errors_with_path(path: str | os.PathLike) -> Iterator[None]:
+    """Turns errors of the system and of files into InputErrors that name the file."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except _BadFile as error:
+        raise InputError(f"{path} {error}: replace it or remove it") from None
+
+
 def _read(path: str | os.PathLike) -> bytes:
     with open(path, "rb", buffering=0) as file:
         return file.readall()
 
 
-def _checked_header(data: bytes) -> Header:
-    """The header of a file of which all bytes are there; a BadFile unless it is whole."""
-    header = read_header(data, len(data))
-    if not is_whole(data, len(data)):
-        raise BadFile("is cut short")
-    return header
+def _read_ends(path: str | os.PathLike) -> tuple[Header, bytes, int]:
+    """The header, the bytes it was read from, and the file's size; reads the whole file only where that is needed."""
+    with open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        tail = os.pread(file.fileno(), TAIL, max(0, size - TAIL))
+        for length in FIRST_READS:
+            data = os.pread(file.fileno(), length, 0)
+            with contextlib.suppress(_BadFile):
+                return _header(data, tail, size), data, size
+        data = file.readall()
+    return _header(data, data, len(data)), data, len(data)
 
 
-def _content(descriptor: int) -> memoryview:
-    """All bytes of a file, in a buffer of the thread that the next call overwrites: a new one costs a tenth more."""
-    size = os.fstat(descriptor).st_size
-    buffer = getattr(_OF_THREAD, "buffer", b"")
-    if len(buffer) < size:
-        buffer = bytearray(size)
-        if size <= KEPT_BUFFER:
-            _OF_THREAD.buffer = buffer
-    view, filled = memoryview(buffer), 0
-    while filled < size and (count := os.readv(descriptor, [view[filled:size]])):
-        filled += count
-    return view[:filled]
-
-
-def _header_of(descriptor: int, size: int, content: memoryview | None) -> tuple[Header, bytes]:
-    """The header of a file that is whole, and the bytes that it was read from: all of them only where they are needed.
+def _header(data: bytes, tail: bytes, size: int) -> Header:
+    """Reads the header, and checks that the file is whole as far as that shows without decoding.
 
     Args:
-        descriptor: of the open file.
-        size: of the file in bytes.
-        content: all of it; None = it is not read yet.
+        data: the file or its beginning.
+        tail: the file or its end.
+        size: bytes of the whole file.
+
+    Raises:
+        _BadFile: the file is empty, no image, damaged or cut short, or `data` and `tail` are too short to say.
     """
-
-    def part(start: int, end: int) -> bytes:
-        return os.pread(descriptor, end - start, start) if content is None else bytes(content[start:end])
-
-    for length in (SHORT_READ, LONG_READ):
-        data = part(0, length)
-        header = read_header(data, size)
-        if header:
-            if ends_as_it_should(data, size, part(max(0, size - TAIL), size)):
-                return header, data
-            break
-    data = part(0, size)
-    return _checked_header(data), data
-
-
-def _read_complete(path: str | os.PathLike) -> bytes:
-    """The file's bytes, checked to be a whole file of a known format as far as that shows without decoding."""
+    if not size:
+        raise _BadFile("is empty")
+    reader, file = _pillow_reader(data), io.BytesIO(data)
+    if reader is PngImageFile:  # the header alone: Pillow refuses long texts, which do no harm here
+        file = io.BytesIO(data[:PNG_HEADER] + b"\0\0\0\0IDAT")
     try:
-        data = _read(path)
-        _checked_header(data)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except BadFile as error:
-        raise InputError(f"{path} {error}: replace it or remove it") from None
-    return data
+        image = reader(file)
+    except Image.DecompressionBombError:
+        raise _BadFile("has too many pixels") from None
+    except PILLOW_ERRORS as error:
+        if str(error).startswith("cannot handle"):
+            raise _BadFile(UNUSUAL_JPEG) from None
+        raise _BadFile("has a damaged header" if _has_end(data, tail, size) else "is cut short") from None
+    width, height = image.size
+    if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
+        raise _BadFile("has too many pixels")
+    if reader is JpegImageFile:
+        frame = data.rfind(struct.pack(">BHHB", image.bits, height, width, image.layers), 0, file.tell())
+        if data[frame - 3] not in DECODABLE_FRAMES:
+            raise _BadFile(UNUSUAL_JPEG)
+    # Coded pixels never contain JPEG's end mark, but an EXIF thumbnail does: it counts only behind the header.
+    if not _has_end(data, tail, size, start=file.tell() if len(tail) == size else 0):
+        raise _BadFile("is cut short")
+    return Header(width, height, 3 if image.mode == "P" else len(image.getbands()))
 
 
-def _reduction(data: bytes, shorter: int, longer: int) -> int:
-    """By how much a JPEG may be reduced, 1 2 4 or 8, and keep sides of so many pixels; 1 for other formats."""
-    if max(shorter, longer) <= 0 or data[:2] != JPEG:
+def _pillow_reader(data: bytes) -> type:
+    """Pillow's class for a format. `Image.open` would refuse large images, and look for more pictures in a JPEG."""
+    for beginning, reader in _READERS.items():
+        if data.startswith(beginning) and (reader is not WebPImageFile or data[8:12] == b"WEBP"):
+            return reader
+    raise _BadFile("is no JPEG, PNG, WebP or BMP file")
+
+
+def _has_end(data: bytes, tail: bytes, size: int, start: int = 0) -> bool:
+    """Whether the end of a file is there, which JPEG and PNG mark; WebP and BMP say how long they are."""
+    if data[:2] == JPEG:
+        return tail.rfind(b"\xff\xd9", start) >= 0
+    if data[:8] == PNG:
+        return tail.rfind(b"IEND") >= 0
+    if data[:4] == b"RIFF":
+        return size >= 8 + int.from_bytes(data[4:8], "little")
+    return size >= int.from_bytes(data[2:6], "little")
+
+
+def _reduction(header: Header, shorter: int, longer: int) -> int:
+    """By how much a JPEG may be reduced, 1 2 4 or 8, so that its sides keep these numbers of pixels."""
+    if max(shorter, longer) <= 0:
         return 1
-    sides = sorted(scan_jpeg(data)[:2])
+    sides = sorted((header.width, header.height))
     return next((factor for factor in (8, 4, 2) if sides[0] // factor >= shorter and sides[1] // factor >= longer), 1)
 
 
 def _exif_orientation(data: bytes) -> int:
     """The EXIF orientation, 1 (as stored) to 8; 1 where the tag is absent or damaged."""
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "BMP")) as image:
-            value = image.getexif().get(EXIF_ORIENTATION, 1)
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, IndexError, struct.error):
+        value = _pillow_reader(data)(io.BytesIO(data)).getexif().get(EXIF_ORIENTATION, 1)
+    except PILLOW_ERRORS:
         return 1
     return value if value in range(1, 9) else 1

@@ -1,105 +1,196 @@
-"""a02's table of images while it grows: what earlier runs have found, and the rows of the one that is unfinished.
+"""The table of a folder's images: measured in threads, resumed after an interruption, unchanged rows kept.
 
-All rows are ordered by id, so tables are joined as they are read, and none is ever in memory.
+All rows are ordered by id, so tables are merged while they are read, and never held in memory.
 """
 
+import collections
+import contextlib
 import csv
+import functools
+import glob
 import heapq
+import io
+import itertools
+import json
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from oid.images.find import image_id
+from oid.columns import IMAGE_PARAMETER_COLUMNS, IMAGE_PROBLEM_COLUMNS
+from oid.files import InputError, replacing
+from oid.images.find import ImageList, image_id
+from oid.images.read import Orientation, image_parameters
 
-COLUMNS = ("id", "width", "height", "channel", "size", "md5")
+BLOCK = 256  # images per task of a thread; finished tasks survive an interruption
+TASKS_PER_THREAD = 8  # waiting or done: memory does not grow with the number of images
 
 
-class Known(NamedTuple):
-    """A row of an earlier run, and the time from which on a change of the file makes it void."""
+class Counts(NamedTuple):
+    """How many images were measured, how many rows of earlier runs were kept, and how many files cannot be used."""
+
+    measured: int
+    kept: int
+    problems: int
+
+
+class _KnownRow(NamedTuple):
+    """A row of an earlier run, which holds unless the file was changed at `time` or later."""
 
     row: list[str]
     time: float
 
 
-class Journal:
-    """The rows of an unfinished run, in the order of the ids: what the next run goes on from, and at last the table.
+class _Block(NamedTuple):
+    """Some images: their rows as CSV text, and (path, reason) of those that cannot be used."""
 
-    A run that follows an interrupted one writes a new journal, which takes the old one's place as soon as it has come
-    as far.
+    rows: str
+    problems: list[tuple[str, str]]
+    counts: Counts
+
+
+def measure_images(
+    images: ImageList,
+    table: Path,
+    problem_table: Path,
+    *,
+    orientation: Orientation,
+    md5: bool,
+    threads: int,
+    progress: Callable[[int], object],
+) -> Counts:
+    """Writes the table of a folder's images, and beside it a .json with the orientation and whether there are MD5s.
+
+    Keeps the rows of an earlier table, and of interrupted runs, where the file has not changed since.
+
+    Args:
+        images: of the folder.
+        table: gets a row of IMAGE_PARAMETER_COLUMNS for each image that can be used, ordered by id.
+        problem_table: gets a row of IMAGE_PROBLEM_COLUMNS for each file that cannot be used; absent if there is none.
+        orientation: width and height as "stored", or turned as "exif" says.
+        md5: whether MD5s are wanted.
+        threads: how many files are read at a time.
+        progress: called with the number of images done since the last call.
     """
-
-    def __init__(self, path: Path, started: float):
-        self.path = path
-        self._new = path.with_suffix(".new.csv")
-        self._started = started
-        self._behind = max((known.row[0] for known in known_rows([path])), default=None)  # id to be passed
-
-    def __enter__(self) -> "Journal":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        place = self.path if self._behind is None else self._new
-        self._file = place.open("w", encoding="utf-8", newline="")
-        self._file.write(",".join(COLUMNS) + "\n")
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def write(self, text: str, last: str) -> None:
-        """Appends rows, as text, of which `last` is the last image's id; an interruption leaves them there."""
-        self._file.write(text)
-        self._file.flush()
-        os.utime(self._file.fileno(), (self._started, self._started))  # what changes from then on voids its row
-        if self._behind is not None and last >= self._behind:
-            self._take_place()
-
-    def finished(self) -> Path:
-        """The file that has all rows."""
-        if self._behind is not None:
-            self._take_place()
-        return self.path
-
-    def _take_place(self) -> None:
-        os.replace(self._new, self.path)
-        self._behind = None
-
-
-def known_rows(tables: Iterable[Path]) -> Iterator[Known]:
-    """The rows of tables that are each ordered by id, merged; of one id the later tables' come last."""
-    return heapq.merge(*map(_rows_of, tables), key=lambda known: known.row[0])
+    started = time.time()
+    settings, name = table.with_suffix(".json"), f"{table.stem}.{orientation}.unfinished"
+    interrupted = sorted(table.parent.glob(f"{glob.escape(name)}-*.csv"))  # in the order of the runs
+    sources = [table, *interrupted] if _orientation_of(settings) == orientation else interrupted
+    blocks = _in_blocks(_with_known_rows(images.names, sources))
+    measure = functools.partial(_measure_block, images.folder, orientation, md5)
+    totals = Counts(0, 0, len(images.passed_over))
+    unfinished = table.with_name(f"{name}-{time.time_ns()}.csv")
+    with (
+        replacing(problem_table) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as problem_file,
+        unfinished.open("w", encoding="utf-8", newline="") as file,
+        contextlib.closing(_map_in_threads(measure, blocks, threads)) as done,
+    ):
+        problems = csv.writer(problem_file, lineterminator="\n")
+        problems.writerows([IMAGE_PROBLEM_COLUMNS, *images.passed_over])
+        file.write(",".join(IMAGE_PARAMETER_COLUMNS) + "\n")
+        for block in done:
+            file.write(block.rows)
+            file.flush()
+            os.utime(file.fileno(), (started, started))  # files that change from now on are measured again
+            problems.writerows(block.problems)
+            totals = Counts(*map(sum, zip(totals, block.counts, strict=True)))
+            progress(sum(block.counts))
+    if not totals.problems:
+        problem_table.unlink()
+    settings.unlink(missing_ok=True)  # without it the table is not trusted
+    os.replace(unfinished, table)
+    os.utime(table, (started, started))
+    settings.write_text(json.dumps({"orientation": orientation, "md5": md5}) + "\n")
+    for path in interrupted:
+        path.unlink()
+    return totals
 
 
-def with_known(names: Iterable[str], known: Iterator[Known]) -> Iterator[tuple[str, Known | None]]:
-    """Joins each image with its last known row, None where it has none; both are ordered by id."""
-    candidate = next(known, None)
-    for name in names:
-        this, match = image_id(name), None
-        while candidate and candidate.row[0] <= this:
-            if candidate.row[0] == this:
-                match = candidate
-            candidate = next(known, None)
-        yield name, match
-
-
-def _rows_of(table: Path) -> Iterator[Known]:
-    if not table.is_file():
-        return
-    with table.open(encoding="utf-8", errors="replace", newline="") as file:
-        made = os.fstat(file.fileno()).st_mtime
-        rows = csv.reader(file)
+def _measure_block(
+    folder: str, orientation: Orientation, md5: bool, block: list[tuple[str, _KnownRow | None]]
+) -> _Block:
+    """Measures the images of a block that have changed, or have no known row."""
+    rows, problems, kept = [], [], 0
+    for name, known in block:
+        path = f"{folder}/{name}"
+        if known and _is_unchanged(path, known, md5):
+            rows.append(known.row)
+            kept += 1
+            continue
         try:
-            next(rows, None)
-            # an interruption may cut the last row
-            yield from (Known(row, made) for row in rows if len(row) == len(COLUMNS) and len(row[5]) in (0, 32))
-        except csv.Error:  # damaged: what follows is measured again
-            return
+            rows.append((image_id(name), *image_parameters(path, orientation, md5=md5)))
+        except InputError as error:
+            problems.append((path, str(error).removeprefix(f"{path} ")))
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return _Block(text.getvalue(), problems, Counts(len(rows) - kept, kept, len(problems)))
 
 
-def is_unchanged(path: str, known: Known, md5: bool) -> bool:
+def _is_unchanged(path: str, known: _KnownRow, md5: bool) -> bool:
     """Whether the file has the size of its row, is older, and the row has the MD5 if that is wanted."""
     try:
         status = os.stat(path)
     except OSError:
         return False
-    has_md5 = bool(known.row[5])
-    return str(status.st_size) == known.row[4] and status.st_mtime < known.time and (has_md5 or not md5)
+    *_, size, digest = known.row
+    return str(status.st_size) == size and status.st_mtime < known.time and (bool(digest) or not md5)
+
+
+def _map_in_threads(function: Callable, tasks: Iterable, threads: int) -> Iterator:
+    """The results of a function in the order of its tasks, few of which are taken before they are needed."""
+    pool, waiting = ThreadPoolExecutor(threads), collections.deque()
+    try:
+        for task in tasks:
+            waiting.append(pool.submit(function, task))
+            if len(waiting) >= TASKS_PER_THREAD * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interruption does not wait for the rest
+
+
+def _in_blocks(items: Iterable) -> Iterator[list]:
+    """Lists of BLOCK items; the last one may be shorter."""
+    iterator = iter(items)
+    while block := list(itertools.islice(iterator, BLOCK)):
+        yield block
+
+
+# === Rows of earlier runs =============================================================================================
+def _with_known_rows(names: Iterable[str], tables: Iterable[Path]) -> Iterator[tuple[str, _KnownRow | None]]:
+    """Joins each image with its row in the last of the tables that has one; all are ordered by id."""
+    rows = heapq.merge(*map(_read_rows, tables), key=lambda known: known.row[0])
+    candidate = next(rows, None)
+    for name in names:
+        this, match = image_id(name), None
+        while candidate and candidate.row[0] <= this:
+            if candidate.row[0] == this:
+                match = candidate
+            candidate = next(rows, None)
+        yield name, match
+
+
+def _read_rows(table: Path) -> Iterator[_KnownRow]:
+    """The rows of a table; none if there is no such file, and none after damage: those images are measured again."""
+    if not table.is_file():
+        return
+    with table.open(encoding="utf-8", errors="replace", newline="") as file:
+        made = os.fstat(file.fileno()).st_mtime
+        rows = csv.reader(file)
+        with contextlib.suppress(csv.Error):
+            next(rows, None)
+            for row in rows:  # an interruption may cut the last one
+                if len(row) == len(IMAGE_PARAMETER_COLUMNS) and len(row[-1]) in (0, 32):
+                    yield _KnownRow(row, made)
+
+
+def _orientation_of(settings: Path) -> str | None:
+    """The orientation that the settings beside a table name; None without them."""
+    try:
+        return json.loads(settings.read_text())["orientation"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -79,7 +79,7 @@ def test_a_file_for_pictures_of_another_shape_is_refused(flags):
 
 
 def test_a_file_for_other_scales_is_refused(flags):
-    with pytest.raises(InputError, match="has sizes for 2 maps: give --scales 2"):
+    with pytest.raises(InputError, match="has sizes for 2 maps, not for 1"):
         a03.main(**{**flags, "scales": 1})
 
 

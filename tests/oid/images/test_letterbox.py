@@ -1,7 +1,7 @@
-"""Proves that pictures get into the network's square and boxes out of it again, warped and letterboxed.
+"""Images get into the network's square and boxes out of it again, warped and letterboxed.
 
-The stand-in for the network finds a bright rectangle by its pixels, so what `predict_on_batch`, a04 and the validation
-say of it can be compared with where it was drawn.
+The stand-in for the network finds a bright rectangle by its pixels, so the boxes of `predict_on_batch`, a04 and the
+validation can be compared with the place where it was drawn.
 """
 
 import csv
@@ -18,13 +18,19 @@ import a04_inference as a04
 import models
 from models.detector import Detector, read_settings
 from oid.files import InputError
-from oid.images.letterbox import GREY, boxes_of_picture, letterbox_frame, letterbox_to_square, warp_to_square
+from oid.images.letterbox import (
+    GREY,
+    boxes_in_square,
+    boxes_of_picture,
+    letterbox_frame,
+    letterbox_to_square,
+    warp_to_square,
+)
 from tests.helpers.tiny_network import tiny_settings
 from training.data_set import read_data_set
 from training.validation import make_validation
 
 SIDE = 64  # of tiny_settings
-SIZES = [(64, 64), (128, 64), (300, 500), (20, 30), (31, 77), (1, 1), (10, 1000)]
 
 
 def settings_with(resize: str) -> dict:
@@ -56,9 +62,8 @@ def drawn(height: int, width: int, box: tuple[float, float, float, float]) -> tu
 
 
 # === Geometry ========================================================================================================
-@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 64), (300, 500), (20, 30), (31, 77), (1, 1), (10, 1000)])
 def test_warping_keeps_the_place_of_things(height, width):
-    """A picture whose left half is dark stays one, whatever the size; its mean stays where it shrinks."""
     image = np.full((height, width, 3), 200, "uint8")
     image[:, : width // 2] = 40
     square = warp_to_square(image, 64)
@@ -85,7 +90,7 @@ def test_shrinking_averages():
         (30, 50, (0, 13, 64, 51)),
     ],
 )
-def test_a_picture_fills_the_middle_of_the_square(height, width, frame):
+def test_an_image_fills_the_middle_of_the_square(height, width, frame):
     assert letterbox_frame(height, width, SIDE, SIDE) == frame
     x0, y0, x1, y1 = frame
     square = letterbox_to_square(np.full((height, width, 3), 250, "uint8"), SIDE)
@@ -101,15 +106,16 @@ def test_a_picture_fills_the_middle_of_the_square(height, width, frame):
     side=st.integers(32, 700),
     box=st.lists(st.floats(0, 1), min_size=4, max_size=4),
 )
-def test_boxes_come_back_from_the_square(height, width, side, box):
+def test_boxes_go_to_the_square_and_come_back(height, width, side, box):
     frame = np.array(letterbox_frame(height, width, side, side))
     assert (frame[2:] > frame[:2]).all()
     assert frame.min() >= 0
     assert frame.max() <= side
     assert (frame[2:] - frame[:2]).max() == side  # as large as fits
-    extent = np.tile(frame[2:] - frame[:2], 2)
-    there = (np.array([box]) * extent + np.tile(frame[:2], 2)) / side
-    np.testing.assert_allclose(boxes_of_picture(there, height, width, side), [box], atol=1e-9 * side)
+    boxes = np.array([box, [0, 0, 1, 1]])
+    there = boxes_in_square(boxes, np.full(2, float(height)), np.full(2, float(width)), side)
+    np.testing.assert_allclose(there[1] * side, frame, atol=1e-9)
+    np.testing.assert_allclose(boxes_of_picture(there, height, width, side), boxes, atol=1e-9 * side)
 
 
 def test_boxes_on_the_grey_have_no_area():
@@ -118,9 +124,9 @@ def test_boxes_on_the_grey_have_no_area():
     np.testing.assert_allclose(found, [[0, 0, 1, 0], [0.2, 0, 0.4, 0.7], [0, 0.1, 1, 1]], atol=1e-12)
 
 
-# === Whoever looks at pictures =======================================================================================
+# === Users of the square =============================================================================================
 @pytest.mark.parametrize("resize", ["warp", "letterbox"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(height=st.integers(40, 300), width=st.integers(40, 300), seed=st.integers(0, 2**32 - 1))
 def test_the_detector_finds_what_was_drawn(resize, height, width, seed):
     corner = np.random.default_rng(seed).uniform(0, 0.5, 2)
@@ -142,9 +148,7 @@ def test_the_mirrored_picture_has_its_boxes_at_the_same_place(resize):
     plain, both = (detector.detect(square, sizes=[(150, 90)], mirror=mirror)[0] for mirror in (False, True))
     np.testing.assert_allclose(both[0][0] * (90, 150, 90, 150), expected, atol=1.01 * 150 / SIDE)
     np.testing.assert_allclose(both[0][0], plain[0][0], atol=1 / SIDE)
-    corners = {"warp": 2, "letterbox": 0}[
-        resize
-    ]  # of the square: the second is the mirror's; beside the picture, if grey
+    corners = {"warp": 2, "letterbox": 0}[resize]  # upper left, also of the mirror; letterboxed, they are on the grey
     assert (len(plain[0]), len(both[0])) == (1 + min(corners, 1), 1 + corners)
 
 
@@ -157,12 +161,10 @@ def test_letterboxed_pictures_need_their_sizes():
     assert len(detector.detect(square, sizes=[(20, 50)])) == 1
 
 
-def test_an_unknown_way_of_resizing_is_refused(tmp_path):
+def test_an_unknown_resize_is_refused(tmp_path):
     changed = settings_with("stretch")
     (tmp_path / "settings.json").write_text(json.dumps(changed))
-    with pytest.raises(
-        InputError, match=r"settings\.json: preprocessing\.resize is 'stretch': make it warp or letterbox"
-    ):
+    with pytest.raises(InputError, match=r"preprocessing\.resize is 'stretch': make it warp or letterbox"):
         read_settings(tmp_path)
 
 

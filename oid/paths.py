@@ -14,13 +14,14 @@ CLASS_DESCRIPTIONS = "class-descriptions-boxable.csv"
 CHALLENGE_CLASS_DESCRIPTIONS = "challenge-2018-class-descriptions-500.csv"
 
 
+# === The data set ====================================================================================================
 def annotation_file(dataset_path: str | Path, name: str) -> Path:
     """`DATASET/annotations/<name>`."""
     return Path(dataset_path) / "annotations" / name
 
 
 def box_annotations(dataset_path: str | Path, split: str) -> Path:
-    """The boxes of a split as Open Images ships them."""
+    """The boxes of a split."""
     return annotation_file(dataset_path, f"{split}-annotations-bbox.csv")
 
 
@@ -30,84 +31,60 @@ def image_label_annotations(dataset_path: str | Path, split: str) -> Path:
 
 
 def evaluated_class_descriptions(dataset_path: str | Path) -> Path:
-    """The class list that counts: the challenge's where it is present, else all boxable classes."""
+    """The classes that are evaluated: the challenge's if its file is present, else all boxable classes."""
     challenge = annotation_file(dataset_path, CHALLENGE_CLASS_DESCRIPTIONS)
     return challenge if challenge.is_file() else annotation_file(dataset_path, CLASS_DESCRIPTIONS)
 
 
 def source_mark(dataset_path: str | Path) -> Path:
-    """From what a01 made the data set; absent where it was downloaded."""
+    """The source of a data set that a01 has converted; a downloaded data set does not have this file."""
     return Path(dataset_path) / "source.json"
 
 
 def source_images(dataset_path: str | Path) -> Path:
-    """Which image of the source has which id."""
+    """The id of each image of the source."""
     return Path(dataset_path) / "source_images.csv"
 
 
 def source_problems(folder: str | Path) -> Path:
-    """What was wrong with a source, or could not be exported; absent where nothing was."""
+    """The problems of a source, or of an export; absent if there were none."""
     return Path(folder) / "source_problems.csv"
 
 
+# === a01: a level is a height in the hierarchy ("1" = the leaves), "all" or "rare" ===================================
 def level_folder(output_path: str | Path, level: str) -> Path:
-    """`OUTPUT/level_<n>_files`, level being a height ("1" is the leaves), "all" or "rare"."""
+    """The folder of a level's files."""
     return Path(output_path) / f"level_{level}_files"
 
 
 def level_boxes(output_path: str | Path, level: str, split: str) -> Path:
-    """a01's boxes of a level."""
+    """The boxes of a level."""
     return level_folder(output_path, level) / f"{split}-annotations-bbox-level-{level}.csv"
 
 
 def level_image_labels(output_path: str | Path, level: str, split: str) -> Path:
-    """a01's expanded image-level labels of a level."""
+    """The image-level labels of a level, expanded by the hierarchy."""
     return level_folder(output_path, level) / f"{split}-image-labels-level-{level}.csv"
 
 
 def level_ignored_regions(output_path: str | Path, level: str, split: str) -> Path:
-    """a01's regions that give no gradient."""
+    """The regions of a level that give no gradient."""
     return level_folder(output_path, level) / f"{split}-ignored-regions-level-{level}.csv"
 
 
 def level_class_descriptions(output_path: str | Path, level: str) -> Path:
-    """a01's classes of a level, in the order of the network's outputs."""
+    """The classes of a level, in the order of the network's outputs."""
     return level_folder(output_path, level) / f"class-descriptions-boxable-level-{level}.csv"
 
 
 def level_left_out_classes(output_path: str | Path, level: str) -> Path:
-    """a01's list of the classes that are in a level by height, and have too few training boxes."""
+    """The classes of a level that have too few training boxes."""
     return level_folder(output_path, level) / f"left-out-classes-level-{level}.csv"
 
 
 def level_image_ids(output_path: str | Path, level: str) -> Path:
-    """a01's `train/<id>` lines, as the official downloader takes them."""
+    """The lines `train/<id>` that the official downloader takes."""
     return level_folder(output_path, level) / f"image-ids-level-{level}.txt"
-
-
-def image_params(output_path: str | Path, split: str) -> Path:
-    """a02's table of a split."""
-    return Path(output_path) / f"{split}_image_params.csv"
-
-
-def image_problems(output_path: str | Path, split: str) -> Path:
-    """a02's list of the files of a split that are no images; there is none where all are."""
-    return Path(output_path) / f"{split}_image_problems.csv"
-
-
-def level_coverage(output_path: str | Path, level: str) -> Path:
-    """a02's table of how well anchors cover the boxes of each class of a level."""
-    return Path(output_path) / f"coverage_level_{level}.csv"
-
-
-def level_anchors(output_path: str | Path, level: str) -> Path:
-    """a02's anchor sizes for a level, which a03 takes by --anchors."""
-    return Path(output_path) / f"anchors_level_{level}.json"
-
-
-def data_set_page(output_path: str | Path) -> Path:
-    """a02's page of plots."""
-    return Path(output_path) / "data_set.html"
 
 
 def levels_made(output_path: str | Path) -> list[str]:
@@ -117,8 +94,35 @@ def levels_made(output_path: str | Path) -> list[str]:
     return [level for level in levels if level_class_descriptions(output_path, level).is_file()]
 
 
+# === a02 =============================================================================================================
+def image_params(output_path: str | Path, split: str) -> Path:
+    """The size and the checksum of each image of a split."""
+    return Path(output_path) / f"{split}_image_params.csv"
+
+
+def image_problems(output_path: str | Path, split: str) -> Path:
+    """The damaged images of a split; absent if there are none."""
+    return Path(output_path) / f"{split}_image_problems.csv"
+
+
+def level_coverage(output_path: str | Path, level: str) -> Path:
+    """The share of the boxes of each class that anchors cover."""
+    return Path(output_path) / f"coverage_level_{level}.csv"
+
+
+def level_anchors(output_path: str | Path, level: str) -> Path:
+    """Anchor sizes for a level, made from its boxes."""
+    return Path(output_path) / f"anchors_level_{level}.json"
+
+
+def data_set_page(output_path: str | Path) -> Path:
+    """The page of plots."""
+    return Path(output_path) / "data_set.html"
+
+
+# === a03 to a07 ======================================================================================================
 def run_folder(output_path: str | Path, run: str | Path) -> Path:
-    """a03's folder: `run` itself where it is a run's folder or the checkpoint in it, else `OUTPUT/weights/<run>`."""
+    """a03's folder: `run` itself if that is one, or the checkpoint in one, else `OUTPUT/weights/<run>`."""
     path = Path(run)
     if (path / "settings.json").is_file() or (path.name == "checkpoint" and (path.parent / "settings.json").is_file()):
         return path
@@ -132,30 +136,30 @@ def finished_runs(output_path: str | Path) -> list[str]:
         InputError: there are none.
     """
     folder = Path(output_path) / "weights"
-    runs = sorted(file.parent for file in folder.glob("[!.]*/model.keras"))
-    runs = [run.name for run in runs if (run / "settings.json").is_file() and _is_finished(run)]
-    if not runs:
+    runs = [file.parent for file in sorted(folder.glob("[!.]*/model.keras"))]
+    finished = [run.name for run in runs if _is_finished(run)]
+    if not finished:
         raise InputError(f"{folder} has no run that has finished its training")
-    return runs
+    return finished
 
 
 def _is_finished(run: Path) -> bool:
+    """Whether a checkpoint has the last epoch, or there is none, as in a converted run."""
     try:
         states = [json.loads(file.read_text(encoding="utf-8")) for file in run.glob("checkpoint*/state.json")]
-        finished = [state["epochs"] >= state["total"] for state in states]
+        return not states or any(state["epochs"] >= state["total"] for state in states)
     except (OSError, ValueError, KeyError):  # a checkpoint is being replaced, or is damaged
         return False
-    return any(finished) or not states  # a converted run has no checkpoint
 
 
 def run_export(output_path: str | Path, run: str | Path, form: str) -> Path:
-    """a04's export of one run, or of `<run>/checkpoint`: a file for "onnx", else a folder."""
+    """a04's export of a run or of `<run>/checkpoint`: a file if `form` is "onnx", else a folder."""
     name = run_predictions(output_path, "", run).stem
     return Path(output_path) / "exports" / (f"{name}.onnx" if form == "onnx" else name)
 
 
 def run_predictions(output_path: str | Path, split: str, run: str | Path) -> Path:
-    """a04's predictions of one run, or of `<run>/checkpoint`."""
+    """a04's predictions of a run or of `<run>/checkpoint`."""
     path = Path(run)
     name = f"{path.parent.name}_checkpoint" if path.name == "checkpoint" else path.name
     return Path(output_path) / "predictions" / split / f"{name}.csv"
@@ -163,8 +167,7 @@ def run_predictions(output_path: str | Path, split: str, run: str | Path) -> Pat
 
 def expanded_predictions(predictions: str | Path) -> Path:
     """a05's file for one of a04's: `X.csv` or `X.csv.gz` -> `X.expanded.csv`."""
-    path = Path(predictions)
-    return (path.with_suffix("") if path.suffix == ".gz" else path).with_suffix(".expanded.csv")
+    return _beside(predictions, "expanded.csv")
 
 
 def all_expanded_predictions(output_path: str | Path, split: str) -> list[Path]:
@@ -180,5 +183,9 @@ def submission(output_path: str | Path, split: str) -> Path:
 
 def metrics_file(predictions: str | Path) -> Path:
     """a07's result for a prediction file: `X.csv` or `X.csv.gz` -> `X.metrics.json`."""
+    return _beside(predictions, "metrics.json")
+
+
+def _beside(predictions: str | Path, ending: str) -> Path:
     path = Path(predictions)
-    return path.with_name(path.name.removesuffix(".gz").removesuffix(".csv") + ".metrics.json")
+    return path.with_name(f"{path.name.removesuffix('.gz').removesuffix('.csv')}.{ending}")

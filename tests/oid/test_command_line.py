@@ -78,12 +78,10 @@ DEFAULTS |= {"weights": None, "method": "wbf", "way": None, "skip": False}
     ("arguments", "changed"),
     [
         ("", {}),
-        ("--number 7 --share 1e-3", {"number": 7, "share": 0.001}),
-        ("--number=-7 --share 2", {"number": -7, "share": 2.0}),
+        ("--number=-7 --share 1e-3", {"number": -7, "share": 0.001}),
         ("--name 007", {"name": "007"}),
         ("--name ~/a --folder ~", {"name": f"{HOME}/a", "folder": HOME}),
         ("--name a~/b --folder=~/c", {"name": "a~/b", "folder": f"{HOME}/c"}),
-        ("--levels all", {"levels": ("all",)}),
         ("--levels 1 ~/a 01", {"levels": ("1", f"{HOME}/a", "01")}),
         ("--weights 1 0.5", {"weights": (1.0, 0.5)}),
         ("--method nms --way exact", {"method": "nms", "way": "exact"}),
@@ -137,7 +135,6 @@ def test_help_has_every_flag_its_text_and_its_default(capsys):
     ("function", "arguments", "sentence"),
     [
         (main, "--number x", "--number 'x' is not a whole number"),
-        (main, "--number 1.5", "--number '1.5' is not a whole number"),
         (main, "--share much", "--share 'much' is not a number"),
         (main, "--weights 1 b", "--weights 'b' is not a number"),
         (main, "--skip maybe", "--skip 'maybe' is neither true nor false"),
@@ -154,7 +151,6 @@ def test_help_has_every_flag_its_text_and_its_default(capsys):
         (convert, "", "SOURCE is missing: --help explains it"),
         (convert, "a.pth", "COUNT is missing: --help explains it"),
         (convert, "a.pth many", "COUNT 'many' is not a whole number"),
-        (convert, "a.pth 3 b", "'b' belongs to no flag: --help lists the flags"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(function, arguments, sentence, capsys):
@@ -236,17 +232,3 @@ def test_every_script_has_the_flags_of_the_contract_and_explains_them(script):
     assert "dataset_path" in flags
     for commands in re.findall(rf"^    python {script}\.py *(.*(?:\\\n.*)*)", module.__doc__, flags=re.MULTILINE):
         assert set(re.findall(r"--(\w+)", commands)) <= set(flags)  # the commands in the docstring are valid
-
-
-def test_importing_every_script_does_nothing(tmp_path):
-    assert len(SCRIPTS) == 7
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = ['x', '--no_such_flag']\n"
-        f"import {', '.join(SCRIPTS)}\n"
-        "heavy = [name for name in ('tensorflow', 'keras', 'jax', 'torch') if name in sys.modules]\n"
-        "assert not heavy, heavy\n"
-    )
-    environment = os.environ | {"OID_PATH": "not/there", "OID_OUTPUT": "out"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert list(tmp_path.iterdir()) == []

@@ -10,28 +10,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from oid import paths
 from oid.columns import SOURCE_PROBLEM_COLUMNS
 from oid.files import InputError, output_file, replacing
 
 SPLITS = ("train", "validation", "test")
-Progress = Callable[..., Iterable]  # called with an iterable and its `total`, for example tqdm
+Progress = Callable[[list], Iterable]  # for example tqdm; `iter` shows nothing
 
 
 class FolderError(InputError):
-    """The folder to be made holds something else."""
+    """The folder to be made is in use, or cannot be created."""
 
 
-def require_writable(file: Path) -> None:
-    """Raises a FolderError if `file` cannot be created."""
+def require_free(folder: Path) -> None:
+    """Raises a FolderError unless `folder` is empty or can be created."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise FolderError(f"{folder} is in use: give another folder")
     try:
-        output_file(file, "give another folder")
+        output_file(paths.source_problems(folder), "give another folder")
     except InputError as error:
         raise FolderError(str(error)) from None
-
-
-def no_progress(items: Iterable, total: int) -> Iterable:
-    """Shows no progress bar."""
-    return items
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +87,16 @@ Splits = dict[str, list[SourceImage]]
 
 
 class Problem(NamedTuple):
-    """What was wrong in one place. All problems of a kind have the same `problem` and `done`; `value` was found."""
+    """One row of the list of problems. Problems of one kind have the same `problem` and `done`."""
 
     file: str
     place: str
     problem: str
     value: str
     done: str
+
+    def __str__(self) -> str:
+        return f"{self.file}{self.place and ', '}{self.place}: {self.problem} ({self.value}), {self.done}"
 
 
 class Problems(list[Problem]):
@@ -120,7 +121,7 @@ class Problems(list[Problem]):
 
 
 class Reader:
-    """A data set on disk. The reader of a format finds its sets when it is made, and implements `read`.
+    """A data set on disk. The reader of a format finds the sets when it is created, and implements `read`.
 
     Attributes:
         corners_are_pixels: box corners name the first and the last pixel, counted from 1, instead of edges.
@@ -149,15 +150,7 @@ class Reader:
         return sorted(self.found)
 
     def add_box(self, image: SourceImage, class_name: str, corners: Sequence, place: str, **marks: int) -> None:
-        """Adds a box to an image, or a problem if the class or a corner is missing.
-
-        Args:
-            image: gets the box.
-            class_name: its class, or "".
-            corners: x0, y0, x1, y1 as numbers or text.
-            place: the line or the element.
-            marks: `truncated` and so on, see `Box`.
-        """
+        """Adds a box, or a problem if its class or a corner is missing. Corners are x0, y0, x1, y1, numbers or text."""
         numbers = tuple(map(number, corners))
         if class_name and len(numbers) == 4 and not any(map(math.isnan, numbers)):
             self.found.add(class_name)

@@ -24,7 +24,7 @@ from PIL import Image
 from oid.files import InputError
 from oid.images.read import EXIF_ORIENTATION, image_parameters
 from oid.machine import usable_cores
-from oid.sources.base import Problems, Progress, SourceImage, no_progress
+from oid.sources.base import Problems, Progress, SourceImage
 
 ROUNDING = 0.01  # pixels: COCO's corner and width have two decimals, so that their sum may leave the image by this much
 Corners = tuple[float, float, float, float]
@@ -33,54 +33,44 @@ Corners = tuple[float, float, float, float]
 def measure(
     images: Sequence[SourceImage],
     problems: Problems,
-    progress: Progress = no_progress,
+    progress: Progress = iter,
     done: str = "image and its boxes left out",
 ) -> list[SourceImage]:
     """Reads every image file once.
 
     Args:
         images: those to measure.
-        problems: gets the images that are missing or damaged.
+        problems: gets the images that are missing or damaged, with what is `done` about them.
         progress: shows how many are measured.
-        done: what happens to missing and damaged ones, for the list of problems.
+        done: see `problems`.
 
     Returns:
         The readable images, with `size` and `md5`.
     """
-
-    def parameters(image: SourceImage) -> tuple | InputError:
-        if not os.path.isfile(image.path):  # the name may also be empty or too long
-            return InputError(f"{image.path} does not exist")
-        try:
-            return image_parameters(image.path, "stored")
-        except InputError as error:
-            return error
-
     measured = []
     with ThreadPoolExecutor(usable_cores()) as pool:
-        results = progress(pool.map(parameters, images), total=len(images))
-        for image, found in zip(images, results, strict=True):
-            if isinstance(found, InputError):
+        results = [pool.submit(image_parameters, image.path, "stored") for image in images]
+        for image, result in zip(images, progress(results), strict=True):
+            try:
+                width, height, *_, md5 = result.result()
+            except (InputError, ValueError) as error:  # the second: a zero byte in the name
                 problem = "image that cannot be read" if os.path.isfile(image.path) else "missing image"
-                problems.add(image.file, image.place, problem, str(found).split(": ")[0], done)
+                problems.add(image.file, image.place, problem, str(error).split(": ")[0], done)
             else:
-                measured.append(replace(image, size=found[:2], md5=found[-1]))
+                measured.append(replace(image, size=(width, height), md5=md5))
     return measured
 
 
 def clean_boxes(
     image: SourceImage, classes: Iterable[str], problems: Problems, *, corners_are_pixels: bool
 ) -> SourceImage:
-    """Applies the rules of this file to the boxes of a measured image.
+    """Returns a measured image with its usable boxes, whose corners are edges inside the image.
 
     Args:
         image: with `size`.
         classes: the known names, with that of the areas to ignore.
-        problems: gets a row for each box that is changed or left out.
+        problems: gets a row for each fault.
         corners_are_pixels: see `Reader`.
-
-    Returns:
-        The image with usable boxes, whose corners are edges inside the image.
     """
     orientation, scale = _compare_sizes(image, problems)
     known, boxes, uncertain = frozenset(classes), {}, set(image.uncertain)
@@ -142,8 +132,8 @@ def _compare_sizes(image: SourceImage, problems: Problems) -> tuple[int, tuple[f
     problem, done = "size is not that of the image", "boxes taken as pixels of the image"
     if min(declared) <= 0:
         problem, done = "size missing or not positive", "taken from the image"
-    elif declared == size[::-1] and (turned := exif_orientation(image.path)) >= 5:
-        orientation = turned
+    elif declared == size[::-1] and (tag := _exif_orientation(image.path)) in range(5, 9):
+        orientation = tag
         problem, done = "size of the EXIF-turned image", "boxes turned back"
     elif abs(declared[0] * size[1] - declared[1] * size[0]) <= max(*declared, *size) / 2:  # sides are rounded
         scale = (size[0] / declared[0], size[1] / declared[1])
@@ -153,27 +143,19 @@ def _compare_sizes(image: SourceImage, problems: Problems) -> tuple[int, tuple[f
     return orientation, scale
 
 
-def turn_back(corners: Corners, orientation: int, size: tuple[int, int]) -> Corners:
-    """Takes a box from the turned image to the stored pixels: the inverse of `oid.images.read.turn` for boxes.
+def _exif_orientation(path: Path) -> int | None:
+    with Image.open(path) as image:
+        return image.getexif().get(EXIF_ORIENTATION)
 
-    Args:
-        corners: x0, y0, x1, y1, edges in pixels of the turned image.
-        orientation: the EXIF tag, 1 to 8.
-        size: width and height of the turned image.
-    """
+
+def turn_back(corners: Corners, orientation: int, size: tuple[int, int]) -> Corners:
+    """Takes edges in pixels from the image that its EXIF tag `orientation` turned, with that `size`, to the stored."""
     x0, y0, x1, y1 = corners
     if orientation in (2, 3, 6, 7):
         x0, x1 = size[0] - x1, size[0] - x0
     if orientation in (3, 4, 7, 8):
         y0, y1 = size[1] - y1, size[1] - y0
     return (y0, x0, y1, x1) if orientation in (5, 6, 7, 8) else (x0, y0, x1, y1)
-
-
-def exif_orientation(path: Path) -> int:
-    """The EXIF orientation of an image, 1 if it has none."""
-    with Image.open(path) as image:
-        value = image.getexif().get(EXIF_ORIENTATION, 1)
-    return value if value in range(1, 9) else 1
 
 
 def report_duplicates(splits: Mapping[str, Sequence[SourceImage]], problems: Problems) -> None:

@@ -30,14 +30,8 @@ class CocoReader(Reader):
         Raises:
             InputError: there is none.
         """
-        self._root = path
-        if path.is_file():
-            in_folder = path.parent.name == "annotations" or path.name == ROBOFLOW
-            self._root = path.parent.parent if in_folder else path.parent
-            files = [path]
-        else:
-            patterns = (f"annotations/{PREFIX}*.json", "*.json", "annotations/*.json", f"*/{ROBOFLOW}")
-            files = next(filter(None, (sorted(path.glob(pattern)) for pattern in patterns)), [])
+        patterns = (f"annotations/{PREFIX}*.json", "*.json", "annotations/*.json", f"*/{ROBOFLOW}")
+        files = [path] if path.is_file() else next(filter(None, (sorted(path.glob(each)) for each in patterns)), [])
         if not files:
             raise InputError(f"{path} has no annotations: expected annotations/{PREFIX}<set>.json, as in COCO")
         self._files = {f.parent.name if f.name == ROBOFLOW else f.stem.removeprefix(PREFIX): f for f in files}
@@ -86,7 +80,8 @@ class CocoReader(Reader):
 
     def _read_images(self, elements: list, file: Path, name: str) -> dict[object, SourceImage]:
         """{id: image} of one file."""
-        folders = [file.parent, self._root / name, self._root / "images" / name, self._root / "images", self._root]
+        root = file.parent.parent if file.parent.name == "annotations" or file.name == ROBOFLOW else file.parent
+        folders = [file.parent, root / name, root / "images" / name, root / "images", root]
         images: dict[object, SourceImage] = {}
         paths = set()
         for place, element in self._elements(elements, "images", file):
@@ -111,8 +106,7 @@ class CocoReader(Reader):
             if not isinstance(element, dict):
                 self.problems.add(file, place, "element that is not an object", repr(element)[:50], "left out")
                 continue
-            element_id = _as_id(element.get("id"))
-            yield place if element_id is None else f"{place} (id {element_id})", element
+            yield place + (f" (id {element['id']})" if _as_id(element.get("id")) is not None else ""), element
 
     def _read_box(self, image: SourceImage, class_name: str, annotation: dict, place: str) -> None:
         bbox = annotation.get("bbox")
@@ -126,17 +120,11 @@ class CocoReader(Reader):
 
 
 def _read_json(file: Path) -> dict:
-    """The content of an annotation file.
-
-    Raises:
-        InputError: it is not JSON, or one of the three lists is missing.
-    """
+    """The content of an annotation file, with its three lists."""
     try:
         content = json.loads(read_text(file))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}, line {error.lineno}: {error.msg}: this is not JSON") from None
-    except (RecursionError, ValueError) as error:  # the second: a number with thousands of digits
-        raise InputError(f"{file}: this is not JSON of a data set ({error})") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not JSON of a data set: {error}") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise InputError(f"{file} has no list {key!r}: expected COCO's images, annotations and categories")

@@ -49,7 +49,7 @@ class CsvReader(Reader):
             raise InputError(f"{path} has no annotation file: expected annotations.csv with rows {ROW}")
         self._files = {file.stem: file for file in files}
         self._class_ids = read_classes(class_files[0]) if class_files else None
-        note = f"{folder} has none of {', '.join(CLASS_FILES)}: the classes are those that occur"
+        note = f"  {folder} has none of {', '.join(CLASS_FILES)}: the classes are those that occur"
         super().__init__(self._files, [] if class_files else [note])
 
     def classes(self) -> list[str]:
@@ -113,13 +113,7 @@ def read_classes(path: Path) -> dict[str, int]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields (line number, values) of the rows that are not empty.
-
-    The values are separated by the character that occurs most in the first row: a comma, semicolon or tab.
-
-    Raises:
-        InputError: the file cannot be read, is not text, or is not CSV.
-    """
+    """Yields (line number, values) of the rows that are not empty. The first row shows what separates the values."""
     text = read_text(path)
     first = next((line for line in text.splitlines() if line.strip()), "")
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
@@ -132,10 +126,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _header(row: list[str]) -> tuple[int, ...] | None:
-    """The columns of the six values if the row is a header; None for an ordinary row.
-
-    A row whose corners are words in another language is a header, too; the values are in the usual order then.
-    """
+    """The columns of the six values if the row is a header; in the usual order if it is in another language."""
     names = [value.strip().strip("#").lower() for value in row]
     columns = [[index for index, name in enumerate(names) if name in known] for known in _HEADER_NAMES]
     if all(len(found) == 1 for found in columns):

@@ -16,28 +16,14 @@ from xml.etree import ElementTree
 
 from oid import paths
 from oid.files import InputError, replacing_folder
-from oid.sources.base import (
-    Box,
-    FolderError,
-    Problems,
-    Progress,
-    SourceImage,
-    Splits,
-    no_progress,
-    require_writable,
-    write_rows,
-)
+from oid.sources.base import Box, Problems, Progress, SourceImage, Splits, require_free, write_rows
 from oid.sources.open_images import read_class_names, read_images, unique_names
 from oid.sources.voc import CORNERS
 from oid.sources.write import link_images, link_name
 
 
 def export(
-    form: str,
-    data_set: Path,
-    folder: Path,
-    kept: dict[str, str] | None = None,
-    progress: Progress = no_progress,
+    form: str, data_set: Path, folder: Path, kept: dict[str, str] | None = None, progress: Progress = iter
 ) -> list[str]:
     """Writes train and validation of DATASET.
 
@@ -55,9 +41,7 @@ def export(
         FolderError: `folder` is in use, or cannot be written.
         InputError: DATASET lacks something. In both cases nothing is written.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise FolderError(f"{folder} is in use: remove it, or give another folder")
-    require_writable(paths.source_problems(folder))
+    require_free(folder)
     problems = Problems()
     names = unique_names(kept or read_class_names(data_set))
     splits = {split: read_images(data_set, split, names, problems, progress) for split in ("train", "validation")}
@@ -124,7 +108,7 @@ def write_voc(folder: Path, classes: list[str], splits: Splits, problems: Proble
     """
     common = {image.image_id for image in splits["train"]} & {image.image_id for image in splits["validation"]}
     if common:
-        raise InputError(f"the image id {min(common)} is in train and validation: Pascal VOC has one folder for both")
+        raise InputError(f"image id {min(common)} is in train and validation: Pascal VOC has one folder for both")
     link_images(folder, {"JPEGImages": [image for images in splits.values() for image in images]})
     for name in ("Annotations", "ImageSets/Main"):
         (folder / name).mkdir(parents=True)
@@ -138,24 +122,28 @@ def write_voc(folder: Path, classes: list[str], splits: Splits, problems: Proble
 
 
 def _voc_annotation(image: SourceImage) -> ElementTree.Element:
-    root = ElementTree.Element("annotation")
-    _add(root, {"folder": "JPEGImages", "filename": link_name(image.image_id, image.path)})
-    _add(ElementTree.SubElement(root, "size"), {"width": image.size[0], "height": image.size[1], "depth": 3})
-    _add(root, {"segmented": 0})
+    width, height = image.size
+    content = {"folder": "JPEGImages", "filename": link_name(image.image_id, image.path)}
+    content |= {"size": {"width": width, "height": height, "depth": 3}, "segmented": 0}
+    root = _element("annotation", content)
     for box in image.boxes:
-        is_group = box.group_of == 1
-        item = ElementTree.SubElement(root, "object")
-        _add(item, {"name": box.class_name, "pose": "Unspecified"})
-        _add(item, {"truncated": int(box.truncated == 1), "occluded": int(box.occluded == 1)})
-        _add(item, {"difficult": int(box.difficult == 1 or is_group)} | ({"group_of": 1} if is_group else {}))
         x0, y0, x1, y1 = whole_pixels(box, image.size)
-        _add(ElementTree.SubElement(item, "bndbox"), dict(zip(CORNERS, (x0 + 1, y0 + 1, x1, y1), strict=True)))
+        content = {"name": box.class_name, "pose": "Unspecified", "truncated": int(box.truncated == 1)}
+        content |= {"occluded": int(box.occluded == 1), "difficult": int(1 in (box.difficult, box.group_of))}
+        content |= {"group_of": 1} if box.group_of == 1 else {}
+        content |= {"bndbox": dict(zip(CORNERS, (x0 + 1, y0 + 1, x1, y1), strict=True))}
+        root.append(_element("object", content))
     return root
 
 
-def _add(parent: ElementTree.Element, texts: dict[str, object]) -> None:
-    for name, value in texts.items():
-        ElementTree.SubElement(parent, name).text = str(value)
+def _element(tag: str, content: object) -> ElementTree.Element:
+    """An XML element with text, or with an element for each entry of a dictionary."""
+    element = ElementTree.Element(tag)
+    if isinstance(content, dict):
+        element.extend([_element(*entry) for entry in content.items()])
+    else:
+        element.text = str(content)
+    return element
 
 
 def whole_pixels(box: Box, size: tuple[int, int]) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
@@ -12,7 +12,7 @@ from oid.annotations import csv_errors, read_boxes, read_class_descriptions, rea
 from oid.columns import BOX_COLUMNS, CORNERS, DIFFICULT_COLUMN
 from oid.files import InputError, replacing, require_file
 from oid.images.find import find_images
-from oid.sources.base import SPLITS, Box, Problems, Progress, Reader, SourceImage, Splits, no_progress
+from oid.sources.base import SPLITS, Box, Problems, Progress, Reader, SourceImage, Splits
 from oid.sources.clean import measure
 from oid.sources.splits import divide, hold_out
 
@@ -45,27 +45,10 @@ class OpenImagesReader(Reader):
         found = find_images(self._path / name) if (self._path / name).is_dir() else {}
         return [SourceImage(path, image_id, path, image_id=image_id) for image_id, path in found.items()]
 
-    def box_files(self, names: list[str]) -> list[Path]:
-        """The box files of some splits."""
-        return [paths.box_annotations(self._path, name) for name in names]
-
-    def image_label_files(self, names: list[str]) -> list[Path]:
-        """The image-label files of some splits; a split may have none."""
-        files = [paths.image_label_annotations(self._path, name) for name in names]
-        return [file for file in files if file.is_file()]
-
-    def hold_out(self, names: list[str], images: list[SourceImage], folds: int, fold: int) -> set[str]:
-        """The ids of one fold of all images that have a box or are on disk. Those not on disk are groups of their own.
-
-        Raises:
-            SplitError: there are not enough images with boxes.
-        """
-        rows = pl.concat([read_boxes(file).select("ImageID", "LabelName") for file in self.box_files(names)]).unique()
-        classes = dict(rows.group_by("ImageID").agg("LabelName").iter_rows())
-        digests = {image.image_id: image.md5 for image in images}
-        ids = sorted(classes.keys() | digests.keys())
-        groups = [digests.get(image_id, image_id) for image_id in ids]
-        return hold_out(ids, groups, [set(classes.get(image_id, ())) for image_id in ids], folds, fold)
+    def tables(self, names: list[str]) -> Iterator[tuple[Callable[[Path, str], Path], list[Path]]]:
+        """Yields the function for the path in a data set and the existing files: boxes, then image-level labels."""
+        for place in (paths.box_annotations, paths.image_label_annotations):
+            yield place, [file for name in names if (file := place(self._path, name)).is_file()]
 
     def copy_annotations(self, folder: Path, sets: dict[str, list[str]], held_out: set[str]) -> None:
         """Copies classes and rows to DATASET, those of the training images in `held_out` to the validation split."""
@@ -73,58 +56,62 @@ class OpenImagesReader(Reader):
             if (path := paths.annotation_file(self._path, name)).is_file():
                 with replacing(paths.annotation_file(folder, name)) as temporary:
                     shutil.copyfile(path, temporary)
+        is_held_out = pl.col("ImageID").is_in(list(held_out))
         for split, names in sets.items():
-            for target, files in (
-                (paths.box_annotations, self.box_files(names)),
-                (paths.image_label_annotations, self.image_label_files(names)),
-            ):
-                if not files:
-                    continue
-                rows = pl.concat([pl.read_csv(file, infer_schema=False) for file in files], how="diagonal")
-                tables = {split: rows}
-                if held_out and split == "train":
-                    is_held_out = pl.col("ImageID").is_in(list(held_out))
-                    tables = {"train": rows.filter(~is_held_out), "validation": rows.filter(is_held_out)}
+            for place, files in self.tables(names):
+                rows = [pl.read_csv(file, infer_schema=False) for file in files]
+                tables = {split: pl.concat(rows, how="diagonal")} if rows else {}
+                if rows and held_out and split == "train":
+                    table = tables["train"]
+                    tables = {"train": table.filter(~is_held_out), "validation": table.filter(is_held_out)}
                 for name, table in tables.items():
-                    with replacing(target(folder, name)) as temporary:
+                    with replacing(place(folder, name)) as temporary:
                         table.write_csv(temporary)
 
 
 def prepare_rows(
     reader: OpenImagesReader, sets: dict[str, list[str]], folds: int | None, fold: int, progress: Progress
 ) -> tuple[Splits, Callable[[Path], None], list[str]]:
-    """Checks the rows, measures and divides the images that are on disk. See `oid.sources.write.prepare_boxes`."""
-    for names in sets.values():
-        for file in reader.box_files(names):
-            read_boxes(file)  # names the first wrong row before anything is written
-        for file in reader.image_label_files(names):
-            read_image_labels(file)
-    splits = {split: {i.image_id: i for name in names for i in reader.read(name)} for split, names in sets.items()}
-    done = "not linked, its rows stay"
-    splits = {s: measure(list(images.values()), reader.problems, progress, done) for s, images in splits.items()}
-    held_out = reader.hold_out(sets["train"], splits["train"], folds, fold) if folds else set()
-    splits = divide(splits, held_out)
+    """Checks the rows, measures and divides the images that are on disk. See `oid.sources.write.prepare_boxes`.
+
+    Images that are not on disk keep their rows; for the folds each is a group of its own.
+    """
+    boxes = {}
+    for split, names in sets.items():
+        (_, box_files), (_, label_files) = reader.tables(names)
+        boxes[split] = pl.concat([read_boxes(file).select("ImageID", "LabelName") for file in box_files])
+        for file in label_files:
+            read_image_labels(file)  # names the first wrong row before anything is written
+    splits = {}
+    for split, names in sets.items():
+        images = {image.image_id: image for name in names for image in reader.read(name)}
+        splits[split] = measure(list(images.values()), reader.problems, progress, "not linked, its rows stay")
+    held_out = set()
+    if folds:
+        classes = dict(boxes["train"].unique().group_by("ImageID").agg("LabelName").iter_rows())
+        digests = {image.image_id: image.md5 for image in splits["train"]}
+        ids = sorted(classes.keys() | digests.keys())
+        groups, present = [digests.get(i, i) for i in ids], [set(classes.get(i, ())) for i in ids]
+        held_out = hold_out(ids, groups, present, folds, fold)
+        splits = divide(splits, held_out)
     write_annotations = functools.partial(reader.copy_annotations, sets=sets, held_out=held_out)
     return splits, write_annotations, [f"  {split}: {len(images)} images on disk" for split, images in splits.items()]
 
 
 def read_images(
-    data_set: Path, split: str, names: dict[str, str], problems: Problems, progress: Progress = no_progress
+    data_set: Path, split: str, names: dict[str, str], problems: Problems, progress: Progress = iter
 ) -> list[SourceImage]:
-    """The images of a split that have a box or an image-level label, with their boxes of the classes in `names`.
+    """Reads the images of a split that have a box or an image-level label, with their boxes of some classes.
 
     Args:
         data_set: a folder in Open Images' layout.
         split: "train", "validation" or "test".
-        names: {label: class name}.
+        names: {label: class name} of these classes.
         problems: gets the images that are missing or damaged.
         progress: shows how many images are measured.
 
     Returns:
         Measured images, corners in pixels, in the order of the image ids.
-
-    Raises:
-        InputError: there are no boxes, or a row is wrong.
     """
     file = require_file(paths.box_annotations(data_set, split), "expected a folder in Open Images' layout")
     read_boxes(file)  # checks the values

@@ -2,6 +2,7 @@
 
 import collections
 import re
+import textwrap
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,15 +35,8 @@ class SplitChoice:
     fold: int = 0
 
 
-BY_NAME = SplitChoice()  # the names of the sets decide
-
-
 def choose_splits(names: Sequence[str], choice: SplitChoice) -> tuple[dict[str, list[str]], int | None]:
-    """Chooses the sets of each split, and the number of folds.
-
-    Args:
-        names: the sets of the source.
-        choice: what the user asked for.
+    """Chooses from the sets `names` of a source those of each split, and the number of folds.
 
     Returns:
         {split: sets} as in `choose_sets`, and the number of folds; None if there is a set for validation.
@@ -80,7 +74,7 @@ def choose_sets(names: Sequence[str], wanted: Sequence[str]) -> dict[str, list[s
     """
     chosen = _parse(names, wanted) if wanted else _guess(names)
     if "train" not in chosen:
-        raise SplitError(f"no set for training: choose one of {_listed(names)} by train=...")
+        raise SplitError(f"no set for training: choose one of {shown(names)} by train=...")
     return {split: chosen[split] for split in SPLITS if split in chosen}
 
 
@@ -96,7 +90,7 @@ def _parse(names: Sequence[str], wanted: Sequence[str]) -> dict[str, list[str]]:
         chosen[split] = sets.split("+")
         for name in chosen[split]:
             if name not in names:
-                raise SplitError(f"{text!r}: the source has no set {name!r}, but {_listed(names)}")
+                raise SplitError(f"{text!r}: the source has no set {name!r}, but {shown(names)}")
             if name in split_of:
                 raise SplitError(f"{text!r}: the set {name!r} is in {split_of[name]} already")
             split_of[name] = split
@@ -110,7 +104,7 @@ def _guess(names: Sequence[str]) -> dict[str, list[str]]:
         found["train"] = _with_word(names, r"train_?val") or [n for n in others if n == "annotations"] or others
     for split, sets in found.items():
         if len(sets) > 1:
-            raise SplitError(f"{_listed(sets)} could be {split}: choose by {split}=...")
+            raise SplitError(f"{shown(sets)} could be {split}: choose by {split}=...")
     return {split: sets for split, sets in found.items() if sets}
 
 
@@ -120,15 +114,12 @@ def _with_word(names: Sequence[str], word: str) -> list[str]:
     return exact or [name for name in names if re.search(rf"(?<![a-z]){word}", name.lower())]
 
 
-def _listed(names: Sequence[str], most: int = 10) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def shown(names: Sequence[str]) -> str:
+    return textwrap.shorten(", ".join(names), 200, placeholder=" ...")
 
 
 def divide(splits: Splits, held_out: set[str]) -> Splits:
-    """Moves the training images whose ids are in `held_out` to the validation split, if there are any."""
-    if not held_out:
-        return splits
+    """Moves the training images whose ids are in `held_out` to the validation split."""
     train = [image for image in splits["train"] if image.image_id not in held_out]
     validation = [image for image in splits["train"] if image.image_id in held_out]
     return splits | {"train": train, "validation": validation}

@@ -54,7 +54,7 @@ class VocReader(Reader):
         for file in sorted(self._images.iterdir()):
             if file.suffix.lower() in SUFFIXES:
                 self._files.setdefault(file.stem, []).append(file)
-        note = f"{lists} lists no annotated images: all of {self._annotations} are one set"
+        note = f"  {lists} lists no annotated images: all of {self._annotations} are one set"
         super().__init__(self._lists or ["train"], [] if self._lists else [note])
 
     def read(self, name: str) -> list[SourceImage]:
@@ -95,14 +95,11 @@ class VocReader(Reader):
 
 
 def read_xml(path: Path) -> Element:
-    """Reads an XML file by an unknown author: entities are refused, because a few bytes can make them huge.
-
-    Returns:
-        The root. Each element has its line number, as text, in the attribute `LINE`.
+    """Reads an XML file. Each element has its line number, as text, in the attribute `LINE`.
 
     Raises:
-        InputError: the file cannot be read, is not well-formed, or has a document type declaration. The message does
-            not name the file.
+        InputError: the file cannot be read, is not well-formed, or may define entities: a few bytes can make them huge.
+            The message does not name the file.
     """
     builder, parser = TreeBuilder(), expat.ParserCreate()
 

@@ -29,24 +29,13 @@ from oid.annotations import write_class_descriptions
 from oid.columns import BOX_COLUMNS, DIFFICULT_COLUMN, IMAGE_LABEL_FILE_COLUMNS, SOURCE_IMAGE_COLUMNS
 from oid.files import InputError, replacing
 from oid.images.find import SUFFIXES
-from oid.sources.base import (
-    Box,
-    FolderError,
-    Problems,
-    Progress,
-    Reader,
-    SourceImage,
-    Splits,
-    no_progress,
-    require_writable,
-    write_rows,
-)
+from oid.sources.base import Box, FolderError, Progress, Reader, SourceImage, Splits, require_free, write_rows
 from oid.sources.clean import clean_boxes, measure, report_duplicates
 from oid.sources.coco import CocoReader
 from oid.sources.csv_table import CsvReader
 from oid.sources.kitti import KittiReader
 from oid.sources.open_images import OpenImagesReader, prepare_rows
-from oid.sources.splits import BY_NAME, SplitChoice, SplitError, choose_splits, divide, hold_out
+from oid.sources.splits import SplitChoice, SplitError, choose_splits, divide, hold_out
 from oid.sources.voc import VocReader
 
 READERS: dict[str, Callable[[Path], Reader]] = {
@@ -62,7 +51,7 @@ LONGEST_ID = 150  # letters
 
 # === From the source to DATASET ======================================================================================
 def convert(
-    source: str, path: Path, folder: Path, choice: SplitChoice = BY_NAME, progress: Progress = no_progress
+    source: str, path: Path, folder: Path, choice: SplitChoice | None = None, progress: Progress = iter
 ) -> list[str]:
     """Makes DATASET.
 
@@ -70,7 +59,7 @@ def convert(
         source: the format, a name of READERS.
         path: the source's folder, or one of its files if the format allows that.
         folder: DATASET, to be made.
-        choice: how the source is divided into train, validation and test.
+        choice: how the source is divided; None: as the names of its sets say.
         progress: shows how many images are measured.
 
     Returns:
@@ -82,6 +71,7 @@ def convert(
         InputError: the source cannot be used. In all three cases nothing is written.
     """
     reader = READERS[source](path)
+    choice = choice or SplitChoice()
     sets, folds = choose_splits(reader.sets, choice)
     settings = {"source": source, "source_path": str(path.resolve()), "source_splits": list(choice.sets)}
     settings |= {"validation_folds": folds, "fold": None if folds is None else choice.fold}
@@ -126,23 +116,21 @@ def prepare_boxes(
 
     Returns:
         The images of each split; a function that writes their annotations to DATASET; lines with their numbers.
-
-    Raises:
-        SplitError: an image is in two splits, or there are too few for the folds.
-        InputError: there is nothing to train on or to validate on.
     """
-    splits = {split: _read_sets(reader, names) for split, names in sets.items()}
-    _refuse_overlap(splits)
+    splits = read_splits(reader, sets)
     splits = {split: measure(images, reader.problems, progress) for split, images in splits.items()}
     classes, pixels = reader.classes(), reader.corners_are_pixels
     known = {*classes, reader.ignored_class}
-    splits = {
-        split: [clean_boxes(image, known, reader.problems, corners_are_pixels=pixels) for image in images]
-        for split, images in splits.items()
-    }
     ids = iter(image_ids([image.name for images in splits.values() for image in images]))
-    splits = {split: [replace(image, image_id=next(ids)) for image in images] for split, images in splits.items()}
-    _refuse_empty(splits, reader.problems)
+    for split, images in splits.items():
+        images = [clean_boxes(image, known, reader.problems, corners_are_pixels=pixels) for image in images]
+        splits[split] = [replace(image, image_id=next(ids)) for image in images]
+    for split, images in splits.items():
+        if split != "test" and not any(image.boxes for image in images):
+            problems, reason = reader.problems, "the annotations have none"
+            if problems:
+                reason = f"the first of {len(problems)} problems is {problems[0]}"
+            raise InputError(f"no usable {'box' if images else 'image'} for {split}: {reason}")
     if folds:
         train = splits["train"]
         present = [{box.class_name for box in image.boxes} & set(classes) for image in train]
@@ -154,63 +142,48 @@ def prepare_boxes(
 
 def check_folder(folder: Path, settings: dict[str, object]) -> None:
     """Raises a FolderError unless `folder` is new, or was made before with the same `settings`."""
-    mark = paths.source_mark(folder)
-    if folder.exists() and not folder.is_dir():
-        raise FolderError(f"{folder} is a file: give another folder")
-    require_writable(mark)
-    if mark.is_file():
-        try:
-            before = json.loads(mark.read_text(encoding="utf-8"))
-        except ValueError:
-            before = None
-        if before != settings:
-            before = before if isinstance(before, dict) else {}
-            other = [f"{name} {before.get(name)!r}" for name, value in settings.items() if before.get(name) != value]
-            other = other or ["other settings"]
-            raise FolderError(f"{folder} is the data set made with {other[0]}: remove it, or give another folder")
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise FolderError(f"{folder} exists, and was not made from another data set: give another folder")
+    if not paths.source_mark(folder).is_file():
+        require_free(folder)
+        return
+    try:
+        before = dict(json.loads(paths.source_mark(folder).read_text(encoding="utf-8")))
+    except (TypeError, ValueError):
+        before = {}
+    other = [f"{name} {before.get(name)!r}" for name, value in settings.items() if before.get(name) != value]
+    if other:
+        raise FolderError(f"{folder} is the data set made with {', '.join(other)}: remove it, or give another folder")
 
 
-def _read_sets(reader: Reader, names: Sequence[str]) -> list[SourceImage]:
-    """The images of several sets, each file once."""
-    found: dict[Path, SourceImage] = {}
-    for name in names:
-        for image in reader.read(name):
-            if found.setdefault(image.path, image) is not image:
-                reader.problems.add(image.file, image.place, "image in several sets", image.path, "taken once")
-    return list(found.values())
+def read_splits(reader: Reader, sets: dict[str, list[str]]) -> Splits:
+    """The images of the sets of each split, each file once.
 
-
-def _refuse_overlap(splits: Splits) -> None:
+    Raises:
+        SplitError: an image is in two splits.
+    """
+    splits: Splits = {split: [] for split in sets}
     split_of: dict[Path, str] = {}
-    for split, images in splits.items():
-        for image in images:
-            if (other := split_of.setdefault(image.path, split)) != split:
-                raise SplitError(f"{image.path} is in the sets of {other} and of {split}: choose sets without it")
-
-
-def _refuse_empty(splits: Splits, problems: Problems) -> None:
-    """Raises an InputError if training or validation has no boxes."""
-    for split, images in splits.items():
-        if split != "test" and not any(image.boxes for image in images):
-            what, reason = "box" if images else "image", "the annotations have none"
-            if problems:
-                file, place, problem, value, done = problems[0]
-                where = f"{file}, {place}" if place else file
-                reason = f"the first of {len(problems)} problems is in {where}: {problem} ({value}), {done}"
-            raise InputError(f"no usable {what} for {split}: {reason}")
+    for split, names in sets.items():
+        for image in (image for name in names for image in reader.read(name)):
+            if image.path not in split_of:
+                split_of[image.path] = split
+                splits[split].append(image)
+            elif split_of[image.path] == split:
+                reader.problems.add(image.file, image.place, "image in several sets", image.path, "taken once")
+            else:
+                both = f"{split_of[image.path]} and of {split}"
+                raise SplitError(f"{image.path} is in the sets of {both}: choose sets without it")
+    return splits
 
 
 def _count(images: Sequence[SourceImage], ignored_class: str | None) -> str:
     """Numbers of images and boxes, in words."""
     boxes = [box for image in images for box in image.boxes]
-    kinds = {
+    counts = {
         "of groups": sum(box.group_of == 1 for box in boxes),
         f"areas of {ignored_class}, where nothing is learned": sum(box.class_name == ignored_class for box in boxes),
         "marked difficult, taken as ordinary boxes": sum(box.difficult for box in boxes),
     }
-    details = "; ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+    details = "; ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     empty = sum(not image.boxes for image in images)
     return f"{len(images)} images, {empty} without boxes, {len(boxes)} boxes" + (f" ({details})" if details else "")
 
@@ -228,14 +201,13 @@ def link_images(folder: Path, splits: Splits) -> None:
         if not link.exists() or not link.samefile(image.path):
             with replacing(link) as temporary:
                 _link(image.path.resolve(), temporary)
-    if not paths.source_images(folder).is_file():
-        return
-    with open(paths.source_images(folder), encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = [row for row in csv.reader(file) if len(row) == len(SOURCE_IMAGE_COLUMNS)]
-    for split, image_id, path, *_ in rows[1:]:
-        link = folder / split / link_name(image_id, Path(path))
-        if link not in wanted and os.path.lexists(link):
-            link.unlink()
+    if paths.source_images(folder).is_file():
+        with open(paths.source_images(folder), encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == len(SOURCE_IMAGE_COLUMNS)]
+        for split, image_id, path, *_ in rows[1:]:
+            link = folder / split / link_name(image_id, Path(path))
+            if link not in wanted:
+                link.unlink(missing_ok=True)
 
 
 def link_name(image_id: str, path: Path) -> str:

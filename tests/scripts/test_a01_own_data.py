@@ -52,7 +52,7 @@ def test_a01_converts_exports_and_does_it_again(tmp_path):
         ("--export coco", "error: --export and --export_path belong together"),
         (
             "--dataset_path {1} --export coco --export_path {0}/source",
-            "remove it, or give another folder by --export_path",
+            "is in use: give another folder by --export_path",
         ),
     ],
 )

@@ -121,7 +121,7 @@ def test_voc_refuses_an_image_id_in_both_splits(tmp_path):
     make_open_images(tmp_path / "data", [oid_box("x", "apple")], [oid_box("x", "car")])
     for split in ("train", "validation"):
         picture(tmp_path / "data" / split / "x.png", split)
-    with pytest.raises(InputError, match="the image id x is in train and validation"):
+    with pytest.raises(InputError, match="image id x is in train and validation"):
         export("voc", tmp_path / "data", tmp_path / "voc")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
     export("coco", tmp_path / "data", tmp_path / "coco")
@@ -133,7 +133,7 @@ def test_a_folder_in_use_is_not_overwritten(odd_data_set, tmp_path):
     (tmp_path / "full" / "mine").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for name in ("full", "file"):
-        with pytest.raises(FolderError, match=f"{name} is in use: remove it, or give another folder"):
+        with pytest.raises(FolderError, match=f"{name} is in use: give another folder"):
             export("coco", odd_data_set, tmp_path / name)
     export("coco", odd_data_set, tmp_path / "empty")
     assert (tmp_path / "empty" / "annotations").is_dir()

@@ -222,7 +222,7 @@ def test_another_conversion_is_not_overwritten(form, choice, what, tmp_path):
     WRITERS["coco"](source)
     convert("csv", source, data_set)
     before = contents(data_set)
-    with pytest.raises(FolderError, match=rf"is the data set made with {what}.*give another folder"):
+    with pytest.raises(FolderError, match=rf"is the data set made with .*{what}.*give another folder"):
         convert(form, source, data_set, choice)
     assert contents(data_set) == before
 

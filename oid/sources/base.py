@@ -176,11 +176,7 @@ def number(value: object) -> float:
 
 
 def read_text(path: Path) -> str:
-    """Reads a text file in UTF-8, or in UTF-16 if it begins with that byte-order mark.
-
-    Raises:
-        InputError: the file cannot be read, or is not text of that encoding.
-    """
+    """Reads text in UTF-8, or in UTF-16 if that byte-order mark comes first. Raises an InputError if it is neither."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -25,11 +25,7 @@ class CocoReader(Reader):
     """A folder with annotation files and images, or one annotation file."""
 
     def __init__(self, path: Path):
-        """Finds the annotation files.
-
-        Raises:
-            InputError: there is none.
-        """
+        """Finds the annotation files. Raises an InputError if there are none."""
         patterns = (f"annotations/{PREFIX}*.json", "*.json", "annotations/*.json", f"*/{ROBOFLOW}")
         files = [path] if path.is_file() else next(filter(None, (sorted(path.glob(each)) for each in patterns)), [])
         if not files:

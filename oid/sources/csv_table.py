@@ -36,11 +36,7 @@ class CsvReader(Reader):
     """A folder with annotation files and a class file, or one annotation file."""
 
     def __init__(self, path: Path):
-        """Finds the files.
-
-        Raises:
-            InputError: there is no annotation file, or the class file is wrong.
-        """
+        """Finds the files. Raises an InputError if there is no annotation file, or the class file is wrong."""
         folder = path if path.is_dir() else path.parent
         tables = sorted(folder.glob("*.csv"))
         class_files = [file for file in tables if file.name.lower() in CLASS_FILES]
@@ -89,10 +85,9 @@ class CsvReader(Reader):
 
 
 def read_classes(path: Path) -> dict[str, int]:
-    """Reads {name: id} from rows `class_name,id`. If the id of the first row is not a number, that row is a header.
+    """Reads {name: id} from rows `class_name,id`. A first row whose id is not a number is a header.
 
-    Raises:
-        InputError: a row is something else, a name or an id occurs twice, or there is no row.
+    Raises an InputError if a row is something else, a name or an id occurs twice, or there is no row.
     """
     classes: dict[str, int] = {}
     for index, (line, row) in enumerate(read_rows(path)):
@@ -104,8 +99,7 @@ def read_classes(path: Path) -> dict[str, int]:
         if name in classes and classes[name] == int(text):
             continue
         if name in classes or int(text) in classes.values():
-            what = f"the class {name!r}" if name in classes else f"the id {text}"
-            raise InputError(f"{path}, line {line}: {what} occurs twice: each class needs one id of its own")
+            raise InputError(f"{path}, line {line}: {name!r} or its id {text} occurs twice: each class needs one id")
         classes[name] = int(text)
     if not classes:
         raise InputError(f"{path} has no class: expected rows class_name,id")

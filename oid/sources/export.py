@@ -17,21 +17,19 @@ from xml.etree import ElementTree
 from oid import paths
 from oid.files import InputError, replacing_folder
 from oid.sources.base import Box, Problems, Progress, SourceImage, Splits, require_free, write_rows
-from oid.sources.open_images import read_class_names, read_images, unique_names
+from oid.sources.open_images import read_images, unique_names
 from oid.sources.voc import CORNERS
 from oid.sources.write import link_images, link_name
 
 
-def export(
-    form: str, data_set: Path, folder: Path, kept: dict[str, str] | None = None, progress: Progress = iter
-) -> list[str]:
+def export(form: str, data_set: Path, folder: Path, kept: dict[str, str], progress: Progress = iter) -> list[str]:
     """Writes train and validation of DATASET.
 
     Args:
         form: a name of WRITERS.
         data_set: DATASET.
         folder: to be made.
-        kept: {label: name} of the classes to write, in this order; None = those that count by the data set's lists.
+        kept: {label: name} of the classes to write, in this order.
         progress: shows how many images are measured.
 
     Returns:
@@ -43,7 +41,7 @@ def export(
     """
     require_free(folder)
     problems = Problems()
-    names = unique_names(kept or read_class_names(data_set))
+    names = unique_names(kept)
     splits = {split: read_images(data_set, split, names, problems, progress) for split in ("train", "validation")}
     if not any(splits.values()):
         raise InputError(f"{data_set} has none of its annotated images on disk, and only those can be exported")
@@ -103,8 +101,7 @@ def write_csv(folder: Path, classes: list[str], splits: Splits, problems: Proble
 def write_voc(folder: Path, classes: list[str], splits: Splits, problems: Problems) -> None:
     """An XML file for each image; corners are pixels counted from 1, the last one included.
 
-    Raises:
-        InputError: train and validation have an image id in common: the layout has one folder for both.
+    Raises an InputError if train and validation have an image id in common: the layout has one folder for both.
     """
     common = {image.image_id for image in splits["train"]} & {image.image_id for image in splits["validation"]}
     if common:

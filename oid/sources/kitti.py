@@ -28,11 +28,7 @@ class KittiReader(Reader):
     ignored_class = "DontCare"
 
     def __init__(self, path: Path):
-        """Finds the folders with labels.
-
-        Raises:
-            InputError: there is none.
-        """
+        """Finds the folders with labels. Raises an InputError if there are none."""
         if path.is_file():
             raise InputError(f"{path} is a file: give the folder with training/ or train/ in it")
         self._folders = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from oid import paths
-from oid.annotations import csv_errors, read_boxes, read_class_descriptions, read_header, read_image_labels, scan_rows
+from oid.annotations import csv_errors, read_boxes, read_header, read_image_labels, scan_rows
 from oid.columns import BOX_COLUMNS, CORNERS, DIFFICULT_COLUMN
 from oid.files import InputError, replacing, require_file
 from oid.images.find import find_images
@@ -28,11 +28,7 @@ class OpenImagesReader(Reader):
     """A folder in Open Images' layout. Its rows are copied as they are, so its images are read without boxes."""
 
     def __init__(self, path: Path):
-        """Finds the splits.
-
-        Raises:
-            InputError: the folder has no annotations, or no classes.
-        """
+        """Finds the splits. Raises an InputError if there are no annotations or no classes."""
         super().__init__(split for split in SPLITS if paths.box_annotations(path, split).is_file())
         if not self.sets:
             raise InputError(f"{path} has no annotations/train-annotations-bbox.csv: expected Open Images' layout")
@@ -131,13 +127,6 @@ def read_images(
             known = {mark: int(row[column] or 0) for mark, column in marks.items()}
             image.boxes.append(Box(names[row["LabelName"]], corners, f"line {row['line']}", **known))
     return list(measured.values())
-
-
-def read_class_names(data_set: Path) -> dict[str, str]:
-    """{label: name} of the classes that count, in the order of the network's outputs."""
-    boxable = read_class_descriptions(paths.annotation_file(data_set, paths.CLASS_DESCRIPTIONS))
-    kept = read_class_descriptions(paths.evaluated_class_descriptions(data_set))
-    return {label: name for label, name in kept.items() if label in boxable}
 
 
 def unique_names(names: dict[str, str]) -> dict[str, str]:

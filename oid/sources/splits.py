@@ -128,11 +128,7 @@ def divide(splits: Splits, held_out: set[str]) -> Splits:
 def hold_out(
     image_ids: Sequence[str], groups: Sequence[str], classes: Sequence[set[str]], folds: int, fold: int
 ) -> set[str]:
-    """The ids of the images of one fold, as in `assign_folds`.
-
-    Raises:
-        SplitError: there are not enough images with boxes.
-    """
+    """The ids of the images of one fold of `assign_folds`. Raises a SplitError if training or it has no boxes."""
     chosen = assign_folds(groups, classes, folds) == fold
     with_boxes = np.array([bool(present) for present in classes])
     if not (with_boxes & chosen).any() or not (with_boxes & ~chosen).any():

@@ -32,11 +32,7 @@ class VocReader(Reader):
     corners_are_pixels = True
 
     def __init__(self, path: Path):
-        """Finds annotations, images and sets.
-
-        Raises:
-            InputError: there are no annotations in the folder.
-        """
+        """Finds annotations, images and sets. Raises an InputError if there are no annotations."""
         if path.is_file():
             raise InputError(f"{path} is a file: give the folder with Annotations and JPEGImages")
         self._annotations = path / "Annotations" if (path / "Annotations").is_dir() else path
@@ -97,9 +93,8 @@ class VocReader(Reader):
 def read_xml(path: Path) -> Element:
     """Reads an XML file. Each element has its line number, as text, in the attribute `LINE`.
 
-    Raises:
-        InputError: the file cannot be read, is not well-formed, or may define entities: a few bytes can make them huge.
-            The message does not name the file.
+    Raises an InputError, without the file's name, if it cannot be read, is not well-formed, or has a document type:
+    entities defined there can make a few bytes huge.
     """
     builder, parser = TreeBuilder(), expat.ParserCreate()
 

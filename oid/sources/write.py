@@ -88,9 +88,7 @@ def convert(
     write_rows(paths.source_images(folder), rows, SOURCE_IMAGE_COLUMNS)
     write_annotations(folder)
     reader.problems.write(paths.source_problems(folder))
-    held_out = (
-        f"  no validation set: fold {choice.fold} of {folds} of the training images is taken, classes spread evenly"
-    )
+    held_out = f"  no validation set: fold {choice.fold} of {folds} of the training images is held out"
     return [
         f"{source}: {path}",
         *reader.notes,
@@ -155,11 +153,7 @@ def check_folder(folder: Path, settings: dict[str, object]) -> None:
 
 
 def read_splits(reader: Reader, sets: dict[str, list[str]]) -> Splits:
-    """The images of the sets of each split, each file once.
-
-    Raises:
-        SplitError: an image is in two splits.
-    """
+    """The images of the sets of each split, each file once. Raises a SplitError if one is in two splits."""
     splits: Splits = {split: [] for split in sets}
     split_of: dict[Path, str] = {}
     for split, names in sets.items():

@@ -8,9 +8,11 @@ import cv2
 import numpy as np
 
 from oid import paths
+from oid.annotations import read_class_descriptions
 from oid.columns import CORNERS
 from oid.sources.base import Problems, Reader, SourceImage
 from oid.sources.clean import clean_boxes, measure
+from oid.sources.export import export
 
 WIDTH, HEIGHT = 40, 30
 Rows = dict[str, list[tuple[str, tuple[float, float, float, float]]]]
@@ -150,6 +152,11 @@ def converted(data_set: Path, split: str, size: tuple[int, int] = (WIDTH, HEIGHT
         pixels = tuple(round(value * side, 5) for value, side in zip(corners, size * 2, strict=True))
         rows.setdefault(row["ImageID"], []).append((names.get(row["LabelName"], row["LabelName"]), pixels))
     return rows
+
+
+def export_all(form: str, data_set: Path, folder: Path) -> None:
+    """Exports a data set with all classes that count."""
+    export(form, data_set, folder, read_class_descriptions(paths.evaluated_class_descriptions(data_set)))
 
 
 def table(path: Path) -> list[dict[str, str]]:

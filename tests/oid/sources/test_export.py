@@ -12,9 +12,9 @@ from oid.columns import CORNERS
 from oid.files import InputError
 from oid.sources.base import Box, FolderError
 from oid.sources.export import WRITERS as FORMS
-from oid.sources.export import export, whole_pixels
+from oid.sources.export import whole_pixels
 from oid.sources.write import convert
-from tests.helpers.own_data import TRAIN, VALIDATION, WRITERS, converted, picture, table, write_csv_source
+from tests.helpers.own_data import TRAIN, VALIDATION, WRITERS, converted, export_all, picture, table
 from tests.helpers.project import shared
 from tests.helpers.small_open_images import box as oid_box
 from tests.helpers.small_open_images import make_data_set as make_open_images
@@ -22,7 +22,7 @@ from tests.helpers.small_open_images import make_data_set as make_open_images
 
 def there_and_back(form, data_set, folder):
     """Exports a data set and converts the export; returns the new data set."""
-    export(form, data_set, folder / "export")
+    export_all(form, data_set, folder / "export")
     convert(form, folder / "export", folder / "back")
     return folder / "back"
 
@@ -40,16 +40,6 @@ def test_there_and_back(source, form, tmp_path):
         labels = [table(paths.image_label_annotations(folder, split)) for folder in (data_set, back)]
         assert sorted(map(str, labels[0])) == sorted(map(str, labels[1]))
     assert not (tmp_path / "export" / "source_problems.csv").exists()
-
-
-@pytest.mark.parametrize(("form", "most"), [("coco", 0.0006), ("voc", 0.5001), ("csv", 0.5001)])
-def test_parts_of_pixels_are_rounded(form, most, tmp_path):
-    rows = {"train": {"a": [("dog", (0.26, 1.74, 20.49, 29.6))]}, "val": {"v": [("cat", (1.2345, 2.3456, 3.9, 30))]}}
-    convert("csv", write_csv_source(tmp_path / "source", rows), tmp_path / "data")
-    back = there_and_back(form, tmp_path / "data", tmp_path)
-    for split, images in (("train", rows["train"]), ("validation", rows["val"])):
-        for image, ((name, corners),) in images.items():
-            assert converted(back, split)[image] == [(name, pytest.approx(corners, abs=most))]
 
 
 @given(
@@ -83,7 +73,7 @@ def odd_data_set(tmp_path):
 
 def test_pycocotools_opens_and_evaluates_what_is_written(odd_data_set, tmp_path):
     coco, evaluation = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
-    export("coco", odd_data_set, tmp_path / "coco")
+    export_all("coco", odd_data_set, tmp_path / "coco")
     truth = coco.COCO(str(tmp_path / "coco" / "annotations" / "instances_train.json"))
     names = {image["id"]: image["file_name"] for image in truth.loadImgs(truth.getImgIds())}
     assert sorted(names.values()) == ["bare.jpg", "one.jpg", "two.jpg"]
@@ -110,7 +100,7 @@ def test_groups_come_back_from_voc_and_coco_and_are_reported_for_csv(odd_data_se
     for form in ("voc", "coco"):
         rows = table(paths.box_annotations(there_and_back(form, odd_data_set, tmp_path / form), "train"))
         assert sorted((row["ImageID"], row["IsGroupOf"]) for row in rows) == [("one", "0"), ("one", "1"), ("two", "1")]
-    export("csv", odd_data_set, tmp_path / "csv")
+    export_all("csv", odd_data_set, tmp_path / "csv")
     text = (tmp_path / "csv" / "annotations.csv").read_text().splitlines()
     assert text == ["train/bare.jpg,,,,,", "train/one.jpg,4,3,20,15,Apple"]  # two has nothing but a group: unknown
     problems = [row["problem"] for row in table(tmp_path / "csv" / "source_problems.csv")]
@@ -122,9 +112,9 @@ def test_voc_refuses_an_image_id_in_both_splits(tmp_path):
     for split in ("train", "validation"):
         picture(tmp_path / "data" / split / "x.png", split)
     with pytest.raises(InputError, match="image id x is in train and validation"):
-        export("voc", tmp_path / "data", tmp_path / "voc")
+        export_all("voc", tmp_path / "data", tmp_path / "voc")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
-    export("coco", tmp_path / "data", tmp_path / "coco")
+    export_all("coco", tmp_path / "data", tmp_path / "coco")
 
 
 def test_a_folder_in_use_is_not_overwritten(odd_data_set, tmp_path):
@@ -134,8 +124,8 @@ def test_a_folder_in_use_is_not_overwritten(odd_data_set, tmp_path):
     (tmp_path / "file").write_text("mine")
     for name in ("full", "file"):
         with pytest.raises(FolderError, match=f"{name} is in use: give another folder"):
-            export("coco", odd_data_set, tmp_path / name)
-    export("coco", odd_data_set, tmp_path / "empty")
+            export_all("coco", odd_data_set, tmp_path / name)
+    export_all("coco", odd_data_set, tmp_path / "empty")
     assert (tmp_path / "empty" / "annotations").is_dir()
 
 
@@ -144,13 +134,13 @@ def test_without_images_there_is_nothing_to_export(tmp_path):
     for split in ("train", "validation"):
         (tmp_path / "data" / split).mkdir()
     with pytest.raises(InputError, match="has none of its annotated images on disk"):
-        export("coco", tmp_path / "data", tmp_path / "coco")
+        export_all("coco", tmp_path / "data", tmp_path / "coco")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
 
 
 def test_classes_of_one_name_get_their_labels(odd_data_set, tmp_path):
     paths.annotation_file(odd_data_set, paths.CHALLENGE_CLASS_DESCRIPTIONS).write_text("apple,Same\ncar,Same\n")
-    export("coco", odd_data_set, tmp_path / "coco")
+    export_all("coco", odd_data_set, tmp_path / "coco")
     content = json.loads((tmp_path / "coco" / "annotations" / "instances_validation.json").read_text())
     assert [category["name"] for category in content["categories"]] == ["Same (apple)", "Same (car)"]
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oid.sources.export import export
 from oid.sources.write import READERS, convert
-from tests.helpers.own_data import SETS, WRITERS, found, read_clean, write_kitti_source
+from tests.helpers.own_data import SETS, WRITERS, export_all, found, read_clean
 
 pytest.importorskip(
     "keras_retinanet", reason="keras-retinanet is not installed: `make keras-retinanet` adds these tests"
@@ -67,16 +66,10 @@ def test_both_find_the_same(form, name, tmp_path):
         assert classes == reader.classes()
 
 
-def test_parts_of_pixels_of_kitti(tmp_path):
-    folder = write_kitti_source(tmp_path / "source", {"train": {"a": [("dog", (0.25, 1.75, 20.5, 29.06))]}})
-    images = found(read_clean(READERS["kitti"](folder), "train"))
-    assert_equal_boxes(images, theirs("kitti", folder, "train", ["Car"])[0], "kitti")
-
-
 @pytest.mark.parametrize("form", ["csv", "coco", "voc"])
 def test_keras_retinanet_reads_our_exports(form, tmp_path):
     convert("csv", WRITERS["csv"](tmp_path / "source"), tmp_path / "data")
-    export(form, tmp_path / "data", tmp_path / "export")
+    export_all(form, tmp_path / "data", tmp_path / "export")
     for path in (tmp_path / "export").glob("JPEGImages/*.png"):  # it takes one suffix only
         Image.open(path).save(path.with_suffix(".jpg"))
     for name, rows in SETS.items():

@@ -73,29 +73,23 @@ def test_a_source_becomes_a_data_set_that_a01_takes(form, tmp_path):
     assert [row[0] for row in result.negatives] == ["c"]
 
 
-def test_images_are_links_and_the_source_stays(tmp_path):
-    source = write_csv_source(tmp_path / "source")
-    before = contents(source)
-    convert("csv", source, tmp_path / "data")
-    assert (tmp_path / "data" / "train" / "a.png").samefile(source / "images" / "a.png")
-    assert contents(source) == before
-    row = table(tmp_path / "data" / "source_images.csv")[0]
-    assert (row["Split"], row["ImageID"], row["Width"], row["Height"]) == ("train", "a", "40", "30")
-    assert os.path.samefile(row["Path"], source / "images" / "a.png")
-
-
-@pytest.mark.parametrize(("without", "is_link"), [(["link"], True), (["link", "symlink"], False)])
-def test_a_file_system_without_hard_links(without, is_link, tmp_path, monkeypatch):
-    def refuse(*_, **__):
+@pytest.mark.parametrize("impossible", [[], ["link"], ["link", "symlink"]])
+def test_images_are_hard_links_else_symbolic_links_else_copies(impossible, tmp_path, monkeypatch):
+    def refuse(*_):
         raise OSError("not here")
 
-    for name in without:
+    for name in impossible:
         monkeypatch.setattr(os, name, refuse)
-    source = write_csv_source(tmp_path / "source")
+    source, path = write_csv_source(tmp_path / "source"), tmp_path / "data" / "train" / "a.png"
+    before = contents(source)
     convert("csv", source, tmp_path / "data")
-    path = tmp_path / "data" / "train" / "a.png"
-    assert path.is_symlink() == is_link
+    assert contents(source) == before
     assert path.read_bytes() == (source / "images" / "a.png").read_bytes()
+    assert path.samefile(source / "images" / "a.png") == (len(impossible) < 2)
+    assert path.is_symlink() == (len(impossible) == 1)
+    row = table(tmp_path / "data" / "source_images.csv")[0]
+    assert [row[name] for name in ("Split", "ImageID", "Width", "Height")] == ["train", "a", "40", "30"]
+    assert os.path.samefile(row["Path"], source / "images" / "a.png")
 
 
 def test_a_class_whose_box_was_left_out_is_not_verified(tmp_path):
@@ -210,32 +204,27 @@ def test_after_a_kill_the_same_command_goes_on(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("form", "choice", "what"),
+    ("file", "text", "sentence"),
     [
-        ("csv", SplitChoice(("train=annotations",)), "source_splits"),
-        ("csv", SplitChoice(("train=annotations",), folds=2), "source_splits"),
-        ("coco", SplitChoice(), "source 'csv'"),
+        ("mine.txt", "", "is in use: give another folder"),
+        ("source.json", "", "is the data set made with .*give another folder"),
+        ("source.json", "[]", "is the data set made with .*give another folder"),
+        ("source.json", '{"source": "coco"}', "is the data set made with source 'coco', .*give another folder"),
     ],
 )
-def test_another_conversion_is_not_overwritten(form, choice, what, tmp_path):
-    source, data_set = write_csv_source(tmp_path / "source"), tmp_path / "data"
-    WRITERS["coco"](source)
-    convert("csv", source, data_set)
-    before = contents(data_set)
-    with pytest.raises(FolderError, match=rf"is the data set made with .*{what}.*give another folder"):
-        convert(form, source, data_set, choice)
-    assert contents(data_set) == before
+def test_another_folder_or_conversion_is_not_overwritten(file, text, sentence, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / file).write_text(text)
+    with pytest.raises(FolderError, match=sentence):
+        convert("csv", write_csv_source(tmp_path / "source"), tmp_path / "data")
+    assert contents(tmp_path / "data") == {file: text.encode()}
 
 
-@pytest.mark.parametrize("mark", [None, "", "[]", "{}"])
-def test_a_folder_of_the_users_is_not_written_to(mark, tmp_path):
-    data_set = tmp_path / "data"
-    data_set.mkdir()
-    (data_set / ("mine.txt" if mark is None else "source.json")).write_text(mark or "")
-    before = contents(data_set)
-    with pytest.raises(FolderError, match="give another folder"):
-        convert("csv", write_csv_source(tmp_path / "source"), data_set)
-    assert contents(data_set) == before
+def test_other_splits_are_another_conversion(tmp_path):
+    source = write_csv_source(tmp_path / "source")
+    convert("csv", source, tmp_path / "data")
+    with pytest.raises(FolderError, match=r"is the data set made with source_splits \[\].*give another folder"):
+        convert("csv", source, tmp_path / "data", SplitChoice(("train=annotations",)))
 
 
 @pytest.mark.parametrize(

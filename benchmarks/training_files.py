@@ -32,8 +32,7 @@ import polars as pl
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.processes import measured
 from oid import paths
-from oid.annotations import read_class_descriptions
-from oid.columns import BOX_COLUMNS
+from oid.annotations import BOX_COLUMNS, read_class_descriptions
 from oid.command_line import run_script
 from oid.files import InputError
 from oid.hierarchy import Hierarchy, read_hierarchy

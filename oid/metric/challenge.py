@@ -269,7 +269,8 @@ def average_precisions(class_index: np.ndarray, labels: np.ndarray, num_gt: np.n
     Returns:
         `(C,)` float64, nan where `num_gt` is 0.
     """
-    order = np.argsort(class_index, kind="stable")
+    small = class_index.astype(np.min_scalar_type(-len(num_gt)))  # NumPy sorts 16-bit numbers in linear time
+    order = np.argsort(small, kind="stable")
     return areas_below(labels[order], np.searchsorted(class_index[order], np.arange(len(num_gt) + 1)), num_gt)
 
 

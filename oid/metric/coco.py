@@ -90,7 +90,7 @@ class CocoMatcher:
         image, class_index = np.divmod(cell, self._num_classes)
         order = np.lexsort((image, -scores, class_index))
         first = np.searchsorted(class_index[order], np.arange(self._num_classes + 1))
-        precision, recall = _accumulate(state, rank, order, first, self._num_gt)
+        precision, recall = _accumulate(state[order], rank[order], first, self._num_gt)
         numbers = [
             mean_of_defined(precision[:, 0]),
             *(mean_of_defined(precision[:, 0, threshold]) for threshold in (0, 5)),
@@ -165,12 +165,13 @@ def _overlap(box, target, crowd):
 
 
 @numba.njit(cache=True, nogil=True)
-def _accumulate(state, rank, order, first, num_gt):
+def _accumulate(state, rank, first, num_gt):
     """Precision and recall of every class, range of areas and threshold.
 
     Args:
-        state, rank: `(N, areas, thresholds)`, and `(N,)`, the place of each detection in its image and class.
-        order, first: `(N,)` and `(C + 1,)`; class c is at order[first[c]:first[c + 1]], in descending score.
+        state: `(N, areas, thresholds)`, ordered by class, then descending score.
+        rank: `(N,)`, the place of each detection in its image and class.
+        first: `(C + 1,)`, where each class begins.
         num_gt: `(C, areas)`.
 
     Returns:
@@ -184,10 +185,11 @@ def _accumulate(state, rank, order, first, num_gt):
             continue
         found, right, wrong = np.zeros(len(MAX_DETECTIONS)), 0, 0
         envelope = np.empty(num_gt[c, a])
-        for i in order[first[c] : first[c + 1]]:
+        for i in range(first[c], first[c + 1]):
             if state[i, a, t] == RIGHT:
                 envelope[right] = (right + 1) / (wrong + right + 1 + 2.220446049250313e-16)
-                found += rank[i] < MAX_DETECTIONS
+                for m in range(len(found)):
+                    found[m] += rank[i] < MAX_DETECTIONS[m]
                 right += 1
             wrong += state[i, a, t] == WRONG
         for k in range(right - 2, -1, -1):

@@ -9,19 +9,25 @@ with t_f = the metric's IoU threshold and t_b = 0.1. Each false positive has the
 4. background: it overlaps no box of any class by t_b or more;
 5. both: all others; wrong class, and localised badly.
 
-Missed is a box that nothing found, and that no error of localisation or classification would find if it were fixed.
-The order is that of the authors' program, where the paper leaves it open.
+A box is missed if nothing found it, and no error of localisation or classification would find it if it were fixed.
+Where the paper leaves the order open, it is that of the authors' program.
 
-What the challenge's rules make of it: a detection that they drop, or that a group-of box absorbs, is no error. The
-overlap with a group-of box is intersection / area of the detection, and ordinary boxes are asked first. A box that is
-there in the detection's own class as well, as the copies at ancestors are, is not another class's. Of several copies
-the first row, which is the annotated class, is what a detection is confused with.
+The challenge's rules add to this:
 
-The cost of a kind, dAP, is what mAP gains when all errors of the kind, and only these, are fixed. Localisation and
-classification: the best of the detections that aim at a box that nothing found becomes its true positive, the others
-go. Missed: the boxes leave the number of ground truth; a class with nothing left to find has AP 0, or leaves the mean
-where it has no detection either, and where all classes do, mAP is 1. The other kinds: the detections go. The costs do
-not add up to 1 - mAP: fixing two kinds may gain more, or less, than the sum.
+- A detection that they drop, or that a group-of box absorbs, is not an error.
+- The overlap with a group-of box is intersection / area of the detection; ordinary boxes come first.
+- A box that the detection's own class has, too, does not count as a box of another class: ancestors have such copies.
+- If several classes have the box, the detection is confused with the class of the first row, the annotated one.
+
+The cost of a kind, dAP, is what mAP gains if all errors of this kind, and no others, are fixed:
+
+- localisation and classification: the best detection that aims at an unfound box becomes its true positive; the other
+  detections are removed;
+- missed: the boxes are removed from the ground truth. A class with nothing left to find has AP 0, or leaves the mean if
+  it has no detection either; if all classes leave it, mAP is 1;
+- the other kinds: the detections are removed.
+
+The costs do not add up to 1 - mAP: fixing two kinds may gain more, or less, than the sum.
 """
 
 from dataclasses import dataclass

@@ -8,8 +8,7 @@ import pytest
 from a01_create_training_files import main
 from benchmarks.training_files import CLASSES, CLICK_COLUMNS, DEPTH, INNER, in_the_ancestors_way, make_data_set
 from oid import paths
-from oid.annotations import read_boxes, read_class_descriptions, read_image_labels
-from oid.columns import BOX_COLUMNS, CORNERS
+from oid.annotations import BOX_COLUMNS, read_boxes, read_class_descriptions, read_image_labels
 from oid.hierarchy import read_hierarchy
 from tests.helpers.project import run_script, shared
 
@@ -27,13 +26,12 @@ def test_files_are_those_of_open_images(data_set):
     assert (len(boxes), boxes["ImageID"].n_unique()) == (146_102, 17_430)
     assert boxes["ImageID"].is_sorted()
     assert set(boxes["ImageID"].str.len_bytes()) == {16}
-    assert 0.05 < (boxes["IsGroupOf"] == "1").mean() < 0.07
-    rectangles = read_boxes(paths.box_annotations(data_set, "train"), ["ImageID", *CORNERS])
-    shared_rectangles = rectangles.filter(rectangles.is_duplicated())
+    assert 0.05 < boxes["group_of"].mean() < 0.07
+    shared_rectangles = boxes.filter(pl.len().over("rectangle") > 1)
     assert 0.02 < len(shared_rectangles) / len(boxes) < 0.05
     labels = read_image_labels(paths.image_label_annotations(data_set, "train"))
     assert (len(labels), labels["ImageID"].n_unique()) == (90_000, 17_430)
-    assert 0.4 < (labels["Confidence"] == "1").mean() < 0.7
+    assert 0.4 < labels["positive"].mean() < 0.7
     counts = boxes["LabelName"].value_counts()["count"].sort()
     assert counts[-1] > 30 * counts.median()  # a long tail
 

@@ -74,7 +74,7 @@ def test_a_mistake_is_one_sentence(flags, sentence, tmp_path):
 
 def test_a_level_that_somebody_asks_for_must_exist(tmp_path):
     flags = {"source": "csv", "source_path": str(write_csv_source(tmp_path / "source")), "levels": ("1", "2")}
-    with pytest.raises(InputError, match="--levels is 2: give a height that a class has: 1 all rare"):
+    with pytest.raises(InputError, match="the hierarchy has no class of this height"):
         a01.main(dataset_path=str(tmp_path / "data"), output_path=str(tmp_path / "out"), **flags)
 
 

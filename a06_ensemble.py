@@ -25,16 +25,10 @@ from tqdm import tqdm
 import a00_utils_and_constants as a00
 from oid import paths
 from oid.command_line import check_flag, run_script
-from oid.files import InputError, output_file, remedy, require_file
+from oid.files import InputError, output_file, remedy
 from oid.fusion.fuse import Boxes, fuse
 from oid.fusion.model_files import ModelFiles
-from oid.fusion.tuned_settings import (
-    FusionSettings,
-    SearchOptions,
-    model_names,
-    read_tuned_settings,
-    write_tuned_settings,
-)
+from oid.fusion.tuned_settings import FusionSettings, SearchOptions, model_names, read_settings, write_settings
 from oid.machine import usable_cores
 from oid.predictions.files import PredictionFile, Predictions, PredictionWriter
 
@@ -68,35 +62,29 @@ def main(
     seed: int = 0,
     threads: int = 0,
 ) -> None:
-    """Labels are any text without white space; no hierarchy is needed. The images are the first file's in their order,
-    then those that only later files have. An image that a file does not have has no boxes there.
+    """The images are the first file's, in their order, then those that only later files have.
 
     Args:
         dataset_path: folder of the data set; only --tune reads it, for the ground truth.
         output_path: folder of all results.
         split: the split whose expanded predictions are fused, unless --predictions names files.
-        predictions: prediction CSVs, one per model, Kaggle form or a row per box, also .gz; by default every
-            *.expanded.csv of the split, in the order of their names.
+        predictions: prediction CSVs, one per model, also .gz; by default every *.expanded.csv of the split, by name.
         ensemble: CSV to write; by default the split's submission.csv.
         method: wbf = weighted boxes fusion; nms = non-maximum suppression over all files' boxes; soft_nms_linear,
-            soft_nms_gaussian = the same, but scores fall with the overlap; nmw = non-maximum weighted. All but wbf and
-            nmw multiply scores by weight / sum of weights when --weights is given.
+            soft_nms_gaussian = the same, but scores fall with the overlap; nmw = non-maximum weighted.
         weights: one per file, 0 or more; by default all equal.
-        fusion_iou: boxes of one class that overlap more are fused (wbf, nmw), or the one with the lower score is
-            dropped (nms) or loses score (soft_nms_linear); from 0 to 1.
+        fusion_iou: boxes of one class that overlap more are fused, or the lower score is dropped or reduced; 0 to 1.
         skip_box_threshold: boxes with a lower score in their file are left out; 0 = off.
-        conf_type: score of a fused box, for wbf, as in ensemble-boxes: avg = mean, less if few models found it; max =
-            the highest; box_and_model_avg, absent_model_aware_avg = means that depend on which models found it.
+        conf_type: score of a fused box, for wbf: avg = mean, less if few models found it; max = the highest;
+            box_and_model_avg, absent_model_aware_avg = means that depend on which models found it.
         allows_overflow: for wbf with avg, two boxes of one model count twice, so that scores can exceed 1.
         sigma: for soft_nms_gaussian, its width; the larger, the less the scores fall.
         score_threshold: for soft_nms_*, boxes whose new score is not above it are left out.
-        limit: maximum number of boxes per image, those with the highest scores; 0 = all.
-        settings: X.tuned.json whose weights, IoU, skip threshold and conf_type are used; with --tune it is written, by
-            default beside the ensemble.
-        tune: search these settings on the split's ground truth instead of writing an ensemble.
+        limit: maximum number of boxes per image, the best ones; 0 = all.
+        settings: X.tuned.json with the result of --tune, which writes it, by default beside the ensemble.
+        tune: search weights, fusion_iou, skip_box_threshold and conf_type on ground truth; no ensemble is written.
         boxes: with --tune, CSV of ground-truth boxes; by default the data set's.
-        image_labels: with --tune, CSV of human-verified image-level labels, or "none"; by default the data set's where
-            it has them, but none where --boxes names another file.
+        image_labels: with --tune, CSV of verified image-level labels, or "none"; by default as in a07.
         group_of_weight: with --tune, what a group-of box counts in the metric, 0 to 1, as in a07.
         trials: with --tune, number of settings to try.
         folds: with --tune, number of parts of the images, held out in turn.
@@ -107,8 +95,8 @@ def main(
     ensemble = output_file(ensemble or paths.submission(output_path, split), "give another place by --ensemble")
     if not file_paths:
         raise InputError(f"no *.expanded.csv in {ensemble.parent}: run a05_expand_hierarchy.py first")
-    if ensemble.resolve() in [path.resolve() for path in file_paths]:
-        raise InputError(f"--ensemble {ensemble} is one of the files that are read: give it another name")
+    is_new = ensemble.resolve() not in [path.resolve() for path in file_paths]
+    check_flag(is_new, "ensemble", ensemble, "another name, because this file is read")
     for name, value, low, high in (
         ("fusion_iou", fusion_iou, 0.0, 1.0),
         ("skip_box_threshold", skip_box_threshold, 0.0 if method.startswith("soft_nms") else -LARGEST, LARGEST),
@@ -123,44 +111,43 @@ def main(
         *(("weights", weight, 0.0, 1e6) for weight in weights or ()),
     ):
         check_flag(low <= value <= high, name, value, f"a number from {low:g} to {high:g}")
-    if weights:
-        check_flag(len(weights) == len(file_paths), "weights", weights, f"{len(file_paths)} numbers, one per file")
-        check_flag(any(weights), "weights", weights, "at least one number above 0")
+    are_fine = weights is None or (len(weights) == len(file_paths) and any(weights))
+    check_flag(are_fine, "weights", weights, f"{len(file_paths)} numbers, one per file, not all 0")
     check_use("with --method wbf", method == "wbf", conf_type=conf_type, allows_overflow=allows_overflow)
     check_use("with --method soft_nms_gaussian", method == "soft_nms_gaussian", sigma=sigma)
     check_use("with --method soft_nms_*", method.startswith("soft_nms"), score_threshold=score_threshold)
     check_use("with --conf_type avg", conf_type == "avg", allows_overflow=allows_overflow)
-    check_use("with --tune", tune, boxes=boxes, image_labels=image_labels, group_of_weight=group_of_weight)
-    check_use("with --tune", tune, trials=trials, folds=folds, seed=seed)
+    check_use("with --tune", tune, boxes=boxes, image_labels=image_labels, trials=trials, folds=folds, seed=seed)
+    check_use("with --tune", tune, group_of_weight=group_of_weight)
     check_use("without --tune", not tune, weights=weights, limit=limit, method=method, allows_overflow=allows_overflow)
-    by_flags = tune or not settings
-    check_use("without --settings", by_flags, weights=weights, method=method, fusion_iou=fusion_iou)
-    check_use("without --settings", by_flags, skip_box_threshold=skip_box_threshold, conf_type=conf_type)
+    by_flag = tune or not settings
+    check_use("without --settings", by_flag, weights=weights, method=method, fusion_iou=fusion_iou)
+    check_use("without --settings", by_flag, skip_box_threshold=skip_box_threshold, conf_type=conf_type)
 
-    threads = threads or usable_cores()
     if tune:
         default = ensemble.with_name(ensemble.name.removesuffix(".gz").removesuffix(".csv") + ".tuned.json")
         target = output_file(settings or default, "give another place by --settings")
         base = FusionSettings((1.0,) * len(file_paths), fusion_iou, skip_box_threshold, conf_type)
-        options = SearchOptions(trials, folds, seed, group_of_weight, threads)
+        options = SearchOptions(trials, folds, seed, group_of_weight, threads or usable_cores())
         tune_settings(target, file_paths, (dataset_path, split, boxes, image_labels), base, options)
         return
     if settings:
-        require_file(settings, "a06_ensemble.py --tune writes it")
         with remedy("give --predictions of these names in this order, or write the file again by --tune"):
-            tuned = read_tuned_settings(settings, model_names(file_paths))
+            tuned = read_settings(settings, model_names(file_paths))
+        print(f"{settings}: {tuned}")
         weights, fusion_iou = tuned.weights, tuned.fusion_iou
         skip_box_threshold, conf_type = tuned.skip_box_threshold, tuned.conf_type
     fuse_block = functools.partial(fuse, method, weights=weights, iou_threshold=fusion_iou, conf_type=conf_type)
     fuse_block = functools.partial(fuse_block, skip_box_threshold=skip_box_threshold, allows_overflow=allows_overflow)
-    fuse_block = functools.partial(fuse_block, sigma=sigma, score_threshold=score_threshold, limit=limit or None)
+    fuse_block = functools.partial(fuse_block, sigma=sigma, score_threshold=score_threshold)
+    fuse_block = functools.partial(fuse_block, limit=limit or None, threads=threads or usable_cores())
     files = ModelFiles([PredictionFile(path) for path in file_paths])
     counts, written = write_ensemble(ensemble, files, fuse_block, skip_box_threshold)
-    for path, missing, (found, outside, without_area, below) in zip(file_paths, files.missing, counts, strict=True):
+    for path, missing, found in zip(file_paths, files.missing, counts, strict=True):
         print(
-            f"read {path}: {found} boxes; {missing} images of other files are missing here, "
-            f"{outside} boxes reach out of the image (clipped), "
-            f"{without_area} boxes have no area in the image, {below} a score below {skip_box_threshold:g} (left out)"
+            f"read {path}: {found[0]} boxes, {missing} images of other files are missing here, "
+            f"{found[1]} boxes reach out of the image (clipped), {found[2]} boxes have no area in the image, "
+            f"{found[3]} a score below {skip_box_threshold:g} (left out)"
         )
     print(f"wrote {ensemble}: {len(files.image_ids)} images, {written} boxes fused from {counts[:, 0].sum()}")
 
@@ -174,16 +161,12 @@ def check_use(when: str, is_used: bool, **values: object) -> None:
 def write_ensemble(
     path: Path, files: ModelFiles, fuse_block: Callable[..., Boxes], skip_box_threshold: float
 ) -> tuple[np.ndarray, int]:
-    """Fuses all images, block by block.
-
-    Returns:
-        `(models, 4)` numbers of boxes: all, outside the image, without area, below the threshold. And all fused boxes.
-    """
+    """Fuses all images, block by block. Returns `(models, 4)` numbers of boxes (all, outside the image, without area,
+    below the threshold), and the number of fused boxes."""
     from oid.boxes.kernels import count_unusual
 
     counts, written = np.zeros((len(files.missing), 4), np.int64), 0
-    bar = tqdm(total=len(files.image_ids), desc="fusing", unit="image", disable=None)
-    with PredictionWriter(path) as writer, bar:
+    with PredictionWriter(path) as writer, tqdm(total=len(files.image_ids), unit="image", disable=None) as bar:
         for images, models in files.blocks(IMAGES_PER_BLOCK):
             boxes, scores, labels, offsets = fuse_block(*zip(*models, strict=True))
             image_index = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
@@ -204,14 +187,14 @@ def tune_settings(
     names, files = model_names(file_paths), [PredictionFile(path) for path in file_paths]
     with remedy("give --boxes, or the folder of Open Images with --dataset_path"):
         ground_truth = find_ground_truth(*truth_files)
-    print(*ground_truth.lines(), sep="\n", flush=True)
     truth, report, _ = ground_truth.read()
+    print(*ground_truth.lines(), sep="\n")
     print(f"ground truth: {len(truth.image_ids)} images, {len(truth.boxes)} boxes of {len(report.labels)} classes")
     progress = functools.partial(tqdm, desc="tuning", unit="trial", disable=None)
     with remedy("do --predictions and --boxes belong to the same split, with at least --folds images?"):
         tuning = tune(ModelFiles(files, truth.image_ids), truth, report.labels, base, options, progress)
     print(*tuning.lines(names), sep="\n")
-    write_tuned_settings(target, names, tuning.settings, tuning.verdict, dataclasses.asdict(tuning))
+    write_settings(target, names, tuning.settings, tuning.verdict, dataclasses.asdict(tuning))
     print(f"wrote {target}: apply it to files of the same names by --settings {target}")
 
 

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from oid.command_line import run_script
 from oid.fusion.fuse import Boxes
 from oid.fusion.search import fuse_all
-from oid.fusion.tuned_settings import FusionSettings, read_tuned_settings
+from oid.fusion.tuned_settings import FusionSettings, read_settings
 from oid.metric.challenge import GroundTruth, evaluate
 from oid.predictions.files import Predictions, write_predictions
 
@@ -59,7 +59,7 @@ def main(*, small: bool = False, images: int = 5_000, classes: int = 100, trials
         print(f"a06 --tune, 3 x {images} images, {trials} trials: {took}")
         package = package_seconds(images=min(images, 100), labels=labels) * images * trials
         print(f"only the fusions, by ensemble-boxes, reckoned from 100 images: {package:.0f} s of processor time")
-        tuned = read_tuned_settings(settings, list(DETECTORS))
+        tuned = read_settings(settings, list(DETECTORS))
         base = FusionSettings((1.0,) * len(DETECTORS), 0.55)
         truth, models = make(images, labels, seed=1)
         models = [Boxes(model.boxes, model.scores, model.label_index, model.offsets()) for model in models]

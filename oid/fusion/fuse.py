@@ -140,12 +140,8 @@ def _joined(fuse_part: Callable[[slice], Boxes], num_images: int, num_parts: int
     if num_parts < 2:
         return fuse_part(slice(None))
     cuts = np.linspace(0, num_images, num_parts + 1).astype(int)
-    slices = map(slice, cuts[:-1], cuts[1:])
-    if threads == 1:
-        parts = list(map(fuse_part, slices))
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            parts = list(pool.map(fuse_part, slices))
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(fuse_part, map(slice, cuts[:-1], cuts[1:])))
     *columns, offsets = zip(*parts, strict=True)
     counts = np.concatenate([np.diff(of_part) for of_part in offsets])
     return Boxes(*map(np.concatenate, columns), np.concatenate([[0], np.cumsum(counts)]))

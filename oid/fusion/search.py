@@ -33,7 +33,11 @@ LARGEST_SKIP = 0.9  # share of all boxes that the skip threshold may remove
 IMAGES_PER_BLOCK = 4096
 DRAWS = 1000  # of the bootstrap
 ROUNDING = 1e-9  # smaller differences of mAP are rounding errors
-VERDICTS = NOISE, EQUAL, GAIN = "inside the noise", "gain with equal weights", "gain"
+VERDICTS = {  # and what is kept
+    "inside the noise": "equal weights and the default settings",
+    "gain with equal weights": "equal weights",
+    "gain": "these weights",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +73,8 @@ class Tuning:
     """The result of `tune`.
 
     Attributes:
-        verdict: one of `VERDICTS`.
+        settings, verdict: what to apply, and why: one of `VERDICTS`.
+        expected: the gain of `settings` over the base on other images; None = the base is kept.
         options: as given.
         base, base_map: equal weights and the defaults, and their mAP on all images.
         equal_weights, free_weights: the best trial with equal weights, and the best of all; gains over the base.
@@ -77,7 +82,9 @@ class Tuning:
         boxes, missing: per model, the boxes that take part, and the images that its file does not have.
     """
 
+    settings: FusionSettings
     verdict: str
+    expected: Gain | None
     options: SearchOptions
     base: FusionSettings
     base_map: float
@@ -86,16 +93,6 @@ class Tuning:
     by_weights: Gain
     boxes: tuple[int, ...]
     missing: tuple[int, ...]
-
-    @property
-    def kept(self) -> Gain | None:
-        """The settings to apply and their expected gain over the base; None = the base is kept."""
-        return {NOISE: None, EQUAL: self.equal_weights, GAIN: self.free_weights}[self.verdict]
-
-    @property
-    def settings(self) -> FusionSettings:
-        """The settings to apply."""
-        return self.kept.settings if self.kept else self.base
 
     def lines(self, names: Sequence[str]) -> list[str]:
         """The result in words; the last lines say what is expected and kept. `names` are those of the models."""
@@ -110,10 +107,8 @@ class Tuning:
                 f"  gain out of fold {gain}; in each fold {folds}",
             ]
         lines.append(f"gain out of fold by the weights {self.by_weights}")
-        if self.kept:
-            lines.append(f"expected gain {self.kept}")
-        kept = {NOISE: "equal weights and the defaults", EQUAL: "equal weights", GAIN: "these weights"}[self.verdict]
-        lines.append(f"{self.verdict}: {kept} are kept")
+        lines += [f"expected gain {self.expected}"] if self.expected else []
+        lines.append(f"{self.verdict}: {VERDICTS[self.verdict]} are kept")
         lines += [f"  weight {weight:g} {name}" for name, weight in zip(names, self.settings.weights, strict=True)]
         return [*lines, f"settings: {self.settings}"]
 
@@ -154,12 +149,12 @@ def tune(
         curves = Curves(matched(trial), truth, **metric)
         maps.append([curves.mean_average_precision(images) for images in choices])
     maps = np.nan_to_num(maps)
-    has_equal = np.array([len(set(trial.weights)) == 1 for trial in settings])
-    best = [[0] * len(choices), _best(np.where(has_equal[:, None], maps, -1.0)), _best(maps)]
-    columns = [
-        [Curves(matched(settings[trial]), truth, images=fold == f, **metric) for f, trial in enumerate(chosen[:-1])]
-        for chosen in best
-    ]
+    has_equal = np.array([len(set(trial.weights)) == 1 for trial in settings])[:, None]
+    best, columns = [], []  # of the base, of equal weights, of all: the first best trial for each choice of images
+    for values in (maps[:1], np.where(has_equal, maps, -1.0), maps):
+        best.append(np.argmax(values >= values.max(axis=0) - ROUNDING, axis=0))
+        of_folds = enumerate(best[-1][:-1])
+        columns.append([Curves(matched(settings[i]), truth, images=fold == f, **metric) for f, i in of_folds])
     draws = bootstrap(lambda times: [mean_of_folds(column, times) for column in columns], fold, DRAWS, options.seed)
 
     def gain(column: int, over: int = 0) -> Gain:
@@ -176,13 +171,24 @@ def tune(
             fold_settings=tuple(settings[trial] for trial in of_folds),
         )
 
-    equal, free = gain(1), gain(2)
-    kept = int(equal.is_beyond_noise())
+    candidates = [gain(0), gain(1), gain(2)]
+    kept = int(candidates[1].is_beyond_noise())
     by_weights = gain(2, over=kept)
     if by_weights.is_beyond_noise() and not has_equal[best[2][-1]]:
         kept = 2
-    sizes, missing = tuple(len(model.scores) for model in models), tuple(files.missing)
-    return Tuning(VERDICTS[kept], options, base, float(maps[0, -1]), equal, free, by_weights, sizes, missing)
+    return Tuning(
+        settings=candidates[kept].settings,
+        verdict=list(VERDICTS)[kept],
+        expected=candidates[kept] if kept else None,
+        options=options,
+        base=base,
+        base_map=float(maps[0, -1]),
+        equal_weights=candidates[1],
+        free_weights=candidates[2],
+        by_weights=by_weights,
+        boxes=tuple(len(model.scores) for model in models),
+        missing=tuple(files.missing),
+    )
 
 
 def boxes_that_count(files: ModelFiles, truth: GroundTruth, labels: Sequence[str]) -> list[Boxes]:
@@ -272,8 +278,3 @@ def divide(num_images: int, folds: int, seed: int) -> np.ndarray:
     if not 2 <= folds <= num_images:
         raise InputError(f"{num_images} images cannot be divided into {folds} folds")
     return np.random.default_rng([seed, 1]).permutation(np.arange(num_images) % folds)
-
-
-def _best(maps: np.ndarray) -> list[int]:
-    """For each column of `(trials, choices)` mAP, the first of the best trials."""
-    return np.argmax(maps >= maps.max(axis=0) - ROUNDING, axis=0).tolist()

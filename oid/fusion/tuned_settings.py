@@ -18,7 +18,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from oid.files import InputError, replacing
+from oid.files import InputError, replacing, require_file
 from oid.fusion.fuse import CONF_TYPES
 
 FORMAT, VERSION, METHOD = "fusion settings", 1, "wbf"
@@ -42,21 +42,13 @@ class FusionSettings:
 
 @dataclasses.dataclass(frozen=True)
 class SearchOptions:
-    """How settings are searched.
+    """How settings are searched."""
 
-    Attributes:
-        trials: number of settings that are tried, 1 or more.
-        folds: number of parts of the images, held out in turn; from 2 to the number of images.
-        seed: of folds, trials and bootstrap.
-        group_of_weight: of the metric.
-        threads: for the fusion; the result does not depend on it.
-    """
-
-    trials: int = 200
-    folds: int = 5
-    seed: int = 0
-    group_of_weight: float = 1.0
-    threads: int = 1
+    trials: int = 200  # settings that are tried
+    folds: int = 5  # parts of the images, held out in turn
+    seed: int = 0  # of folds, trials and bootstrap
+    group_of_weight: float = 1.0  # of the metric
+    threads: int = 1  # of the fusion; the result does not depend on them
 
 
 def model_names(paths: Sequence[str | os.PathLike]) -> list[str]:
@@ -73,7 +65,7 @@ def model_names(paths: Sequence[str | os.PathLike]) -> list[str]:
     return names
 
 
-def write_tuned_settings(
+def write_settings(
     path: str | os.PathLike,
     names: Sequence[str],
     settings: FusionSettings,
@@ -97,18 +89,19 @@ def write_tuned_settings(
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_tuned_settings(path: str | os.PathLike, names: Sequence[str]) -> FusionSettings:
+def read_settings(path: str | os.PathLike, names: Sequence[str]) -> FusionSettings:
     """Reads a settings file for the models that are to be fused.
 
     Args:
-        path: an existing file.
+        path: the file.
         names: the models, see `model_names`, in the order in which they are fused.
 
     Raises:
-        InputError: the file is not a settings file, a value is missing or out of range, or its models are not these.
+        InputError: there is no such file, it is not a settings file, a value is out of range, or the models differ.
     """
+    path = require_file(path, "settings are the result of a search")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not a JSON file ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

@@ -61,8 +61,8 @@ def test_images_of_the_first_file_come_first_then_new_ones(ensemble, capsys):
     result = ensemble(first, second)
     assert list(result.items()) == [("c", f"x 0.5 {A}"), ("a", ""), ("007", f"x 0.25 {A}"), ("b", "")]
     output = capsys.readouterr().out
-    assert "model0.csv: 1 boxes; 2 images of other files are missing here" in output
-    assert "model1.csv: 2 boxes; 1 images of other files are missing here" in output
+    assert "model0.csv: 1 boxes, 2 images of other files are missing here" in output
+    assert "model1.csv: 2 boxes, 1 images of other files are missing here" in output
 
 
 def test_labels_are_any_text_and_are_matched_by_text_not_by_position(ensemble):
@@ -141,7 +141,7 @@ def test_a_mistake_in_a_late_block_leaves_no_file(tmp_path, monkeypatch):
     ("options", "match"),
     [
         ({"weights": (1.0,)}, "--weights is 1.0: give 2 numbers, one per file"),
-        ({"weights": (0.0, 0.0)}, "--weights is 0.0 0.0: give at least one number above 0"),
+        ({"weights": (0.0, 0.0)}, "--weights is 0.0 0.0: give 2 numbers, one per file, not all 0"),
         ({"weights": (1.0, -1.0)}, "--weights is -1.0: give a number from 0"),
         ({"weights": (1.0, float("nan"))}, "--weights is nan"),
         ({"fusion_iou": 1.01}, "--fusion_iou is 1.01: give a number from 0 to 1"),
@@ -166,7 +166,7 @@ def test_a_mistake_in_a_late_block_leaves_no_file(tmp_path, monkeypatch):
         ({"tune": True, "folds": 1}, "--folds is 1: give a number from 2"),
         ({"settings": "x.tuned.json", "weights": (1.0, 2.0)}, "--weights is 1.0 2.0: give it only without --settings"),
         ({"settings": "x.tuned.json", "fusion_iou": 0.5}, "--fusion_iou is 0.5: give it only without --settings"),
-        ({"settings": "x.tuned.json"}, "x.tuned.json does not exist: a06_ensemble.py --tune writes it"),
+        ({"settings": "x.tuned.json"}, "x.tuned.json does not exist: .*write the file again by --tune"),
     ],
 )
 def test_mistakes_in_flags(ensemble, tmp_path, options, match):
@@ -177,7 +177,7 @@ def test_mistakes_in_flags(ensemble, tmp_path, options, match):
 
 def test_the_input_is_never_overwritten(tmp_path):
     path = write(tmp_path, "a.csv", {"i": ""})
-    with pytest.raises(InputError, match="one of the files that are read"):
+    with pytest.raises(InputError, match="give another name, because this file is read"):
         a06.main(predictions=(path,), ensemble=path)
 
 

@@ -7,10 +7,9 @@ scores to an unstable sort. Here their order is tested separately.
 import ensemble_boxes
 import numpy as np
 import pytest
-from ensemble_boxes.ensemble_boxes_nms import cpu_soft_nms_float
 
-from oid.boxes.kernels import count_unusual, pairwise_sum
-from oid.boxes.suppression import iou_matrix
+from oid.boxes.kernels import count_unusual
+from oid.boxes.suppression import classwise_soft_nms
 from oid.fusion import fuse as fusion
 from oid.fusion.fuse import CONF_TYPES, METHODS, fuse
 
@@ -111,13 +110,6 @@ def test_wbf_equals_the_package_with_a_weight_of_0_where_the_package_gives_numbe
     assert compared > 20
 
 
-def test_the_sum_of_weights_is_numpys():
-    rng = np.random.default_rng(0)
-    for count in range(1, 41):
-        numbers = rng.random(count)
-        assert pairwise_sum(numbers) == numbers.sum()
-
-
 def test_nms_equals_the_package(capsys):
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -129,37 +121,23 @@ def test_nms_equals_the_package(capsys):
     capsys.readouterr()
 
 
-def package_soft_nms(boxes, scores, labels, method, iou, sigma, lowest):
-    """The package's loop, class by class, with the scores that it lowers in place and does not return."""
-    parts = [[np.zeros((0, 4)), np.zeros(0), np.zeros(0)]]
-    for label in np.unique(labels):
-        lowered = scores[labels == label].copy()
-        kept = cpu_soft_nms_float(boxes[labels == label], lowered, iou, sigma, lowest, method)
-        parts.append([boxes[labels == label][kept], lowered[lowered > lowest], np.full(len(kept), label)])
-    return [np.concatenate(part) for part in zip(*parts, strict=True)]
-
-
 @pytest.mark.parametrize(("kind", "method"), [("linear", 1), ("gaussian", 2)])
-def test_soft_nms_keeps_the_boxes_of_the_package_with_lowered_scores(kind, method, capsys):
+def test_soft_nms_keeps_the_boxes_of_the_package_with_the_scores_of_classwise_soft_nms(kind, method, capsys):
     rng = np.random.default_rng(0)
     for _ in range(20):
         models = random_models(rng, sizes=(1, 5, 30))
         boxes, has_area = cleaned(np.concatenate(models[0]))
-        if not has_area.any():
-            continue
-        weights = some_weights(rng, len(models[0]))
         iou, sigma, lowest = rng.choice([0.3, 0.5]), rng.choice([0.1, 0.5]), rng.choice([0.001, 0.1])
-        options = {"iou_threshold": iou, "sigma": sigma, "score_threshold": lowest, "weights": weights}
-        result = fuse(f"soft_nms_{kind}", *models, **options)
-        factors = np.ones(len(models[0])) if weights is None else weights
-        scores = np.concatenate([s * w for s, w in zip(models[1], factors, strict=True)])
-        scores = scores / (1 if weights is None else weights.sum())
-        labels = np.concatenate(models[2])
-        expected = package_soft_nms(boxes[has_area], scores[has_area], labels[has_area], method, iou, sigma, lowest)
-        np.testing.assert_allclose(table(*result), table(*expected), rtol=1e-12)
-        names = {"method": method, "iou_thr": iou, "sigma": sigma, "thresh": lowest, "weights": weights}
-        published = ensemble_boxes.soft_nms(*as_lists(models), **names)
-        assert sorted(map(tuple, published[0])) == sorted(map(tuple, result.boxes))
+        options = {"iou_threshold": iou, "sigma": sigma, "score_threshold": lowest}
+        found = fuse(f"soft_nms_{kind}", *models, **options)
+        scores, labels = (np.concatenate(part)[has_area] for part in models[1:])
+        kept, new_scores = classwise_soft_nms(boxes[has_area], scores, labels, method=kind, **options)
+        np.testing.assert_array_equal(found.scores, new_scores[new_scores > lowest])
+        np.testing.assert_array_equal(found.boxes, boxes[has_area][kept[new_scores > lowest]])
+        if has_area.any():  # else the package raises
+            names = {"method": method, "iou_thr": iou, "sigma": sigma, "thresh": lowest}
+            package = ensemble_boxes.soft_nms(*as_lists(models), **names)
+            assert sorted(map(tuple, package[0])) == sorted(map(tuple, found.boxes))
     capsys.readouterr()
 
 
@@ -191,51 +169,6 @@ def test_two_boxes_become_their_weighted_mean():
 def test_a_box_of_one_model_in_three_gets_a_third_of_its_score_and_is_not_rounded():
     boxes, scores, *_ = fuse("wbf", [[[0.1, 0.2, 0.3, 0.4]], [], []], [[0.9], [], []], [[1], [], []])
     assert (boxes.tolist(), scores.tolist()) == ([[0.1, 0.2, 0.3, 0.4]], [0.9 / 3])
-
-
-@pytest.mark.parametrize(
-    ("conf_type", "expected"),
-    [
-        ("avg", 0.6 * 3 / 6),
-        ("max", 0.9 / 3),
-        ("box_and_model_avg", 0.6 * 3 / 4 * 3 / 6),
-        ("absent_model_aware_avg", 0.6 * 3 / (4 + 3)),
-    ],
-)
-def test_the_four_confidences(conf_type, expected):
-    """Weights 1 2 3; the first model finds the box twice, at 0.9 and 0.3, the second at 0.3, the third does not."""
-    lists = [[BOX, BOX], [BOX], []], [[0.9, 0.3], [0.3], []], [[1, 1], [1], []]
-    np.testing.assert_allclose(
-        fuse("wbf", *lists, weights=[1, 2, 3], conf_type=conf_type).scores, [expected], rtol=1e-7
-    )
-
-
-def test_allows_overflow_counts_every_box_of_a_model():
-    lists = [[BOX] * 3, [BOX]], [[0.9, 0.8, 0.7], [0.6]], [[1] * 3, [1]]
-    assert fuse("wbf", *lists).scores == pytest.approx([0.75], rel=1e-6)
-    assert fuse("wbf", *lists, allows_overflow=True).scores == pytest.approx([0.75 * 4 / 2], rel=1e-6)
-
-
-def test_soft_nms_drops_boxes_whose_score_is_at_most_the_threshold():
-    """Two boxes with IoU 1/2, and one apart whose score is the threshold."""
-    lists = [[[0, 0, 1, 1], [0, 0, 0.1, 0.1]], [[0, 0, 1, 0.5]]], [[0.8, 0.25], [0.9]], [[1, 2], [1]]
-    boxes, scores, labels, _ = fuse("soft_nms_linear", *lists, iou_threshold=0.4, score_threshold=0.25)
-    assert boxes.tolist() == [[0, 0, 1, 0.5], [0, 0, 1, 1]]
-    assert (scores.tolist(), labels.tolist()) == ([0.9, 0.8 * 0.5], [1, 1])
-    _, scores, labels, _ = fuse("soft_nms_gaussian", *lists, sigma=0.2)
-    np.testing.assert_allclose(scores, [0.9, 0.25, 0.8 * np.exp(-0.25 / 0.2)], rtol=1e-12)
-    assert labels.tolist() == [1, 2, 1]
-
-
-def test_nmw_weights_boxes_by_score_and_overlap_with_the_first():
-    """The second box overlaps the first by 1/2 and has half its score: the mean is 4/5 of one and 1/5 of the other."""
-    lists = [[[0, 0, 1, 1]], [[0, 0, 1, 0.5]]], [[0.8], [0.4]], [[1], [1]]
-    boxes, scores, *_ = fuse("nmw", *lists, iou_threshold=0.4)
-    np.testing.assert_allclose(boxes, [[0, 0, 1, 0.9]], rtol=1e-12)
-    assert scores.tolist() == [0.8]
-    boxes, scores, *_ = fuse("nmw", *lists, weights=[0.5, 2], iou_threshold=0.4)
-    np.testing.assert_allclose(boxes, [[0, 0, 1, (0.4 * 0.5 + 0.2 * 0.5) / 0.5]], rtol=1e-12)
-    assert scores.tolist() == [0.4]
 
 
 @pytest.mark.parametrize("method", ["wbf", "nmw"])
@@ -321,13 +254,6 @@ def test_only_the_ratio_of_weights_counts_and_the_input_is_not_changed(method):
     once, eight_times = fuse(method, *models, weights=weights), fuse(method, *models, weights=weights * 8)
     assert all(np.array_equal(x, y) for x, y in zip(once, eight_times, strict=True))
     assert all(np.array_equal(x, y) for a, b in zip(before, models, strict=True) for x, y in zip(a, b, strict=True))
-
-
-def test_nms_leaves_no_two_boxes_of_a_class_that_overlap_too_much():
-    models = random_models(np.random.default_rng(2), sizes=(30,))
-    boxes, _, labels, _ = fuse("nms", *models, iou_threshold=0.4)
-    same_class = (labels[:, None] == labels) & ~np.eye(len(labels), dtype=bool)
-    assert iou_matrix(boxes, boxes)[same_class].max() <= 0.4
 
 
 @pytest.mark.parametrize("method", METHODS)

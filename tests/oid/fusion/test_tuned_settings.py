@@ -7,7 +7,7 @@ import pytest
 
 from oid.files import InputError
 from oid.fusion.fuse import CONF_TYPES
-from oid.fusion.tuned_settings import FusionSettings, model_names, read_tuned_settings, write_tuned_settings
+from oid.fusion.tuned_settings import FusionSettings, model_names, read_settings, write_settings
 
 NAMES = ["a.expanded", "b.expanded"]
 SETTINGS = FusionSettings((1.0, 0.25), 0.61, 0.0123, "max")
@@ -16,7 +16,7 @@ SETTINGS = FusionSettings((1.0, 0.25), 0.61, 0.0123, "max")
 def written(folder: Path, **changes: object) -> Path:
     """A settings file with other values in some keys; None removes the key."""
     path = folder / "x.tuned.json"
-    write_tuned_settings(path, NAMES, SETTINGS, "gain", {"images": 12})
+    write_settings(path, NAMES, SETTINGS, "gain", {"images": 12})
     content = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
     return path
@@ -25,8 +25,8 @@ def written(folder: Path, **changes: object) -> Path:
 @pytest.mark.parametrize("conf_type", CONF_TYPES)
 def test_what_is_written_is_read(tmp_path, conf_type):
     settings = FusionSettings((0.0, 1.0, 1 / 3), 1 / 7, -0.5, conf_type)
-    write_tuned_settings(tmp_path / "x.tuned.json", ["a", "b", "c"], settings, "gain", {"gains": [0.1, None]})
-    assert read_tuned_settings(tmp_path / "x.tuned.json", ["a", "b", "c"]) == settings
+    write_settings(tmp_path / "x.tuned.json", ["a", "b", "c"], settings, "gain", {"gains": [0.1, None]})
+    assert read_settings(tmp_path / "x.tuned.json", ["a", "b", "c"]) == settings
 
 
 def test_the_file_is_for_people_too(tmp_path):
@@ -35,7 +35,7 @@ def test_the_file_is_for_people_too(tmp_path):
     assert (content["format"], content["version"], content["method"]) == ("fusion settings", 1, "wbf")
     assert (content["verdict"], content["measured"]) == ("gain", {"images": 12})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_tuned_settings(tmp_path / "y.json", NAMES, SETTINGS, "gain", {"gain": float("nan")})
+        write_settings(tmp_path / "y.json", NAMES, SETTINGS, "gain", {"gain": float("nan")})
     assert [path.name for path in tmp_path.iterdir()] == ["x.tuned.json"]
 
 
@@ -43,7 +43,7 @@ def test_the_file_is_for_people_too(tmp_path):
 def test_other_models_are_refused(tmp_path, names):
     said = f"is for the models a.expanded b.expanded, but the files are {' '.join(names)}"
     with pytest.raises(InputError, match=said):
-        read_tuned_settings(written(tmp_path), names)
+        read_settings(written(tmp_path), names)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_other_models_are_refused(tmp_path, names):
 def test_a_file_that_cannot_be_used_is_refused(tmp_path, changes, said):
     path = written(tmp_path, **changes)
     with pytest.raises(InputError, match=said) as refused:
-        read_tuned_settings(path, NAMES)
+        read_settings(path, NAMES)
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -86,7 +86,7 @@ def test_other_files_are_refused(tmp_path, text):
     path = tmp_path / "x.tuned.json"
     path.write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=r"x\.tuned\.json is not a (JSON|settings) file"):
-        read_tuned_settings(path, NAMES)
+        read_settings(path, NAMES)
 
 
 def test_a_model_is_known_by_the_name_of_its_file():

@@ -126,7 +126,7 @@ def score(
     """Matches detections with the ground truth, steps 1 to 4 of the module's docstring; arguments as in `evaluate`.
 
     Returns:
-        The entries, and {rule: number of detections that it dropped}.
+        The entries by image, and {rule: number of detections that it dropped}.
     """
     matcher = Matcher(truth, num_classes=num_classes, group_of_weight=group_of_weight, iou_threshold=iou_threshold)
     matcher.add(detections)
@@ -192,35 +192,30 @@ class Matcher:
             self.dropped[rule] += count
         return entries, rows[:size], block
 
-    def columns(self) -> Entries:
-        """All entries, in the order in which the blocks came."""
+    def entries(self) -> Entries:
+        """All entries, block after block; in a block by image, the detections in descending score first."""
         self._entries = [Entries(*map(np.concatenate, zip(*self._entries, strict=True)))]
         return self._entries[0]
 
-    def entries(self) -> Entries:
-        """All entries, ordered by class, then image; in an image the detections in descending score come first."""
-        columns = self.columns()
-        order = np.lexsort((columns.image, columns.class_index))
-        return Entries(*(column[order] for column in columns))
-
     def descending(self) -> np.ndarray:
-        """`(E,)` int64, the order of `columns` by descending score; equal scores as the module's docstring says."""
-        columns = self.columns()
-        return np.lexsort((columns.image, columns.scores))[::-1]
+        """`(E,)` int64, the order of `entries` by descending score; equal scores as the module's docstring says."""
+        entries = self.entries()
+        return np.lexsort((entries.image, entries.scores))[::-1]
 
     def metrics(self) -> Metrics:
         """AP of every class, and the mean."""
-        columns, order = self.columns(), self.descending()
-        average_precision = average_precisions(columns.class_index[order], columns.labels[order], self.num_gt)
+        entries, order = self.entries(), self.descending()
+        average_precision = average_precisions(entries.class_index[order], entries.labels[order], self.num_gt)
         return Metrics(mean_of_defined(average_precision), average_precision, self.num_gt, dict(self.dropped))
 
     def curve(self, class_index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scores, precision and recall `(N,)` after each entry of one class that has ground truth, by score."""
-        columns, order = self.columns(), self.descending()
-        order = order[columns.class_index[order] == class_index]
-        true_positives, false_positives = np.cumsum(columns.labels[order]), np.cumsum(columns.labels[order] <= 0)
+        is_own = self.entries().class_index == class_index
+        scores, labels, _, image = (column[is_own] for column in self.entries())
+        order = np.lexsort((image, scores))[::-1]
+        true_positives, false_positives = np.cumsum(labels[order]), np.cumsum(labels[order] <= 0)
         precision = true_positives / (true_positives + false_positives)
-        return columns.scores[order], precision, true_positives / self.num_gt[class_index]
+        return scores[order], precision, true_positives / self.num_gt[class_index]
 
 
 class Selection:

@@ -96,7 +96,7 @@ class ErrorKinds:
     def report(self) -> ErrorReport:
         """Counts and costs of all kinds."""
         matcher, order = self._matcher, self._matcher.descending()
-        scores, labels, class_index, _ = matcher.columns()
+        scores, labels, class_index, _ = matcher.entries()
         kinds, aims = np.concatenate(self._kinds), np.concatenate(self._aims)
         columns = scores, labels, class_index, kinds, aims, _best_aims(scores, aims, matcher.found)
         scores, labels, class_index, kinds, aims, fixing = (column[order] for column in columns)

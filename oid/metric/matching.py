@@ -77,9 +77,7 @@ def match_images(block, targets, num_classes, group_of_weight, iou_threshold, fo
         `Entries` with spare room; `(E,)` int64, the row of each in the block, -1 for a group-of box, with spare room;
         the number of entries; and `(4,)` int64, the detections that each rule dropped.
     """
-    size = len(block.scores)
-    for image in block.images:
-        size += targets.group_of[targets.first[image] : targets.first[image + 1]].sum()
+    size = len(block.scores) + len(targets.boxes)  # an entry for each detection and group-of box at most
     entries = Entries(np.empty(size), np.empty(size), np.empty(size, np.int32), np.empty(size, np.int32))
     rows = np.empty(size, dtype=np.int64)
     is_verified, seen = np.empty(num_classes, dtype=np.bool_), np.empty(num_classes, dtype=np.int64)

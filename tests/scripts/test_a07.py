@@ -110,17 +110,9 @@ def test_what_each_rule_drops_is_printed(data_set, tmp_path, capsys):
         assert line in printed
 
 
-def test_image_labels_of_the_data_set_only_with_its_boxes(data_set, tmp_path, capsys):
-    own = paths.box_annotations(data_set["dataset_path"], "validation")
-    for boxes, used in ((own, True), (written(tmp_path / "b.csv", *own.read_text().splitlines()), False)):
-        a07_evaluate.main(**data_set, boxes=str(boxes))
-        assert ("image_labels: none" not in capsys.readouterr().out) == used
-
-
-def test_hierarchy_none(data_set, tmp_path, capsys):
-    a07_evaluate.main(**data_set, hierarchy="none", metrics=str(tmp_path / "m.json"))
-    assert "3 boxes, 3 with the copies" in capsys.readouterr().out
-    assert result_of(tmp_path / "m.json")["AP"] == {"A": 0.5, "B": 1.0, "P": None}
+def test_image_labels_of_the_data_set_go_with_its_boxes(data_set, capsys):
+    a07_evaluate.main(**data_set, boxes=str(paths.box_annotations(data_set["dataset_path"], "validation")))
+    assert "image_labels: none" not in capsys.readouterr().out
 
 
 def test_bare_minimum(tmp_path, capsys):
@@ -149,18 +141,14 @@ def test_forgotten_ancestors_are_named(data_set, tmp_path, capsys):
         assert ("1 classes have ground truth but no predicted box, for example P" in capsys.readouterr().out) == said
 
 
-def test_iou_and_weight_are_in_text_and_file(data_set, tmp_path, capsys):
-    a07_evaluate.main(**data_set, iou=0.75, group_of_weight=0.0, metrics=str(tmp_path / "new" / "m.json"))
-    assert capsys.readouterr().out.splitlines()[-1] == "mAP@0.75 = 1.000000"
-    result = result_of(tmp_path / "new" / "m.json")
-    assert (result["iou"], result["group_of_weight"], result["num_gt"]["A"]) == (0.75, 0.0, 1.0)
-
-
-def test_undefined_map_is_null(data_set, tmp_path, capsys):
-    boxes = written(tmp_path / "b.csv", BOX_HEADER, "2,A,0,0.4,0,0.4,1")
-    a07_evaluate.main(**data_set, boxes=boxes, group_of_weight=0.0, metrics=str(tmp_path / "m.json"))
-    assert capsys.readouterr().out.splitlines()[-1] == "mAP@0.5 = nan"
-    assert result_of(tmp_path / "m.json")["mAP"] is None
+def test_iou_and_weight_are_in_text_and_file_and_undefined_map_is_null(data_set, tmp_path, capsys):
+    only_group_of = written(tmp_path / "b.csv", BOX_HEADER, "2,A,0,0.4,0,0.4,1")
+    for boxes, text, number in ((None, "1.000000", 1.0), (only_group_of, "nan", None)):
+        target = tmp_path / "new" / "m.json"
+        a07_evaluate.main(**data_set, boxes=boxes, iou=0.75, group_of_weight=0.0, metrics=str(target))
+        assert capsys.readouterr().out.splitlines()[-1] == f"mAP@0.75 = {text}"
+        result = result_of(target)
+        assert (result["mAP"], result["iou"], result["group_of_weight"]) == (number, 0.75, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -192,15 +180,17 @@ def test_table_of_classes(data_set, capsys):
 
 
 def test_coco(data_set, tmp_path, capsys):
-    """Perfect but for the group-of box, which is a crowd; image 2 is 64 x 64 pixels, so a box of 0.4 is a small one."""
-    a07_evaluate.main(**data_set, coco=True, metrics=str(tmp_path / "m.json"))
-    result = result_of(tmp_path / "m.json")["coco"]
-    assert list(result) == list(NAMES)
-    # the one box of A, and of B, and the best of the two of P: each image and class has one detection in AR_1
-    expected = dict.fromkeys(("AP", "AP50", "AP75", "AP_medium", "AR_10", "AR_100", "AR_medium"), 1)
-    expected |= dict.fromkeys(("AP_small", "AP_large", "AR_small", "AR_large")) | {"AR_1": (1 + 1 + 1 / 2) / 3}
-    assert result == pytest.approx(expected)
-    assert f"AP        {result['AP']:.6f}    AR_1      {result['AR_1']:.6f}" in capsys.readouterr().out
+    """Perfect but for the group-of box, which is a crowd. In images of 10 x 10 pixels the same boxes are small."""
+    small = written(tmp_path / "sizes.csv", "id,width,height", "1,10,10", "2,10,10")
+    for sizes, area, others in ((None, "medium", ("small", "large")), (small, "small", ("medium", "large"))):
+        a07_evaluate.main(**data_set, coco=True, image_params=sizes, metrics=str(tmp_path / "m.json"))
+        result = result_of(tmp_path / "m.json")["coco"]
+        assert list(result) == list(NAMES)
+        # the one box of A, and of B, and the best of the two of P: each image and class has one detection in AR_1
+        expected = dict.fromkeys(("AP", "AP50", "AP75", f"AP_{area}", "AR_10", "AR_100", f"AR_{area}"), 1)
+        expected |= dict.fromkeys([f"{kind}_{other}" for kind in ("AP", "AR") for other in others])
+        assert result == pytest.approx(expected | {"AR_1": (1 + 1 + 1 / 2) / 3})
+        assert f"AP        {result['AP']:.6f}    AR_1      {result['AR_1']:.6f}" in capsys.readouterr().out
 
 
 def test_in_coco_every_class_counts_in_every_image(data_set, tmp_path, capsys):
@@ -213,15 +203,6 @@ def test_in_coco_every_class_counts_in_every_image(data_set, tmp_path, capsys):
     assert result["AP"]["B"] == 1
     assert result["coco_AP"] == pytest.approx({"A": 1, "B": 1 / 2, "P": 1})
     assert result["coco"]["AP_medium"] == pytest.approx(1)  # of 26 x 26 pixels, so no medium box is wrong
-
-
-def test_coco_by_another_table(data_set, tmp_path):
-    """The same boxes in images of 10 x 10 pixels are small."""
-    table = written(tmp_path / "sizes.csv", "id,width,height", "1,10,10", "2,10,10")
-    a07_evaluate.main(**data_set, coco=True, image_params=table, metrics=str(tmp_path / "m.json"))
-    result = result_of(tmp_path / "m.json")["coco"]
-    assert result["AP_small"] == pytest.approx(result["AP"])
-    assert result["AP_medium"] is None
 
 
 def test_kinds_of_error(data_set, tmp_path, capsys):

@@ -235,6 +235,6 @@ def test_costs_are_gains_and_counts_are_complete(images: list):
         assert -1e-12 <= cost <= 1 - result.mean_average_precision + 1e-12
     matcher = Matcher(truth, num_classes=3)
     matcher.add(detections)
-    wrong = np.count_nonzero(matcher.columns().labels == 0)
+    wrong = np.count_nonzero(matcher.entries().labels == 0)
     assert sum(found.counts.values()) - found.counts["missed"] == wrong
     assert sum(confusion.count for confusion in found.confusions) == found.counts["classification"]

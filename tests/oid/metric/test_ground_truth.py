@@ -61,18 +61,12 @@ def test_copies_follow_their_row_and_nothing_is_merged(tmp_path):
     assert len(truth.label_image) == 0
 
 
-def test_without_hierarchy_rows_stay_as_they_are(tmp_path):
-    boxes = written(tmp_path / "boxes.csv", BOX_HEADER, "1,d,0,1,0,1,0")
+def test_classes_that_occur(tmp_path):
+    """Sorted without a hierarchy, which leaves rows as they are; else with ancestors and descendants in its order."""
+    boxes = written(tmp_path / "boxes.csv", BOX_HEADER, "1,e,0,1,0,1,0")
     labels = written(tmp_path / "labels.csv", LABEL_HEADER, "1,c,0")
     truth, report = read_ground_truth(boxes, labels)
-    assert report.labels == ("c", "d")
-    assert truth.box_class.tolist() == [1]
-    assert truth.label_class.tolist() == [0]
-
-
-def test_classes_that_occur(tmp_path):
-    boxes = written(tmp_path / "boxes.csv", BOX_HEADER, "1,e,0,1,0,1,0")
-    labels = written(tmp_path / "labels.csv", LABEL_HEADER, "1,f,0")
+    assert (report.labels, truth.box_class.tolist(), truth.label_class.tolist()) == (("c", "e"), [1], [0])
     assert read_ground_truth(boxes, None, TREE)[1].labels == ("c", "e")
     assert read_ground_truth(boxes, labels, TREE)[1].labels == ("c", "d", "e", "f")
 

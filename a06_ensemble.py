@@ -135,8 +135,7 @@ def main(
         with remedy("give --predictions of these names in this order, or write the file again by --tune"):
             tuned = read_settings(settings, model_names(file_paths))
         print(f"{settings}: {tuned}")
-        weights, fusion_iou = tuned.weights, tuned.fusion_iou
-        skip_box_threshold, conf_type = tuned.skip_box_threshold, tuned.conf_type
+        weights, fusion_iou, skip_box_threshold, conf_type = dataclasses.astuple(tuned)
     fuse_block = functools.partial(fuse, method, weights=weights, iou_threshold=fusion_iou, conf_type=conf_type)
     fuse_block = functools.partial(fuse_block, skip_box_threshold=skip_box_threshold, allows_overflow=allows_overflow)
     fuse_block = functools.partial(fuse_block, sigma=sigma, score_threshold=score_threshold)

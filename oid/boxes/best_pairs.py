@@ -1,7 +1,7 @@
 """From a network's class outputs to the best (anchor, class) pairs, on the CPU.
 
-One pass over all outputs finds every anchor's best class, at the speed of the memory; what follows looks at few rows.
-On outputs of an accelerator the network's own graph does the same (`models.decoding.TopBoxes`).
+One pass over all outputs finds every anchor's best class, at the speed of the memory. The rest reads few rows. The
+network's graph does the same on an accelerator (`models.decoding.TopBoxes`).
 """
 
 import math
@@ -23,23 +23,23 @@ def best_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Finds the `count` pairs of an anchor and a class with the highest scores.
 
-    The result is exact, and equal scores have an order: the lower anchor first, then the lower class. "sigmoid"
-    compares logits, not scores: logits above 37 are all score 1.0, but the highest still comes first.
+    The result is exact. Equal scores are ordered: the lower anchor first, then the lower class. "sigmoid" compares
+    logits, because all logits above 37 have the score 1.0.
 
-    1. Every anchor's best class. An anchor that is none of the `count` best by it (equal ones: lower anchor first) is
-       in no pair of the result: the best pairs of those `count` anchors all come before its own.
-    2. The score of the last of these anchors bounds the pairs that are looked at in their rows.
+    1. Find every anchor's best class, and the `count` best anchors by it (of equal ones the lower). No other anchor
+       can be in the result, because the best pairs of these anchors all come before its own.
+    2. Search the rows of these anchors, for pairs that are at least as good as the last anchor's best.
 
     Args:
-        logits: (anchors, classes) float32, as the network gives them; another type is converted first, which costs
-            more than everything else here. NaN counts as -inf, and is in no pair.
-        count: pairs, at most.
+        logits: `(anchors, classes)` float32; converting another type costs more than everything else here. NaN counts
+            as -inf and is in no pair.
+        count: maximum number of pairs.
         score_threshold: pairs with a lower score are left out.
-        activation: "sigmoid" makes each logit a score; "softmax" makes each row scores that sum to 1, and class 0 is
-            the background, which is in no pair and is not counted: logits[:, 1] belongs to class 0 of the result.
+        activation: "sigmoid" is applied to each logit. "softmax" is applied to each row, whose first column is the
+            background: it is in no pair, and logits[:, 1] are class 0 of the result.
 
     Returns:
-        (K,) int64, anchor * classes + class, and (K,) float64 scores, descending.
+        `(K,)` int64, anchor * classes + class, and `(K,)` float64 scores, descending.
 
     Raises:
         ValueError: `logits` has another shape, `count` is below 1, or the activation is unknown.
@@ -64,13 +64,13 @@ def best_pairs(
 
 
 def _best_of_logits(logits: np.ndarray, count: int, lowest: float) -> tuple[np.ndarray, np.ndarray]:
-    """The best entries that are at least `lowest`: indices in the flat array and values, descending."""
+    """The best entries that are at least `lowest`: flat indices, and values in descending order."""
     best = row_maxima(logits)
     return _best_entries(logits, best, np.zeros(len(best), np.float32), lowest, count)
 
 
 def _best_of_softmax(logits: np.ndarray, count: int, score_threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """The same of the logarithms of the probabilities, in float64, without column 0."""
+    """The same for the logarithms of the probabilities, in float64, without column 0."""
     best, highest, sums = _softmax_rows(logits, logits.view(np.int32))
     with np.errstate(invalid="ignore"):  # infinity - infinity: such a row is left out
         shift = highest + np.log(sums.astype(np.float64))
@@ -112,7 +112,7 @@ def _best(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _logit_below(score: float) -> float:
-    """A logit a little below that of `score`: a quick first filter, which may let too much through."""
+    """A logit slightly below that of `score`, for a first filter that may let too much through."""
     if score <= 0.0:
         return -np.inf
     score = min(score, 0.999)  # near 1 rounding makes equal scores of logits far apart
@@ -120,7 +120,7 @@ def _logit_below(score: float) -> float:
 
 
 def row_maxima(values: np.ndarray) -> np.ndarray:
-    """The highest number of each row of (N, M) float32, contiguous; NaN only where all are NaN."""
+    """`(N,)` highest number of each row of contiguous `(N, M)` float32; NaN only if the whole row is NaN."""
     return _row_maxima(values.view(np.int32))
 
 
@@ -134,11 +134,11 @@ def _row_maxima(bits):
 
 @numba.njit(cache=True)
 def _maximum(bits):
-    """The highest of the float32 numbers whose bits are given, NaN where all are NaN.
+    """The highest of the float32 numbers whose bits are given, NaN if all are NaN.
 
-    With all bits but the sign of the negative numbers flipped, bits are integers ordered as the numbers are. Their
-    maximum becomes vector instructions, a maximum of floats does not, since NaN makes it depend on the order: four
-    times as fast, as fast as the memory gives the numbers.
+    If all bits but the sign of negative numbers are flipped, the bits are integers in the order of the numbers. Their
+    maximum compiles to vector instructions and is limited by memory only: four times as fast as a maximum of floats,
+    which depends on the order because of NaN.
     """
     highest = np.int32(-(2**31))  # one of the NaN, below -inf
     for j in range(len(bits)):
@@ -149,7 +149,7 @@ def _maximum(bits):
 
 @numba.njit(cache=True)
 def _softmax_rows(logits, bits):
-    """Of each row the highest logit but that of column 0, the highest of all, and the sum of exp(logit - highest)."""
+    """For each row, the highest logit outside column 0, the highest of all, and the sum of exp(logit - highest)."""
     best, highest, sums = np.empty((3, len(logits)), np.float32)
     for i in range(len(logits)):
         best[i] = _maximum(bits[i, 1:])
@@ -163,8 +163,8 @@ def _softmax_rows(logits, bits):
 def _sum_of_exp(logits, highest):
     """The sum of exp(logit - highest), in float32; NaN counts as -inf.
 
-    exp becomes vector instructions here, since it is nothing but products: 2**t is 2**n, made from its bits, times
-    2**f, |f| <= 1/2, by its Taylor series, whose first term left out is below 1e-8.
+    exp is computed by products only, which compile to vector instructions: 2**t is 2**n, made from its bits, times 2**f
+    with |f| <= 1/2, by a Taylor series whose first omitted term is below 1e-8.
     """
     total = np.float32(0.0)
     for j in range(len(logits)):

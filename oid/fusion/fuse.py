@@ -99,7 +99,17 @@ def fuse(
     Raises:
         ValueError: lengths differ, offsets do not fit the boxes, a number is not finite, or an option is out of range.
     """
-    _check_options(method, iou_threshold, skip_box_threshold, conf_type, sigma, limit, threads)
+    for is_fine, problem in (
+        (method in METHODS, f"unknown method {method!r}, there are {', '.join(METHODS)}"),
+        (conf_type in CONF_TYPES, f"unknown conf_type {conf_type!r}, there are {', '.join(CONF_TYPES)}"),
+        (0.0 <= iou_threshold <= 1.0, f"the IoU threshold {iou_threshold} is not in [0, 1]"),
+        (sigma > 0.0, f"sigma is {sigma}, expected more than 0"),
+        (skip_box_threshold >= 0.0 or "soft" not in method, "soft-NMS takes no negative scores"),
+        (limit is None or limit >= 0, f"limit is {limit}, expected at least 0"),
+        (threads >= 1, f"threads is {threads}, expected at least 1"),
+    ):
+        if not is_fine:
+            raise ValueError(problem)
     factors = _factors(method, weights, len(boxes_list))
     boxes, scores, labels, bases = _concatenated(boxes_list, scores_list, labels_list)
     offsets = np.stack([0 * bases[1:], np.diff(bases)], axis=1)
@@ -145,29 +155,6 @@ def _joined(fuse_part: Callable[[slice], Boxes], num_images: int, num_parts: int
     *columns, offsets = zip(*parts, strict=True)
     counts = np.concatenate([np.diff(of_part) for of_part in offsets])
     return Boxes(*map(np.concatenate, columns), np.concatenate([[0], np.cumsum(counts)]))
-
-
-def _check_options(
-    method: str,
-    iou_threshold: float,
-    skip_box_threshold: float,
-    conf_type: str,
-    sigma: float,
-    limit: int | None,
-    threads: int,
-) -> None:
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}, there are {', '.join(METHODS)}")
-    if conf_type not in CONF_TYPES:
-        raise ValueError(f"unknown conf_type {conf_type!r}, there are {', '.join(CONF_TYPES)}")
-    if not 0.0 <= iou_threshold <= 1.0:
-        raise ValueError(f"the IoU threshold {iou_threshold} is not in [0, 1]")
-    if not sigma > 0.0:
-        raise ValueError(f"sigma is {sigma}, expected more than 0")
-    if method.startswith("soft_nms") and not skip_box_threshold >= 0.0:
-        raise ValueError(f"skip_box_threshold is {skip_box_threshold}: soft-NMS takes no negative scores")
-    if (limit is not None and limit < 0) or threads < 1:
-        raise ValueError(f"limit is {limit} and threads is {threads}: expected at least 0 and 1")
 
 
 def _factors(method: str, weights: Sequence[float] | None, num_models: int) -> np.ndarray:

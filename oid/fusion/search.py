@@ -1,17 +1,16 @@
 """Random search of the settings of weighted boxes fusion, with an estimate of the gain on other images.
 
-**Search.** Each trial draws model weights, fusion IoU, skip threshold and conf_type at random. The first trial is the
-base: equal weights and the caller's defaults. Half of the others have equal weights, too.
+Each trial draws model weights, fusion IoU, skip threshold and conf_type at random. The first trial is the base: equal
+weights and the caller's defaults. Half of the trials have equal weights.
 
-**Estimate.** The images are divided into folds at random. For each fold, the best trial on all other images is chosen
-and measured on the fold. The result over all folds is the gain out of fold: what to expect on other images. The
-settings to apply are the best trial on all images. Their gain on the same images, the gain in fold, is too high by
-construction. The 95 % interval comes from a paired bootstrap of the images. It does not cover how much the choice of
-settings varies, so it is too narrow on few images.
+The images are divided into folds. For each fold, the best trial on all other images is chosen and measured on the fold.
+This is the gain out of fold: what to expect on other images. The settings to apply are the best trial on all images.
+Their gain on these images, the gain in fold, is too high by construction. The 95 % interval comes from a paired
+bootstrap of the images. It ignores how much the choice of settings varies, so it is too narrow on few images.
 
-**Verdict.** Settings replace simpler ones only if their gain out of fold is beyond noise: the interval is above 0, and
-more than half of the folds gain. First, the best trial with equal weights must gain over the base. Then the best trial
-of all must gain over what has been kept so far.
+Settings replace simpler ones only if their gain out of fold is beyond noise: the interval is above 0, and more than
+half of the folds gain. First, the best trial with equal weights must gain over the base. Then the best trial of all
+must gain over what has been kept so far.
 """
 
 import dataclasses
@@ -232,16 +231,7 @@ def boxes_that_count(files: ModelFiles, truth: GroundTruth, labels: Sequence[str
 
 def fuse_all(models: Sequence[Boxes], settings: FusionSettings, threads: int = 1) -> Detections:
     """Fuses all images by weighted boxes fusion."""
-    fused = fuse(
-        "wbf",
-        *zip(*models, strict=True),
-        weights=settings.weights,
-        iou_threshold=settings.fusion_iou,
-        skip_box_threshold=settings.skip_box_threshold,
-        conf_type=settings.conf_type,
-        threads=threads,
-    )
-    return as_detections(fused)
+    return as_detections(fuse("wbf", *zip(*models, strict=True), threads=threads, **vars(settings)))
 
 
 def as_detections(found: Boxes) -> Detections:

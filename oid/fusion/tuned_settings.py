@@ -23,21 +23,22 @@ from oid.fusion.fuse import CONF_TYPES
 
 FORMAT, VERSION, METHOD = "fusion settings", 1, "wbf"
 LARGEST = 1e6  # weight or threshold
-FIELDS = ("weights", "fusion_iou", "skip_box_threshold", "conf_type")
+KEYS = ("format", "version", "method", "models", "weights", "fusion_iou", "skip_box_threshold", "conf_type")
 
 
 @dataclasses.dataclass(frozen=True)
 class FusionSettings:
-    """The settings of weighted boxes fusion that are searched; `oid.fusion.fuse` describes them."""
+    """The keywords of `oid.fusion.fuse.fuse` that are searched."""
 
     weights: tuple[float, ...]
-    fusion_iou: float
+    iou_threshold: float
     skip_box_threshold: float = 0.0
     conf_type: str = "avg"
 
     def __str__(self) -> str:
         weights = " ".join(f"{weight:g}" for weight in self.weights)
-        return f"weights {weights}, IoU {self.fusion_iou:g}, skip below {self.skip_box_threshold:g}, {self.conf_type}"
+        numbers = f"IoU {self.iou_threshold:g}, skip below {self.skip_box_threshold:g}"
+        return f"weights {weights}, {numbers}, {self.conf_type}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +67,7 @@ def model_names(paths: Sequence[str | os.PathLike]) -> list[str]:
 
 
 def write_settings(
-    path: str | os.PathLike,
-    names: Sequence[str],
-    settings: FusionSettings,
-    verdict: str,
-    measured: dict[str, object],
+    path: str | os.PathLike, names: Sequence[str], settings: FusionSettings, verdict: str, measured: dict[str, object]
 ) -> None:
     """Writes a settings file, all or nothing.
 
@@ -81,10 +78,10 @@ def write_settings(
         verdict: one of `oid.fusion.search.VERDICTS`.
         measured: numbers, texts, lists and dictionaries; no nan.
     """
-    if len(names) != len(settings.weights):
-        raise ValueError(f"{len(names)} names for {len(settings.weights)} weights")
     content = {"format": FORMAT, "version": VERSION, "method": METHOD, "models": list(names)}
-    content |= dataclasses.asdict(settings) | {"verdict": verdict, "measured": measured}
+    content |= {"weights": settings.weights, "fusion_iou": settings.iou_threshold}
+    content |= {"skip_box_threshold": settings.skip_box_threshold, "conf_type": settings.conf_type}
+    content |= {"verdict": verdict, "measured": measured}
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -106,19 +103,18 @@ def read_settings(path: str | os.PathLike, names: Sequence[str]) -> FusionSettin
         raise InputError(f"{path} is not a JSON file ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f'{path} is not a settings file: "format" is not {FORMAT!r}')
-    value = {key: content.get(key) for key in ("version", "method", "models", *FIELDS)}
-    models, weights = value["models"], value["weights"]
+    _, version, method, models, weights, iou, skip, conf_type = (content.get(key) for key in KEYS)
     for key, is_fine, allowed in (
-        ("version", value["version"] == VERSION, str(VERSION)),
-        ("method", value["method"] == METHOD, METHOD),
+        ("version", version == VERSION, str(VERSION)),
+        ("method", method == METHOD, METHOD),
         ("models", isinstance(models, list) and all(isinstance(name, str) for name in models), "a list of names"),
         ("weights", _are_weights(weights), f"a list of numbers from 0 to {LARGEST:g}, not all 0"),
-        ("fusion_iou", _is_number(value["fusion_iou"], 0.0, 1.0), "a number from 0 to 1"),
-        ("skip_box_threshold", _is_number(value["skip_box_threshold"]), f"a number up to {LARGEST:g}"),
-        ("conf_type", value["conf_type"] in CONF_TYPES, f"one of {', '.join(CONF_TYPES)}"),
+        ("fusion_iou", _is_number(iou, 0.0, 1.0), "a number from 0 to 1"),
+        ("skip_box_threshold", _is_number(skip), f"a number up to {LARGEST:g}"),
+        ("conf_type", conf_type in CONF_TYPES, f"one of {', '.join(CONF_TYPES)}"),
     ):
         if not is_fine:
-            raise InputError(f"{path}: {key} is {value[key]!r}, it must be {allowed}")
+            raise InputError(f"{path}: {key} is {content.get(key)!r}, it must be {allowed}")
     if len(weights) != len(models):
         raise InputError(f"{path} has {len(weights)} weights for {len(models)} models")
     if models != list(names):
@@ -126,8 +122,7 @@ def read_settings(path: str | os.PathLike, names: Sequence[str]) -> FusionSettin
             f"{path} is for the models {' '.join(models)}, but the files are {' '.join(names)}: "
             "fuse files of these names in this order"
         )
-    iou, skip = float(value["fusion_iou"]), float(value["skip_box_threshold"])
-    return FusionSettings(tuple(map(float, weights)), iou, skip, value["conf_type"])
+    return FusionSettings(tuple(map(float, weights)), float(iou), float(skip), conf_type)
 
 
 def _are_weights(value: object) -> bool:

@@ -1,35 +1,20 @@
 """The table of an ensemble shows the numbers of a06 and the metric."""
 
-import numpy as np
 import pytest
 
 import a06_ensemble as a06
 from benchmarks import ensemble_table
-from oid import paths
 from oid.files import InputError
 from oid.metric.challenge import Selection, evaluate
 from oid.metric.ground_truth import find_ground_truth
 from oid.predictions.files import read_predictions
+from tests.helpers.ensemble_case import make_ensemble_case
 
 
 @pytest.fixture
 def case(tmp_path):
-    """The options of a data set and two prediction files: one finds every box, the other finds others at 0.9."""
-    rng = np.random.default_rng(0)
-    rows, found = ["ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf"], ["ImageId,PredictionString"]
-    wrong = list(found)
-    for k in range(20):
-        x, y = rng.random(2).round(3) * 0.5
-        rows.append(f"i{k},x,{x:.6f},{x + 0.3:.6f},{y:.6f},{y + 0.3:.6f},0")
-        found.append(f"i{k},x {rng.random() * 0.5 + 0.3:.4f} {x:.6f} {y:.6f} {x + 0.3:.6f} {y + 0.3:.6f}")
-        wrong.append(f"i{k},x {rng.random() * 0.1 + 0.85:.4f} {1 - x - 0.05:.6f} {y:.6f} {1 - x:.6f} {y + 0.05:.6f}")
-    boxes = paths.box_annotations(tmp_path, "validation")
-    boxes.parent.mkdir(parents=True)
-    for path, lines in ((boxes, rows), (tmp_path / "good.csv", found), (tmp_path / "bad.csv", wrong)):
-        path.write_text("\n".join(lines) + "\n")
-    predictions = str(tmp_path / "good.csv"), str(tmp_path / "bad.csv")
-    options = {"dataset_path": str(tmp_path), "split": "validation", "predictions": predictions}
-    return options | {"folds": 2, "draws": 20}
+    options = {"predictions": make_ensemble_case(tmp_path, 20), "dataset_path": str(tmp_path / "data")}
+    return options | {"split": "validation", "folds": 2, "draws": 20}
 
 
 def table_rows(text):
@@ -43,7 +28,7 @@ def test_every_model_and_method_is_measured_as_the_metric_does(case, tmp_path, c
     rows = table_rows(capsys.readouterr().out)
     assert list(rows) == ["good", "bad", *ensemble_table.FUSIONS]
     assert (rows["good"][0], rows["bad"][0], float(rows["bad"][3])) == ("1.0000", "0.0000", -1.0)
-    truth, report, _ = find_ground_truth(str(tmp_path), "validation").read()
+    truth, report, _ = find_ground_truth(case["dataset_path"], "validation").read()
     for name, (method, _) in ensemble_table.FUSIONS.items():
         a06.main(predictions=case["predictions"], ensemble=str(tmp_path / "out.csv"), method=method)
         detections = Selection(truth, report.labels).take(read_predictions(tmp_path / "out.csv"))

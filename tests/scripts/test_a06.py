@@ -9,16 +9,13 @@ import a06_ensemble as a06
 from oid import paths
 from oid.files import InputError
 from oid.fusion.fuse import METHODS, fuse
-from oid.predictions.files import Predictions, read_predictions, write_predictions
+from oid.predictions.files import Predictions, read_predictions
+from oid.predictions.files import write_predictions as write_file
+from tests.helpers.ensemble_case import make_ensemble_case
+from tests.helpers.ensemble_case import write_predictions as write
 from tests.helpers.project import run_script
 
 A, B = "0.100000 0.100000 0.300000 0.300000", "0.600000 0.600000 0.900000 0.900000"
-
-
-def write(folder, name, rows):
-    path = folder / name
-    path.write_text("ImageId,PredictionString\n" + "".join(f"{image_id},{text}\n" for image_id, text in rows.items()))
-    return str(path)
 
 
 def read(path):
@@ -40,7 +37,7 @@ def random_files(folder, num_images=8):
         order = rng.permutation(num_images)
         shuffled = Predictions.from_images([ids[k] for k in order], labels, [images[k] for k in order])
         file_paths.append(str(folder / f"{index}.csv"))
-        write_predictions(file_paths[-1], shuffled)
+        write_file(file_paths[-1], shuffled)
     return tuple(file_paths), ids, labels, models
 
 
@@ -110,7 +107,6 @@ def test_what_fusion_leaves_out_is_counted(ensemble, capsys):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_neither_blocks_nor_threads_change_the_file(tmp_path, monkeypatch, capsys, method):
-    """Also the counts on the screen are the same; labels become known in another order in each file and block."""
     file_paths, *_ = random_files(tmp_path, num_images=30)
     results = set()
     for images, threads in ((1000, 1), (1000, 3), (7, 2), (1, 1)):
@@ -149,10 +145,7 @@ def test_a_mistake_in_a_late_block_leaves_no_file(tmp_path, monkeypatch):
         ({"limit": -1}, "--limit is -1"),
         ({"method": "soft_nms_gaussian", "sigma": 0.0}, "--sigma is 0.0"),
         ({"method": "soft_nms_linear", "score_threshold": float("nan")}, "--score_threshold is nan"),
-        (
-            {"method": "soft_nms_linear", "skip_box_threshold": -0.1},
-            "--skip_box_threshold is -0.1: give a number from 0",
-        ),
+        ({"method": "soft_nms_linear", "skip_box_threshold": -0.1}, "--skip_box_threshold is -0.1"),
         ({"method": "nms", "conf_type": "max"}, "--conf_type is max: give it only with --method wbf"),
         ({"sigma": 0.1}, "--sigma is 0.1: give it only with --method soft_nms_gaussian"),
         ({"conf_type": "max", "allows_overflow": True}, "--allows_overflow is True: give it only with --conf_type avg"),
@@ -175,33 +168,19 @@ def test_mistakes_in_flags(ensemble, tmp_path, options, match):
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_the_input_is_never_overwritten(tmp_path):
+def test_the_input_is_never_overwritten_and_must_exist(tmp_path):
     path = write(tmp_path, "a.csv", {"i": ""})
     with pytest.raises(InputError, match="give another name, because this file is read"):
         a06.main(predictions=(path,), ensemble=path)
+    with pytest.raises(InputError, match=r"no \*.expanded.csv in .*: run a05_expand_hierarchy.py first"):
+        a06.main(output_path=str(tmp_path))
 
 
 # === Tuned settings ===================================================================================================
 
 
-def tuning_case(folder, num_images=40):
-    """A data set's folder with ground truth, and two files: one finds every box, the other finds others at 0.99."""
-    rng = np.random.default_rng(0)
-    rows, good, bad = [], {}, {}
-    for k in range(num_images):
-        x, y = rng.random(2).round(3) * 0.5
-        rows.append(f"i{k},xclick,/m/x,1,{x:.6f},{x + 0.3:.6f},{y:.6f},{y + 0.3:.6f},0,0,0,0,0")
-        good[f"i{k}"] = f"/m/x {rng.random() * 0.5 + 0.3:.4f} {x:.6f} {y:.6f} {x + 0.3:.6f} {y + 0.3:.6f}"
-        bad[f"i{k}"] = f"/m/x {rng.random() * 0.1 + 0.85:.4f} {1 - x - 0.05:.6f} {y:.6f} {1 - x:.6f} {y + 0.05:.6f}"
-    boxes = paths.box_annotations(folder / "data", "validation")
-    boxes.parent.mkdir(parents=True)
-    columns = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction"
-    boxes.write_text(columns + ",IsInside\n" + "\n".join(rows) + "\n")
-    return write(folder, "good.csv", good), write(folder, "bad.csv", bad)
-
-
 def test_tuned_settings_are_found_saved_and_applied(tmp_path, capsys):
-    file_paths = tuning_case(tmp_path)
+    file_paths = make_ensemble_case(tmp_path)
     settings, out = tmp_path / "best.tuned.json", tmp_path / "out.csv"
     shared = {"predictions": file_paths, "settings": str(settings), "ensemble": str(out)}
     a06.main(dataset_path=str(tmp_path / "data"), split="validation", tune=True, trials=40, **shared)
@@ -225,9 +204,9 @@ def test_tuned_settings_are_found_saved_and_applied(tmp_path, capsys):
 
 def test_group_of_weight_reaches_the_metric_of_the_search(tmp_path):
     """A group-of box that nobody finds costs AP, unless it counts 0."""
-    file_paths, found = tuning_case(tmp_path), {}
+    file_paths, found = make_ensemble_case(tmp_path), {}
     boxes = paths.box_annotations(tmp_path / "data", "validation")
-    boxes.write_text(boxes.read_text() + "i0,xclick,/m/x,1,0.9,0.95,0.9,0.95,0,0,1,0,0\n" * 40)
+    boxes.write_text(boxes.read_text() + "i0,/m/x,0.9,0.95,0.9,0.95,1\n" * 40)
     settings = tmp_path / "best.tuned.json"
     shared = {"predictions": file_paths, "settings": str(settings), "ensemble": str(tmp_path / "out.csv"), "trials": 1}
     for weight in (0.0, 1.0):
@@ -258,14 +237,6 @@ def test_without_predictions_it_fuses_all_expanded_ones_of_the_split(tmp_path):
     assert done.returncode == 0, done.stderr
     assert read(paths.submission(tmp_path, "test")) == {"a": f"a 0.25 {A}", "b": f"b 0.25 {A}"}
     assert "%|" not in done.stderr  # no progress bar outside of a terminal
-
-
-def test_without_predictions_and_without_files_it_says_what_to_run(tmp_path):
-    done = run_script("a06_ensemble.py", "--output_path", tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: no *.expanded.csv in ")
-    assert "run a05_expand_hierarchy.py first" in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 def test_the_flags_of_the_contract(tmp_path):

@@ -138,27 +138,6 @@ def test_classwise_soft_nms_is_soft_nms_of_each_class(detections, method, max_bo
     assert list(zip(-new_scores, kept, strict=True)) == sorted(expected)[:max_boxes]
 
 
-@settings(deadline=None)
-@given(st.lists(DETECTION, max_size=25), st.sampled_from([0.0, 0.25, 0.5, 1.0]))
-def test_hard_soft_nms_without_a_score_threshold_is_nms(detections, iou_threshold):
-    boxes, scores, labels = arrays(detections)
-    options = {"method": "hard", "iou_threshold": iou_threshold, "score_threshold": 0.0}
-    kept, new_scores = classwise_soft_nms(boxes, scores, labels, **options)
-    assert kept.tolist() == classwise_nms(boxes, scores, labels, iou_threshold).tolist()
-    assert np.array_equal(new_scores, scores[kept])
-
-
-def test_soft_nms_by_hand():
-    """Two boxes with IoU 1/2, a third apart."""
-    boxes, scores = [[0, 0, 1, 1], [0, 0, 1, 0.5], [2, 2, 3, 3]], [0.8, 0.9, 0.5]
-    for method, second in (("linear", 0.8 * 0.5), ("gaussian", 0.8 * np.exp(-0.5))):
-        kept, new_scores = soft_nms(boxes, scores, method=method)
-        assert kept.tolist() == [1, 2, 0]
-        np.testing.assert_allclose(new_scores, [0.9, 0.5, second], rtol=1e-12)
-    assert soft_nms(boxes, scores, method="hard")[0].tolist() == [1, 2]
-    assert soft_nms(boxes, scores, method="linear", iou_threshold=0.5)[1].tolist() == [0.9, 0.8, 0.5]
-
-
 def test_equal_boxes_lose_everything_by_linear_and_most_by_gaussian():
     boxes, scores = [[0, 0, 1, 1]] * 3, [0.5, 0.9, 0.9]
     assert soft_nms(boxes, scores, method="linear")[0].tolist() == [1]

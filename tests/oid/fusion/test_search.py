@@ -156,7 +156,7 @@ def test_a_gain_inside_the_noise_is_not_kept():
     """Three detectors that differ by chance only, at a good IoU: the search fits the images it sees."""
     truth = ground_truth(30)
     models = [detector(truth, seed, error=0.25, false=5) for seed in (20, 21, 22)]
-    good = dataclasses.replace(base(3), fusion_iou=0.36)
+    good = dataclasses.replace(base(3), iou_threshold=0.36)
     tuning = search(models, truth, good)
     assert tuning.free_weights.in_fold > 0.005
     assert tuning.free_weights.interval_95[0] < 0.0
@@ -169,11 +169,11 @@ def test_a_gain_inside_the_noise_is_not_kept():
 def test_equal_models_can_gain_by_other_settings_but_not_by_weights():
     truth = ground_truth(60)
     models = [detector(truth, seed, error=0.15, false=8) for seed in (1, 2, 3)]
-    tuning = search(models, truth, dataclasses.replace(base(3), fusion_iou=0.8))
+    tuning = search(models, truth, dataclasses.replace(base(3), iou_threshold=0.8))
     assert tuning.verdict == "gain with equal weights"
     assert tuning.settings == tuning.equal_weights.settings
     assert tuning.settings.weights == (1.0, 1.0, 1.0)
-    assert tuning.settings.fusion_iou < 0.65
+    assert tuning.settings.iou_threshold < 0.65
     assert tuning.expected.out_of_fold > tuning.expected.interval_95[0] > 0.05
     assert "gain with equal weights: equal weights are kept" in tuning.lines("abc")
 
@@ -296,6 +296,6 @@ def test_trials_are_valid_settings_with_equal_weights_in_every_second_one():
     for trial in trials:
         assert max(trial.weights) == 1.0
         assert all(weight == 0.0 or weight >= SMALLEST_WEIGHT for weight in trial.weights)
-        assert IOU_RANGE[0] <= trial.fusion_iou <= IOU_RANGE[1]
+        assert IOU_RANGE[0] <= trial.iou_threshold <= IOU_RANGE[1]
         assert 0.0 <= trial.skip_box_threshold < 1.0
     assert {trial.conf_type for trial in trials} == set(CONF_TYPES)

@@ -79,8 +79,7 @@ DEFAULTS |= {"weights": None, "method": "wbf", "way": None, "skip": False}
     [
         ("", {}),
         ("--number=-7 --share 1e-3", {"number": -7, "share": 0.001}),
-        ("--name 007", {"name": "007"}),
-        ("--name ~/a --folder ~", {"name": f"{HOME}/a", "folder": HOME}),
+        ("--name 007 --folder ~", {"name": "007", "folder": HOME}),
         ("--name a~/b --folder=~/c", {"name": "a~/b", "folder": f"{HOME}/c"}),
         ("--levels 1 ~/a 01", {"levels": ("1", f"{HOME}/a", "01")}),
         ("--weights 1 0.5", {"weights": (1.0, 0.5)}),
@@ -139,7 +138,6 @@ def test_help_has_every_flag_its_text_and_its_default(capsys):
         (main, "--weights 1 b", "--weights 'b' is not a number"),
         (main, "--skip maybe", "--skip 'maybe' is neither true nor false"),
         (main, "--method average", "--method 'average' is none of its values: choose from wbf, nms"),
-        (main, "--way other", "--way 'other' is none of its values: choose from fast, exact"),
         (main, "--number", "--number needs a value: --help explains it"),
         (main, "--levels --skip", "--levels needs a value: --help explains it"),
         (main, "--numbr 4", "unknown flag --numbr: did you mean --number?"),
@@ -147,10 +145,8 @@ def test_help_has_every_flag_its_text_and_its_default(capsys):
         (main, "--Number=4", "unknown flag --Number: did you mean --number?"),
         (main, "--qqqqqqqq", "unknown flag --qqqqqqqq: --help lists the flags"),
         (main, "seven", "'seven' belongs to no flag: --help lists the flags"),
-        (main, "--number 7 8", "'8' belongs to no flag: --help lists the flags"),
         (convert, "", "SOURCE is missing: --help explains it"),
         (convert, "a.pth", "COUNT is missing: --help explains it"),
-        (convert, "a.pth many", "COUNT 'many' is not a whole number"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(function, arguments, sentence, capsys):

@@ -175,6 +175,13 @@ def number(value: object) -> float:
     return result if math.isfinite(result) else math.nan
 
 
+def read_size(width: object, height: object) -> tuple[int, int] | None:
+    """Width and height from numbers or text, 0 for something else; None if both are missing."""
+    if width in (None, "") and height in (None, ""):
+        return None
+    return tuple(0 if math.isnan(number(side)) else int(number(side)) for side in (width, height))
+
+
 def read_text(path: Path) -> str:
     """Reads text in UTF-8, or in UTF-16 if that byte-order mark comes first. Raises an InputError if it is neither."""
     try:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from oid.files import InputError
-from oid.sources.base import Reader, SourceImage, number, read_text
+from oid.sources.base import Reader, SourceImage, number, read_size, read_text
 
 PREFIX = "instances_"
 ROBOFLOW = "_annotations.coco.json"
@@ -92,7 +92,8 @@ class CocoReader(Reader):
                 folder = next((folder for folder in folders if os.path.isfile(folder / path)), folders[0])
                 folders.sort(key=lambda other, last=folder: other != last)  # the next image is likely there, too
                 full_name = os.path.splitext(f"{name}/{path}")[0]
-                images[image_id] = SourceImage(folder / path, full_name, file, place, declared_size=_size(element))
+                size = read_size(element.get("width"), element.get("height"))
+                images[image_id] = SourceImage(folder / path, full_name, file, place, declared_size=size)
         return images
 
     def _elements(self, elements: list, key: str, file: Path) -> Iterator[tuple[str, dict]]:
@@ -125,12 +126,6 @@ def _read_json(file: Path) -> dict:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise InputError(f"{file} has no list {key!r}: expected COCO's images, annotations and categories")
     return content
-
-
-def _size(image: dict) -> tuple[int, int] | None:
-    """Width and height, 0 if one is not a number; None if both are missing."""
-    sides = [image.get(side) for side in ("width", "height")]
-    return None if sides == [None, None] else tuple(int(side) if _is_number(side) else 0 for side in sides)
 
 
 def _is_number(value: object) -> bool:

@@ -10,7 +10,6 @@ last one included: a box with xmin = xmax is one pixel wide. (keras-retinanet su
 takes them for edges: its boxes end one pixel short on the right and at the bottom.)
 """
 
-import math
 import os
 import re
 from pathlib import Path
@@ -19,7 +18,7 @@ from xml.parsers import expat
 
 from oid.files import InputError
 from oid.images.find import SUFFIXES
-from oid.sources.base import Reader, SourceImage, number, read_text
+from oid.sources.base import Reader, SourceImage, read_size, read_text
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 MARKS = ("truncated", "occluded", "difficult", "group_of")
@@ -73,7 +72,8 @@ class VocReader(Reader):
             problem, _, value = str(error).partition(": ")
             self.problems.add(file, "", problem, value, "image left out")
             return None
-        image = SourceImage(self._image_path(name, root), name, file, declared_size=_size(root))
+        size = read_size(_text(root, "size/width"), _text(root, "size/height"))
+        image = SourceImage(self._image_path(name, root), name, file, declared_size=size)
         for index, element in enumerate(root.iter("object"), start=1):
             corners = [_text(element, f"bndbox/{corner}") for corner in CORNERS]
             marks = {mark: int(_text(element, mark).lower() in ("1", "true", "yes")) for mark in MARKS}
@@ -122,14 +122,6 @@ def read_xml(path: Path) -> Element:
 def _read_list(file: Path) -> list[str]:
     """The names of a set, one per line. Lists of single classes have -1, 0 or 1 after the name, which is removed."""
     return [re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in read_text(file).splitlines()]
-
-
-def _size(root: Element) -> tuple[int, int] | None:
-    """Width and height, 0 if one is not a number; None without the element."""
-    if root.find("size") is None:
-        return None
-    sides = [number(_text(root, f"size/{side}")) for side in ("width", "height")]
-    return tuple(0 if math.isnan(side) else int(side) for side in sides)
 
 
 def _text(element: Element, path: str) -> str:

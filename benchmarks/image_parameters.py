@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import a02_find_image_parameters as a02
 from benchmarks.processes import measured
 from oid import paths
-from oid.annotations import BOX_COLUMNS
+from oid.columns import BOX_COLUMNS
 from oid.command_line import run_script
 
 ROOT = Path(__file__).resolve().parent.parent

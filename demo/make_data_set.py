@@ -201,7 +201,7 @@ def annotate(
     boxed = []  # the label in each object's box row
     for label in drawn:
         parent_only = drawn.count(label) == 1 and rng.random() < PARENT_ONLY_SHARE
-        boxed.append(HIERARCHY.parents(label)[0] if parent_only else label)
+        boxed.append(HIERARCHY.ancestors(label)[0] if parent_only else label)
     rows = [(label, thing) for label, leaf, thing in zip(boxed, drawn, objects, strict=True) if leaf != unverified]
     positive = {label for label, _ in rows}
     possible = set(drawn).union(*map(leaves_below, positive))

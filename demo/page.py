@@ -20,7 +20,7 @@ import polars as pl
 
 from a00_utils_and_constants import DATASET_PATH, ORIENTATION, OUTPUT_PATH, SPLIT
 from oid import paths
-from oid.annotations import csv_errors, read_class_descriptions, refuse_bad_boxes, scan_rows
+from oid.annotations import csv_errors, read_boxes, read_class_descriptions
 from oid.columns import CORNERS
 from oid.command_line import check_flag, run_script
 from oid.files import InputError, output_file
@@ -110,12 +110,11 @@ def choose(images: dict[str, Path], count: int) -> dict[str, Path]:
 
 def read_truth(path: Path, shown: dict[str, Path], names: dict[str, str]) -> Panel:
     """Reads the annotated boxes of the shown images."""
-    refuse_bad_boxes(path)
-    rows = scan_rows(path, ("ImageID", "LabelName", *CORNERS, "IsGroupOf")).filter(pl.col("ImageID").is_in(list(shown)))
-    with csv_errors(path):
-        table = rows.with_columns(pl.col(CORNERS).cast(pl.Float64)).collect()
+    corners = pl.col(CORNERS).cast(pl.Float64, strict=False)
+    table = read_boxes(path, ("ImageID", "LabelName", corners, "IsGroupOf"))
+    table = table.filter(pl.col("ImageID").is_in(list(shown)))
     boxes = {image_id: [] for image_id in shown}
-    for _, image_id, label, *box, group_of in table.iter_rows():
+    for image_id, label, *box, group_of in table.iter_rows():
         group = " (group)" if group_of == "1" else ""
         boxes[image_id].append(DrawnBox(names.get(label, label) + group, None, tuple(box)))
     return Panel("ground truth", boxes)

@@ -1,105 +1,69 @@
-"""Annotation files of Open Images: class descriptions, and box and image-label tables as polars text columns."""
+"""Annotation files of Open Images: class descriptions, boxes and image-level labels."""
 
 import contextlib
 import csv
 import math
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import polars as pl
 
+from oid.columns import BOX_COLUMNS, CORNERS, IMAGE_LABEL_COLUMNS
 from oid.files import InputError, replacing, require_file
 
-BOX_COLUMNS = (  # the 13 columns of V4; V6 adds the 8 of the extreme clicks
-    *("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax"),
-    *("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside"),
-)
-IMAGE_LABEL_COLUMNS = ("ImageID", "LabelName", "Confidence")
-IGNORED_REGION_COLUMNS = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "Reason")
-
-COORDINATES = ("XMin", "XMax", "YMin", "YMax")
-_HEADER = {"label", "labelname", "label_name", "mid", "id"}  # V6 has `LabelName,DisplayName`; V4 has no header
+Columns = Sequence[str | pl.Expr]  # names of columns, or expressions of them
+_LABEL_HEADERS = {"label", "labelname", "label_name", "mid", "id"}  # V6: LabelName,DisplayName; V4: no header
 
 
 def read_class_descriptions(path: str | os.PathLike) -> dict[str, str]:
-    """Reads a class description file: `label,name` with or without a header row, further columns ignored.
+    """Reads a class description file: rows `label,name`, with or without a header; further columns are ignored.
 
     Returns:
         {label: name} in the order of the file.
 
     Raises:
-        InputError: no such file, no class in it, not UTF-8 or not CSV; a row without label or name, a label with
-            white space (predictions are separated by spaces), or a label that occurs twice.
+        InputError: the file does not exist, has no class, or is not CSV in UTF-8; or a row has no label or no name, a
+            label with white space (which separates the values of predictions), or a label that an earlier row has.
     """
     path = require_file(path, "expected a class description file with rows `label,name`")
     classes: dict[str, str] = {}
     lines: dict[str, int] = {}  # {label: line number}
-    may_be_header = True
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, strict=True)
-            for row in rows:
-                if not any(cell.strip() for cell in row):
+            reader = csv.reader(file, strict=True)
+            rows = ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
+            for number, (line, row) in enumerate(rows):
+                label, name = row[0], "".join(row[1:2]).strip()
+                if number == 0 and label.strip().lower() in _LABEL_HEADERS:
                     continue
-                where = f"{path}, line {rows.line_num}"
-                label, name = (row[0], row[1].strip()) if len(row) > 1 else (row[0], "")
-                is_header = may_be_header and label.strip().lower() in _HEADER
-                may_be_header = False
-                if is_header:
-                    continue
+                where = f"{path}, line {line}"
                 if not label or not name:
                     raise InputError(f"{where}: {','.join(row)!r} is not `label,name`: give every class both")
                 if any(letter.isspace() for letter in label):
                     raise InputError(f"{where}: the label {label!r} contains white space: remove it")
                 if label in classes:
                     raise InputError(f"{where}: label {label} is already in line {lines[label]}: remove one of the two")
-                classes[label] = name
-                lines[label] = rows.line_num
+                classes[label], lines[label] = name, line
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
     except csv.Error as error:
-        raise InputError(f"{path}, line {rows.line_num}: not CSV ({error}): check the quotes") from error
+        raise InputError(f"{path}, line {reader.line_num}: not CSV ({error}): check the quotes") from error
     if not classes:
         raise InputError(f"{path} holds no class: expected rows `label,name`")
     return classes
 
 
 def write_class_descriptions(path: str | os.PathLike, classes: dict[str, str]) -> None:
-    """Writes {label: name} as the official V4 file has it: no header, a name with a comma in quotes."""
+    """Writes {label: name} without a header, like the official V4 file; names with a comma get quotes."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(classes.items())
 
 
-def scan_rows(path: str | os.PathLike, columns: Sequence[str]) -> pl.LazyFrame:
-    """Opens a CSV file with a header lazily, every column as the text that it has in the file.
-
-    Collect the frame inside `csv_errors(path)`: only then the rows are read.
-
-    Args:
-        path: an annotation file; blank lines in it are skipped.
-        columns: those to read; others are ignored.
-
-    Returns:
-        `line` (UInt32, the line number as an editor shows it) and `columns` (String, null where empty), in file order.
-
-    Raises:
-        InputError: no such file, it is empty, or a column is missing.
-    """
-    header = read_header(path, columns)
-    missing = [column for column in columns if column not in header]
-    if missing:
-        found = f"the header is {','.join(header)[:200]!r}"
-        raise InputError(f"{path}, line 1: column {', '.join(missing)} is missing, {found}: download the file again")
-    rows = pl.scan_csv(path, infer_schema=False, glob=False, row_index_name="line", row_index_offset=2)
-    return rows.select("line", *columns).filter(pl.any_horizontal(pl.col(columns).is_not_null()))
-
-
 def read_header(path: str | os.PathLike, expected: Sequence[str]) -> list[str]:
-    """The column names of an annotation file, of which `expected` are what a message says.
+    """Returns the column names of an annotation file; `expected` are named in the message of an error.
 
     Raises:
-        InputError: no such file, it is empty, or its first line is not UTF-8 text.
+        InputError: the file does not exist or is empty, or its first line is not UTF-8 text.
     """
     path = require_file(path, "expected an annotation file of Open Images")
     with open(path, "rb") as file:
@@ -112,87 +76,67 @@ def read_header(path: str | os.PathLike, expected: Sequence[str]) -> list[str]:
         raise InputError(f"{path}, line 1: the header is not UTF-8 text: expected {','.join(expected)}") from error
 
 
-def read_boxes(path: str | os.PathLike) -> pl.DataFrame:
-    """Reads who is boxed where from a box file of V4 or V6, without the columns' text.
+def scan_rows(path: str | os.PathLike, columns: Sequence[str]) -> pl.LazyFrame:
+    """Opens a CSV file with a header lazily. Collect the frame inside `csv_errors(path)`: only then rows are read.
 
     Returns:
-        In file order: `line` (UInt32), `ImageID`, `LabelName` (String), `group_of` (Boolean, true where IsGroupOf is 1;
-        -1 means unknown), `rectangle` (UInt32, the first line whose image and coordinates, as numbers, are equal).
+        `line` (UInt32, the line number as an editor shows it) and `columns` (String, the text of the file, null where
+        that is empty), in file order, without blank lines.
 
     Raises:
-        InputError: the file has no rows, or a value is missing or not what its column holds; names the first such line.
+        InputError: the file does not exist or is empty, or a column is missing.
     """
-    refuse_bad_boxes(path)
-    with csv_errors(path):
-        is_group = (pl.col("IsGroupOf") == "1").alias("group_of")
-        rows = scan_rows(path, BOX_COLUMNS).select("line", "ImageID", "LabelName", is_group, *coordinates())
-        table = rows.collect(engine="streaming")
-    if table.is_empty():
-        raise InputError(f"{path} holds no boxes: download the file again")
-    rectangle = pl.col("line").min().over("ImageID", *COORDINATES).alias("rectangle")
-    return table.with_columns(rectangle).drop(COORDINATES)
+    header = read_header(path, columns)
+    if missing := [column for column in columns if column not in header]:
+        found = f"the header is {','.join(header)[:200]!r}"
+        raise InputError(f"{path}, line 1: column {', '.join(missing)} is missing, {found}: download the file again")
+    rows = pl.scan_csv(path, infer_schema=False, glob=False, row_index_name="line", row_index_offset=2)
+    return rows.select("line", *columns).filter(pl.any_horizontal(pl.col(columns).is_not_null()))
 
 
-def read_image_labels(path: str | os.PathLike) -> pl.DataFrame:
-    """Reads human-verified image-level labels.
-
-    Returns:
-        `image_line` (UInt32, the image's first line), `ImageID`, `LabelName` (String), `positive` (Boolean), in file
-        order; no rows where the file has only a header.
+def read_boxes(path: str | os.PathLike, columns: Columns = ("ImageID", "LabelName", "IsGroupOf")) -> pl.DataFrame:
+    """Reads and checks a box file of V4 or V6, and returns `columns` of BOX_COLUMNS, which are text, in file order.
 
     Raises:
-        InputError: a value is missing or Confidence is neither 0 nor 1; names the first such line.
+        InputError: the file has no rows, or a value is missing or invalid; the message names the first such line.
     """
-    refuse_bad_image_labels(path)
-    rows = scan_rows(path, IMAGE_LABEL_COLUMNS)
-    with csv_errors(path):
-        image_line = pl.col("line").min().over("ImageID").alias("image_line")
-        is_positive = (pl.col("Confidence") == "1").alias("positive")
-        return rows.select(image_line, "ImageID", "LabelName", is_positive).collect(engine="streaming")
-
-
-def coordinates() -> list[pl.Expr]:
-    """The four columns of a box as numbers, null where they are none."""
-    return [pl.col(name).cast(pl.Float64, strict=False) for name in COORDINATES]
-
-
-def is_bad_box() -> pl.Expr:
-    """Whether a value of a box row is missing or not what its column holds."""
-    x_min, x_max, y_min, y_max = coordinates()
-    group_of = pl.col("IsGroupOf")
-    good = pl.all_horizontal(
+    x_min, y_min, x_max, y_max = (pl.col(name).cast(pl.Float64, strict=False) for name in CORNERS)
+    is_good = pl.all_horizontal(
         *(pl.col(name).is_not_null() for name in BOX_COLUMNS),
-        (group_of == "0") | (group_of == "1") | (group_of == "-1"),
+        pl.col("IsGroupOf").is_in(["0", "1", "-1"]),  # -1: unknown
         *(x_min > -math.inf, x_min <= x_max, x_max < math.inf),  # for Polars NaN is above infinity
         *(y_min > -math.inf, y_min <= y_max, y_max < math.inf),
     )
-    return ~good.fill_null(False)
-
-
-def is_bad_image_label() -> pl.Expr:
-    """Whether a value of an image-label row is missing, or Confidence is neither 0 nor 1."""
-    return pl.any_horizontal(pl.col(IMAGE_LABEL_COLUMNS).is_null(), ~pl.col("Confidence").is_in(["0", "1"]))
-
-
-def refuse_bad_boxes(path: str | os.PathLike) -> None:
-    """Raises an InputError that names the first bad row of a box file, if there is one."""
     expected = "13 values, finite coordinates with Min <= Max, and IsGroupOf 0, 1 or -1"
+    table = _read_checked(path, BOX_COLUMNS, columns, is_good, expected)
+    if table.is_empty():
+        raise InputError(f"{path} holds no boxes: download the file again")
+    return table
+
+
+def read_image_labels(path: str | os.PathLike, columns: Columns = IMAGE_LABEL_COLUMNS) -> pl.DataFrame:
+    """Reads and checks human-verified image-level labels, as `read_boxes` does. The file may have no rows.
+
+    Raises:
+        InputError: a value is missing, or Confidence is neither 0 nor 1; the message names the first such line.
+    """
+    is_good = pl.all_horizontal(pl.col(IMAGE_LABEL_COLUMNS).is_not_null(), pl.col("Confidence").is_in(["0", "1"]))
+    expected = "an image id, a label, and Confidence 0 or 1"
+    return _read_checked(path, IMAGE_LABEL_COLUMNS, columns, is_good, expected)
+
+
+def _read_checked(
+    path: str | os.PathLike, file_columns: Sequence[str], columns: Columns, is_good: pl.Expr, expected: str
+) -> pl.DataFrame:
+    """Reads `columns`, and raises an InputError for the first row that is not good."""
+    rows, is_good = scan_rows(path, file_columns), is_good.fill_null(False)
     with csv_errors(path):
-        _refuse(path, scan_rows(path, BOX_COLUMNS).filter(is_bad_box()), expected)
-
-
-def refuse_bad_image_labels(path: str | os.PathLike) -> None:
-    """Raises an InputError that names the first bad row of an image-label file, if there is one."""
-    expected = "an image id, a label, and Confidence 0 or 1 as people give it"
-    with csv_errors(path):
-        _refuse(path, scan_rows(path, IMAGE_LABEL_COLUMNS).filter(is_bad_image_label()), expected)
-
-
-def _refuse(path: str | os.PathLike, bad_rows: pl.LazyFrame, expected: str) -> None:
-    """Raises an InputError for the first of `bad_rows`, if there is one."""
-    for line, *values in bad_rows.head(1).collect(engine="streaming").iter_rows():
-        text = ",".join("" if value is None else value for value in values)
-        raise InputError(f"{path}, line {line}: found {text!r} and expected {expected}: correct or remove the row")
+        table = rows.select(*columns, is_good.alias("is good")).collect(engine="streaming")
+        if table["is good"].all():
+            return table.drop("is good")
+        line, *values = rows.filter(~is_good).head(1).collect(engine="streaming").row(0)
+    text = ",".join(value or "" for value in values)
+    raise InputError(f"{path}, line {line}: found {text!r} and expected {expected}: correct or remove the row")
 
 
 @contextlib.contextmanager
@@ -201,11 +145,11 @@ def csv_errors(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except pl.exceptions.PolarsError as error:
-        raise InputError(_first_bad_line(Path(path)) or f"{path}: {str(error).splitlines()[0]}") from error
+        raise InputError(_find_bad_line(path) or f"{path}: {str(error).splitlines()[0]}") from error
 
 
-def _first_bad_line(path: Path) -> str | None:
-    """The sentence for the first line that is not UTF-8 or has more values than the header."""
+def _find_bad_line(path: str | os.PathLike) -> str | None:
+    """Describes the first line that is not UTF-8, is not CSV or has more values than the header."""
     with open(path, "rb") as file:
         width = len(file.readline().split(b","))
         for number, line in enumerate(file, start=2):

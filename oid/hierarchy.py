@@ -1,4 +1,4 @@
-"""The class hierarchy of Open Images: who is above whom, level heights, contraction to fewer classes.
+"""The class hierarchy of Open Images: ancestors, descendants, heights, contraction to fewer classes.
 
 The file is a nested JSON of nodes `{"LabelName": .., "Subcategory": [node, ..]}`. Only `Subcategory` counts (`Part`
 says that a wheel belongs to a car, not that it is one), and the root ("Entity") is not a class. A class may occur at
@@ -23,83 +23,66 @@ class Hierarchy:
     """
 
     def __init__(self, tree: dict):
-        """Takes the nested JSON.
-
-        Raises:
-            InputError: a node is malformed, or a class is below itself.
-        """
+        """Reads the nested JSON. Raises an InputError if a node is malformed, or a class is below itself."""
         self.tree = _checked(tree)
         self.root: str = self.tree["LabelName"]
-        distances: dict[str, dict[str, int]] = {}  # {label: {ancestor: steps on the shortest way}}
-        parents: dict[str, dict[str, None]] = {}
+        above: dict[str, dict[str, int]] = {}  # {label: {ancestor: steps on the shortest path}}
         children: dict[str, dict[str, None]] = {}
         for label, path in _walk(self.tree, ()):
             if label in path:
                 raise InputError(f"class {label} is below itself")
-            own = distances.setdefault(label, {})
-            parents.setdefault(label, {})
             children.setdefault(label, {})
-            for steps, ancestor in enumerate(reversed(path[1:]), start=1):  # path[0] is the root
-                own[ancestor] = min(steps, own.get(ancestor, steps))
             if len(path) > 1:
-                parents[label][path[-1]] = None
                 children[path[-1]][label] = None
-        self.labels: tuple[str, ...] = tuple(distances)
-        self._parents = {label: tuple(found) for label, found in parents.items()}
-        self._children = {label: tuple(found) for label, found in children.items()}
-        position = {label: index for index, label in enumerate(self.labels)}
-        self._ancestors = {
-            label: tuple(sorted(own, key=lambda ancestor, own=own: (own[ancestor], position[ancestor])))
-            for label, own in distances.items()
-        }
+            distances = above.setdefault(label, {})
+            for steps, ancestor in enumerate(reversed(path[1:]), start=1):  # path[0] is the root
+                distances[ancestor] = min(steps, distances.get(ancestor, steps))
+        self.labels: tuple[str, ...] = tuple(above)
         below: dict[str, dict[str, int]] = {label: {} for label in self.labels}
-        for label, own in distances.items():
-            for ancestor, steps in own.items():
+        for label, distances in above.items():
+            for ancestor, steps in distances.items():
                 below[ancestor][label] = steps
-        self._descendants = {
-            label: tuple(sorted(own, key=lambda lower, own=own: (own[lower], position[lower])))
-            for label, own in below.items()
-        }
+        self._children = {label: tuple(found) for label, found in children.items()}
+        self._ancestors = {label: self._nearest_first(distances) for label, distances in above.items()}
+        self._descendants = {label: self._nearest_first(distances) for label, distances in below.items()}
         self._heights = _heights(self._children)
+
+    def _nearest_first(self, distances: dict[str, int]) -> tuple[str, ...]:
+        """Sorts labels by distance; equally near ones stay in the order of first occurrence."""
+        return tuple(sorted((label for label in self.labels if label in distances), key=distances.get))
 
     def __contains__(self, label: object) -> bool:
         """Whether `label` is a class; the root is not."""
         return label in self._heights
 
     def ancestors(self, label: str) -> tuple[str, ...]:
-        """The union over all paths of the classes above `label`, nearest first, without the root and `label` itself.
-
-        Equally near ones are in the order of first occurrence.
+        """Returns the classes above `label` on any path, nearest first, without the root and `label` itself.
 
         Raises:
-            KeyError: no such class.
+            KeyError: `label` is not a class.
         """
         return self._ancestors[label]
 
     def descendants(self, label: str) -> tuple[str, ...]:
-        """The mirror image of `ancestors`: every class that has `label` among its ancestors, nearest first.
+        """Returns every class that has `label` among its ancestors, nearest first.
 
         Raises:
-            KeyError: no such class.
+            KeyError: `label` is not a class.
         """
         return self._descendants[label]
 
-    def parents(self, label: str) -> tuple[str, ...]:
-        """The classes directly above `label` at any of its places, in order of first occurrence, without the root."""
-        return self._parents[label]
-
     def children(self, label: str) -> tuple[str, ...]:
-        """The classes directly below `label` at any of its places, in order of first occurrence."""
+        """Returns the classes directly below `label` at any of its places, in order of first occurrence."""
         return self._children[label]
 
     def height(self, label: str) -> int:
-        """1 for a leaf, else 1 + the height of the highest child."""
+        """Returns 1 for a leaf, else 1 + the height of the highest child."""
         return self._heights[label]
 
     def contract(self, kept: Collection[str]) -> "Hierarchy":
-        """Leaves only the classes in `kept`; the children of a dropped class move up to its parent.
+        """Returns the hierarchy of the classes in `kept`; the children of a dropped class move up to its parent.
 
-        Labels in `kept` that are no class of the hierarchy are ignored.
+        Labels in `kept` that are not in the hierarchy are ignored.
         """
         kept = frozenset(kept)
 
@@ -117,7 +100,7 @@ def read_hierarchy(path: str | os.PathLike) -> Hierarchy:
     """Reads the nested JSON, for example `bbox_labels_600_hierarchy.json`.
 
     Raises:
-        InputError: there is no such file, it is no JSON, or a node is malformed.
+        InputError: the file does not exist, is not JSON, or has a malformed node.
     """
     path = require_file(path, "expected the class hierarchy, a JSON file such as bbox_labels_600_hierarchy.json")
     try:

@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 
 from oid import paths
-from oid.annotations import BOX_COLUMNS, read_class_descriptions
+from oid.annotations import read_class_descriptions
+from oid.columns import BOX_COLUMNS, IGNORED_REGION_COLUMNS, IMAGE_LABEL_COLUMNS
 
 TREE = {
     "LabelName": "entity",
@@ -69,10 +70,8 @@ class Result:
         self.boxes, self.negatives = [], []
         for row in self._rows(paths.level_boxes(output, level, split), BOX_COLUMNS):
             (self.boxes if any(row[1:]) else self.negatives).append(row)
-        header = ("ImageID", "LabelName", "XMin", "XMax", "YMin", "YMax", "Reason")
-        self.regions = self._rows(paths.level_ignored_regions(output, level, split), header)
-        header = ("ImageID", "LabelName", "Confidence")
-        self.image_labels = self._rows(paths.level_image_labels(output, level, split), header)
+        self.regions = self._rows(paths.level_ignored_regions(output, level, split), IGNORED_REGION_COLUMNS)
+        self.image_labels = self._rows(paths.level_image_labels(output, level, split), IMAGE_LABEL_COLUMNS)
         self.classes = read_class_descriptions(paths.level_class_descriptions(output, level))
         self.image_ids = paths.level_image_ids(output, level).read_text().splitlines()
 

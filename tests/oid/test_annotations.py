@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oid.annotations import (
-    BOX_COLUMNS,
     read_boxes,
     read_class_descriptions,
     read_image_labels,
     scan_rows,
     write_class_descriptions,
 )
+from oid.columns import BOX_COLUMNS
 from oid.files import InputError
 from tests.helpers.project import shared
 
@@ -85,16 +85,16 @@ def test_written_classes_come_back(classes, tmp_path_factory):
 HEADER = ",".join(BOX_COLUMNS)
 
 
-def test_boxes_with_equal_coordinates_share_a_rectangle(tmp_path):
+def test_boxes_are_text_in_file_order(tmp_path):
     rows = ["a,x,l,1,0.5,1,0,1,0,0,0,0,0", "b,x,l,1,0.5,1,0,1,0,0,1,0,0", "", "a,x,m,1,.500,1.0,0,1e0,0,0,-1,0,0"]
-    table = read_boxes(written(tmp_path, "\n".join([HEADER, *rows, ""])))
-    assert table.columns == ["line", "ImageID", "LabelName", "group_of", "rectangle"]
-    assert table.rows() == [(2, "a", "l", False, 2), (3, "b", "l", True, 3), (5, "a", "m", False, 2)]
+    path = written(tmp_path, "\n".join([HEADER, *rows, ""]))
+    assert read_boxes(path).rows() == [("a", "l", "0"), ("b", "l", "1"), ("a", "m", "-1")]
+    assert read_boxes(path, ["XMin"]).to_series().to_list() == ["0.5", "0.5", ".500"]
 
 
-def test_image_labels_know_the_first_line_of_their_image(tmp_path):
+def test_image_labels_are_text_in_file_order(tmp_path):
     path = written(tmp_path, "LabelName,ImageID,Confidence\nx,007,1\ny,1e5,0\nz,007,0\n")
-    assert read_image_labels(path).rows() == [(2, "007", "x", True), (3, "1e5", "y", False), (2, "007", "z", False)]
+    assert read_image_labels(path).rows() == [("007", "x", "1"), ("1e5", "y", "0"), ("007", "z", "0")]
 
 
 def test_image_labels_may_be_a_header_only(tmp_path):

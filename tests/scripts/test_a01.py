@@ -9,7 +9,8 @@ import pytest
 
 from a01_create_training_files import main
 from oid import paths
-from oid.annotations import BOX_COLUMNS, read_class_descriptions
+from oid.annotations import read_class_descriptions
+from oid.columns import BOX_COLUMNS
 from oid.files import InputError
 from tests.helpers.project import run_script, shared
 from tests.helpers.small_open_images import BIG, CLASSES, LEFT, ONE_OF_EACH, RIGHT, Result, box, make_data_set
@@ -123,24 +124,24 @@ def test_bad_files_are_named(tmp_path, name, text, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"levels": ("4",)}, "--levels 4: the hierarchy has no class of this height, choose from 1 2 3 all rare"),
-        ({"levels": ("1", "All")}, "--levels All"),
-        ({"levels": ("01",)}, "--levels 01"),
-        ({"levels": ("1",), "min_boxes": -1}, "--min_boxes -1"),
+        ({"levels": ("4",)}, "--levels is 4: give a height that a class has: 1 2 3 all rare"),
+        ({"levels": ("1", "All")}, "--levels is All"),
+        ({"levels": ("01",)}, "--levels is 01"),
+        ({"levels": ("2", "3"), "parent_label": "car"}, "--levels is 2: give a height"),
+        ({"levels": ("1", "9"), "parent_label": "fruit"}, "--levels is 9: give a height"),
+        ({"min_boxes": -1}, "--min_boxes is -1"),
+        ({"rare_below": 0}, "--rare_below is 0"),
         ({"levels": ("1",), "min_boxes": 9}, "none of its 5 classes has 9 or more training boxes"),
         ({"levels": ("rare",), "rare_below": 1}, "none of its 8 classes has 1 or more and fewer than 1 training boxes"),
         ({"dataset_path": "/nowhere/at/all"}, "/nowhere/at/all does not exist"),
-        ({"labels_filter": ("apple", "tomatoe")}, "--labels_filter tomatoe: no class has this name or label"),
-        ({"labels_filter": ("tomatoe",)}, "did you mean tomato, all?"),
-        ({"labels_filter": (",",)}, "--labels_filter names no class"),
         (
-            {"parent_label": "fruits, all"},
-            "--parent_label fruits, all: no class has this name or label, did you mean fruit",
+            {"labels_filter": ("apple", "tomatoe")},
+            "name or label tomatoe, did you mean tomato, all?: change --",
         ),
-        ({"parent_label": "entity"}, "--parent_label entity: no class has this name or label"),
-        ({"labels_filter": ("apple",), "parent_label": "fruit"}, "two ways to choose a part of the classes: give one"),
-        ({"levels": ("2", "3"), "parent_label": "car"}, "--levels 2: the hierarchy has no class of this height"),
-        ({"levels": ("1", "9"), "parent_label": "fruit"}, "--levels 9: the hierarchy has no class of this height"),
+        ({"labels_filter": (",",)}, "--labels_filter is ,: give names or labels"),
+        ({"parent_label": "fruits, all"}, "name or label fruits, all, did you mean fruit, all?: change --parent_label"),
+        ({"parent_label": "entity"}, "no class has the name or label entity"),
+        ({"labels_filter": ("apple",), "parent_label": "fruit"}, "give this flag or --labels_filter, not both"),
     ],
 )
 def test_bad_flags_are_named(tmp_path, options, message):

@@ -45,9 +45,9 @@ def test_a01_converts_exports_and_does_it_again(tmp_path):
             "--source csv --source_path {0}/source --source_splits a",
             "names no sets: give train=..., validation=..., test=",
         ),
-        ("--source csv --source_path {0}/nowhere", "error: --source_path {0}/nowhere does not exist"),
+        ("--source csv --source_path {0}/nowhere", "error: --source_path is {0}/nowhere: give the folder"),
         ("--source csv --source_path {0}/source --dataset_path {0}/broken", "give another folder by --dataset_path"),
-        ("--source csv", "error: --source csv needs --source_path"),
+        ("--source csv", "error: --source is csv: give --source_path too"),
         ("--fold 1", "error: --source_splits, --validation_folds and --fold need --source_path"),
         ("--export coco", "error: --export and --export_path belong together"),
         (
@@ -74,7 +74,7 @@ def test_a_mistake_is_one_sentence(flags, sentence, tmp_path):
 
 def test_a_level_that_somebody_asks_for_must_exist(tmp_path):
     flags = {"source": "csv", "source_path": str(write_csv_source(tmp_path / "source")), "levels": ("1", "2")}
-    with pytest.raises(InputError, match="the hierarchy has no class of this height"):
+    with pytest.raises(InputError, match="--levels is 2: give a height that a class has: 1 all rare"):
         a01.main(dataset_path=str(tmp_path / "data"), output_path=str(tmp_path / "out"), **flags)
 
 

@@ -1,0 +1,122 @@
+"""The classes that are kept, and the choice of a part of them by name, by level and by number of boxes."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable
+from functools import cached_property
+
+import polars as pl
+
+from oid import paths
+from oid.annotations import read_class_descriptions
+from oid.files import InputError, require_file
+from oid.hierarchy import Hierarchy, read_hierarchy
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """The kept classes, and all others that are known.
+
+    Attributes:
+        names: {label: name} of the kept classes, in the order of the network's outputs.
+        hierarchy: the full one, excluded classes included.
+        described: every label that has a description.
+    """
+
+    names: dict[str, str]
+    hierarchy: Hierarchy
+    described: tuple[str, ...]
+
+    @cached_property
+    def labels(self) -> pl.Enum:
+        """Every known label: the kept classes in their order, then the excluded ones."""
+        known = dict.fromkeys([*self.names, *self.hierarchy.labels, *self.described])
+        return pl.Enum([label for label in known if label != self.hierarchy.root])
+
+    def above(self, label: str) -> tuple[str, ...]:
+        """Returns the ancestors in the full hierarchy."""
+        return self.hierarchy.ancestors(label) if label in self.hierarchy else ()
+
+    def below(self, label: str) -> tuple[str, ...]:
+        """Returns the descendants in the full hierarchy."""
+        return self.hierarchy.descendants(label) if label in self.hierarchy else ()
+
+    @cached_property
+    def heights(self) -> dict[str, str]:
+        """{label: level} in the hierarchy contracted to the kept classes; "1" for classes outside the hierarchy."""
+        contracted = self.hierarchy.contract(self.names)
+        return {label: str(contracted.height(label)) if label in contracted else "1" for label in self.names}
+
+    def of_level(self, level: str) -> list[str]:
+        """Returns the kept classes of a level in their order; all of them for "all" and "rare"."""
+        return [label for label, height in self.heights.items() if level in (height, "all", "rare")]
+
+    def names_of(self, labels: Iterable[str]) -> dict[str, str]:
+        """Returns {label: name} of some kept classes, in the order of all."""
+        labels = set(labels)
+        return {label: name for label, name in self.names.items() if label in labels}
+
+    def find_all(self, texts: Iterable[str]) -> list[str]:
+        """Returns the labels of `texts`, each a label, a name, or several of them with commas between; see `find`."""
+        known = {*self.names, *self.names.values()}
+        parts = [part.strip() for text in texts for part in ([text] if text in known else text.split(","))]
+        return [self.find(part) for part in parts if part]
+
+    def find(self, text: str) -> str:
+        """Returns the label of the kept class with the label or name `text`, upper and lower case alike in names.
+
+        Raises:
+            InputError: there is no such class, or there are several.
+        """
+        if text in self.names:
+            return text
+        found = [label for label, name in self.names.items() if name.casefold() == text.casefold()]
+        if len(found) > 1:
+            raise InputError(f"{len(found)} classes have the name {text}: give the label, {' or '.join(found)}")
+        if not found:
+            by_name = {name.casefold(): name for name in self.names.values()}
+            (near,) = difflib.get_close_matches(text.casefold(), by_name, n=1, cutoff=0.0)
+            raise InputError(f"no class has the name or label {text}, did you mean {by_name[near]}?")
+        return found[0]
+
+
+def read_classes(dataset_path: str) -> tuple[Classes, dict[str, str]]:
+    """Reads class descriptions and hierarchy.
+
+    Returns:
+        The classes, and {label: name} of the file that decides. Its labels without another description, and the root
+        of the hierarchy, are not kept.
+
+    Raises:
+        InputError: a file is missing or damaged, or no class is left.
+    """
+    download = "download it from https://storage.googleapis.com/openimages/web/download.html"
+    boxable_path = paths.annotation_file(dataset_path, paths.CLASS_DESCRIPTIONS)
+    described = read_class_descriptions(require_file(boxable_path, download))
+    deciding_path = paths.evaluated_class_descriptions(dataset_path)
+    names = read_class_descriptions(deciding_path)
+    hierarchy_path = paths.annotation_file(dataset_path, paths.HIERARCHY)
+    hierarchy = read_hierarchy(require_file(hierarchy_path, download))
+    kept = {label: name for label, name in names.items() if label in described and label != hierarchy.root}
+    if not kept:
+        raise InputError(f"{deciding_path} and {boxable_path} have no class in common: they must use the same labels")
+    return Classes(kept, hierarchy, tuple(described)), names
+
+
+def choose_by_boxes(
+    level: str, counts: dict[str, int], min_boxes: int, fewer_than: float = math.inf
+) -> tuple[list[str], list[str]]:
+    """Divides the classes of a level by `counts`, {label: number of training boxes}.
+
+    Returns:
+        The classes with `min_boxes` or more and fewer than `fewer_than`, and those with fewer than `min_boxes`.
+
+    Raises:
+        InputError: the first list is empty.
+    """
+    chosen = [label for label, count in counts.items() if min_boxes <= count < fewer_than]
+    if not chosen:
+        wanted = f"{min_boxes} or more" + ("" if fewer_than == math.inf else f" and fewer than {fewer_than}")
+        raise InputError(f"level {level}: none of its {len(counts)} classes has {wanted} training boxes: leave it out")
+    return chosen, [label for label, count in counts.items() if count < min_boxes]

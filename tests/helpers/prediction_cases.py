@@ -76,17 +76,18 @@ def rows_of_lines(text):
 def kaggle_in_python(text):
     found = {}
     for image_id, boxes in list(rows_of_lines(text))[1:]:
-        tokens = boxes.split()
+        tokens = boxes.replace("\t", " ").split(" ")
+        tokens = [token for token in tokens if token]
         if not image_id.strip() or image_id in found or len(tokens) % 6:
             raise ValueError
-        found[image_id] = [checked(tokens[i], *tokens[i + 1 : i + 6]) for i in range(0, len(tokens), 6)]
+        found[image_id] = [checked(*tokens[i : i + 6]) for i in range(0, len(tokens), 6)]
     return list(found.items())
 
 
 def rows_in_python(text):
     found = {}
     for image_id, label, score, x1, x2, y1, y2 in list(rows_of_lines(text))[1:]:
-        if not image_id.strip() or label.split() != [label]:
+        if not image_id.strip():
             raise ValueError
         found.setdefault(image_id, []).append(checked(label, score, x1, y1, x2, y2))
     return list(found.items())
@@ -94,6 +95,8 @@ def rows_in_python(text):
 
 def checked(label, *texts):
     score, x1, y1, x2, y2 = numbers = [float(text) for text in texts]
+    if label.split() != [label] or any(text != text.strip() for text in texts):
+        raise ValueError
     if not all(map(math.isfinite, numbers)) or x1 > x2 or y1 > y2:
         raise ValueError
     return (label, score, x1, y1, x2, y2)

@@ -36,7 +36,7 @@ class Curves:
         order = order[images[entries.image[order]]]
         small = np.min_scalar_type(num_classes)  # NumPy sorts integers of 16 bits in linear time
         order = order[np.argsort(entries.class_index[order].astype(small), kind="stable")]
-        image, class_index, labels = entries.image[order], entries.class_index[order], entries.labels[order]
+        image, class_index, labels = (x[order] for x in (entries.image, entries.class_index, entries.labels))
         hits = np.flatnonzero(labels > 0.0)
         self._hit_image, self._hit_class, self._hit_label = image[hits], class_index[hits], labels[hits]
         self._miss_image = image[labels <= 0.0]
@@ -59,7 +59,9 @@ class Curves:
         """
         times = np.ones(self.num_images) if times is None else np.asarray(times, dtype=np.float64)
         gained = times[self._hit_image] * self._hit_label
-        hits, misses = (np.concatenate([[0.0], np.cumsum(x)]) for x in (gained, times[self._miss_image]))
+        hits, misses = np.zeros(len(gained) + 1), np.zeros(len(self._miss_image) + 1)
+        np.cumsum(gained, out=hits[1:])
+        np.cumsum(times[self._miss_image], out=misses[1:])
         hits = hits[1:] - hits[self._first_hit]
         misses = misses[self._misses_before] - misses[self._first_miss]
         precision = hits / np.maximum(hits + misses, 1e-300)

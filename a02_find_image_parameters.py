@@ -8,9 +8,8 @@ Writes: OUTPUT/<split>_image_params.csv (id,width,height,channel,size,md5, order
         OUTPUT/coverage_level_<n>.csv, a row per class, the worst covered by anchors first;
         OUTPUT/anchors_level_<n>.json, anchors by k-means for a03 --anchors;
         OUTPUT/data_set.html, plots of all this.
-Takes:  3,000 to 6,000 images a second on 2 cores if the disk keeps up: 5 to 10 minutes for the 1.7 million of Open
-        Images; with --no_md5 more than 20,000. Stopped and started again it goes on where it was; run later it reads
-        only what has changed.
+Takes:  5 to 10 minutes on 2 cores for the 1.7 million images of Open Images if the disk keeps up; with --no_md5 one or
+        two. Stopped and started again it goes on where it was; run later it reads only what has changed.
 
     python a02_find_image_parameters.py
     python a02_find_image_parameters.py --dataset_path demo_data/data_set --splits validation

@@ -11,7 +11,7 @@ import io
 import os
 import struct
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -24,6 +24,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from oid.files import InputError
 
 Orientation = Literal["stored", "exif"]
+Header = tuple[int, int, int]  # width, height, stored channels
 
 EXIF_ORIENTATION = 0x0112
 MOST_PIXELS, LONGEST_SIDE = 2**30, 2**20  # OpenCV's limits
@@ -38,19 +39,6 @@ _READERS = {JPEG: JpegImageFile, PNG: PngImageFile, b"RIFF": WebPImageFile, b"BM
 # Reduced sizes are named for grey and for BGR, but work with RGB as well, which saves a pass over the pixels.
 _REDUCED_FLAGS = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 _REDUCED_FLAGS[8] = cv2.IMREAD_REDUCED_GRAYSCALE_8
-
-
-class Header(NamedTuple):
-    """What a file says of its pixels.
-
-    Attributes:
-        width, height: as they lie in the file; those of an animation's canvas.
-        channel: stored channels: 1 grey, 2 grey with alpha, 3 colour or palette, 4 colour with alpha or CMYK.
-    """
-
-    width: int
-    height: int
-    channel: int
 
 
 def read_image(
@@ -73,8 +61,8 @@ def read_image(
     """
     with _errors_with_path(path):
         data = _read(path)
-        header = _header(data, data, len(data))
-    reduction = _reduction(header, minimum_side, minimum_longer_side) if data[:2] == JPEG else 1
+        width, height, _ = _header(data, data, len(data))
+    reduction = _reduction(width, height, minimum_side, minimum_longer_side) if data[:2] == JPEG else 1
     flag = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED_FLAGS[reduction]
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
@@ -96,7 +84,8 @@ def image_parameters(
         md5: whether to compute the MD5; without it only the beginning and the end of most files are read.
 
     Returns:
-        Width, height, channels (see `Header`), size in bytes, and the MD5 in hexadecimal or "".
+        Width, height, stored channels (1 grey, 2 grey with alpha, 3 colour or palette, 4 with alpha or CMYK), size in
+        bytes, and the MD5 in hexadecimal or "".
 
     Raises:
         InputError: the file is missing, empty, cut short, or no image.
@@ -104,12 +93,11 @@ def image_parameters(
     with _errors_with_path(path):
         if md5:
             data = _read(path)
-            header, size = _header(data, data, len(data)), len(data)
+            (width, height, channel), size = _header(data, data, len(data)), len(data)
         else:
-            header, data, size = _read_ends(path)
+            (width, height, channel), data, size = _read_ends(path)
         if orientation == "exif" and data[:2] != JPEG and len(data) < size:
             data = _read(path)  # formats other than JPEG may have the tag at their end
-    width, height, channel = header
     if orientation == "exif" and _exif_orientation(data) >= 5:
         width, height = height, width
     digest = hashlib.md5(data, usedforsecurity=False).hexdigest() if md5 else ""
@@ -195,7 +183,7 @@ def _header(data: bytes, tail: bytes, size: int) -> Header:
     # Coded pixels never contain JPEG's end mark, but an EXIF thumbnail does: it counts only behind the header.
     if not _has_end(data, tail, size, start=file.tell() if len(tail) == size else 0):
         raise _BadFile("is cut short")
-    return Header(width, height, 3 if image.mode == "P" else len(image.getbands()))
+    return width, height, 3 if image.mode == "P" else len(image.getbands())
 
 
 def _pillow_reader(data: bytes) -> type:
@@ -217,12 +205,12 @@ def _has_end(data: bytes, tail: bytes, size: int, start: int = 0) -> bool:
     return size >= int.from_bytes(data[2:6], "little")
 
 
-def _reduction(header: Header, shorter: int, longer: int) -> int:
+def _reduction(width: int, height: int, shorter: int, longer: int) -> int:
     """By how much a JPEG may be reduced, 1 2 4 or 8, so that its sides keep these numbers of pixels."""
     if max(shorter, longer) <= 0:
         return 1
-    sides = sorted((header.width, header.height))
-    return next((factor for factor in (8, 4, 2) if sides[0] // factor >= shorter and sides[1] // factor >= longer), 1)
+    factors = min(width, height) // max(shorter, 1), max(width, height) // max(longer, 1)
+    return next((factor for factor in (8, 4, 2) if factor <= min(factors)), 1)
 
 
 def _exif_orientation(data: bytes) -> int:

@@ -85,7 +85,8 @@ def read_classes(dataset_path: str) -> tuple[Classes, dict[str, str]]:
     """Reads class descriptions and hierarchy.
 
     Returns:
-        The classes, and {label: name} of the deciding file, which may have more (the root, for example).
+        The classes, and {label: name} of the file that decides. Its labels without another description, and the root
+        of the hierarchy, are not kept.
 
     Raises:
         InputError: a file is missing or damaged, or no class is left.

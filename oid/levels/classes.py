@@ -85,8 +85,7 @@ def read_classes(dataset_path: str) -> tuple[Classes, dict[str, str]]:
     """Reads class descriptions and hierarchy.
 
     Returns:
-        The classes, and {label: name} of the file that decides. Its labels without another description, and the root
-        of the hierarchy, are not kept.
+        The classes, and {label: name} of the deciding file, which may have more (the root, for example).
 
     Raises:
         InputError: a file is missing or damaged, or no class is left.

@@ -85,11 +85,7 @@ def no_image_labels(labels: pl.Enum) -> Rows:
 
 
 def read_text(path: Path, rows: Rows) -> Iterator[pl.DataFrame]:
-    """Yields the text of a box file in batches.
-
-    Returns:
-        BOX_COLUMNS without LabelName, and `pattern` (UInt32): `len(rows.patterns)` if the label is unknown.
-    """
+    """Yields BOX_COLUMNS without LabelName in batches, with `pattern`: `len(rows.patterns)` if that is unknown."""
     text = scan_rows(path, BOX_COLUMNS).drop("line", "LabelName")
     pattern = rows.pattern.fill_null(len(rows.patterns)).to_frame()
     with csv_errors(path):

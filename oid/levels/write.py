@@ -67,7 +67,7 @@ def write_levels(
         classes: the kept classes.
         levels: {level: its classes}.
         splits: train and validation.
-        progress: called with the number of box rows that were written since the last call.
+        progress: called with the number of box rows written since the last call.
 
     Returns:
         {level: {split: {what: how many}}}.
@@ -142,8 +142,7 @@ def _write_box_rows(
 
 
 def _group_by_image(rows: Rows) -> tuple[pl.Series, pl.DataFrame]:
-    """Returns (M,) Categorical, the images with a known label in file order; and `image` (UInt32, the index of an
-    image in them) and `pattern` of each row, those of an image together."""
+    """Returns the images with a known label in file order, (M,); and rows of `image` (index in them) and `pattern`."""
     known = pl.DataFrame({"ImageID": rows.image, "pattern": rows.pattern}).drop_nulls()
     images = known.select(pl.col("ImageID").unique(maintain_order=True)).with_row_index("image")
     known = known.join(images, on="ImageID", maintain_order="left").select("image", "pattern").sort("image")
@@ -153,11 +152,7 @@ def _group_by_image(rows: Rows) -> tuple[pl.Series, pl.DataFrame]:
 def _write_image_labels(
     images: pl.Series, rows: pl.DataFrame, level: Level, file: IO[bytes]
 ) -> tuple[dict[str, int], pl.Series]:
-    """Writes the image labels of a level from what `_group_by_image` returns.
-
-    Returns:
-        Counts, and (K,) Categorical, the negative images: those that are labelled and have neither box nor region.
-    """
+    """Writes the image labels of a level; returns counts and the images without box and region, the negatives."""
     file.write(f"{','.join(IMAGE_LABEL_COLUMNS)}\n".encode())
     labels = conflicts = 0
     signs = [pl.DataFrame(schema={"ImageID": pl.Categorical, "positive": pl.Boolean})]
@@ -173,10 +168,7 @@ def _write_image_labels(
 
 
 def _expand_image_labels(images: pl.Series, rows: pl.DataFrame, meaning: pl.DataFrame) -> Iterator[pl.DataFrame]:
-    """Yields `ImageID`, `LabelName`, `positive` and `conflict` (Boolean: both signs were there, and positive wins).
-
-    Each image and class comes once, images in their order and classes in theirs.
-    """
+    """Yields each image and class once, in order: `ImageID`, `LabelName`, `positive`, `conflict` (both signs met)."""
     labels = meaning["LabelName"].dtype.categories.cast(meaning["LabelName"].dtype)
     key = pl.col("image").cast(pl.UInt64) * len(labels) + pl.col("LabelName").to_physical()  # one number sorts fast
     for first in range(0, len(images), IMAGES):

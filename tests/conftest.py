@@ -7,8 +7,7 @@ import pytest
 
 
 def pytest_configure(config):
-    """The quick tests draw the same cases every time, so that nobody's change fails by another's; `make test-all` draws
-    new ones."""
+    """The quick tests draw the same random cases every time; `make test-all` draws new ones."""
     hypothesis.settings.register_profile("the same", derandomize=True)
     if config.getoption("markexpr"):
         hypothesis.settings.load_profile("the same")
@@ -16,7 +15,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory) -> tuple[Path, Path]:
-    """DATASET and OUTPUT of a few drawn pictures, after a01; to be read only."""
+    """DATASET and OUTPUT of a few drawn pictures, after a01; read-only."""
     from tests.helpers.small_photographs import make_photographs
 
     return make_photographs(tmp_path_factory.mktemp("photographs"))
@@ -24,30 +23,18 @@ def photographs(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def tiny_backbone():
-    """Makes `--backbone tiny` known: three convolutions, because building the graph is most of a tiny training."""
-    import dataclasses
-
-    import keras
-
+    """Makes `--backbone tiny` known."""
     from models.backbones import BACKBONES
-    from models.blocks import conv_bn_relu
+    from tests.helpers import tiny_network
 
-    def build(*, input_tensor, weights=None):
-        x = conv_bn_relu(input_tensor, 8, 3, strides=4, name="first")
-        x = conv_bn_relu(x, 16, 3, strides=2, name="shallow")
-        return keras.Model(input_tensor, conv_bn_relu(x, 16, 3, strides=2, name="deep"), name="tiny")
-
-    tiny = dataclasses.replace(
-        BACKBONES["residual_small"], build=build, shallow="shallow_relu", deep="deep_relu", preprocessing="tf"
-    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKBONES, "tiny", tiny)
+        patch.setitem(BACKBONES, "tiny", tiny_network.tiny_backbone())
         yield
 
 
 @pytest.fixture(scope="session")
 def trained(photographs, tiny_backbone):
-    """A run of a03 on `photographs` with the flags of `small_photographs.TINY`; to be read only."""
+    """A run of a03 on `photographs` with the flags of `small_photographs.TINY`; read-only."""
     import contextlib
     import io
     from types import SimpleNamespace

@@ -13,28 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-import keras  # and with it TensorFlow: nothing may run in it before the fork, nor may Polars be imported
+import keras  # noqa: F401  and with it TensorFlow: nothing may run in it before the fork, nor may Polars be imported
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OPERATIONS = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}
-
-
-def add_tiny_backbone() -> None:
-    """`--backbone tiny`: three convolutions, and dropout, whose random state a checkpoint must have."""
-    import dataclasses
-
-    from models.backbones import BACKBONES
-    from models.blocks import conv_bn_relu
-
-    def build(*, input_tensor, weights=None):
-        x = conv_bn_relu(input_tensor, 8, 3, strides=4, name="first")
-        x = keras.layers.Dropout(0.2)(x)
-        x = conv_bn_relu(x, 16, 3, strides=2, name="shallow")
-        return keras.Model(input_tensor, conv_bn_relu(x, 16, 3, strides=2, name="deep"), name="tiny")
-
-    BACKBONES["tiny"] = dataclasses.replace(
-        BACKBONES["residual_small"], build=build, shallow="shallow_relu", deep="deep_relu", preprocessing="tf"
-    )
 
 
 def arm(when: dict, run: str, pipe: int) -> None:
@@ -67,9 +49,11 @@ def train(task: dict, pipe: int) -> int:
     os.dup2(log, 2)
     sys.path[:0] = [str(ROOT)]
     import a03_train_m2det as a03
+    from models.backbones import BACKBONES
     from oid.command_line import run_script
+    from tests.helpers.tiny_network import tiny_backbone
 
-    add_tiny_backbone()
+    BACKBONES["tiny"] = tiny_backbone(dropout=0.2)  # a checkpoint must hold dropout's random state
     arm(task.get("when", {}), f"/weights/{task['run']}", pipe)
     try:
         run_script(a03.main, [*task["arguments"], "--run", task["run"]])

@@ -1,12 +1,16 @@
 """The project as the tests see it: its folder, its scripts as processes, other backends, reference material."""
 
+import contextlib
 import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from oid.files import InputError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -17,6 +21,17 @@ def shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs reference material that is not part of the repository: ../{'/'.join(('shared', *parts))}")
     return path
+
+
+@contextlib.contextmanager
+def refused(*parts: str) -> Iterator[None]:
+    """Expects an InputError of one line whose message contains all `parts`."""
+    with pytest.raises(InputError) as error:
+        yield
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
 
 
 def run_script(
@@ -49,16 +64,12 @@ def run_script(
 
 
 def run_on_backend(backend: str, program: str) -> str:
-    """The last line that a Python program prints on another Keras backend; skips the test where it is not installed.
-
-    The program can import what the tests can.
-    """
+    """Runs a Python program on another Keras backend; returns its last line. Skips the test if it is not installed."""
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed: it is optional, `pip install {backend}` adds this test")
-    path = str(ROOT)
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env=os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": path},
+        env=os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=600,

@@ -1,8 +1,10 @@
 """The smallest network and its settings, for several test files."""
 
 import json
+import math
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from oid.anchors.grids import anchor_settings
@@ -43,6 +45,43 @@ def write_settings(run: Path, settings: object) -> None:
     (run / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
+def tiny_backbone(dropout: float = 0.0):
+    """An entry of BACKBONES: three convolutions, because building the graph is most of a tiny training."""
+    import dataclasses
+
+    from models.backbones import BACKBONES
+    from models.blocks import conv_bn_relu
+
+    def build(*, input_tensor, weights=None):
+        x = conv_bn_relu(input_tensor, 8, 3, strides=4, name="first")
+        x = keras.layers.Dropout(dropout)(x) if dropout else x
+        x = conv_bn_relu(x, 16, 3, strides=2, name="shallow")
+        return keras.Model(input_tensor, conv_bn_relu(x, 16, 3, strides=2, name="deep"), name="tiny")
+
+    names = {"shallow": "shallow_relu", "deep": "deep_relu", "preprocessing": "tf"}
+    return dataclasses.replace(BACKBONES["residual_small"], build=build, **names)
+
+
+def randomised(model: keras.Model, seed: int = 0) -> keras.Model:
+    """Gives a network weights as after a training: kernels keep the variance, batch norm has statistics that matter."""
+    rng = np.random.default_rng(seed)
+    for weight in model.weights:
+        name, shape = weight.path.split("/")[-1], weight.shape
+        if name in ("gamma", "moving_variance"):
+            value = rng.uniform(0.5, 1.5, shape)
+        elif name.endswith("kernel"):
+            value = rng.normal(0, math.sqrt(2 / math.prod(shape[:-1])), shape)
+        else:
+            value = rng.uniform(-0.1, 0.1, shape)
+        weight.assign(value.astype("float32"))
+    return model
+
+
+def arrays(outputs: dict) -> dict[str, np.ndarray]:
+    """A dictionary of tensors as NumPy arrays."""
+    return {name: keras.ops.convert_to_numpy(value) for name, value in outputs.items()}
+
+
 def pictures(count: int, height: int = 64, width: int = 64, *, seed: int = 0) -> np.ndarray:
     """Noise: uint8 `(count, height, width, 3)`."""
     return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype="uint8")
@@ -57,10 +96,8 @@ def targets(lists: list[list[tuple]], regions: list[list[tuple]] | None = None, 
         width: rows per image.
     """
     result = {}
-    for boxes, labels, rows in (
-        ("boxes", "labels", lists),
-        ("regions", "region_labels", regions or [[]] * len(lists)),
-    ):
+    regions = regions or [[]] * len(lists)
+    for boxes, labels, rows in (("boxes", "labels", lists), ("regions", "region_labels", regions)):
         result[boxes] = np.zeros((len(lists), width, 4), "float32")
         result[labels] = np.full((len(lists), width), -1, "int32")
         for image, objects in enumerate(rows):
@@ -75,10 +112,17 @@ def two_pictures() -> dict:
     return targets([[(0, *box), (1, *box)], [(1, 0.4, 0.4, 1, 1)]], [[], [(0, 0, 0, 0.3, 0.3)]])
 
 
+def outputs_of_random_network(variant: str, head: str) -> dict[str, np.ndarray]:
+    """The raw outputs of a small M2Det with six scales, always the same, on the backend that Keras runs on."""
+    from models.m2det import build_m2det
+
+    sizes = {"backbone": "residual_small", "num_classes": 3, "image_size": 272, "tums": 2, "channels": 16}
+    network = build_m2det(**sizes, variant=variant, head=head, scales=6, anchors_per_cell=1)
+    return arrays(randomised(network).predict_on_batch(pictures(1, 272, 272)))
+
+
 def losses_of_fixed_outputs() -> list[float]:
     """The losses of outputs and ground truth that are always the same, on the backend that Keras runs on."""
-    from keras import ops
-
     from models.losses import detection_losses
     from oid.anchors.grids import cell_sides, make_anchors
 
@@ -88,6 +132,5 @@ def losses_of_fixed_outputs() -> list[float]:
         "classes": rng.normal(-2, 1, (2, len(anchors), 2)).astype("float32"),
         "boxes": rng.normal(0, 0.3, (2, len(anchors), 4)).astype("float32"),
     }
-    outputs, truth = ({k: ops.convert_to_tensor(v) for k, v in part.items()} for part in (outputs, two_pictures()))
-    losses = detection_losses(outputs, truth, ops.convert_to_tensor(anchors), ops.convert_to_tensor(cells))
-    return [float(ops.convert_to_numpy(loss)) for loss in losses]
+    parts = keras.tree.map_structure(keras.ops.convert_to_tensor, (outputs, two_pictures(), anchors, cells))
+    return [float(keras.ops.convert_to_numpy(loss)) for loss in detection_losses(*parts)]

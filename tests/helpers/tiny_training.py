@@ -1,6 +1,6 @@
-"""a03 with `--backbone tiny` known, as a program: its flags, and `--stop_after 4` for a SIGTERM after so many steps.
+"""a03 with `--backbone tiny`, as a program; `--stop_after 4` sends it a SIGTERM after 4 steps.
 
-    PYTHONPATH=. python tests/helpers/tiny_training.py --stop_after 4 --run first ...
+    python -m tests.helpers.tiny_training --stop_after 4 --run first ...
 
 Prints `loss <step> <loss> <class_loss> <box_loss> <bytes>` after each step: the means over the epoch so far, and the
 memory of the process.
@@ -11,9 +11,10 @@ import signal
 import sys
 
 import a03_train_m2det as a03
+from models.backbones import BACKBONES
 from oid.command_line import command_line
 from oid.files import InputError
-from tests.helpers.two_devices import make_tiny_backbone_known
+from tests.helpers.tiny_network import tiny_backbone
 
 
 def watch(stop_after: int | None) -> None:
@@ -34,7 +35,7 @@ def watch(stop_after: int | None) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    make_tiny_backbone_known()
+    BACKBONES["tiny"] = tiny_backbone()
     stop_after = int(arguments.pop(1)) if arguments[0] == "--stop_after" else None
     del arguments[: stop_after is not None]
     watch(stop_after)

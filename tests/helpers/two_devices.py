@@ -7,7 +7,6 @@ prints, as JSON, the losses of each step on one device, the same on two, how far
 checkpoint.
 """
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -16,9 +15,8 @@ import keras
 import numpy as np
 
 from models import backbones
-from models.blocks import conv_bn_relu
 from models.detector import network_from_settings
-from tests.helpers.tiny_network import pictures, targets, tiny_settings
+from tests.helpers.tiny_network import pictures, targets, tiny_backbone, tiny_settings
 from training import checkpoints, machines
 from training.schedule import Schedule, make_optimizer
 from training.trainer import DetectionTrainer
@@ -34,19 +32,6 @@ TRUTH = [
 ]
 REGIONS = [[(2, 0, 0, 1, 1)], [], [], [(1, 0.5, 0, 1, 0.5)]]  # 2 means both classes
 REGION_CLASSES = np.array([[1, 0], [0, 1], [1, 1]], "float32")
-
-
-def make_tiny_backbone_known() -> None:
-    """`conftest.tiny_backbone` for a process without pytest."""
-
-    def build(*, input_tensor, weights=None):
-        x = conv_bn_relu(input_tensor, 8, 3, strides=4, name="first")
-        x = conv_bn_relu(x, 16, 3, strides=2, name="shallow")
-        return keras.Model(input_tensor, conv_bn_relu(x, 16, 3, strides=2, name="deep"), name="tiny")
-
-    names = {"shallow": "shallow_relu", "deep": "deep_relu", "preprocessing": "tf"}
-    known = backbones.BACKBONES
-    known["tiny"] = dataclasses.replace(known["residual_small"], build=build, **names)
 
 
 def batch(step: int, rows=None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -88,7 +73,7 @@ class Losses(keras.callbacks.Callback):
 
 def make_trainer(scope, *, frozen: bool, optimizer: str) -> DetectionTrainer:
     """A tiny network with its optimizer, the same each time, whose gradients are clipped."""
-    make_tiny_backbone_known()
+    backbones.BACKBONES["tiny"] = tiny_backbone()
     settings = tiny_settings(image_size=32, scales=1, channels=16) | {"backbone": "tiny"}
     keras.utils.set_random_seed(0)
     with scope():
@@ -139,11 +124,8 @@ def main(batch_norm: str, optimizer: str, folder: str) -> None:
     pairs = zip(weights_of_one, weights_of_two, strict=True)
     apart = max(np.abs(a - b).max() / max(1.0, np.abs(a).max()) for a, b in pairs)
     copies = len(two.network.weights[0].value.values) if keras.backend.backend() == "tensorflow" else sharing.count
-    print(
-        json.dumps(
-            {name: losses.tolist() for name, losses in found.items()} | {"apart": float(apart), "copies": copies}
-        )
-    )
+    lists = {name: losses.tolist() for name, losses in found.items()}
+    print(json.dumps(lists | {"apart": float(apart), "copies": copies}))
 
 
 if __name__ == "__main__":

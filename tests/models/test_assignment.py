@@ -79,7 +79,7 @@ def test_a_higher_score_of_the_right_class_is_better_aligned():
     assert assign(truth, right_class)[1][0, runner_up] > before[0, runner_up]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(2e-3, 1), st.floats(2e-3, 1))
 def test_a_box_with_area_has_an_anchor(x, y, width, height):
     """Anywhere, also on the border between cells or at the edge, and however much smaller than a cell."""
@@ -89,6 +89,7 @@ def test_a_box_with_area_has_an_anchor(x, y, width, height):
     assert np.isfinite(target).all()
     assert target.max() > 0
     assert ((target > 0) <= (assigned == 0)).all()
+    assert (max_iou(targets([[(2, *box)]])) == 0).any()
 
 
 @pytest.mark.parametrize("side", [8, 40, 20, 10, 5])
@@ -99,23 +100,6 @@ def test_a_tiny_box_on_the_border_of_cells_has_an_anchor(side):
     rows = [[(0, max(c - 1e-3, 0), 0.5 - 1e-3, min(c + 1e-3, 1), 0.5 + 1e-3)] for c in centre]
     assigned, _ = assign(targets(rows), anchors=anchors, cells=cells)
     assert (assigned == 0).any(axis=1).all()
-
-
-@pytest.mark.parametrize("box", [(0.5, 0.5, 0.5, 0.5), (0.2, 0.3, 0.2, 0.9), (0, 0, 1, 0), (0.7, 0.7, 0.3, 0.3)])
-def test_a_box_without_area_has_none(box):
-    assigned, target = assign(targets([[(0, *box), (1, 0.1, 0.1, 0.6, 0.6)]]))
-    assert set(assigned[0]) == {-1, 1}
-    assert np.isfinite(target).all()
-
-
-def test_padding_and_images_without_boxes_have_none():
-    truth = targets([[], [(0, 0.1, 0.1, 0.6, 0.6)]])
-    truth["boxes"][0] = (0.2, 0.2, 0.7, 0.7)  # padding with coordinates is still padding
-    truth["boxes"][1, 1:] = (0.1, 0.1, 0.6, 0.6)
-    assigned, target = assign(truth)
-    assert set(assigned[0]) == {-1}
-    assert set(assigned[1]) == {-1, 0}
-    np.testing.assert_array_equal(target[assigned < 0], 0)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -185,6 +169,13 @@ def test_an_anchor_that_is_half_covered_has_its_centre_in_the_box(x, y, width, h
 # === Maximum IoU and ATSS ===
 
 
+def task_aligned(truth) -> np.ndarray:
+    assigned, target = assign(truth)
+    assert np.isfinite(target).all()
+    np.testing.assert_array_equal(target[assigned < 0], 0)
+    return assigned
+
+
 def max_iou(truth, anchors=ANCHORS) -> np.ndarray:
     assigned, target = map(numpy, max_iou_assignment(truth["boxes"], truth["labels"], anchors))
     assert assigned.dtype == np.int32
@@ -218,13 +209,13 @@ def padded_boxes(draw):
     return {"boxes": boxes, "labels": labels}
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(padded_boxes())
 def test_max_iou_equals_the_reference(truth):
     np.testing.assert_array_equal(max_iou(truth)[0], reference_max_iou(truth["boxes"][0], truth["labels"][0]))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(padded_boxes())
 def test_atss_equals_the_reference(truth):
     np.testing.assert_array_equal(atss(truth)[0], reference_atss(truth["boxes"][0], truth["labels"][0]))
@@ -253,21 +244,18 @@ def test_a_small_box_takes_the_nearest_of_the_anchors_that_hold_it():
     assert np.flatnonzero(assigned == 0).tolist() == [27]
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.floats(0, 1), st.floats(0, 1), st.floats(2e-3, 1), st.floats(2e-3, 1))
-def test_a_box_with_area_has_an_anchor_by_maximum_iou(x, y, width, height):
-    box = np.array([max(x - width / 2, 0), max(y - height / 2, 0), min(x + width / 2, 1), min(y + height / 2, 1)])
-    assert (max_iou(targets([[(2, *box)]])) == 0).any()
+FLAT_BOXES = [(0.5, 0.5, 0.5, 0.5), (0.2, 0.3, 0.2, 0.9), (0, 0, 1, 0), (0.7, 0.7, 0.3, 0.3)]
 
 
-@pytest.mark.parametrize("assign_boxes", [max_iou, atss])
+@pytest.mark.parametrize("assign_boxes", [task_aligned, max_iou, atss])
 def test_padding_and_boxes_without_area_take_no_anchor(assign_boxes):
-    truth = targets([[], [(0, 0.5, 0.5, 0.5, 0.5), (1, 0.1, 0.1, 0.6, 0.6)]])
+    """Padding may have coordinates."""
+    truth = targets([[], [(1, 0.1, 0.1, 0.6, 0.6), *((0, *box) for box in FLAT_BOXES)]], width=7)
     truth["boxes"][0] = (0.2, 0.2, 0.7, 0.7)
-    truth["boxes"][1, 2:] = (0.1, 0.1, 0.6, 0.6)
+    truth["boxes"][1, 5:] = (0.1, 0.1, 0.6, 0.6)
     assigned = assign_boxes(truth)
     assert set(assigned[0]) == {-1}
-    assert set(assigned[1]) - {-2} == {-1, 1}
+    assert set(assigned[1]) - {-2} == {-1, 0}
     wider = {name: np.concatenate([value, np.full_like(value, -1)], axis=1) for name, value in truth.items()}
     np.testing.assert_array_equal(assign_boxes(wider), assigned)
 

@@ -8,6 +8,7 @@ from keras import layers
 from models.backbones import BACKBONES, all_layers, build_backbone, freeze
 from models.detector import network_from_settings
 from oid.files import InputError
+from tests.helpers.project import refused
 from tests.helpers.tiny_network import pictures, targets, tiny_settings
 from training.trainer import DetectionTrainer
 
@@ -100,12 +101,8 @@ def test_a_file_that_does_not_fit_is_one_sentence(name, suffix, damage, tmp_path
         if damage == "cut":
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     recwarn.clear()
-    with pytest.raises(InputError) as error:
+    with refused(str(file), f"does not fit {name}" if damage == "other architecture" else "cannot be read"):
         build_backbone(name, 64, str(file))
-    assert str(file) in str(error.value)
-    assert (f"does not fit {name}" if damage == "other architecture" else "cannot be read") in str(error.value)
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 500 + len(str(file))
     assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
 
 
@@ -170,11 +167,7 @@ def test_imagenet_is_refused_where_there_is_none():
 
 
 def one_step(*, weights: bool, batch_norm: bool, whole: bool = False) -> dict[str, list[bool]]:
-    """Trains a step after `freeze` of the backbone, or of the whole network, and says of each tensor if it changed.
-
-    Returns:
-        Lists for `backbone` and `rest`, and of batch norms only for `backbone_norm` and `rest_norm`.
-    """
+    """Trains a step after `freeze` of the backbone or of the whole network: {part: whether each tensor changed}."""
     keras.utils.set_random_seed(0)
     settings = tiny_settings()
     network = network_from_settings(settings)
@@ -193,30 +186,21 @@ def one_step(*, weights: bool, batch_norm: bool, whole: bool = False) -> dict[st
     return changed
 
 
-def test_without_freezing_everything_moves():
-    changed = one_step(weights=False, batch_norm=False)
+@pytest.mark.parametrize(
+    ("options", "frozen"),
+    [
+        ({"weights": False, "batch_norm": False}, set()),
+        ({"weights": True, "batch_norm": False}, {"backbone", "backbone_norm"}),  # moving statistics, too
+        ({"weights": True, "batch_norm": True}, {"backbone", "backbone_norm"}),
+        ({"weights": False, "batch_norm": True}, {"backbone_norm"}),
+        ({"weights": False, "batch_norm": True, "whole": True}, {"backbone_norm", "rest_norm"}),
+    ],
+)
+def test_frozen_weights_stay_bit_by_bit_and_the_others_move(options, frozen):
+    changed = one_step(**options)
     assert set(changed) == {"backbone", "backbone_norm", "rest", "rest_norm"}
-    assert all(np.mean(moved) > 0.5 for moved in changed.values())
-
-
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_a_frozen_backbone_stays_bit_by_bit(batch_norm):
-    changed = one_step(weights=True, batch_norm=batch_norm)
-    assert not any(changed["backbone"] + changed["backbone_norm"])  # moving statistics, too
-    assert np.mean(changed["rest"] + changed["rest_norm"]) > 0.5
-
-
-def test_frozen_batch_norms_stay_bit_by_bit_and_kernels_move():
-    changed = one_step(weights=False, batch_norm=True)
-    assert not any(changed["backbone_norm"])
-    assert np.mean(changed["backbone"]) > 0.5
-    assert np.mean(changed["rest_norm"]) > 0.5
-
-
-def test_batch_norms_of_the_whole_network_can_be_frozen():
-    changed = one_step(weights=False, batch_norm=True, whole=True)
-    assert not any(changed["backbone_norm"] + changed["rest_norm"])
-    assert np.mean(changed["backbone"] + changed["rest"]) > 0.5
+    for place, moved in changed.items():
+        assert not any(moved) if place in frozen else np.mean(moved) > 0.5
 
 
 @pytest.mark.parametrize("what", ["weights", "batch_norm"])
@@ -236,9 +220,5 @@ def test_frozen_batch_norm_uses_its_moving_statistics_in_training(what, tmp_path
 def test_batch_norms_forget_sooner_where_nothing_is_pretrained(mobilenet, tmp_path):
     mobilenet.save_weights(tmp_path / "body.weights.h5")
     for weights, momentum in (("none", 0.97), (str(tmp_path / "body.weights.h5"), 0.99)):
-        found = {
-            layer.momentum
-            for layer in all_layers(build_backbone(SMALL, 64, weights))
-            if isinstance(layer, layers.BatchNormalization)
-        }
-        assert found == {momentum}
+        model = all_layers(build_backbone(SMALL, 64, weights))
+        assert {x.momentum for x in model if isinstance(x, layers.BatchNormalization)} == {momentum}

@@ -13,6 +13,7 @@ from oid.anchors.grids import anchor_settings, make_anchors
 from oid.boxes.best_pairs import best_pairs, row_maxima
 from oid.boxes.suppression import classwise_nms, classwise_soft_nms
 from tests.helpers.project import shared
+from tests.helpers.tiny_network import arrays
 
 # Few distinct values, so that equal scores are common; 0.0 and -0.0 are equal.
 LOGIT = st.sampled_from([-1000.0, -60.0, -3.0, -1.0, -0.0, 0.0, 0.5, 2.0, 40.0, 50.0, 1000.0])
@@ -20,10 +21,6 @@ LOGITS = st.tuples(st.integers(1, 12), st.integers(1, 6)).flatmap(
     lambda shape: drawn_arrays(np.float32, shape, elements=LOGIT)
 )
 THRESHOLD = st.sampled_from([0.0, 1e-30, 0.01, 0.05, 0.5, 0.9, 1.0])
-
-
-def numpy(tensors: dict) -> dict[str, np.ndarray]:
-    return {name: keras.ops.convert_to_numpy(value) for name, value in tensors.items()}
 
 
 def sigmoid(logits):
@@ -48,7 +45,7 @@ def random_outputs(scales=3, classes=5, batch=2, seed=0, *, distinct=True):
 # === The best pairs ===
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(LOGITS, st.integers(1, 80), THRESHOLD)
 def test_best_pairs_of_logits_are_those_of_sorting_all(logits, count, score_threshold):
     pairs, scores = best_pairs(logits, count=count, score_threshold=score_threshold)
@@ -59,7 +56,7 @@ def test_best_pairs_of_logits_are_those_of_sorting_all(logits, count, score_thre
     assert (pairs.dtype, scores.dtype) == (np.int64, np.float64)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(LOGITS, st.integers(1, 80), THRESHOLD)
 def test_best_pairs_of_a_softmax_are_those_of_sorting_all(logits, count, score_threshold):
     """Probabilities that are equal but for rounding have no order, so here the scores are compared."""
@@ -90,7 +87,7 @@ def test_equal_rows_come_in_their_order(activation, count):
     np.testing.assert_allclose(scores, all_scores.ravel()[order], rtol=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(LOGITS, st.integers(1, 80), THRESHOLD, st.sampled_from(["sigmoid", "softmax"]))
 def test_the_score_threshold_is_a_filter_afterwards(logits, count, score_threshold, activation):
     logits = np.concatenate([logits, logits[:, :1]], axis=1)
@@ -138,14 +135,14 @@ def test_best_pairs_of_nothing_and_programming_mistakes():
     for activation in ("sigmoid", "softmax"):
         pairs, scores = best_pairs(np.zeros((0, 3)), count=5, activation=activation)
         assert (pairs.shape, pairs.dtype, scores.shape, scores.dtype) == ((0,), np.int64, (0,), np.float64)
-    with pytest.raises(ValueError, match="expected \\(anchors, classes\\)"):
-        best_pairs(np.zeros(3), count=5)
-    with pytest.raises(ValueError, match="expected \\(anchors, classes\\)"):
-        best_pairs(np.zeros((3, 1)), count=5, activation="softmax")
-    with pytest.raises(ValueError, match="count is 0"):
-        best_pairs(np.zeros((3, 1)), count=0)
-    with pytest.raises(ValueError, match="unknown activation 'tanh'"):
-        best_pairs(np.zeros((3, 1)), count=5, activation="tanh")
+    for shape, options, message in (
+        (3, {"count": 5}, "expected \\(anchors, classes\\)"),
+        ((3, 1), {"count": 5, "activation": "softmax"}, "expected \\(anchors, classes\\)"),
+        ((3, 1), {"count": 0}, "count is 0"),
+        ((3, 1), {"count": 5, "activation": "tanh"}, "unknown activation 'tanh'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            best_pairs(np.zeros(shape), **options)
     with pytest.raises(ValueError, match="3 class outputs and 2 box outputs"):
         top_boxes(np.zeros((3, 1), "float32"), np.zeros((2, 4)), np.zeros((3, 4)))
 
@@ -176,7 +173,7 @@ def test_top_boxes_are_the_best_of_all_pairs(scales, classes, count, score_activ
     description, logits, offsets = random_outputs(scales, classes + background)
     anchors = make_anchors(description)
     layer = TopBoxes(description, count, score_activation=score_activation)
-    top = numpy(layer({"classes": logits, "boxes": offsets}))
+    top = arrays(layer({"classes": logits, "boxes": offsets}))
     count = min(count, len(anchors) * classes)
     assert top["boxes"].shape == (2, count, 4)
     assert (top["boxes"].dtype, top["scores"].dtype, top["labels"].dtype) == (np.float32, np.float32, np.int32)
@@ -195,7 +192,7 @@ def test_equal_scores_come_in_the_order_of_anchors_then_classes():
     description, logits, offsets = random_outputs(1, 3, 1)
     logits[:] = -5
     logits[0, 10], logits[0, 40] = (1, 2, 1), (1, 3, 1)
-    top = numpy(TopBoxes(description, 5)({"classes": logits, "boxes": offsets}))
+    top = arrays(TopBoxes(description, 5)({"classes": logits, "boxes": offsets}))
     assert top["labels"].tolist() == [[1, 1, 0, 2, 0]]
     anchors = make_anchors(description)[[40, 10, 10, 10, 40]]
     expected = decode_distances(offsets[0, [40, 10, 10, 10, 40]], anchors, library=np)
@@ -205,8 +202,8 @@ def test_equal_scores_come_in_the_order_of_anchors_then_classes():
 def test_half_precision_outputs():
     description, logits, offsets = random_outputs()
     logits, offsets = logits.astype("float16"), offsets.astype("float16")
-    half = numpy(TopBoxes(description, 20)({"classes": logits, "boxes": offsets}))
-    full = numpy(TopBoxes(description, 20)({"classes": logits.astype("float32"), "boxes": offsets.astype("float32")}))
+    half = arrays(TopBoxes(description, 20)({"classes": logits, "boxes": offsets}))
+    full = arrays(TopBoxes(description, 20)({"classes": logits.astype("float32"), "boxes": offsets.astype("float32")}))
     for name, value in full.items():
         np.testing.assert_array_equal(half[name], value)
         assert half[name].dtype == value.dtype
@@ -220,14 +217,8 @@ def test_the_layer_in_a_model_file(tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     outputs = {"classes": logits, "boxes": offsets}
-    for name, value in numpy(model(outputs)).items():
-        np.testing.assert_array_equal(numpy(loaded(outputs))[name], value)
-
-
-def test_a_description_without_coding_and_activation_has_the_first_ones():
-    """Model files that are older than these two keywords."""
-    layer = TopBoxes.from_config({"anchors": anchor_settings(64, 1), "count": 5})
-    assert (layer.box_coding, layer.score_activation) == ("distances", "sigmoid")
+    for name, value in arrays(model(outputs)).items():
+        np.testing.assert_array_equal(arrays(loaded(outputs))[name], value)
 
 
 @pytest.mark.parametrize("options", [{"box_coding": "yolo"}, {"score_activation": "tanh"}])
@@ -247,7 +238,7 @@ def test_the_host_finds_the_same_boxes_as_the_graph(scales, classes, count, scor
     distinct = score_activation == "softmax"
     description, logits, offsets = random_outputs(scales, classes + distinct, distinct=distinct)
     options = {"box_coding": box_coding, "score_activation": score_activation}
-    top = numpy(TopBoxes(description, count, **options)({"classes": logits, "boxes": offsets}))
+    top = arrays(TopBoxes(description, count, **options)({"classes": logits, "boxes": offsets}))
     for image in range(2):
         anchors = make_anchors(description)
         boxes, scores, labels = top_boxes(logits[image], offsets[image], anchors, count=count, **options)
@@ -255,23 +246,6 @@ def test_the_host_finds_the_same_boxes_as_the_graph(scales, classes, count, scor
         np.testing.assert_allclose(scores, top["scores"][image], rtol=1e-6)
         np.testing.assert_allclose(boxes, top["boxes"][image], rtol=1e-5, atol=1e-6)
         assert (boxes.dtype, scores.dtype, labels.dtype) == (np.float64, np.float64, np.int64)
-        few = top_boxes(logits[image], offsets[image], anchors, count=count, score_threshold=0.4, **options)
-        for part, whole in zip(few, (boxes, scores, labels), strict=True):
-            np.testing.assert_array_equal(part, whole[scores >= 0.4])
-
-
-def test_both_end_in_the_same_detections():
-    """Ties in the scores, and many boxes that overlap."""
-    description, logits, offsets = random_outputs(classes=3, distinct=False)
-    top = numpy(TopBoxes(description, 100)({"classes": logits, "boxes": offsets}))
-    options = {"score_threshold": 0.3, "max_boxes": 40}
-    for image in range(2):
-        graph = suppress(*(top[name][image] for name in ("boxes", "scores", "labels")), **options)
-        found = top_boxes(logits[image], offsets[image], make_anchors(description), count=100, score_threshold=0.3)
-        host = suppress(*found, **options)
-        assert 10 < len(host[0]) <= 40
-        for one, other in zip(graph, host, strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 # === Non-maximum suppression ===
@@ -333,7 +307,7 @@ def test_boxes_that_voting_moves_together_are_one():
 
 def decoded(box_coding, offsets, anchors):
     """By tensors."""
-    tensors = keras.ops.convert_to_tensor(offsets), keras.ops.convert_to_tensor(anchors)
+    tensors = map(keras.ops.convert_to_tensor, (offsets, anchors))
     return keras.ops.convert_to_numpy(BOX_CODINGS[box_coding](*tensors))
 
 
@@ -350,9 +324,6 @@ def test_ssd_coding_there_and_back():
     corners = rng.uniform(0, 0.9, (len(anchors), 2))
     boxes = np.concatenate([corners, corners + rng.uniform(0.01, 1, (len(anchors), 2))], axis=1)
     np.testing.assert_allclose(decode_ssd(encode_ssd(boxes, anchors), anchors, library=np), boxes, atol=1e-12)
-    np.testing.assert_array_equal(
-        decode_ssd(np.zeros((1, 4)), np.array([[0.25, 0, 0.5, 1]]), library=np)[0], [0.25, 0, 0.5, 1]
-    )
 
 
 def test_ssd_coding_by_hand():

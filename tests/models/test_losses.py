@@ -43,7 +43,18 @@ from tests.helpers.detection_cases import (
 from tests.helpers.tiny_network import targets
 
 ANCESTORS = np.array([[0, 0, 1], [0, 0, 1], [0, 0, 0]], "float32")  # class 2 lies above the others
-ALL_OPTIONS = list(itertools.product(ASSIGNMENTS, CLASS_LOSSES, BOX_WEIGHTS, BOX_CODINGS))
+NAMES = ("assignment", "class_loss", "box_loss", "box_coding")
+ALL_OPTIONS = [
+    dict(zip(NAMES, values, strict=True))
+    for values in itertools.product(ASSIGNMENTS, CLASS_LOSSES, BOX_WEIGHTS, BOX_CODINGS)
+]
+
+
+def element_case():
+    """Targets and logits of 200 anchors."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, 200).astype("float32")
+    return np.where(rng.random(200) < 0.5, 0, rng.random(200)).astype("float32"), logits
 
 
 def test_giou_by_hand():
@@ -64,9 +75,7 @@ def test_giou_equals_the_reference_and_is_symmetric():
 
 
 def test_cross_entropy_equals_the_reference():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 3, 200).astype("float32")
-    target = np.where(rng.random(200) < 0.5, 0, rng.random(200)).astype("float32")
+    target, logits = element_case()
     expected = [reference_cross_entropy(*map(float, row)) for row in zip(target, logits, strict=True)]
     np.testing.assert_allclose(numpy(cross_entropy(target, logits)), expected, rtol=1e-4, atol=1e-6)
 
@@ -90,30 +99,6 @@ def test_perfect_predictions_leave_no_box_loss():
     assert box_loss < 0.05 * before
 
 
-@pytest.mark.parametrize(
-    "truth",
-    [
-        targets([[], []]),
-        targets([[], []], [[(0, 0, 0, 1, 1)], []]),
-        targets([[], []], [[(0, 0.5, 0.5, 0.5, 0.5)], [(1, 0, 0, 0, 0)]]),
-        targets([[(0, 0.5, 0.5, 0.5, 0.5), (1, 0.1, 0.1, 0.1, 0.8)], []]),
-        targets([[(0, 0.5, 0.5, 0.5, 0.5), (1, 0.1, 0.1, 0.6, 0.8)], [(2, 0, 0, 1, 1)]], [[], [(1, 0, 0, 0.5, 0.5)]]),
-        targets([[(0, 0, 0, 1e-4, 1e-4)], [(0, 0.9999, 0.9999, 1, 1)]]),
-    ],
-    ids=["no boxes", "only regions", "regions without area", "no area", "mixed", "a hundredth of a pixel"],
-)
-@pytest.mark.parametrize("scale", [0.0, 1.0, 50.0])
-def test_loss_and_gradients_are_finite(truth, scale):
-    rng = np.random.default_rng(0)
-    offsets = (scale * rng.normal(size=(2, len(ANCHORS), 4))).astype("float32")
-    logits = (scale * rng.normal(size=(2, len(ANCHORS), NUM_CLASSES))).astype("float32")
-    parts, by_logits, by_offsets = gradients(offsets, logits, truth)
-    assert np.isfinite(parts).all()
-    assert np.isfinite(by_logits).all()
-    assert np.isfinite(by_offsets).all()
-    assert parts[0] > 0
-
-
 def test_without_boxes_every_score_is_lowered_and_no_box_moves():
     truth = targets([[]])
     shape = (1, len(ANCHORS))
@@ -124,12 +109,6 @@ def test_without_boxes_every_score_is_lowered_and_no_box_moves():
 
 
 # === Losses of classes ===
-
-
-def element_case():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 3, 200).astype("float32")
-    return np.where(rng.random(200) < 0.5, 0, rng.random(200)).astype("float32"), logits
 
 
 def test_focal_loss_is_that_of_keras():
@@ -234,10 +213,9 @@ def reference_losses(offsets, logits, truth, assignment, class_loss, box_loss, b
     return class_sum / max(total, 1), box_sum / max(total, 1)
 
 
-@pytest.mark.parametrize(("assignment", "class_loss", "box_loss", "box_coding"), ALL_OPTIONS[::5])
-def test_losses_equal_the_reference(assignment, class_loss, box_loss, box_coding):
-    """Every fifth of the combinations: each option several times."""
-    options = {"assignment": assignment, "class_loss": class_loss, "box_loss": box_loss, "box_coding": box_coding}
+@pytest.mark.parametrize("options", ALL_OPTIONS[::5], ids=str)
+def test_losses_equal_the_reference(options):
+    """For every fifth combination, so each option occurs several times."""
     offsets, logits, truth = random_case(20, batch=2)
     parts = [float(part) for part in losses(offsets, logits, truth, **options)]
     np.testing.assert_allclose(parts, reference_losses(offsets, logits, truth, **options), rtol=1e-3)
@@ -246,57 +224,51 @@ def test_losses_equal_the_reference(assignment, class_loss, box_loss, box_coding
 def test_the_normaliser_is_the_sum_of_the_targets():
     """Twice the batch: twice each number, so devices can share it."""
     offsets, logits, truth = random_case(4)
-    both = [np.concatenate([x, x]) for x in (offsets, logits)], {k: np.concatenate([v, v]) for k, v in truth.items()}
+    single = {"boxes": offsets, "classes": logits}, truth
+    double = [{name: np.concatenate([value, value]) for name, value in part.items()} for part in single]
     for options in ({}, {"assignment": "max_iou", "class_loss": "focal"}, {"assignment": "atss"}):
-        once, twice = (
-            [
-                float(x)
-                for x in detection_losses({"boxes": o, "classes": lo}, t, ANCHORS, CELLS, level_sizes=LEVELS, **options)
-            ]
-            for o, lo, t in ((offsets, logits, truth), (*both[0], both[1]))
-        )
-        np.testing.assert_allclose(twice, 2 * np.array(once), rtol=1e-5)
+        parts = [detection_losses(*case, ANCHORS, CELLS, level_sizes=LEVELS, **options) for case in (single, double)]
+        once, twice = np.array([[float(x) for x in values] for values in parts])
+        np.testing.assert_allclose(twice, 2 * once, rtol=1e-5)
         assert once[2] > 1
 
 
 def test_padding_of_the_ground_truth_changes_nothing():
     offsets, logits, truth = random_case(5)
     truth = with_parts(truth, [(0, 0, 0.5, 1), (0.5, 0, 1, 1)], [[1, 0, 1], [0, 1, 1]])
-    wider = dict(truth)
-    for name in ("boxes", "regions", "labels", "region_labels"):
-        wider[name] = np.concatenate([truth[name], np.full_like(truth[name], -1)], axis=1)
-    wider["parts"] = np.concatenate([truth["parts"], np.zeros_like(truth["parts"])], axis=1)
-    wider["verified"] = np.concatenate([truth["verified"], np.zeros_like(truth["verified"])], axis=1)
+    padding = {name: 0 if name in ("parts", "verified") else -1 for name in truth}
+    wider = {k: np.concatenate([value, np.full_like(value, padding[k])], axis=1) for k, value in truth.items()}
     for assignment in ASSIGNMENTS:
         few, many = (gradients(offsets, logits, t, assignment=assignment, ancestors=ANCESTORS) for t in (truth, wider))
         for a, b in zip(few, many, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-DEGENERATE = targets(
-    [[(0, 0.5, 0.5, 0.5, 0.5), (1, 0, 0, 1, 1), (2, 0.2, 0.3, 0.2, 0.9)], [(0, 0, 0, 1e-4, 1e-4)]],
-    [[], [(1, 0, 0, 0.5, 0.5)]],
-)
+ODD_TRUTHS = {
+    "no boxes": targets([[], []]),
+    "regions only": targets([[], []], [[(0, 0, 0, 1, 1), (1, 0.5, 0.5, 0.5, 0.5)], [(1, 0, 0, 0, 0)]]),
+    "boxes without area": targets([[(0, 0.5, 0.5, 0.5, 0.5), (1, 0.1, 0.1, 0.1, 0.8)], []]),
+    "mixed": targets(
+        [[(0, 0.5, 0.5, 0.5, 0.5), (1, 0, 0, 1, 1), (2, 0.2, 0.3, 0.2, 0.9)], [(0, 0, 0, 1e-4, 1e-4)]],
+        [[], [(1, 0, 0, 0.5, 0.5)]],
+    ),
+}
 
 
-@pytest.mark.parametrize(("assignment", "class_loss", "box_loss", "box_coding"), ALL_OPTIONS[::7])
-@pytest.mark.parametrize("scale", [1.0, 50.0])
-def test_all_losses_and_gradients_are_finite(assignment, class_loss, box_loss, box_coding, scale):
+@pytest.mark.parametrize("options", [{}, *ALL_OPTIONS[::7]], ids=str)
+@pytest.mark.parametrize("truth", ODD_TRUTHS)
+def test_losses_and_gradients_are_finite(truth, options):
     rng = np.random.default_rng(0)
-    offsets = (scale * rng.normal(size=(2, len(ANCHORS), 4))).astype("float32")
-    logits = (scale * rng.normal(size=(2, len(ANCHORS), NUM_CLASSES))).astype("float32")
-    options = {"assignment": assignment, "class_loss": class_loss, "box_loss": box_loss, "box_coding": box_coding}
-    for truth in (DEGENERATE, targets([[], []])):
-        parts, by_logits, by_offsets = gradients(offsets, logits, truth, ancestors=ANCESTORS, **options)
-        assert np.isfinite(parts).all()
-        assert np.isfinite(by_logits).all()
-        assert np.isfinite(by_offsets).all()
+    offsets, logits = (rng.normal(size=(2, len(ANCHORS), n)).astype("float32") for n in (4, NUM_CLASSES))
+    for scale in (1, 50) if options else (0, 1, 50):
+        found = gradients(scale * offsets, scale * logits, ODD_TRUTHS[truth], ancestors=ANCESTORS, **options)
+        assert all(np.isfinite(values).all() for values in found)
+        assert options or found[0][0] > 0
 
 
-@pytest.mark.parametrize(("assignment", "class_loss", "box_loss", "box_coding"), ALL_OPTIONS[::11])
-def test_losses_are_float32_for_outputs_of_half_precision(assignment, class_loss, box_loss, box_coding):
+@pytest.mark.parametrize("options", ALL_OPTIONS[::11], ids=str)
+def test_losses_are_float32_for_outputs_of_half_precision(options):
     offsets, logits, truth = random_case(3)
-    options = {"assignment": assignment, "class_loss": class_loss, "box_loss": box_loss, "box_coding": box_coding}
     half = tf.cast(offsets, "bfloat16"), tf.cast(logits, "bfloat16")
     same = [tf.cast(x, "float32") for x in half]
     for part, expected in zip(losses(*half, truth, **options), losses(*same, truth, **options), strict=True):

@@ -12,23 +12,10 @@ from models.detector import inference_model, network_from_settings
 from models.heads import HEADS, default_head
 from models.m2det import VARIANTS, build_m2det
 from oid.anchors.grids import feature_map_sides
-from oid.files import InputError
-from tests.helpers.tiny_network import pictures, tiny_settings
+from tests.helpers.project import refused
+from tests.helpers.tiny_network import arrays, pictures, randomised, tiny_settings
 
 TINY = {"backbone": "residual_small", "num_classes": 2, "image_size": 64, "tums": 1, "scales": 3, "channels": 16}
-
-
-def arrays(outputs: dict) -> dict[str, np.ndarray]:
-    return {name: keras.ops.convert_to_numpy(value) for name, value in outputs.items()}
-
-
-def randomised(model: keras.Model, seed: int = 0) -> keras.Model:
-    """Gives the weights that start at zero or almost (head, batch norm) other values, so that outputs differ."""
-    rng = np.random.default_rng(seed)
-    for weight in model.weights:
-        noise = 0.05 * rng.normal(size=weight.shape).astype("float32")
-        weight.assign(weight + (np.abs(noise) if "variance" in weight.path else noise))
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -52,17 +39,9 @@ def mixed_precision():
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("head", HEADS)
 def test_shapes(image_size, scales, tums, channels, num_classes, per_cell, variant, head):
-    network = build_m2det(
-        backbone="residual_small",
-        num_classes=num_classes,
-        image_size=image_size,
-        tums=tums,
-        scales=scales,
-        channels=channels,
-        variant=variant,
-        head=head,
-        anchors_per_cell=per_cell,
-    )
+    sizes = {"num_classes": num_classes, "image_size": image_size, "tums": tums, "scales": scales}
+    sizes |= {"channels": channels, "anchors_per_cell": per_cell}
+    network = build_m2det(backbone="residual_small", variant=variant, head=head, **sizes)
     anchors = per_cell * sum(side**2 for side in feature_map_sides(image_size, scales))
     outputs = arrays(network(pictures(2, image_size, image_size)))
     assert set(outputs) == {"classes", "boxes"}
@@ -73,12 +52,8 @@ def test_shapes(image_size, scales, tums, channels, num_classes, per_cell, varia
         assert np.isfinite(values).all()
 
 
-@pytest.mark.parametrize(
-    ("num_classes", "head"),
-    [(1, "conv"), (100, "conv"), (101, "shared")],
-)
-def test_the_head_follows_the_classes(num_classes, head):
-    assert default_head(num_classes) == head
+def test_the_head_follows_the_classes():
+    assert [default_head(num_classes) for num_classes in (1, 100, 101)] == ["conv", "conv", "shared"]
 
 
 def test_the_light_head_has_one_convolution_before_each_output():
@@ -174,9 +149,8 @@ def test_the_same_seed_makes_the_same_network(network):
     ],
 )
 def test_wrong_sizes_are_one_sentence(changes, words):
-    with pytest.raises(InputError, match=words) as error:
+    with refused(words):
         build_m2det(**(TINY | changes))
-    assert "\n" not in str(error.value)
 
 
 def test_without_sfam_nothing_must_divide():
@@ -187,14 +161,10 @@ def test_without_sfam_nothing_must_divide():
 def test_published_defaults():
     """`channels`, SFAM and the head follow the variant and the number of classes."""
     arguments = {name: TINY[name] for name in ("backbone", "image_size", "tums", "scales")}
-    names = {
-        (variant, classes): {
-            layer.name
-            for layer in build_m2det(**arguments, variant=variant, num_classes=classes).layers
-            if layer.weights
-        }
-        for variant, classes in (("paper", 100), ("paper", 101), ("released", 2))
-    }
+    names = {}
+    for variant, classes in (("paper", 100), ("paper", 101), ("released", 2)):
+        network = build_m2det(**arguments, variant=variant, num_classes=classes)
+        names[variant, classes] = {layer.name for layer in network.layers if layer.weights}
     assert "sfam1_reduce" in names["paper", 100]
     assert not any("sfam" in name for name in names["released", 2])
     assert {"classes1", "boxes3"} <= names["paper", 100]

@@ -6,22 +6,16 @@ import numpy as np
 import pytest
 from keras import layers
 
-from benchmarks.compare_backends import randomise
 from models.backbones import BACKBONES
 from models.blocks import conv_bn_relu
 from models.m2det import VARIANTS, build_m2det
 from models.optimise import SplitChannels, folded
 from models.preprocessing import Preprocessing
 from tests.helpers.project import run_on_backend
-from tests.helpers.tiny_network import pictures
+from tests.helpers.tiny_network import pictures, randomised
 
 SIDE = 64
 CLOSE = 1e-5  # of the largest output
-
-
-def randomised(model: keras.Model) -> keras.Model:
-    randomise(model, np.random.default_rng(0))
-    return model
 
 
 def m2det(**changes: object) -> keras.Model:
@@ -63,7 +57,7 @@ def test_the_copy_gives_the_outputs_of_the_network(variant, sfam, head):
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v2_0.35", "vgg_small"])
-def test_backbones(backbone):
+def test_small_backbones_are_folded(backbone):
     network = m2det(backbone=backbone, tums=1, channels=16)
     copy = folded(network)
     assert largest_difference(network, copy) < CLOSE
@@ -72,7 +66,7 @@ def test_backbones(backbone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", sorted(BACKBONES))
-def test_every_backbone(backbone):
+def test_every_backbone_is_folded(backbone):
     network = m2det(backbone=backbone, image_size=96, tums=1)
     x = pictures(2, 96, 96).astype("float32")
     assert largest_difference(network, folded(network), x) < 5 * CLOSE  # a hundred layers add their rounding
@@ -92,53 +86,27 @@ def test_a_batch_norm_by_hand():
 
 
 @pytest.mark.parametrize("options", [{"scale": False}, {"center": False}, {"scale": False, "center": False}])
-def test_batch_norm_without_scale_or_centre(options):
-    x = keras.Input((8, 8, 3))
-    y = layers.BatchNormalization(**options)(layers.Conv2D(4, 3, use_bias=False)(x))
-    model = randomised(keras.Model(x, y))
-    copy = folded(model)
-    assert count(copy, layers.BatchNormalization) == 0
-    assert largest_difference(model, copy, noise(2, 8, 8, 3)) < CLOSE
-
-
-def test_depthwise_convolution():
-    """Two results for each channel; its kernel has the channels of the result in two axes."""
-    x = keras.Input((8, 8, 3))
-    y = layers.BatchNormalization()(layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False)(x))
-    model = randomised(keras.Model(x, y))
-    copy = folded(model)
-    assert count(copy, layers.BatchNormalization) == 0
-    assert largest_difference(model, copy, noise(2, 8, 8, 3)) < CLOSE
-
-
-def read_twice(x):
-    y = layers.Conv2D(3, 3, padding="same")(x)
-    return layers.Add()([layers.BatchNormalization()(y), y])
-
-
-def is_an_output(x):
-    y = layers.Conv2D(3, 3, padding="same")(x)
-    return [layers.BatchNormalization()(y), y]
-
-
-def has_an_activation(x):
-    return layers.BatchNormalization()(layers.Conv2D(3, 3, padding="same", activation="relu")(x))
-
-
-def of_another_axis(x):
-    return layers.BatchNormalization(axis=1)(layers.Conv2D(3, 3, padding="same")(x))
-
-
-def before_the_convolution(x):
-    return layers.Conv2D(3, 3, padding="same")(layers.BatchNormalization()(x))
-
-
 @pytest.mark.parametrize(
-    "build", [read_twice, is_an_output, has_an_activation, of_another_axis, before_the_convolution]
+    "convolution", [layers.Conv2D(4, 3, use_bias=False), layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False)]
 )
-def test_what_cannot_be_folded_stays(build):
+def test_batch_norm_without_scale_or_centre(convolution, options):
     x = keras.Input((8, 8, 3))
-    model = randomised(keras.Model(x, build(x)))
+    y = layers.BatchNormalization(**options)(convolution.__class__.from_config(convolution.get_config())(x))
+    model = randomised(keras.Model(x, y))
+    copy = folded(model)
+    assert count(copy, layers.BatchNormalization) == 0
+    assert largest_difference(model, copy, noise(2, 8, 8, 3)) < CLOSE
+
+
+@pytest.mark.parametrize("case", ["read twice", "is an output", "has an activation", "other axis", "norm first"])
+def test_a_batch_norm_that_cannot_be_folded_stays(case):
+    x = keras.Input((8, 8, 3))
+    convolution = layers.Conv2D(3, 3, padding="same", activation="relu" if case == "has an activation" else None)
+    norm = layers.BatchNormalization(axis=1 if case == "other axis" else -1)
+    y = convolution(norm(x) if case == "norm first" else x)
+    z = y if case == "norm first" else norm(y)
+    outputs = {"read twice": lambda: layers.Add()([z, y]), "is an output": lambda: [z, y]}.get(case, lambda: z)()
+    model = randomised(keras.Model(x, outputs))
     copy = folded(model)
     assert count(copy, layers.BatchNormalization) == 1
     assert largest_difference(model, copy, noise(2, 8, 8, 3)) < CLOSE
@@ -242,7 +210,7 @@ def test_a_copy_of_a_copy():
 
 SCRIPT = """
 import keras
-from test_optimise import folded, largest_difference, m2det
+from tests.models.test_optimise import folded, largest_difference, m2det
 network = m2det(head="shared")
 print(keras.backend.backend(), largest_difference(network, folded(network)))
 """

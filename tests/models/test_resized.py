@@ -13,7 +13,7 @@ from models.resized import at_size
 from oid.anchors.grids import anchor_settings, make_anchors
 from oid.files import InputError
 from tests.helpers.project import run_on_backend
-from tests.helpers.tiny_network import pictures, tiny_settings
+from tests.helpers.tiny_network import arrays, pictures, tiny_settings
 
 BACKEND_PROGRAM = """
 import json
@@ -36,15 +36,11 @@ print(json.dumps({
 """
 
 
-def values(outputs) -> dict:
-    return {name: keras.ops.convert_to_numpy(value) for name, value in outputs.items()}
-
-
 def assert_equal_to_a_fresh_one(other, settings, size):
     fresh = network_from_settings(settings | {"image_size": size})
     fresh.set_weights(other.get_weights())
-    expected = values(fresh(pictures(2, size, size)))
-    for name, value in values(other(pictures(2, size, size))).items():
+    expected = arrays(fresh(pictures(2, size, size)))
+    for name, value in arrays(other(pictures(2, size, size))).items():
         np.testing.assert_allclose(value, expected[name], atol=1e-5)
     assert value.shape[1] == len(make_anchors(anchor_settings(size, settings["scales"])))
 
@@ -62,12 +58,12 @@ def assert_equal_to_a_fresh_one(other, settings, size):
 def test_it_shares_all_variables_and_equals_a_network_built_at_that_size(changes, sizes):
     settings = tiny_settings(**changes)
     network = network_from_settings(settings)
-    before = values(network(pictures(1, settings["image_size"], settings["image_size"])))
+    before = arrays(network(pictures(1, settings["image_size"], settings["image_size"])))
     for size in sizes:
         other = at_size(network, settings, size)
         assert {id(v) for v in other.variables} == {id(v) for v in network.variables}
         assert_equal_to_a_fresh_one(other, settings, size)
-    after = values(network(pictures(1, settings["image_size"], settings["image_size"])))
+    after = arrays(network(pictures(1, settings["image_size"], settings["image_size"])))
     np.testing.assert_array_equal(after["boxes"], before["boxes"])
 
 
@@ -87,15 +83,15 @@ def test_gradients_reach_every_weight_and_training_one_trains_the_other():
     settings = tiny_settings()
     network = network_from_settings(settings)
     other = at_size(network, settings, 96)
-    before = values(network(pictures(1)))
+    before = arrays(network(pictures(1)))
     with tf.GradientTape() as tape:
         outputs = other(pictures(2, 96, 96), training=True)
-        loss = sum(tf.reduce_sum(tf.square(value)) for value in outputs.values())
+        loss = sum(tf.reduce_sum(tf.square(value)) for value in outputs.arrays())
     gradients = tape.gradient(loss, [v.value for v in network.trainable_variables])
     assert all(g is not None and np.isfinite(g).all() for g in gradients)
     assert np.mean([bool(np.any(g)) for g in gradients]) > 0.9
     keras.optimizers.SGD(1e-3).apply(gradients, network.trainable_variables)
-    after = values(network(pictures(1)))
+    after = arrays(network(pictures(1)))
     assert all(np.any(after[name] != before[name]) for name in before)
 
 
@@ -115,8 +111,8 @@ def test_the_network_can_still_be_exported(tmp_path):
     model = inference_model(network, settings)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
-    expected = values(model(pictures(1)))
-    for name, value in values(again(pictures(1))).items():
+    expected = arrays(model(pictures(1)))
+    for name, value in arrays(again(pictures(1))).items():
         np.testing.assert_array_equal(value, expected[name])
 
 

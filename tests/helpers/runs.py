@@ -1,0 +1,51 @@
+"""What trainings need and leave behind, for several test files."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def history(run: Path) -> list[dict[str, str]]:
+    return rows_of(run / "history.csv")
+
+
+def state_of(run: Path) -> dict:
+    return json.loads((run / "checkpoint" / "state.json").read_text())
+
+
+def copy_level(output: Path, folder: Path) -> Path:
+    """Copies a01's files of level 1, so that runs can be written below `folder`; returns `folder`."""
+    shutil.copytree(output / "level_1_files", folder / "level_1_files")
+    return folder
+
+
+def tensors(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an HDF5 or NumPy file by their names."""
+    if path.suffix == ".npz":
+        return dict(np.load(path, allow_pickle=False))
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item[()]} if isinstance(item, h5py.Dataset) else {}))
+    return found
+
+
+def assert_same_training(one: Path, two: Path) -> None:
+    """Two runs have equal checkpoints (weights, averages, the optimizer) and equal histories."""
+    for name in ("training.npz", "network.weights.h5"):
+        a, b = (tensors(run / "checkpoint" / name) for run in (one, two))
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            np.testing.assert_allclose(b[key], value, atol=1e-5, err_msg=f"{name} {key}")
+    columns = ("epoch", "loss", "class_loss", "box_loss", "mAP", "learning_rate")
+    mine, other = ([[float(row[c]) for c in columns] for row in history(run)] for run in (one, two))
+    np.testing.assert_allclose(mine, other, atol=1e-5)

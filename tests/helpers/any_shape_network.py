@@ -1,6 +1,5 @@
 """A run like a converted RetinaNet, that sees pictures of any shape, but of three layers: for several test files."""
 
-import json
 from pathlib import Path
 
 import keras
@@ -9,20 +8,13 @@ from keras import layers
 
 from models.heads import anchors_in_a_row
 from models.preprocessing import Preprocessing
-from tests.helpers.tiny_network import CLASSES
+from tests.helpers.tiny_network import CLASSES, tiny_settings, write_settings
 
 SETTINGS = {
     "detector": "legacy_retinanet",
     "classes": CLASSES,
-    "preprocessing": {
-        "resize": "sides",
-        "min_side": 48,
-        "max_side": 80,
-        "interpolation": "linear",
-        "orientation": "stored",
-        "pixels": "RGB, 0 to 255",
-        "normalisation": "caffe",
-    },
+    "preprocessing": tiny_settings()["preprocessing"]
+    | {"resize": "sides", "min_side": 48, "max_side": 80, "interpolation": "linear", "normalisation": "caffe"},
     "anchors": {"kind": "retinanet", "scales": 5},
     "box_coding": "corners",
     "score_activation": "sigmoid",
@@ -51,7 +43,6 @@ def write_run(folder: Path, **changes: object) -> Path:
     for layer in network.layers:
         layer.set_weights([rng.normal(0, 1 / np.prod(w.shape[:-1]) ** 0.5, w.shape) for w in layer.get_weights()])
     heads["classes"].set_weights([w - 2 * (w.ndim == 1) for w in heads["classes"].get_weights()])
-    folder.mkdir(parents=True, exist_ok=True)
+    write_settings(folder, SETTINGS | changes)
     network.save(folder / "model.keras")
-    (folder / "settings.json").write_text(json.dumps(SETTINGS | changes), encoding="utf-8")
     return folder

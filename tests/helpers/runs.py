@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -29,9 +30,9 @@ def copy_level(output: Path, folder: Path) -> Path:
     return folder
 
 
-def tensors(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an HDF5 or NumPy file by their names."""
-    if path.suffix == ".npz":
+def tensors(path: Path | BinaryIO) -> dict[str, np.ndarray]:
+    """All arrays of a NumPy or HDF5 file by their names."""
+    if isinstance(path, Path) and path.suffix == ".npz":
         return dict(np.load(path, allow_pickle=False))
     found = {}
     with h5py.File(path) as file:

@@ -1,6 +1,6 @@
-"""`python -m models.convert` turns the released checkpoint into a run that detects as the checkpoint does, or refuses.
+"""`python -m models.convert` turns a released M2Det checkpoint into a run with the same detections, or refuses it.
 
-Reading the file needs PyTorch, which is optional; all the rest is tested without it, on arrays.
+Only the tests that read PyTorch files need PyTorch.
 """
 
 import csv
@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 import types
 import zipfile
@@ -21,10 +20,12 @@ import numpy as np
 import pytest
 
 from models import convert, load_model
+from models.box_coding import decode_ssd
 from models.released import COCO_NAMES, read_structure
 from oid.anchors.grids import make_anchors
+from oid.boxes.suppression import classwise_nms
 from oid.files import InputError
-from tests.helpers.project import ROOT
+from tests.helpers.project import run_script
 from tests.helpers.released_checkpoint import MEAN_BGR, golden, random_state
 
 SMALL = {"channels": 8, "tums": 2, "outputs": 4, "sfam": True}
@@ -89,62 +90,33 @@ def test_settings(run):
     assert [path.name for path in run.parent.iterdir()] == ["small"]  # nothing temporary
 
 
-def softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-def decoded(loc: np.ndarray, conf: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes `(anchors, 4)` xyxy and scores `(anchors, classes)` as the released code makes them, in float64."""
-    loc, anchors = loc.astype("float64"), anchors.astype("float64")
-    centre, size = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2:] - anchors[:, :2]
-    centre, size = centre + 0.1 * loc[:, :2] * size, size * np.exp(0.2 * loc[:, 2:])
-    return np.concatenate([centre - size / 2, centre + size / 2], axis=1), softmax(conf.astype("float64"))[:, 1:]
-
-
-def suppressed(boxes: np.ndarray, scores: np.ndarray, nms_iou: float) -> list[tuple[float, int, np.ndarray]]:
-    """`(score, class, box)` of what greedy suppression within each class leaves of the scores above 0, best first."""
-    kept = []
-    for label in range(scores.shape[1]):
-        chosen = []
-        for index in sorted(np.flatnonzero(scores[:, label]), key=lambda index: -scores[index, label]):
-            box = boxes[index]
-            low = [np.maximum(box[:2], other[:2]) for other in chosen]
-            high = [np.minimum(box[2:], other[2:]) for other in chosen]
-            common = [np.prod(np.maximum(b - a, 0)) for a, b in zip(low, high, strict=True)]
-            area = np.prod(box[2:] - box[:2])
-            total = [area + np.prod(other[2:] - other[:2]) - c for other, c in zip(chosen, common, strict=True)]
-            if all(c <= nms_iou * t for c, t in zip(common, total, strict=True)):
-                chosen.append(box)
-                kept.append((scores[index, label], label, box))
-    return sorted(kept, key=lambda item: -item[0])
-
-
-def test_detects_what_its_raw_outputs_say(run, detector, state):
+def test_the_detector_decodes_its_raw_outputs(run, detector, state):
     """Decoding, softmax without the background and suppression, on a drawn picture that is warped to the square."""
     rng = np.random.default_rng(5)
     picture = cv2.resize(rng.integers(0, 256, (9, 12, 3), dtype="uint8"), (600, 400), interpolation=cv2.INTER_CUBIC)
     square = cv2.resize(picture, (272, 272), interpolation=cv2.INTER_LINEAR)
-    structure = read_structure(state, "small")
     settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
-    raw = convert.released_network(state, structure, settings, "small").predict_on_batch(square[None])
-    boxes, scores = decoded(raw["boxes"][0], raw["classes"][0], make_anchors(settings["anchors"]))
+    network = convert.released_network(state, read_structure(state, "small"), settings, "small")
+    raw = {name: values[0].astype("float64") for name, values in network.predict_on_batch(square[None]).items()}
+    boxes = np.clip(decode_ssd(raw["boxes"], make_anchors(settings["anchors"]), library=np), 0, 1)
+    exponentials = np.exp(raw["classes"] - raw["classes"].max(axis=1, keepdims=True))
+    probabilities = (exponentials / exponentials.sum(axis=1, keepdims=True))[:, 1:]
 
-    # so high that all remaining boxes are among those that the detector decodes, and between two scores
-    limit = np.sort(scores, axis=None)[-301:-299].mean()
-    boxes = np.clip(boxes, 0, 1)
-    scores = np.where((scores >= limit) & np.all(boxes[:, 2:] > boxes[:, :2], axis=1)[:, None], scores, 0)
-    expected = suppressed(boxes, scores, 0.45)
-    assert 10 < len(expected) < 300
-    assert len({label for _, label, _ in expected}) > 1
+    limit = np.sort(probabilities, axis=None)[-301:-299].mean()  # the detector decodes more boxes than are above it
+    anchor, label = np.nonzero((probabilities >= limit) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)[:, None])
+    order = np.argsort(-probabilities[anchor, label], kind="stable")
+    anchor, label = anchor[order], label[order]
+    expected_boxes, expected_scores = boxes[anchor], probabilities[anchor, label]
+    kept = classwise_nms(expected_boxes, expected_scores, label, 0.45)
+    assert 10 < len(kept) < 300
+    assert len(set(label[kept])) > 1
 
     assert (detector.class_labels, detector.class_names) == (list(CLASSES), list(CLASSES.values()))
     np.testing.assert_array_equal(detector.prepare(picture), square)
-    options = {"score_threshold": limit, "nms_iou": 0.45, "vote_iou": 1}
-    ((found, found_scores, labels),) = detector.detect(square[None], **options)
-    np.testing.assert_allclose(found_scores, [score for score, *_ in expected], rtol=1e-4)
-    np.testing.assert_array_equal(labels, [label for _, label, _ in expected])
-    np.testing.assert_allclose(found, [box for *_, box in expected], atol=1e-5)
+    ((found, scores, labels),) = detector.detect(square[None], score_threshold=limit, nms_iou=0.45, vote_iou=1)
+    np.testing.assert_allclose(scores, expected_scores[kept], rtol=1e-4)
+    np.testing.assert_array_equal(labels, label[kept])
+    np.testing.assert_allclose(found, expected_boxes[kept], atol=1e-5)
 
 
 def test_a_conversion_can_be_repeated(state, csv_file, detector, tmp_path, capsys):
@@ -158,11 +130,8 @@ def test_a_conversion_can_be_repeated(state, csv_file, detector, tmp_path, capsy
     assert_same_detections(output, detector)
     printed = capsys.readouterr().out
     assert "2 TUMs of 6 scales with 8 channels, with SFAM, 3 classes and the background, " in printed
-    trainable = sum(
-        a.size for n, a in state.items() if "running" not in n and not re.match(r"leach\.1|.*fc..[1-5]\.", n)
-    )
-    batches = sum(name.endswith("num_batches_tracked") and not name.startswith("leach.1") for name in state)
-    assert f"{trainable - batches:,} parameters" in printed
+    second_name = re.compile(r"leach\.1|.*fc..[1-5]\.|.*(running|num_batches)")
+    assert f"{sum(a.size for n, a in state.items() if not second_name.match(n)):,} parameters" in printed
 
 
 def test_golden_checkpoint(tmp_path):
@@ -229,16 +198,15 @@ def test_image_sizes_that_do_not_fit(tmp_path, image_size):
     refuse(words, tmp_path / "x.pth", tmp_path / "run", image_size=image_size)
 
 
-FILES = {
-    "empty": (b"", "is empty"),
-    "text": (b"hello\n", "is neither a PyTorch checkpoint"),
-    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "cannot be read as HDF5"),
-}
-
-
-@pytest.mark.parametrize("case", FILES)
-def test_files_that_are_no_checkpoint(tmp_path, case):
-    content, words = FILES[case]
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"hello\n", "is neither a PyTorch checkpoint"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "cannot be read as HDF5"),
+    ],
+)
+def test_files_that_are_no_checkpoint(tmp_path, content, words):
     (tmp_path / "x.pth").write_bytes(content)
     refuse(f"x.pth {words}", tmp_path / "x.pth", tmp_path / "run")
 
@@ -303,17 +271,11 @@ def test_a_full_disk_leaves_the_earlier_conversion(run, tmp_path):
 
 
 # === The command line ================================================================================================
-def command(*arguments: object) -> subprocess.CompletedProcess:
-    """`python -m models.convert`, in the project's folder."""
-    line = [sys.executable, "-m", "models.convert", *map(str, arguments)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-
-
 def test_help_and_a_mistake():
-    done = command("--help")
+    done = run_script("models.convert", "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "[--image_size INT] [--min_side INT] [--max_side INT] FILE" in " ".join(done.stdout.split())
-    done = command("nowhere.pth", "--output", "nowhere")
+    done = run_script("models.convert", "nowhere.pth", "--output", "nowhere")
     assert done.returncode == 2
     assert done.stderr == "error: nowhere.pth does not exist: name the checkpoint to convert\n"
 
@@ -369,9 +331,8 @@ def test_from_the_file_to_the_detections(state, csv_file, detector, tmp_path, le
 def test_half_precision_becomes_float32(tmp_path):
     import torch
 
-    path = save(
-        {"a": torch.full((2,), 0.5, dtype=torch.bfloat16), "b": torch.ones(1, dtype=torch.float64)}, tmp_path / "x"
-    )
+    half = {"a": torch.full((2,), 0.5, dtype=torch.bfloat16), "b": torch.ones(1, dtype=torch.float64)}
+    path = save(half, tmp_path / "x")
     found = convert.read_checkpoint(path)
     assert {name: array.dtype for name, array in found.items()} == {"a": np.float32, "b": np.float32}
     np.testing.assert_array_equal(found["a"], [0.5, 0.5])
@@ -400,9 +361,8 @@ def test_a_file_that_was_cut_short(little, tmp_path, legacy, share):
     little["c.weight"] = np.zeros((50, 50), "float32")
     path = save(tensors(little), tmp_path / "x.pth", legacy=legacy)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    refuse(
-        "x.pth (cannot be read as a PyTorch checkpoint|holds more than tensors, or is damaged)", path, tmp_path / "run"
-    )
+    words = "x.pth (cannot be read as a PyTorch checkpoint|holds more than tensors, or is damaged)"
+    refuse(words, path, tmp_path / "run")
 
 
 @needs_torch
@@ -433,12 +393,12 @@ def test_the_command_and_a04(state, csv_file, tmp_path):
     images.mkdir()
     picture = np.random.default_rng(4).integers(0, 256, (90, 120, 3), dtype="uint8")
     cv2.imwrite(str(images / "one.png"), picture)
-    done = command(path, "--output", tmp_path / "run", "--classes", csv_file, "--image_size", 272)
+    done = run_script("models.convert", path, "--output", tmp_path / "run", "--classes", csv_file, "--image_size", 272)
     assert done.returncode == 0, done.stderr
     assert "* file" in done.stdout
     line = re.search(r"wrote .*: python (.*) --images FOLDER --predictions FILE.csv", done.stdout)[1].split()
     flags = ["--images", str(images), "--predictions", str(tmp_path / "out.csv"), "--score_threshold", "0.2"]
-    done = subprocess.run([sys.executable, *line, *flags], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_script(*line, *flags)
     assert done.returncode == 0, done.stderr
     rows = (tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 2

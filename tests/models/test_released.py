@@ -4,7 +4,6 @@ The golden tensors are not part of the repository; the NumPy network is, and is 
 """
 
 import math
-import re
 
 import keras
 import numpy as np
@@ -15,6 +14,7 @@ from models.blocks import ResizeTo, conv_bn_relu
 from models.m2det import build_m2det
 from models.released import Structure, aliases, layer_names, load_state, read_structure
 from oid.files import InputError
+from tests.helpers.project import refused
 from tests.helpers.released_checkpoint import (
     MEAN_BGR,
     alias_of,
@@ -31,19 +31,9 @@ SMALL = {"channels": 8, "tums": 2, "outputs": 4, "sfam": True}
 
 
 def build(structure: Structure, image_size: int) -> keras.Model:
-    return build_m2det(
-        backbone="vgg16",
-        num_classes=structure.outputs,
-        image_size=image_size,
-        variant="released",
-        tums=structure.tums,
-        scales=structure.scales,
-        channels=structure.channels,
-        sfam=structure.sfam,
-        head="conv",
-        anchors_per_cell=6,
-        preprocessing="ssd",
-    )
+    sizes = structure._asdict()
+    options = {"variant": "released", "head": "conv", "anchors_per_cell": 6, "preprocessing": "ssd"}
+    return build_m2det(backbone="vgg16", num_classes=sizes.pop("outputs"), image_size=image_size, **sizes, **options)
 
 
 def everything(network: keras.Model, structure: Structure, image: np.ndarray) -> dict[str, np.ndarray]:
@@ -234,10 +224,8 @@ def test_the_first_difference_is_named(small, case):
     name, value, words = WRONG[case]
     before = network.get_layer("tum1_top_conv").get_weights()
     other = state | {"unet1.toplayer.0.conv.weight": np.zeros_like(state["unet1.toplayer.0.conv.weight"])}
-    with pytest.raises(InputError, match=re.escape(words)) as error:
+    with refused("some.pth: ", words):
         load_state(network, changed(other, {name: value}), structure, "some.pth")
-    assert str(error.value).startswith("some.pth: ")
-    assert "\n" not in str(error.value)
     for a, b in zip(before, network.get_layer("tum1_top_conv").get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -260,11 +248,7 @@ NO_M2DET = {  # what it is: (the tensor, its new value, what the sentence says)
     "background only": ("conf.0.weight", np.zeros((6, 16, 3, 3)), "no class beside the background"),
     "five scales": ("loc.5.weight", None, "has 5 scales"),
     "a vector": ("unet1.toplayer.0.conv.weight", np.zeros(8), "has shape (8)"),
-    "nothing": (
-        None,
-        {},
-        "no checkpoint of the released M2Det: unet1.toplayer.0.conv.weight is missing (there is none)",
-    ),
+    "nothing": (None, {}, "no checkpoint of the released M2Det: unet1.toplayer.0.conv.weight is missing (there is"),
     "another network": (None, {"features.0.weight": np.zeros(1)}, "is missing (the first is features.0.weight)"),
     "ResNet": (None, {"base.conv1.weight": np.zeros(1)}, "has a ResNet as its backbone (base.conv1.weight)"),
 }
@@ -273,10 +257,8 @@ NO_M2DET = {  # what it is: (the tensor, its new value, what the sentence says)
 @pytest.mark.parametrize("case", NO_M2DET)
 def test_other_networks_are_refused(small, case):
     name, value, words = NO_M2DET[case]
-    with pytest.raises(InputError, match=re.escape(words)) as error:
+    with refused("some.pth", words):
         read_structure(changed(small[1], {name: value}) if name else value, "some.pth")
-    assert str(error.value).startswith("some.pth")
-    assert "\n" not in str(error.value)
 
 
 def test_a_released_resnet_checkpoint_is_refused_by_name():

@@ -86,7 +86,7 @@ def test_gradients_reach_every_weight_and_training_one_trains_the_other():
     before = arrays(network(pictures(1)))
     with tf.GradientTape() as tape:
         outputs = other(pictures(2, 96, 96), training=True)
-        loss = sum(tf.reduce_sum(tf.square(value)) for value in outputs.arrays())
+        loss = sum(tf.reduce_sum(tf.square(value)) for value in outputs.values())
     gradients = tape.gradient(loss, [v.value for v in network.trainable_variables])
     assert all(g is not None and np.isfinite(g).all() for g in gradients)
     assert np.mean([bool(np.any(g)) for g in gradients]) > 0.9

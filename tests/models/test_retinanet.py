@@ -14,6 +14,7 @@ from models.resized import at_size
 from models.retinanet import build_retinanet, feature_pyramid
 from oid.anchors.grids import anchors_per_cell, cell_sides, make_anchors, pyramid_sides, retinanet_anchor_settings
 from oid.files import InputError
+from tests.helpers.runs import history, rows_of
 from tests.helpers.small_photographs import TINY
 from tests.helpers.tiny_network import pictures, tiny_settings
 
@@ -56,7 +57,7 @@ def test_the_backbones_maps(backbone):
     assert channels == sorted(channels) or backbone.startswith("densenet")
 
 
-def test_only_what_ends_at_16_lacks_a_third_map():
+def test_vgg_and_the_small_backbones_have_no_stride_32_map():
     without = {name for name, entry in BACKBONES.items() if not entry.pyramid}
     assert without - {"tiny"} == {*("residual_small", "vgg_small", "vgg16", "vgg19")}  # tiny is of other tests
 
@@ -105,7 +106,7 @@ def test_convolutions_of_the_subnets_are_shared():
         ({"backbone": "mobilenet_0.25", "taps": ("a", "b")}, "give three layers, of strides 8, 16 and 32"),
     ],
 )
-def test_what_makes_no_network(changes, words):
+def test_invalid_sizes_are_refused(changes, words):
     with pytest.raises(InputError, match=words):
         build(**changes)
 
@@ -151,32 +152,23 @@ def test_the_cost_has_the_parts_of_the_network():
 
 def test_a_training_learns_and_a04_finds_boxes(photographs, tiny_backbone, tmp_path):
     """The loss falls; the run has RetinaNet's settings; its predictions are a row for each image."""
-    import csv
-
     import a03_train_m2det
     import a04_inference
 
     data_set, output = photographs
-    flags = {name: value for name, value in TINY.items() if name != "tums"} | {
-        "epochs": 5,
-        "head": "light",
-        "learning_rate": 5e-3,
-    }
+    flags = TINY | {"tums": None, "epochs": 5, "head": "light", "learning_rate": 5e-3}
     places = {"dataset_path": str(data_set), "output_path": str(output), "run": "retinanet"}
     a03_train_m2det.main(detector="retinanet", **places, **flags)
     run = output / "weights" / "retinanet"
-    with open(run / "history.csv", encoding="utf-8") as file:
-        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    losses = [float(row["loss"]) for row in history(run)]
     assert losses[-1] < 0.9 * losses[0]
     settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
     assert settings["detector"] == "retinanet"
     assert not {"tums", "sfam", "variant"} & set(settings)
     target = tmp_path / "found.csv"
-    a04_inference.main(
-        **places | {"run": ("retinanet",)}, split="validation", predictions=str(target), score_threshold=0.0
-    )
-    with open(target, encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    inference = places | {"run": ("retinanet",), "split": "validation", "score_threshold": 0.0}
+    a04_inference.main(**inference, predictions=str(target))
+    rows = rows_of(target)
     assert len(rows) == len(list((data_set / "validation").iterdir()))
     assert all(row["PredictionString"] for row in rows)
 

@@ -16,6 +16,7 @@ from models.detector import Detector
 from oid.files import InputError
 from oid.predictions.files import read_predictions
 from tests.helpers import any_shape_network
+from tests.helpers.project import refused
 from tests.helpers.tiny_network import tiny_settings
 
 SHAPES = {"a": (60, 90), "b": (90, 60), "c": (60, 90), "d": (200, 40), "e": (33, 47), "f": (90, 60), "g": (60, 90)}
@@ -193,10 +194,8 @@ def test_unreadable_images_and_a_stop(case, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing_behind(case, tmp_path, flags, sentence):
-    with pytest.raises(InputError) as error:
+    with refused(sentence):
         predict(case, tmp_path / "new" / "out.csv", **flags)
-    assert str(error.value).startswith(sentence)
-    assert "\n" not in str(error.value)
     assert not (tmp_path / "new").exists()
 
 

@@ -1,11 +1,7 @@
-"""Proves the page of --show_batches: its batches and assignment are a training step's, colours and hatching are where
-they belong, what it says is what the data says, and it leaves nothing that a training would stumble over.
-"""
+"""The page of --show_batches shows the batches and assignments of training steps and leaves the run unchanged."""
 
-import csv
 import dataclasses
 import re
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +14,7 @@ import a03_train_m2det as a03
 from models.detector import network_from_settings
 from oid.files import InputError
 from oid.page import scaled
+from tests.helpers.runs import copy_level, history
 from tests.helpers.tiny_network import pictures, targets, tiny_settings
 from training import batch_page
 from training.batches import Batches
@@ -48,7 +45,7 @@ def looked(network, rows, assignment="max_iou", regions=None, **changes):
 
 # === Which boxes have anchors ========================================================================================
 @pytest.mark.parametrize("assignment", ["max_iou", "atss"])
-def test_a_box_that_lost_its_anchors_is_red_and_the_others_are_green(network, assignment):
+def test_boxes_with_anchors_are_green_and_others_red(network, assignment):
     """Anchors are four cells wide; two boxes in the middle of one cell want the same ones, and the larger gets them."""
     anchor = trainer_of(network).anchors.boxes[27].tolist()  # of the largest map: cell 3, 3 of 8 x 8
     x, y = (anchor[0] + anchor[2]) / 2, (anchor[1] + anchor[3]) / 2
@@ -75,7 +72,7 @@ def test_a_box_too_small_for_every_anchor_has_its_best_one_and_that_is_said(netw
     assert sentences[1].startswith("1 boxes overlap no anchor by 0.5")
 
 
-def test_an_anchors_own_box_has_it_and_no_other(network):
+def test_a_box_equal_to_an_anchor_is_assigned_to_it(network):
     box = trainer_of(network).anchors.boxes[27].tolist()
     found = looked(network, [(0, *box)])
     assert found.best_iou[0] == pytest.approx(1, abs=1e-5)
@@ -95,23 +92,20 @@ def test_a_box_with_two_classes_is_one_object_named_by_the_rarer(network):
     assert "Pear, green, Apple: " in batch_page.describe(found, NAMES, ["a"], {0: set()}, "max_iou")
 
 
-def test_by_task_aligned_assignment_it_is_the_networks_predictions_that_choose(network):
+def test_task_aligned_assignment_depends_on_the_predictions(network):
     rows = [(0, 0.1, 0.1, 0.6, 0.7)]
     found = looked(network, rows, "task_aligned")
     assert 0 < found.anchors[0] <= found.candidates[0]
     truth, images = targets([rows], width=6), pictures(1)
     trainer = trainer_of(network, "task_aligned")
-    before = np.asarray(trainer.assigned(images, truth))
-    outputs = [weight for weight in network.weights if "boxes" in weight.path]
-    old = [np.array(weight) for weight in outputs]
+    before, weights = np.asarray(trainer.assigned(images, truth)), network.get_weights()
     rng = np.random.default_rng(0)
-    for weight, value in zip(outputs, old, strict=True):
-        weight.assign(value + rng.normal(0, 0.3, value.shape))
-    try:
-        assert not np.array_equal(np.asarray(trainer.assigned(images, truth)), before)
-    finally:
-        for weight, value in zip(outputs, old, strict=True):
-            weight.assign(value)
+    for weight in network.weights:
+        if "boxes" in weight.path:
+            weight.assign_add(rng.normal(0, 0.3, weight.shape))
+    changed = np.asarray(trainer.assigned(images, truth))
+    network.set_weights(weights)
+    assert not np.array_equal(changed, before)
 
 
 def test_a_picture_without_boxes(network):
@@ -227,8 +221,7 @@ def test_steps_go_on_where_the_training_is_and_show_its_last_part():
 @pytest.fixture(scope="module")
 def flags(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
-    shutil.copytree(trained.output / "level_1_files", folder / "level_1_files")
-    return {**trained.flags, "output_path": str(folder), "run": "looked"}
+    return {**trained.flags, "output_path": str(copy_level(trained.output, folder)), "run": "looked"}
 
 
 def test_a03_writes_the_page_and_nothing_else(flags, capsys):
@@ -250,15 +243,12 @@ def test_a03_writes_the_page_and_nothing_else(flags, capsys):
 
 
 @pytest.mark.slow
-def test_a_training_goes_on_as_if_nobody_had_looked(flags, trained, capsys):
+def test_the_page_changes_nothing_in_the_training(flags, trained, capsys):
     """The same losses as those of the run that nobody looked at; then its checkpoint is shown, and stays as it is."""
     a03.main(**flags, show_batches=1)
     a03.main(**flags)
     folder = Path(flags["output_path"]) / "weights" / "looked"
-    losses = []
-    for run in (folder, trained.folder):
-        with (run / "history.csv").open(newline="") as file:
-            losses.append([(row["loss"], row["mAP"]) for row in csv.DictReader(file)])
+    losses = [[(row["loss"], row["mAP"]) for row in history(run)] for run in (folder, trained.folder)]
     assert losses[0] == losses[1]
     capsys.readouterr()
 

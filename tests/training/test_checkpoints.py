@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from oid.files import InputError
-from tests.helpers.project import ROOT
+from tests.helpers.project import ROOT, refused
 from training import checkpoints
 from training.checkpoints import NEWEST, PREVIOUS, UNFINISHED, find_checkpoint, new_state, open_run, write_checkpoint
 from training.history import write_history
@@ -111,11 +111,9 @@ def test_another_process_goes_on_bit_for_bit(trainer, tmp_path):
     assert_equal(everything(other), before)
     for number in range(3, 6):
         step(other, number)
-    after, expected = everything(other), None
-    for number in range(3, 6):
         step(trainer, number)
     expected = everything(trainer)
-    assert_equal(after, expected)
+    assert_equal(everything(other), expected)
     assert sum(np.any(a != b) for a, b in zip(expected, before, strict=True)) > 0.7 * len(before)
 
 
@@ -131,9 +129,8 @@ def test_a_checkpoint_of_another_network_or_optimizer_is_refused(run):
     other = small_trainer()
     other.compile(optimizer="sgd", loss="mse")
     other.optimizer.build(other.trainable_variables)
-    with pytest.raises(
-        InputError, match=r"training\.npz has \d+ arrays, and the network .* with its optimizer \d+: it"
-    ):
+    message = r"training\.npz has \d+ arrays, and the network .* with its optimizer \d+: it"
+    with pytest.raises(InputError, match=message):
         checkpoints.restore(run, other, open_run(run))
 
 
@@ -228,35 +225,28 @@ def test_the_last_two_are_kept(run, trainer):
 
 
 # === Damage ==========================================================================================================
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
 def flip(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
-def remove(path):
-    path.unlink()
+DAMAGES = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "flipped": flip,
+    "removed": lambda path: path.unlink(),
+}
 
 
-DAMAGES = [truncate, empty, flip, remove]
-
-
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["training.npz", "network.weights.h5", "state.json"])
 def test_a_damaged_newest_one_falls_back_and_says_so(run, trainer, name, damage, capsys):
     write(run, trainer, 3, best=True)
-    damage(run / NEWEST / name)
+    DAMAGES[damage](run / NEWEST / name)
     state = open_run(run)
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith(f"{run / NEWEST / name} is " if damage is not remove else f"{run / NEWEST / name} ")
+    assert line.startswith(f"{run / NEWEST / name} " + "is " * (damage != "removed"))
     assert line.endswith(": going on from the checkpoint before, of step 2")
     assert state["step"] == 2
     assert_in_line(run, state)  # the best model of step 3 and the third row are gone with it
@@ -304,7 +294,7 @@ def test_two_damaged_ones_are_refused_and_left_as_they_are(run):
     assert sorted(path.name for path in run.rglob("*")) == before
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_best_model_comes_back_from_the_checkpoint(run, damage, monkeypatch, trainer, capsys):
     """On a file system without links the copies are files of their own."""
 
@@ -314,10 +304,10 @@ def test_a_damaged_best_model_comes_back_from_the_checkpoint(run, damage, monkey
     monkeypatch.setattr(os, "link", no_link)
     write(run, trainer, 3, best=True)
     assert not (run / "model.keras").samefile(run / NEWEST / "model.keras")
-    damage(run / "model.keras")
+    DAMAGES[damage](run / "model.keras")
     state = open_run(run)
     assert_in_line(run, state)
-    damage(run / NEWEST / "model.keras")
+    DAMAGES[damage](run / NEWEST / "model.keras")
     assert open_run(run) == state
     assert checkpoints._digest(run / NEWEST / "model.keras") == state["best_model"]
     assert capsys.readouterr().out == ""
@@ -348,21 +338,17 @@ def largest_file(size: int):
     ids=["no byte", "half of the training", "not the best model", "not the network, by HDF5"],
 )
 def test_a_write_that_fails_is_one_sentence_and_the_old_checkpoint_stays(run, trainer, share, best):
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with largest_file(int(share * (run / NEWEST / "training.npz").stat().st_size)), pytest.raises(InputError) as error:
+    before = snapshot(run)
+    message = f"{run / UNFINISHED} cannot be written (File too large) and the checkpoints before are untouched"
+    with refused(message), largest_file(int(share * (run / NEWEST / "training.npz").stat().st_size)):
         write(run, trainer, 3, best=best)
-    sentence = (
-        f"{run / UNFINISHED} cannot be written (File too large) and the checkpoints before are untouched: make room"
-    )
-    assert str(error.value).startswith(sentence)
-    assert "\n" not in str(error.value)
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert snapshot(run) == before
     write(run, trainer, 3)
     assert find_checkpoint(run)[1]["step"] == 3
 
 
 FULL = """
-import sys; sys.path[:0] = ["{root}", "{root}/tests"]
+import sys; sys.path[:0] = ["{root}"]
 from pathlib import Path
 from tests.training import test_checkpoints as test
 from oid.files import InputError
@@ -395,12 +381,10 @@ def test_a_file_system_that_is_really_full(tmp_path):
     mount = f"mount -t tmpfs -o size=1m none {tmp_path} && exec {sys.executable} -c '{program}'"
     if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
         pytest.skip("the system does not let this user mount a file system")
-    done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", mount], capture_output=True, text=True, check=False, timeout=300
-    )
+    command = ["unshare", "-rm", "sh", "-c", mount]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     sentence, *steps = done.stdout.splitlines()
-    assert sentence.startswith(
-        f"{tmp_path}/run/checkpoint.new cannot be written (No space left on device) and the check"
-    )
+    message = f"{tmp_path}/run/checkpoint.new cannot be written (No space left on device) and the check"
+    assert sentence.startswith(message)
     assert steps == ["1", "2"]

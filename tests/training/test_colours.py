@@ -11,7 +11,9 @@ from training.colours import BRIGHTNESS, HUE, LUMA, SATURATION, colour_matrix, j
 def test_colours_change_a_little_and_shapes_do_not():
     rng = np.random.default_rng(13)
     image = rng.integers(0, 256, (64, 64, 3)).astype("uint8")
+    before = image.copy()
     changed = jitter_colours(image, rng)
+    np.testing.assert_array_equal(image, before)  # the source is not changed
     assert changed.shape == image.shape
     assert changed.dtype == np.uint8
     assert not np.array_equal(changed, image)
@@ -21,19 +23,13 @@ def test_colours_change_a_little_and_shapes_do_not():
 
 def test_grey_becomes_darker_or_brighter_but_stays_grey():
     brightness = []
-    for seed in range(300):
+    for seed in range(100):
         greys = np.repeat(np.arange(256, dtype="uint8"), 3).reshape(1, 256, 3)
         changed = jitter_colours(greys, np.random.default_rng(seed))[0].astype(int)
         assert np.ptp(changed, axis=1).max() <= 1  # rounding
         brightness.append(changed[100].mean())
     assert 100 * (1 - BRIGHTNESS) - 1 <= min(brightness) < 80
     assert 120 < max(brightness) <= 100 * (1 + BRIGHTNESS) + 1
-
-
-def test_the_source_is_not_touched():
-    image = np.full((4, 4, 3), (10, 100, 200), "uint8")
-    jitter_colours(image, np.random.default_rng(0))
-    assert (image == (10, 100, 200)).all()
 
 
 def test_hue_turns_without_a_jump():
@@ -71,7 +67,7 @@ def test_changes_reach_their_limits_and_no_further():
     rng = np.random.default_rng(2)
     colour = np.array([0.6, 0.4, 0.3])
     saturations = []
-    for _ in range(300):
+    for _ in range(150):
         image = np.full((1, 1, 3), np.rint(colour * 255), "uint8")  # of which rounding changes a twentieth
         r, g, b = jitter_colours(image, rng)[0, 0] / 255.0
         luma = r * LUMA[0] + g * LUMA[1] + b * LUMA[2]

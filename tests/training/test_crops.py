@@ -16,7 +16,7 @@ from training.samples import Sample
 SIDE = 128
 SEEDS = st.integers(0, 2**32 - 1)
 SIDES = st.sampled_from([64, 97, 128, 201])
-WAYS = {
+VIEWS = {
     "zoom": lambda sample, side, rng, **options: zoomed_view(sample, side, side, (0.6, 1.7), side, rng, **options),
     "far zoom": lambda sample, side, rng, **options: zoomed_view(sample, side, side, (0.1, 6), side, rng, **options),
     "ssd": lambda sample, side, rng, **options: ssd_view(sample, side, side, rng, **options),
@@ -32,52 +32,50 @@ def dark_outside():
 
 
 # === Every view ======================================================================================================
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("view_name", VIEWS)
 @pytest.mark.parametrize("keep_aspect", [False, True], ids=["warp", "letterbox"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(seed=SEEDS, side=SIDES)
-@example(
-    seed=18681931, side=201
-)  # far zoom warps a picture of 94 x 93 twelvefold, and cuts an object in its edge's blur
-def test_boxes_stay_on_their_objects(way, keep_aspect, seed, side):
+@example(seed=18681931, side=201)  # far zoom stretches 94 x 93 pixels twelvefold and cuts an object in its blur
+def test_boxes_stay_on_their_objects(view_name, keep_aspect, seed, side):
     rng = np.random.default_rng(seed)
-    after = WAYS[way](picture(rng), side, rng, keep_aspect=keep_aspect)
+    after = VIEWS[view_name](picture(rng), side, rng, keep_aspect=keep_aspect)
     check_sample(after, side)
     check_places(after)
 
 
-@pytest.mark.parametrize("way", ["far zoom", "ssd"])
-def test_the_test_above_has_seen_all_that_can_become_of_a_box(way):
+@pytest.mark.parametrize("view_name", ["far zoom", "ssd"])
+def test_the_test_above_sees_whole_cut_and_lost_boxes(view_name):
     became = []
     for seed in range(100):
         rng = np.random.default_rng(seed)
-        became += check_places(WAYS[way](picture(rng), SIDE, rng)).values()
+        became += check_places(VIEWS[view_name](picture(rng), SIDE, rng)).values()
     assert min(became.count(what) for what in ("whole", "cut", "gone")) >= 10
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_half_of_the_views_are_mirrored_and_no_two_are_equal(way):
+@pytest.mark.parametrize("view_name", VIEWS)
+def test_half_of_the_views_are_mirrored_and_no_two_are_equal(view_name):
     boxes = np.array([[0.45, 0.45, 0.5, 0.5], [0.55, 0.45, 0.6, 0.5]], "float32")  # 0 lies to the left of 1
     sample = Sample(np.zeros((SIDE, SIDE, 3), "uint8"), boxes, np.array([0, 1], "int32"), NO_BOXES, NO_LABELS)
     rng = np.random.default_rng(2)
-    views = [WAYS[way](sample, SIDE, rng) for _ in range(400)]
+    views = [VIEWS[view_name](sample, SIDE, rng) for _ in range(300)]
     views = [view for view in views if view.labels.tolist() == [0, 1]]
     mirrored = sum(view.boxes[0, 0] > view.boxes[1, 0] for view in views)
-    assert len(views) > 150
+    assert len(views) > 110
     assert 0.4 < mirrored / len(views) < 0.6
-    alike = 0.3 if way == "ssd" else 0.0  # SSD shows the whole picture in a fourteenth of the cases and more
+    alike = 0.3 if view_name == "ssd" else 0.0  # SSD shows the whole picture in a fourteenth of the cases and more
     assert len({view.boxes.tobytes() for view in views}) >= (1 - alike) * len(views)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_aspect_ratio_is_kept_where_it_is_to_be(way):
+@pytest.mark.parametrize("view_name", VIEWS)
+def test_the_aspect_ratio_is_kept_where_it_is_to_be(view_name):
     """A square object in a picture of 2:1 stays square; stretched it does not."""
     image = np.zeros((100, 200, 3), "uint8")
     sample = Sample(image, np.array([[0.48, 0.46, 0.52, 0.54]], "float32"), np.zeros(1, "int32"), NO_BOXES, NO_LABELS)
     kept, stretched = [], []
     for seed in range(60):
         for found, keep in ((kept, True), (stretched, False)):
-            view = WAYS[way](sample, SIDE, np.random.default_rng(seed), keep_aspect=keep)
+            view = VIEWS[view_name](sample, SIDE, np.random.default_rng(seed), keep_aspect=keep)
             inner = np.all((view.boxes > 0) & (view.boxes < 1), axis=1)
             found += list(((view.boxes[:, 2] - view.boxes[:, 0]) / (view.boxes[:, 3] - view.boxes[:, 1]))[inner])
     assert len(kept) > 20
@@ -135,10 +133,8 @@ def test_a_mirrored_picture_has_a_mirrored_box():
 def test_the_identity_changes_nothing():
     before = picture(np.random.default_rng(4))
     height, width = before.image.shape[:2]
-    for after in (
-        affine_view(before, width, height, (1.0, 1.0, 0.0, 0.0)),
-        rectangle_view(before, width, height, np.array([0, 0, 1, 1])),
-    ):
+    affine = affine_view(before, width, height, (1.0, 1.0, 0.0, 0.0))
+    for after in (affine, rectangle_view(before, width, height, np.array([0, 0, 1, 1]))):
         np.testing.assert_array_equal(after.image, before.image)
         np.testing.assert_allclose(after.boxes, before.boxes, atol=1e-6)
         np.testing.assert_array_equal(after.labels, before.labels)
@@ -171,15 +167,15 @@ def test_a_box_cut_below_the_limit_becomes_a_region(shift):
 def test_a_view_keeps_what_is_verified():
     verified = np.array([[0, 1, 1]], "uint8")
     before = dataclasses.replace(picture(np.random.default_rng(6)), verified=verified)
-    for way in WAYS.values():
+    for view in VIEWS.values():
         for keep_aspect in (False, True):
-            after = way(before, SIDE, np.random.default_rng(7), keep_aspect=keep_aspect)
+            after = view(before, SIDE, np.random.default_rng(7), keep_aspect=keep_aspect)
             np.testing.assert_array_equal(after.verified, verified)
             np.testing.assert_array_equal(after.parts, [[0, 0, 1, 1]])
 
 
 # === SSD's patches ===================================================================================================
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(seed=SEEDS, boxes=st.booleans())
 def test_a_patch_has_the_published_size_and_shape(seed, boxes):
     x0, y0, x1, y1 = ssd_patch(np.array([[0.2, 0.3, 0.6, 0.9]] * boxes).reshape(-1, 4), np.random.default_rng(seed))
@@ -222,11 +218,8 @@ def test_a_patch_is_drawn_in_another_way_where_none_overlaps_enough():
 
 def test_ssd_shows_small_and_large_things():
     """In patches objects grow, on the canvas they shrink."""
-    sample = dataclasses.replace(
-        empty(np.zeros((100, 100, 3), "uint8")),
-        boxes=np.array([[0.4, 0.4, 0.6, 0.6]], "float32"),
-        labels=np.zeros(1, "int32"),
-    )
+    box, label = np.array([[0.4, 0.4, 0.6, 0.6]], "float32"), np.zeros(1, "int32")
+    sample = Sample(np.zeros((100, 100, 3), "uint8"), box, label, NO_BOXES, NO_LABELS)
     widths = []
     for seed in range(300):
         view = ssd_view(sample, SIDE, SIDE, np.random.default_rng(seed))

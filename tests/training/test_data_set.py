@@ -1,6 +1,5 @@
 """Proves training.data_set against a01's files read row by row, and what validation takes from it for the metric."""
 
-import csv
 import itertools
 import re
 import shutil
@@ -13,14 +12,11 @@ from hypothesis import strategies as st
 from oid import paths
 from oid.files import InputError
 from oid.metric.challenge import Detections, evaluate
+from tests.helpers.project import refused
+from tests.helpers.runs import copy_level, rows_of
 from tests.helpers.small_open_images import Result
 from training.data_set import distinct_pairs, read_classes, read_data_set
 from training.validation import ground_truth
-
-
-def rows_of(path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def corners(row: dict[str, str]) -> tuple[float, ...]:
@@ -62,9 +58,7 @@ def test_verified_classes_are_those_with_a_label_or_a_box(photographs):
     classes = list(read_classes(photographs[1], "1"))
     result = Result(photographs[1], "1")
     expected = {(row[0], row[1]) for row in result.image_labels} | {(row[0], row[2]) for row in result.boxes}
-    expected |= {
-        (row[0], row[1]) for row in result.regions if row[-1] == "group_of"
-    }  # no other region tells of a class
+    expected |= {(row[0], row[1]) for row in result.regions if row[-1] == "group_of"}
     for index, image_id in enumerate(data.image_ids):
         found = data.verified_of(index)
         assert found.tolist() == sorted(classes.index(label) for image, label in expected if image == image_id)
@@ -83,7 +77,7 @@ def test_distinct_pairs_are_a_sorted_set(rows):
 
 
 def test_a_split_without_image_labels_says_so(photographs, tmp_path):
-    shutil.copytree(photographs[1] / "level_1_files", tmp_path / "level_1_files")
+    copy_level(photographs[1], tmp_path)
     path = paths.level_image_labels(tmp_path, "1", "train")
     path.write_text(path.read_text().splitlines()[0] + "\n")
     data = read_data_set(photographs[0], tmp_path, "1", "train")
@@ -121,7 +115,7 @@ def rewritten(photographs, tmp_path):
     """Puts other rows for t_kind's region, given by their labels; returns the new OUTPUT."""
 
     def rewrite(*labels: str):
-        shutil.copytree(photographs[1] / "level_1_files", tmp_path / "out" / "level_1_files")
+        copy_level(photographs[1], tmp_path / "out")
         path = paths.level_ignored_regions(tmp_path / "out", "1", "train")
         lines = path.read_text().splitlines()
         (coarse,) = [line for line in lines if line.endswith(",ancestor_class")]
@@ -133,21 +127,20 @@ def rewritten(photographs, tmp_path):
     return rewrite
 
 
-def test_a_row_for_each_class_as_an_earlier_a01_wrote_them(photographs, rewritten):
+def test_regions_of_leaf_classes_keep_their_class(photographs, rewritten):
     data = read_data_set(photographs[0], rewritten("tomato", "apple"), "1", "train")
     boxes, labels = data.regions.of(data.image_ids.index("t_kind"))
     assert labels.tolist() == [0, 1]
     np.testing.assert_array_equal(boxes[0], boxes[1])
 
 
-@pytest.mark.parametrize("labels", [("fruit", "dragon"), ("dragon", "tomato"), ("fruit", "dragon", "tomato")])
+@pytest.mark.parametrize("labels", [("fruit", "dragon"), ("dragon", "tomato")])
 def test_a_coarse_label_that_the_hierarchy_does_not_explain(photographs, rewritten, labels):
-    with pytest.raises(InputError, match=r"classes below dragon, which has no class .* run a01") as error:
+    with refused("classes below dragon, which has no class ", " run a01"):
         read_data_set(photographs[0], rewritten(*labels), "1", "train")
-    assert "\n" not in str(error.value)
 
 
-def test_without_the_hierarchy_regions_below_a_class_are_refused(photographs, tmp_path):
+def test_coarse_regions_need_the_hierarchy(photographs, tmp_path):
     shutil.copytree(photographs[0], tmp_path / "data")
     paths.annotation_file(tmp_path / "data", paths.HIERARCHY).unlink()
     with pytest.raises(InputError, match=rf"regions of classes below others, and .*{paths.HIERARCHY} does not exist"):
@@ -161,15 +154,12 @@ def depicted(photographs, tmp_path):
     """Sets IsDepiction of each box of train to the next of the given values, in turn; returns the new OUTPUT."""
 
     def rewrite(*values: str):
-        shutil.copytree(photographs[1] / "level_1_files", tmp_path / "level_1_files")
+        copy_level(photographs[1], tmp_path)
         path = paths.level_boxes(tmp_path, "1", "train")
         rows = rows_of(path)
         for row, value in zip([row for row in rows if row["LabelName"]], itertools.cycle(values), strict=False):
             row["IsDepiction"] = value
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        path.write_text("\n".join(",".join(row) for row in (rows[0], *(row.values() for row in rows))) + "\n")
         return tmp_path
 
     return rewrite
@@ -229,20 +219,14 @@ def without_two(photographs, tmp_path):
 
 def test_missing_images_are_refused_with_their_number_and_the_first(without_two):
     data_set, output, gone = without_two
-    with pytest.raises(InputError) as error:
+    with refused("2 of 12 images", gone[0], "--skip_missing"):
         read_data_set(data_set, output, "1", "train")
-    assert "2 of 12 images" in str(error.value)
-    assert gone[0] in str(error.value)
-    assert "--skip_missing" in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_missing_images_are_left_out_and_counted(without_two, photographs):
     data_set, output, gone = without_two
-    whole, part = (
-        read_data_set(*photographs, "1", "train"),
-        read_data_set(data_set, output, "1", "train", skip_missing=True),
-    )
+    whole = read_data_set(*photographs, "1", "train")
+    part = read_data_set(data_set, output, "1", "train", skip_missing=True)
     assert part.missing == 2
     assert part.image_ids == [image_id for image_id in whole.image_ids if image_id not in gone]
     for index, image_id in enumerate(part.image_ids):
@@ -280,11 +264,8 @@ def test_damaged_files_are_named(photographs, tmp_path, line, old, new, message)
     assert old in lines[line]
     lines[line] = lines[line].replace(old, new)
     path.write_bytes(b"".join(lines))
-    with pytest.raises(InputError) as error:
+    with refused(path.name, message):
         read_data_set(photographs[0], tmp_path / "out", "1", "train")
-    assert path.name in str(error.value)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 # === A part of the images ============================================================================================
@@ -352,15 +333,14 @@ def test_the_order_of_the_rows_does_not_matter(photographs, tmp_path):
     assert turned.image_ids != read_data_set(*photographs, "1", "validation").image_ids
     a, b = ground_truth(turned), ground_truth(read_data_set(*photographs, "1", "validation"))
     assert a.image_ids == b.image_ids
-    assert sorted(zip(a.box_image, a.box_class, map(tuple, a.boxes), strict=True)) == sorted(
-        zip(b.box_image, b.box_class, map(tuple, b.boxes), strict=True)
-    )
+    boxes = [sorted(zip(t.box_image, t.box_class, map(tuple, t.boxes), strict=True)) for t in (a, b)]
+    assert boxes[0] == boxes[1]
     assert evaluate(b, detections(a, a.boxes), num_classes=3).mean_average_precision == 1.0
 
 
 def test_a_level_without_images_in_a_split_is_an_empty_data_set(photographs, tmp_path):
     data_set, output = photographs
-    shutil.copytree(output / "level_1_files", tmp_path / "level_1_files")
+    copy_level(output, tmp_path)
     for name in ("annotations-bbox", "ignored-regions", "image-labels"):
         path = tmp_path / "level_1_files" / f"validation-{name}-level-1.csv"
         path.write_text(path.read_text().splitlines()[0] + "\n")
@@ -372,7 +352,7 @@ def test_a_level_without_images_in_a_split_is_an_empty_data_set(photographs, tmp
 
 def test_images_that_a02_found_damaged_are_refused_or_left_out(photographs, tmp_path):
     data_set, output = photographs
-    shutil.copytree(output / "level_1_files", tmp_path / "level_1_files")
+    copy_level(output, tmp_path)
     whole = read_data_set(data_set, tmp_path, "1", "train")
     problems = paths.image_problems(tmp_path, "train")
     notes = whole.paths[2].with_suffix(".txt")  # beside a sound image

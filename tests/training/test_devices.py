@@ -5,12 +5,8 @@ backend's devices are fixed when it starts. The batch is half empty: N_pos must 
 are clipped, and weights decay. What accelerators can is asked of stand-ins for the backends.
 """
 
-import csv
 import importlib.util
 import json
-import os
-import shutil
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -18,7 +14,8 @@ import numpy as np
 import pytest
 
 from models.detector import runs_on_cpu
-from tests.helpers.project import ROOT
+from tests.helpers.project import run_script
+from tests.helpers.runs import copy_level, history
 from training import devices
 
 slow = pytest.mark.slow
@@ -39,17 +36,9 @@ def found(request, tmp_path_factory) -> dict:
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
     variables = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    variables |= {"PYTHONPATH": str(ROOT)}
-    variables |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # to compile takes longer than to train
-    program = [sys.executable, str(ROOT / "tests" / "helpers" / "two_devices.py"), batch_norm, optimizer]
-    done = subprocess.run(
-        [*program, str(tmp_path_factory.mktemp("checkpoints"))],
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
+    variables |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # compiling takes longer than training
+    arguments = (batch_norm, optimizer, tmp_path_factory.mktemp("checkpoints"))
+    done = run_script("tests.helpers.two_devices", *arguments, timeout=1800, environment=variables)
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if line.startswith("devices: 2 (cpu)")]
     assert said, done.stdout
@@ -77,15 +66,8 @@ def train(photographs, output, run: str, *arguments: object) -> str:
     flags |= {"tums": 1, "scales": 1, "channels": 16, "batch_size": 4, "epochs": 2, "steps_per_epoch": 3}
     flags |= {"precision": "float32", "optimizer": "sgd", "learning_rate": 0.01}
     words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
-    path = str(ROOT)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "helpers" / "tiny_training.py"), *map(str, arguments), *words],
-        env=os.environ | {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
+    variables = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
+    done = run_script("tests.helpers.tiny_training", *arguments, *words, timeout=1800, environment=variables)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -96,16 +78,12 @@ STOPPED = ("--stop_after", 4)
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)], ids=["from two to one", "from one to two"])
 def test_a_run_goes_on_with_another_number_of_devices(photographs, tmp_path, before, after):
-    shutil.copytree(photographs[1] / "level_1_files", tmp_path / "level_1_files")
+    copy_level(photographs[1], tmp_path)
     train(photographs, tmp_path, "whole", "--devices", 1)
-    assert "stopped by SIGTERM after step 4 of 6" in train(
-        photographs, tmp_path, "stopped", *STOPPED, "--devices", before
-    )
+    printed = train(photographs, tmp_path, "stopped", *STOPPED, "--devices", before)
+    assert "stopped by SIGTERM after step 4 of 6" in printed
     assert "going on after epoch 1 of 2 and 1 of 3 steps" in train(photographs, tmp_path, "stopped", "--devices", after)
-    rows = []
-    for run in ("stopped", "whole"):
-        with open(tmp_path / "weights" / run / "history.csv", newline="") as file:
-            rows.append(list(csv.DictReader(file)))
+    rows = [history(tmp_path / "weights" / run) for run in ("stopped", "whole")]
     for mine, other in zip(*rows, strict=True):
         for column in ("epoch", "loss", "class_loss", "box_loss", "learning_rate"):
             assert float(mine[column]) == pytest.approx(float(other[column]), rel=1e-4)

@@ -18,6 +18,7 @@ from training.detectors import OF_NETWORK, anchors_of, network_settings, with_so
 from training.fine_tuning import same_classes, take_over_weights
 from training.trainer import DetectionTrainer
 
+DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(a03.main).parameters.items()}
 OTHERS = [{"label": f"/m/{index}", "name": str(index)} for index in range(3)]
 CLASSIFIER = ["classes1", "classes2", "classes3"]
 
@@ -54,7 +55,7 @@ def take_over(old: dict, new: dict):
     ],
     ids=["the same", "other classes", "another order", "fewer classes", "shared head", "other box coding"],
 )
-def test_what_means_the_same_is_taken_over_and_the_rest_is_named(old, new, anew, partly):
+def test_matching_layers_are_taken_over_and_the_others_are_named(old, new, anew, partly):
     taken, found = take_over(tiny_settings(**old), tiny_settings(**new))
     assert (found.anew, found.partly) == (anew, partly)
     assert {"stem_conv", "tum1_down1_bn", "sfam1_excite"} <= set(taken)
@@ -135,15 +136,14 @@ def test_a_converted_checkpoint_keeps_the_scores_of_the_classes_that_it_knows():
     assert len(frozen) == sum(isinstance(layer, keras.layers.BatchNormalization) for layer in all_layers(target)) == 17
 
 
-def test_what_a_network_was_built_with_as_frozen_stays_so_when_the_rest_thaws():
+def test_layers_frozen_by_the_network_stay_frozen_when_the_backbone_thaws():
     """The published checkpoints' batch norm: neither its weights nor its statistics move, the others' do."""
     network = network_from_settings(tiny_settings())
     frozen, free = (network.get_layer(name) for name in ("tum1_down1_bn", "tum1_down2_bn"))
     frozen.trainable = False
     trainer = DetectionTrainer(network, tiny_settings()["anchors"])
     assert trainer.always_frozen == (frozen,)
-    flags = {name: parameter.default for name, parameter in inspect.signature(a03.main).parameters.items()}
-    flags |= {"freeze_backbone_epochs": 1, "learning_rate": 0.1, "weight_decay": 0.03}
+    flags = DEFAULTS | {"freeze_backbone_epochs": 1, "learning_rate": 0.1, "weight_decay": 0.03}
     state = {"steps": 1, "average_over": 2, "schedule": loop.new_schedule(flags, 0.1, 2)}
     before = [layer.get_weights() for layer in (frozen, free)]
     for epoch in range(2):
@@ -156,10 +156,7 @@ def test_what_a_network_was_built_with_as_frozen_stays_so_when_the_rest_thaws():
     assert not any(np.array_equal(a, b) for a, b in zip(after[1], before[1], strict=True))
 
 
-# === What is open of the network comes from the run ==================================================================
-DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(a03.main).parameters.items()}
-
-
+# === Open network flags come from the run ============================================================================
 def chosen_for(run, source: dict | None, **flags: object) -> tuple[dict, dict, list[str]]:
     """What a03 makes of its defaults and `flags`: those of `with_source`, the network's settings, the reasons."""
     if source:
@@ -185,7 +182,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_what_is_open_of_the_network_is_as_in_the_run(tmp_path, name):
+def test_open_network_flags_are_taken_from_the_run(tmp_path, name):
     source = SOURCES[name]
     detector = source.get("detector", "m2det")
     _, network, (reason,) = chosen_for(tmp_path / "run", source, detector=detector)
@@ -198,7 +195,7 @@ def test_what_is_open_of_the_network_is_as_in_the_run(tmp_path, name):
     assert from_checkpoint == network
 
 
-def test_then_every_layer_fits(tmp_path):
+def test_with_open_flags_every_layer_fits(tmp_path):
     source = SOURCES["released"]
     _, network, _ = chosen_for(tmp_path, source)
     assert {name: network[name] for name in OF_NETWORK} == {name: source[name] for name in OF_NETWORK}
@@ -217,7 +214,7 @@ def test_then_every_layer_fits(tmp_path):
     ],
     ids=str,
 )
-def test_what_is_given_wins(tmp_path, given):
+def test_given_network_flags_win(tmp_path, given):
     source = SOURCES["m2det"] | {"anchors": anchor_settings(128, 3, anchors="official")}
     network, settings, (reason,) = chosen_for(tmp_path, source, **given)
     others = set(OF_NETWORK) - set(given)

@@ -3,22 +3,20 @@
 Bit for bit, with `--deterministic`: each run here is compared with one that was never interrupted.
 """
 
-import csv
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
 from tests.helpers.project import ROOT, run_on_backend
+from tests.helpers.runs import copy_level, history, tensors
 from training.checkpoints import find_checkpoint
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the trainings are forks of one process")
@@ -78,7 +76,7 @@ class Trainings:
 def trainings(photographs, tmp_path_factory):
     data_set, output = photographs
     mine = tmp_path_factory.mktemp("kills")
-    shutil.copytree(output / "level_1_files", mine / "level_1_files")
+    copy_level(output, mine)
     made = Trainings(data_set, mine)
     yield made
     made.close()
@@ -94,20 +92,12 @@ def whole(trainings):
 
 def contents(run: Path) -> dict[str, np.ndarray]:
     """Weights, averages, optimizer and random state; the averaged network; the best model; history without times."""
-    found = {f"training {name}": value for name, value in np.load(run / "checkpoint" / "training.npz").items()}
+    found = {f"training {k}": value for k, value in tensors(run / "checkpoint" / "training.npz").items()}
     with zipfile.ZipFile(run / "model.keras") as archive, archive.open("model.weights.h5") as weights:
-        for file, name in ((run / "checkpoint" / "network.weights.h5", "network"), (weights, "best")):
-            with h5py.File(file) as arrays:
-                arrays.visititems(
-                    lambda path, item, name=name: found.update(
-                        {f"{name} {path}": item[()]} if isinstance(item, h5py.Dataset) else {}
-                    )
-                )
-    with open(run / "history.csv", newline="") as file:
-        rows = csv.DictReader(file)
-        found["columns"] = np.array(rows.fieldnames)
-        for row in rows:
-            found |= {f"history {row['epoch']} {k}": np.array(v) for k, v in row.items() if "second" not in k}
+        found |= {f"best {name}": value for name, value in tensors(weights).items()}
+    found |= {f"network {k}": value for k, value in tensors(run / "checkpoint" / "network.weights.h5").items()}
+    for row in history(run):
+        found |= {f"history {row['epoch']} {k}": np.array(v) for k, v in row.items() if "second" not in k}
     return found
 
 
@@ -119,7 +109,7 @@ def assert_same(run: Path, other: Path) -> None:
     assert [name for name in one if one[name].tobytes() != two[name].tobytes()] == []
 
 
-def test_killed_and_told_to_stop_it_ends_with_the_same_bits(trainings, whole):
+def test_killed_and_stopped_runs_end_with_the_same_bits(trainings, whole):
     rng = random.Random(os.environ.get("PYTEST_SEED", "5"))
     kill, stop = rng.choice([4, 5, 7, 8]), rng.choice([21, 22, 24, 28])
     code, printed = trainings.start("killed", step=kill)
@@ -201,16 +191,14 @@ print(json.dumps([len(one.files), max(float(np.abs(one[name] * 1.0 - two[name]).
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
 def test_on_every_backend_a_stopped_run_goes_on_in_the_middle_of_an_epoch(photographs, tmp_path, backend):
     data_set, output = photographs
-    shutil.copytree(output / "level_1_files", tmp_path / "level_1_files")
+    copy_level(output, tmp_path)
     flags = {"dataset_path": str(data_set), "output_path": str(tmp_path), "backbone": "tiny", "precision": "float32"}
     flags |= {"image_size": 64, "tums": 1, "scales": 1, "channels": 16, "batch_size": 2, "epochs": 2}
     flags |= {"steps_per_epoch": 6, "accumulate": 2, "checkpoint_steps": 3, "deterministic": True}
     arrays, difference = json.loads(run_on_backend(backend, STOPPED.format(flags=json.dumps(flags))))
     assert arrays > 50
     assert difference <= 1e-6
-    rows = []
-    for run in ("whole", "stopped"):
-        with open(tmp_path / "weights" / run / "history.csv", newline="") as file:
-            rows.append([(row["epoch"], row["mAP"], float(row["loss"])) for row in csv.DictReader(file)])
+    runs = (history(tmp_path / "weights" / run) for run in ("whole", "stopped"))
+    rows = [[(row["epoch"], row["mAP"], float(row["loss"])) for row in run] for run in runs]
     assert [row[:2] for row in rows[0]] == [row[:2] for row in rows[1]]
     np.testing.assert_allclose([row[2] for row in rows[0]], [row[2] for row in rows[1]], atol=2e-6)

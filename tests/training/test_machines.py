@@ -3,11 +3,9 @@
 The processes are on this machine and talk over the loopback interface; what they do between machines is the same.
 """
 
-import csv
 import importlib.util
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +16,8 @@ import numpy as np
 import pytest
 
 from oid.files import InputError
-from tests.helpers.project import ROOT
+from tests.helpers.project import ROOT, refused
+from tests.helpers.runs import copy_level, history
 from training import machines
 from training.machines import Sharing
 
@@ -68,19 +67,13 @@ def test_the_devices_that_share_a_batch(monkeypatch, change, found, used, said):
         ("jax", {"devices": 2, "strategy": "one"}, "--strategy one is one device"),
         ("torch", {"strategy": "mirrored"}, "--strategy mirrored needs TensorFlow or JAX"),
         ("torch", {"devices": 2}, "--strategy mirrored needs TensorFlow or JAX"),
-        (
-            "tensorflow",
-            {"strategy": "mirrored", "accumulate": 2},
-            "--accumulate 2 does not work with --strategy mirror",
-        ),
+        ("tensorflow", {"strategy": "mirrored", "accumulate": 2}, "--accumulate 2 does not work with --strategy"),
     ],
 )
 def test_what_cannot_be_is_refused(monkeypatch, backend, change, message):
     monkeypatch.setattr(machines.keras.backend, "backend", lambda: backend)
-    with pytest.raises(InputError) as error:
+    with refused(message):
         machines.check_flags(FLAGS | change)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
@@ -91,9 +84,7 @@ def test_one_device_is_never_refused(monkeypatch, backend):
 
 
 def test_more_devices_than_there_are():
-    with pytest.raises(
-        InputError, match=r"--devices is 5, and 4 were found \(gpu:0 gpu:1 gpu:2 gpu:3\): take at most 4"
-    ):
+    with refused("--devices is 5, and 4 were found (gpu:0 gpu:1 gpu:2 gpu:3): take at most 4"):
         machines.choose(FLAGS | {"devices": 5}, GPUS)
 
 
@@ -130,21 +121,15 @@ class Training:
 
     def __init__(self, photographs, output, log, *arguments):
         self.log = log
-        flags = {
-            "dataset_path": photographs[0],
-            "output_path": output,
-            "run": "run",
-            "backbone": "tiny",
-            "batch_size": 4,
-        }
-        flags |= {"image_size": 96, "tums": 1, "scales": 1, "channels": 16, "precision": "float32", "optimizer": "sgd"}
+        flags = {"dataset_path": photographs[0], "output_path": output, "run": "run", "backbone": "tiny"}
+        flags |= {"batch_size": 4, "image_size": 96, "tums": 1, "scales": 1, "channels": 16, "precision": "float32"}
+        flags |= {"optimizer": "sgd"}
         flags |= {"learning_rate": 0.01, "checkpoint_steps": 2, **STEPS}
         words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
         variables = {"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
-        variables |= {"PYTHONPATH": str(ROOT)}
         with open(log, "w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "tests" / "helpers" / "tiny_training.py"), *map(str, arguments), *words],
+                [sys.executable, "-m", "tests.helpers.tiny_training", *map(str, arguments), *words],
                 env=os.environ | variables,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -173,7 +158,7 @@ def start(photographs, tmp_path):
         pytest.skip("jax is not installed")
     started = []
     for name in ("first", "other", "alone"):
-        shutil.copytree(photographs[1] / "level_1_files", tmp_path / name / "level_1_files")
+        copy_level(photographs[1], tmp_path / name)
 
     def one(name, *arguments):
         log = tmp_path / f"{len(started)}.log"
@@ -190,11 +175,6 @@ def start(photographs, tmp_path):
     for training in started:
         training.process.kill()
         training.process.wait()
-
-
-def history(folder) -> list[dict[str, str]]:
-    with open(folder / "weights" / "run" / "history.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.slow
@@ -230,7 +210,7 @@ def test_two_processes_train_as_one_and_end_together(start, tmp_path, victim):
         for step, losses in training.losses().items():
             np.testing.assert_allclose(losses, expected[step], rtol=1e-3, err_msg=str(step))
     assert set(pair[0].losses()) | set(again[0].losses()) == set(expected)
-    for mine, other in zip(history(tmp_path / "first"), history(tmp_path / "alone"), strict=True):
+    for mine, other in zip(*(history(tmp_path / name / "weights/run") for name in ("first", "alone")), strict=True):
         for column in ("loss", "class_loss", "box_loss"):
             assert float(mine[column]) == pytest.approx(float(other[column]), rel=1e-3)
 

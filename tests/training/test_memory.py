@@ -4,10 +4,6 @@ How far the estimate is off for larger networks is measured by hand; see the REA
 """
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 
 import keras
 import numpy as np
@@ -17,7 +13,8 @@ from keras import layers
 from models.cost import result_bytes, weight_bytes
 from models.detector import network_from_settings
 from oid.files import InputError
-from tests.helpers.project import ROOT
+from tests.helpers.project import run_script
+from tests.helpers.runs import copy_level
 from tests.helpers.tiny_network import tiny_settings
 from training import memory
 
@@ -121,15 +118,8 @@ def test_a_training_that_does_not_fit_says_what_to_lower():
 # === What is measured ================================================================================================
 def run(program: str, *arguments: object) -> str:
     """What a program prints."""
-    path = str(ROOT)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / program), *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"},
-        capture_output=True,
-        text=True,
-        timeout=3600,
-        check=False,
-    )
+    variables = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
+    done = run_script(program, *arguments, timeout=3600, environment=variables)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -149,12 +139,12 @@ def test_the_estimate_is_near_the_measured_peak():
 @pytest.mark.slow
 def test_no_growth_over_2000_steps(photographs, tmp_path):
     """a03 itself: the mean of the memory over 100 steps, 2,000 steps apart."""
-    shutil.copytree(photographs[1] / "level_1_files", tmp_path / "level_1_files")
+    copy_level(photographs[1], tmp_path)
     flags = {"dataset_path": photographs[0], "output_path": tmp_path, "run": "growth", "backbone": "tiny"}
     flags |= {"image_size": 64, "tums": 1, "scales": 1, "channels": 16, "batch_size": 2, "precision": "float32"}
     flags |= {"epochs": 1, "steps_per_epoch": 2200, "checkpoint_steps": 500, "workers": 2}
     words = [word for name, value in flags.items() for word in (f"--{name}", value)]
-    lines = run("tests/helpers/tiny_training.py", *words).splitlines()
+    lines = run("tests.helpers.tiny_training", *words).splitlines()
     sizes = np.array([int(line.split()[-1]) for line in lines if line.startswith("loss ")])
     assert len(sizes) == 2200
     before, after = sizes[100:200].mean(), sizes[2100:2200].mean()
@@ -162,21 +152,10 @@ def test_no_growth_over_2000_steps(photographs, tmp_path):
 
 
 # === When there is none left =========================================================================================
-class ResourceExhaustedError(Exception):
-    """As TensorFlow's."""
-
-
-class OutOfMemoryError(RuntimeError):
-    """As PyTorch's."""
-
-
-class XlaRuntimeError(RuntimeError):
-    """As JAX's."""
-
-
-SHORTAGES = [
-    ResourceExhaustedError("Graph execution error:\nOOM when allocating tensor with shape[8,64,96,96]"),
-    OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+XlaRuntimeError = type("XlaRuntimeError", (RuntimeError,), {})
+SHORTAGES = [  # of TensorFlow, PyTorch, JAX and Python
+    type("ResourceExhaustedError", (Exception,), {})("Graph execution error:\nOOM when allocating tensor"),
+    type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to allocate 2.00 GiB"),
     XlaRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes."),
     MemoryError(),
 ]

@@ -14,7 +14,8 @@ import a04_inference as a04
 from models import load_model
 from oid import paths
 from oid.anchors.grids import make_anchors
-from oid.files import InputError
+from tests.helpers.project import refused
+from tests.helpers.runs import copy_level
 from tests.helpers.small_photographs import TINY
 from training import callbacks
 
@@ -24,7 +25,7 @@ def output(photographs, tmp_path_factory):
     """a01's files, and what a02 makes of them for the flags of TINY."""
     data_set, source = photographs
     output = tmp_path_factory.mktemp("own_anchors")
-    shutil.copytree(source / "level_1_files", output / "level_1_files")
+    copy_level(source, output)
     flags = {"image_size": 96, "scales": 2, "anchors_per_cell": 2, "levels": ("1",), "splits": ("train", "validation")}
     a02.main(dataset_path=str(data_set), output_path=str(output), **flags)
     return output
@@ -32,15 +33,10 @@ def output(photographs, tmp_path_factory):
 
 @pytest.fixture
 def flags(photographs, tiny_backbone, output, tmp_path):
-    shutil.copytree(output / "level_1_files", tmp_path / "level_1_files")
+    copy_level(output, tmp_path)
     file = shutil.copy(paths.level_anchors(output, "1"), tmp_path / "own.json")
-    return {
-        "dataset_path": str(photographs[0]),
-        "output_path": str(tmp_path),
-        "run": "own",
-        "anchors": str(file),
-        **TINY,
-    }
+    places = {"dataset_path": str(photographs[0]), "output_path": str(tmp_path), "run": "own"}
+    return TINY | places | {"anchors": str(file)}
 
 
 @pytest.mark.slow
@@ -73,14 +69,16 @@ def test_a_run_keeps_the_numbers_and_goes_on_without_the_file(flags, tmp_path, m
     assert paths.run_predictions(tmp_path, "validation", "own").is_file()
 
 
-def test_a_file_for_pictures_of_another_shape_is_refused(flags):
-    with pytest.raises(InputError, match="made for pictures of another shape, --resize letterbox"):
-        a03.main(**flags, resize="warp")
-
-
-def test_a_file_for_other_scales_is_refused(flags):
-    with pytest.raises(InputError, match="has sizes for 2 maps, not for 1"):
-        a03.main(**{**flags, "scales": 1})
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"resize": "warp"}, "made for pictures of another shape, --resize letterbox"),
+        ({"scales": 1}, "has sizes for 2 maps, not for 1"),
+    ],
+)
+def test_anchors_for_another_input_are_refused(flags, change, sentence):
+    with refused(sentence):
+        a03.main(**flags | change)
 
 
 def test_a02_covers_more_than_the_squares(output):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oid.files import InputError
+from tests.helpers.project import refused
 from training.data_set import Boxes, DataSet
 from training.sampling import epoch_order, image_weights
 
@@ -39,7 +39,7 @@ def test_classes_is_to_draw_a_class_and_then_an_image_that_has_it(exponent):
     images_of = {c: [i for i, labels in enumerate(LABELS) if c in labels] for c in (0, 1, 3, 4)}
     chance = np.array([len(images) ** exponent for images in images_of.values()])
     rng = np.random.default_rng(0)
-    drawn = rng.choice(len(images_of), 200_000, p=chance / chance.sum())
+    drawn = rng.choice(len(images_of), 50_000, p=chance / chance.sum())
     lists = list(images_of.values())
     images = np.array([lists[c][int(u * len(lists[c]))] for c, u in zip(drawn, rng.random(len(drawn)), strict=True)])
     found = np.bincount(images, minlength=len(LABELS)) / len(images)
@@ -124,10 +124,8 @@ def test_no_images_at_all(sampling):
     ],
 )
 def test_values_that_make_no_sense_name_their_flag(sampling, labels, flags, message):
-    with pytest.raises(InputError) as error:
+    with refused(message):
         image_weights(data_of(labels), sampling=sampling, **flags)
-    assert message in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_a_sampling_that_does_not_exist():
@@ -167,12 +165,12 @@ def test_over_many_epochs_images_occur_as_often_as_they_weigh():
     weights = image_weights(data_of(LABELS), sampling="classes", exponent=0.0, negatives=0.3)
     times = np.zeros(10)
     together = 0
-    for epoch in range(2000):
+    for epoch in range(500):
         order = epoch_order(weights, 1, epoch)
         times += np.bincount(order, minlength=10)
         together += {0, 6} <= set(order.tolist())
     # one draw differs from its mean by at most 1/2 as standard deviation
-    np.testing.assert_allclose(times / 2000, weights, atol=5 * 0.5 / math.sqrt(2000))
+    np.testing.assert_allclose(times / 500, weights, atol=5 * 0.5 / math.sqrt(500))
     assert weights[0] == weights[6] < 0.5  # alike and rare: in turns, as a block of equal weight is as exact as one
     assert together == 0
 
@@ -203,6 +201,6 @@ def test_order_depends_on_weights_seed_and_epoch_alone():
 
 
 @pytest.mark.parametrize("weights", [[1.0, 2.0], [-1.0, 3.0], [math.nan, 2.0]])
-def test_weights_that_are_none(weights):
+def test_invalid_weights_are_refused(weights):
     with pytest.raises(ValueError, match="weights must not be negative"):
         epoch_order(np.array(weights), 0, 0)

@@ -1,5 +1,4 @@
-"""The released M2Det a second time, in NumPy and PyTorch's layout, and checkpoints for it: what the conversion is
-compared with. Written from the description of the network, not from `models/`."""
+"""The released M2Det a second time, in NumPy, and checkpoints for it; independent of `models/`."""
 
 import importlib.util
 import json

@@ -50,3 +50,11 @@ def assert_same_training(one: Path, two: Path) -> None:
     columns = ("epoch", "loss", "class_loss", "box_loss", "mAP", "learning_rate")
     mine, other = ([[float(row[c]) for c in columns] for row in history(run)] for run in (one, two))
     np.testing.assert_allclose(mine, other, atol=1e-5)
+
+
+def assert_same_batch(one: tuple[np.ndarray, dict], two: tuple[np.ndarray, dict]) -> None:
+    """Two batches of pictures and targets are equal."""
+    np.testing.assert_array_equal(one[0], two[0])
+    assert one[1].keys() == two[1].keys()
+    for name in one[1]:
+        np.testing.assert_array_equal(one[1][name], two[1][name], err_msg=name)

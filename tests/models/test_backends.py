@@ -1,8 +1,4 @@
-"""The same weights give the same outputs on every Keras backend, and losses, a step of training and the gradients
-around a coarse ignored region work there too.
-
-JAX is in requirements.txt for this; PyTorch is optional.
-"""
+"""Outputs, losses, a training step and label rules are the same on every Keras backend."""
 
 import json
 

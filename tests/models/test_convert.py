@@ -1,7 +1,4 @@
-"""`python -m models.convert` turns a released M2Det checkpoint into a run with the same detections, or refuses it.
-
-Only the tests that read PyTorch files need PyTorch.
-"""
+"""Converted M2Det checkpoints have the same detections; only the tests of PyTorch files need PyTorch."""
 
 import csv
 import importlib.util

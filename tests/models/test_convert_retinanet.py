@@ -6,7 +6,6 @@ from models import convert
 from models.legacy_checkpoint import LegacyStructure
 from oid.files import InputError
 from tests.helpers.legacy_checkpoint_files import write_checkpoint
-from tests.helpers.project import run_script
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +42,6 @@ def test_flags_of_the_other_kind(tmp_path):
     (tmp_path / "x.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(InputError, match="--min_side 600 does not belong to"):
         convert.main(str(tmp_path / "x.pth"), output=str(tmp_path / "run"), min_side=600)
-
-
-def test_no_traceback(tmp_path):
-    (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99))
-    done = run_script("models.convert", tmp_path / "x.h5", "--output", tmp_path / "run")
-    assert done.returncode == 2
-    assert "x.h5 cannot be read as HDF5, it is damaged or cut off: download it again" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("layers", "sides"), [(50, (768, 1024)), (101, (768, 1024)), (152, (600, 800))])

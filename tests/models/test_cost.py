@@ -77,9 +77,3 @@ def test_the_command_prints_the_three_parts():
         row = re.search(rf"^{part} +([\d,]+) +([\d.]+)$", done.stdout, flags=re.MULTILINE)
         assert int(row[1].replace(",", "")) == parameters
         assert float(row[2]) == pytest.approx(operations / 1e9, abs=1e-3)
-
-
-def test_a_mistake_is_one_sentence():
-    done = run_script("models.cost", "--backbone", "vgg")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: backbone 'vgg' does not exist: choose one of")

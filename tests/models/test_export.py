@@ -22,7 +22,7 @@ from oid import paths
 from oid.anchors.grids import retinanet_anchor_settings
 from oid.files import InputError
 from tests.helpers import any_shape_network
-from tests.helpers.project import refused, run_script, shared
+from tests.helpers.project import refused, shared
 from tests.helpers.tiny_network import CLASSES, pictures, randomised, tiny_settings, write_settings
 
 missing = [name for name in ("tf2onnx", "onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -285,12 +285,6 @@ def test_another_backend_is_one_sentence(monkeypatch):
     sentence = "--export needs Keras on TensorFlow, here it runs on jax: set KERAS_BACKEND=tensorflow, which reads the"
     with pytest.raises(InputError, match=sentence):
         require_packages("tf_saved_model")
-
-
-def test_a_refusal_as_a_user_sees_it(runs):
-    done = run_script("a04_inference.py", "--run", "warp", "--output_path", runs, "--export", "tflite")
-    assert done.returncode == 2
-    assert "--export 'tflite' is none of its values" in done.stderr
 
 
 def test_a_converted_retinanet_has_the_suppression_and_the_sides_of_its_authors(runs, tmp_path, monkeypatch):

@@ -65,15 +65,23 @@ def test_with_all_classes_verified_the_rule_changes_nothing():
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_positive_of_an_unverified_class_learns():
-    """Its box is there, whoever verified what."""
-    truth = without_regions(targets([[(0, 0.1, 0.1, 0.5, 0.6)]]))
-    plain, ruled = (logit_gradient(t)[0] for t in (truth, with_parts(truth, [WHOLE], [[0, 0, 0]])))
+@pytest.mark.parametrize(
+    ("rule", "silent"), [("verified", [0, 1, 2]), ("region", [1]), ("coarse region", [0, 1])], ids=str
+)
+def test_a_positive_learns_whatever_the_rules_say(rule, silent):
+    """Its box is there, whoever verified what and whatever is ignored around it."""
+    box = (1, 0.3, 0.3, 0.7, 0.7)
+    regions = {"region": [(1, *WHOLE)], "coarse region": [(COARSE[0][0], *WHOLE)], "verified": []}[rule]
+    truth, ruled_truth = targets([[box]]), targets([[box]], [regions])
+    ruled_truth = with_parts(without_regions(truth), [WHOLE], [[0, 0, 0]]) if rule == "verified" else ruled_truth
+    plain = logit_gradient(truth)[0]
+    ruled = logit_gradient(ruled_truth, region_classes=REGION_CLASSES if "coarse" in rule else None)[0]
     positive = assigned_by("task_aligned", truth) == 0
-    np.testing.assert_array_equal(ruled[positive, 0], plain[positive, 0])
-    assert (plain[positive, 0] < 0).any()
-    np.testing.assert_array_equal(ruled[~positive], 0)
-    np.testing.assert_array_equal(ruled[positive, 1:], 0)
+    assert (plain[positive, 1] < 0).any()
+    np.testing.assert_array_equal(ruled[positive, 1], plain[positive, 1])
+    np.testing.assert_array_equal(ruled[~positive, 1], 0)
+    for label in {0, 2}:
+        np.testing.assert_array_equal(ruled[:, label], 0 if label in silent else plain[:, label])
 
 
 def test_each_tile_of_a_mosaic_has_its_own_verified_classes():
@@ -224,15 +232,6 @@ def test_padding_is_no_region():
     assert not silent_in({name: truth[name] for name in ("regions", "region_labels")}).any()
 
 
-def test_a_positive_inside_a_region_still_learns():
-    box = (1, 0.3, 0.3, 0.7, 0.7)
-    plain, silenced = (logit_gradient(targets([[box]], [r]))[0] for r in ([], [(1, 0, 0, 1, 1)]))
-    positive = assigned_by("task_aligned", targets([[box]])) == 0
-    assert (plain[positive, 1] < 0).any()
-    np.testing.assert_array_equal(silenced[positive, 1], plain[positive, 1])
-    np.testing.assert_array_equal(silenced[~positive, 1], 0)
-
-
 def test_a_region_of_a_coarse_box_silences_the_classes_below_and_no_other():
     truth = targets([[]], [COARSE])
     found = logit_gradient(truth, region_classes=REGION_CLASSES)[0]
@@ -240,17 +239,6 @@ def test_a_region_of_a_coarse_box_silences_the_classes_below_and_no_other():
     both = targets([[]], [[(label, *COARSE[0][1:]) for label in (0, 1)]])
     np.testing.assert_array_equal(found, logit_gradient(both, region_classes=REGION_CLASSES)[0])
     np.testing.assert_array_equal(found, logit_gradient(both)[0])  # a row for each class
-
-
-def test_a_positive_inside_a_coarse_region_still_learns():
-    truth = targets([[(1, 0.3, 0.3, 0.7, 0.7)]], [[(COARSE[0][0], *WHOLE)]])
-    plain, found = (logit_gradient(truth, region_classes=c)[0] for c in (np.zeros((4, 3), "f"), REGION_CLASSES))
-    positive = assigned_by("task_aligned", truth) == 0
-    assert (plain[positive, 1] < 0).any()
-    np.testing.assert_array_equal(found[positive, 1], plain[positive, 1])
-    np.testing.assert_array_equal(found[~positive, 1], 0)
-    np.testing.assert_array_equal(found[:, 0], 0)
-    np.testing.assert_array_equal(found[:, FRUIT], plain[:, FRUIT])
 
 
 # === All rules ===
@@ -281,9 +269,10 @@ def test_the_rules_together_are_the_union_of_each():
 def test_the_normaliser_does_not_know_the_rules():
     offsets, logits, truth = random_case(3)
     ruled = with_parts(truth, [WHOLE], [[0, 0, 0]])
-    values = [
-        [float(x) for x in detection_losses({"classes": logits, "boxes": offsets}, t, ANCHORS, CELLS, ancestors=a)]
+    outputs = {"classes": logits, "boxes": offsets}
+    plain, silenced = (
+        [float(x) for x in detection_losses(outputs, t, ANCHORS, CELLS, ancestors=a)]
         for t, a in ((without_regions(truth), None), (ruled, ANCESTORS))
-    ]
-    assert values[0][1:] == values[1][1:]
-    assert values[0][0] > values[1][0]
+    )
+    assert plain[1:] == silenced[1:]
+    assert plain[0] > silenced[0]

@@ -1,5 +1,4 @@
-"""Files of keras-retinanet: their structure is read off them, and what is damaged, different or hostile is refused in
-one sentence, before any network is built."""
+"""Reads the structure of keras-retinanet's files; refuses damaged and hostile files in one sentence."""
 
 import json
 

@@ -1,5 +1,4 @@
-"""The legacy RetinaNet: its outputs and detections are keras-retinanet's, whose answers lie in the reference material,
-and its parts do what hand-made references say."""
+"""The converted RetinaNet has the outputs and detections of keras-retinanet."""
 
 import itertools
 import json

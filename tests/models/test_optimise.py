@@ -1,5 +1,4 @@
-"""The copy for inference gives the network's outputs, with the batch norms folded and the convolutions of a map joined;
-what cannot be folded stays; the network itself does not change."""
+"""The folded copy for inference gives the network's outputs; the network itself does not change."""
 
 import keras
 import numpy as np

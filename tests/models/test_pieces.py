@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -51,8 +52,7 @@ def test_pieces_are_small_and_divide_the_batch(batch, pairs, expected):
 
 MEMORY_PROGRAM = """
 import json
-import jax, keras, numpy as np
-from keras import ops
+import jax, numpy as np
 from tests.helpers.detection_cases import NUM_CLASSES
 from models import pieces
 from oid.anchors.grids import anchor_settings, anchors_per_level, cell_sides, make_anchors
@@ -85,30 +85,6 @@ def test_memory_is_bounded_at_full_size():
     assert max(result.values()) < 100
 
 
-BACKEND_PROGRAM = """
-import itertools, json
-import keras
-from keras import ops
-from tests.helpers.detection_cases import ANCHORS, CELLS, LEVELS, random_case, with_parts
-from models import pieces
-from models.losses import detection_losses
-from test_pieces import RULES, SOME_OPTIONS
-pieces.PIECE = 1
-offsets, logits, truth = random_case(9)
-truth = with_parts(truth, [(0, 0, 0.5, 1), (0.5, 0, 1, 1)], [[1, 0, 1], [0, 1, 1]])
-outputs = {"boxes": ops.convert_to_tensor(offsets), "classes": ops.convert_to_tensor(logits)}
-truth = {name: ops.convert_to_tensor(value) for name, value in truth.items()}
-anchors, cells = ops.convert_to_tensor(ANCHORS), ops.convert_to_tensor(CELLS)
-def all_losses(outputs, truth):
-    return [
-        detection_losses(outputs, truth, anchors, cells, level_sizes=LEVELS, **RULES, **options)
-        for options in SOME_OPTIONS
-    ]
-if keras.backend.backend() == "jax":
-    import jax
-    all_losses = jax.jit(all_losses)
-print(json.dumps([[float(ops.convert_to_numpy(x)) for x in parts] for parts in all_losses(outputs, truth)]))
-"""
 SOME_OPTIONS = [
     {},
     {"assignment": "atss", "class_loss": "varifocal", "box_loss": "ciou"},
@@ -117,14 +93,33 @@ SOME_OPTIONS = [
 ]
 
 
+def losses_of_some_options(*, compiled: bool) -> list[list[float]]:
+    """The losses of a random case, on the backend that Keras runs on."""
+    offsets, logits, truth = random_case(9)
+    truth = with_parts(truth, [(0, 0, 0.5, 1), (0.5, 0, 1, 1)], [[1, 0, 1], [0, 1, 1]])
+    case = keras.tree.map_structure(keras.ops.convert_to_tensor, ({"boxes": offsets, "classes": logits}, truth))
+    places = keras.tree.map_structure(keras.ops.convert_to_tensor, (ANCHORS, CELLS))
+
+    def losses(outputs, truth):
+        options = ({"level_sizes": LEVELS, **RULES, **chosen} for chosen in SOME_OPTIONS)
+        return [detection_losses(outputs, truth, *places, **chosen) for chosen in options]
+
+    if compiled:
+        import jax
+
+        losses = jax.jit(losses)
+    return [[float(numpy(x)) for x in parts] for parts in losses(*case)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_other_backends_give_the_same_losses_in_pieces(backend):
-    offsets, logits, truth = random_case(9)
-    truth = with_parts(truth, [(0, 0, 0.5, 1), (0.5, 0, 1, 1)], [[1, 0, 1], [0, 1, 1]])
-    outputs = {"boxes": offsets, "classes": logits}
-    expected = [
-        [float(x) for x in detection_losses(outputs, truth, ANCHORS, CELLS, level_sizes=LEVELS, **RULES, **options)]
-        for options in SOME_OPTIONS
-    ]
-    np.testing.assert_allclose(json.loads(run_on_backend(backend, BACKEND_PROGRAM)), expected, rtol=1e-4)
+    program = f"""
+import json
+from models import pieces
+from tests.models.test_pieces import losses_of_some_options
+pieces.PIECE = 1
+print(json.dumps(losses_of_some_options(compiled={backend == "jax"})))
+"""
+    found = json.loads(run_on_backend(backend, program))
+    np.testing.assert_allclose(found, losses_of_some_options(compiled=False), rtol=1e-4)

@@ -1,7 +1,4 @@
-"""The released variant is the authors' network: at every recorded tensor, and beside a second one written in NumPy.
-
-The golden tensors are not part of the repository; the NumPy network is, and is itself held to them where they are.
-"""
+"""The released variant equals the golden tensors and a second network in NumPy."""
 
 import math
 

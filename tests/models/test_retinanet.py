@@ -1,5 +1,4 @@
-"""RetinaNet: every backbone gives a network whose outputs belong to the anchors, and whose levels see the backbone's
-maps at strides 8, 16 and 32."""
+"""RetinaNet on every backbone: outputs belong to the anchors, levels read strides 8, 16 and 32."""
 
 import json
 

@@ -1,7 +1,4 @@
-"""Proves a03: what a run holds, that it goes on exactly where it was, and that a mistake is one sentence.
-
-Building a network is most of the time of a tiny training, so the tests share runs: `trained` (conftest) and `other`.
-"""
+"""a03: what a run holds, that it goes on exactly where it was, and that a mistake is one sentence."""
 
 import dataclasses
 import json
@@ -19,18 +16,16 @@ import pytest
 import a03_train_m2det as a03
 from a01_create_training_files import main as create_training_files
 from models import load_model
-from models.detector import network_from_settings
 from oid import paths
 from oid.anchors.grids import anchor_settings
 from oid.annotations import read_class_descriptions
 from oid.files import InputError
-from tests.helpers.project import refused, run_script
+from tests.helpers.project import refused
 from tests.helpers.runs import assert_same_training, copy_level, history, tensors
 from tests.helpers.small_photographs import CLASSES, TINY, make_photographs
 from training import batches, parts, trainer
 from training.data_set import read_data_set
 from training.sampling import image_weights
-from training.schedule import Schedule, make_optimizer
 
 
 # === What a run holds ================================================================================================
@@ -330,56 +325,9 @@ def test_mistakes_are_one_sentence_and_leave_nothing_behind(trained, change, mes
     assert not (trained.output / "weights" / "mistake").exists()
 
 
-def test_a_damaged_image_is_one_sentence_even_from_a_data_thread(photographs, tmp_path):
-    """As a user sees it: exit code 2, one line on stderr, no traceback of the framework."""
-    data_set, output = photographs
-    shutil.copytree(data_set, tmp_path / "data")
-    data = read_data_set(data_set, output, "1", "train")
-    flags = {**TINY, "max_bad_images": 0, "backbone": "residual_small", "scales": 1, "batch_size": 1, "epochs": 1}
-    flags |= {"steps_per_epoch": 8, "mosaic": 0.0}
-    last = batches.Batches(data, image_size=96, batch_size=1, mosaic=0.0).ids(6)[0]
-    (path,) = (tmp_path / "data" / "train").glob(f"{last}.*")
-    path.write_bytes(path.read_bytes()[:300])
-    arguments = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-    done = run_script(
-        "a03_train_m2det.py",
-        *("--dataset_path", tmp_path / "data", "--output_path", output, "--run", "damaged", "--validation_images", 1),
-        *arguments,
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: {path} is cut short")
-    assert "Traceback" not in done.stderr
-    assert sum(line.startswith("error:") for line in done.stderr.splitlines()) == 1
-
-
 # === Odd batches =====================================================================================================
-def test_batches_without_anything_to_find_and_boxes_without_area_give_a_finite_loss(trained):
-    """The augmentation drops boxes without area, so they are put into the batch directly."""
-
-    settings = json.loads((trained.folder / "settings.json").read_text())
-    keras.utils.set_random_seed(0)
-    network = network_from_settings(settings)
-    model = trainer.DetectionTrainer(network, settings["anchors"])
-    optimizer = make_optimizer(Schedule(peak=1e-3, steps=10), ema=True, weight_decay=0.03)
-    model.compile(optimizer=optimizer, jit_compile=False)
-    data = read_data_set(trained.data_set, trained.output, "1", "train")
-    images, targets = batches.Batches(data, image_size=96, batch_size=4, max_gt_boxes=6).batch(0)
-    nothing = {name: np.full_like(value, -1 if "labels" in name else 0) for name, value in targets.items()}
-    flat = {name: value.copy() for name, value in nothing.items()}
-    flat["labels"][:, :4] = [0, 1, 2, 0]
-    flat["boxes"][:, :4] = [[0.3, 0.3, 0.3, 0.6], [0.5, 0.5, 0.5, 0.5], [1, 1, 1, 1], [0, 0, 1, 0]]
-    ignored = {name: value.copy() for name, value in nothing.items()}
-    ignored["region_labels"][:, :3] = [0, 1, 2]
-    ignored["regions"][:, :3] = [0, 0, 1, 1]
-    for odd in (nothing, flat, ignored, targets):
-        found = model.train_on_batch(images, odd, return_dict=True)
-        assert all(math.isfinite(float(value)) for value in found.values())
-    for weight in model.weights:
-        assert np.all(np.isfinite(np.asarray(weight)))
-
-
 def test_a_training_set_without_any_box_gives_batches(trained):
-    """Only negatives, mosaics of negatives too; the test above trains on such batches."""
+    """Only negatives, mosaics of negatives too; test_trainer.py trains on such batches."""
     data = read_data_set(trained.data_set, trained.output, "1", "train")
     index = data.image_ids.index("t_empty")
     empty = dataclasses.replace(data, image_ids=["t_empty"], paths=[data.paths[index]], objects=_none(data.objects))

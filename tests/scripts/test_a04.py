@@ -17,11 +17,10 @@ import a04_inference as a04
 import models
 from models.detector import Detector
 from oid import paths
-from oid.boxes.suppression import iou_matrix
 from oid.files import InputError
 from oid.images.read import read_image
 from oid.predictions.files import read_predictions
-from tests.helpers.project import refused, run_script
+from tests.helpers.project import refused
 from tests.helpers.runs import history
 from tests.helpers.tiny_network import tiny_settings
 
@@ -80,14 +79,18 @@ def test_every_image_has_a_row_in_the_order_of_the_ids(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]  # no journal is left
 
 
-def test_the_file_is_what_the_detector_finds(run, tmp_path):
-    predictions = read_predictions(predict(run, tmp_path / "out.csv"))
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"nms_iou": 0.2}, {"nms_iou": 1.0, "vote_iou": 0.4}, {"nms": "linear"}, {"nms": "gaussian", "nms_sigma": 0.3}],
+)
+def test_the_file_is_what_the_detector_finds(run, tmp_path, options):
+    predictions = read_predictions(predict(run, tmp_path / "out.csv", **options))
     detector = models.load_model(run.folder, precision="float32")
     for index, image_id in enumerate(run.ids):
         (path,) = run.images.glob(f"{image_id}.*")
         picture = read_image(path, orientation="stored")
         height, width = picture.shape[:2]
-        expected = detector.predict_on_batch([picture], mirror=True)
+        expected = detector.predict_on_batch([picture], mirror=True, **options)
         mine = predictions.image_index == index
         many = int(mine.sum())
         assert many == (expected["labels"] >= 0).sum()
@@ -110,39 +113,6 @@ def test_limits(run, tmp_path):
     assert list(strict) == run.ids
     nothing = rows(predict(run, tmp_path / "nothing.csv", score_threshold=1.0))
     assert nothing == {image_id: [] for image_id in run.ids}
-
-
-@pytest.mark.parametrize("nms_iou", [0.2, 0.5])
-def test_boxes_of_one_class_overlap_no_more_than_allowed(run, tmp_path, nms_iou):
-    predictions = read_predictions(predict(run, tmp_path / "out.csv", nms_iou=nms_iou))
-    seen = 0.0
-    for index in range(len(run.ids)):
-        for label in range(len(predictions.labels)):
-            boxes = predictions.boxes[(predictions.image_index == index) & (predictions.label_index == label)]
-            overlaps = iou_matrix(boxes, boxes)[np.triu_indices(len(boxes), 1)]
-            seen = max(seen, overlaps.max(initial=0))
-    assert nms_iou / 2 < seen < nms_iou + 1e-3  # six decimals
-
-
-def test_voting_moves_boxes_and_changes_no_score(run, tmp_path):
-    """With an IoU of 1 for the suppression nothing that moved onto another goes."""
-    still = read_predictions(predict(run, tmp_path / "still.csv", nms_iou=1.0, vote_iou=1))
-    moved = read_predictions(predict(run, tmp_path / "moved.csv", nms_iou=1.0, vote_iou=0.4))
-    np.testing.assert_array_equal(moved.scores, still.scores)
-    np.testing.assert_array_equal(moved.label_index, still.label_index)
-    assert np.abs(moved.boxes - still.boxes).max() > 0
-
-
-@pytest.mark.parametrize("nms", ["linear", "gaussian"])
-def test_soft_suppression_lowers_scores_and_keeps_boxes(run, tmp_path, nms):
-    """With a floor of 0 it removes nothing that the hard one keeps, and no score rises."""
-    options = {"score_threshold": 0.0, "max_boxes": 1000}
-    hard = read_predictions(predict(run, tmp_path / "hard.csv", **options))
-    soft = read_predictions(predict(run, tmp_path / "soft.csv", nms=nms, **options))
-    everything = read_predictions(predict(run, tmp_path / "all.csv", nms_iou=1.0, **options))
-    assert len(hard.scores) < len(soft.scores) == len(everything.scores)
-    assert np.sort(soft.scores).sum() < np.sort(everything.scores).sum()
-    assert (np.sort(soft.scores) <= np.sort(everything.scores) + 1e-12).all()
 
 
 def test_the_batch_size_does_not_change_boxes(run, tmp_path):
@@ -335,17 +305,6 @@ def test_files_with_other_names_than_images_are_named(run, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"passed over: '{tmp_path / 'images' / 'notes.txt'}' has none of the suffixes" in printed
     assert "\\udcff.jpg' " in printed
-
-
-def test_an_unknown_run_as_a_user_sees_it(run, tmp_path):
-    done = run_script(
-        "a04_inference.py",
-        *("--run", "nothing", "--output_path", tmp_path, "--images", run.images, "--predictions", tmp_path / "out.csv"),
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'weights' / 'nothing'} is no run: ")
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("interpolation", "exact"), [("linear", True), ("area", False)])

@@ -14,11 +14,12 @@ import a03_train_m2det as a03
 from models.detector import network_from_settings
 from oid.files import InputError
 from oid.page import scaled
+from tests.helpers.data_sets import data_set_of
 from tests.helpers.runs import copy_level, history
 from tests.helpers.tiny_network import pictures, targets, tiny_settings
 from training import batch_page
 from training.batches import Batches
-from training.data_set import Boxes, DataSet
+from training.data_set import Boxes
 from training.trainer import DetectionTrainer
 
 NAMES = ["Apple", "Pear, green"]
@@ -123,19 +124,8 @@ def test_regions_are_hatched_where_the_pictures_show_them(network, tmp_path):
     image = np.zeros((80, 100, 3), "uint8")
     image[10:40, 5:45], image[30:75, 55:95] = (255, 0, 0), (0, 0, 255)  # RGB
     assert cv2.imwrite(str(tmp_path / "a.png"), image[..., ::-1])
-    count = 8
-    offsets, labels = np.arange(count + 1), np.zeros(count, "int32")
-    data = DataSet(
-        image_ids=[f"i{k}" for k in range(count)],
-        paths=[tmp_path / "a.png"] * count,
-        objects=Boxes(offsets, np.tile(np.float32([[0.05, 10 / 80, 0.45, 0.5]]), (count, 1)), labels),
-        regions=Boxes(offsets, np.tile(np.float32([[0.55, 30 / 80, 0.95, 75 / 80]]), (count, 1)), labels + 1),
-        group_of=np.ones(count, bool),
-        depiction=np.zeros(count, bool),
-        verified=np.zeros((0, 2), "int64"),
-        has_image_labels=False,
-        missing=0,
-    )
+    red, blue = (0, 0.05, 10 / 80, 0.45, 0.5), (1, 0.55, 30 / 80, 0.95, 75 / 80)
+    data = data_set_of([[red]] * 8, [[blue]] * 8, path=tmp_path / "a.png")
     batches = Batches(data, image_size=64, batch_size=6, mosaic=0.5, close_at=9)
     hatched = 0
     for picture in batch_page.look(trainer_of(network), batches, 0, 64):

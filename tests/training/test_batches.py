@@ -1,6 +1,4 @@
-"""Proves that batches depend on seed and step alone, whoever asks, in which order and with how many threads, and that
-targets say of each image what the data set says.
-"""
+"""A batch is a pure function of seed and step, and its targets say what the data set says of each image."""
 
 import contextlib
 import dataclasses
@@ -14,6 +12,8 @@ import numpy as np
 import pytest
 
 from oid.files import InputError
+from tests.helpers.project import refused
+from tests.helpers.runs import assert_same_batch
 from training import batches as module
 from training import pictures
 from training.batches import Batches, BatchSequence, check_images
@@ -32,24 +32,17 @@ def make(data, **options) -> Batches:
     return Batches(data, **{"image_size": SIDE, "batch_size": 5, "close_at": 100, "max_gt_boxes": 8, **options})
 
 
-def assert_equal(one, two):
-    np.testing.assert_array_equal(one[0], two[0])
-    assert one[1].keys() == two[1].keys()
-    for name in one[1]:
-        np.testing.assert_array_equal(one[1][name], two[1][name])
-
-
 # === A pure function =================================================================================================
-def test_a_batch_depends_on_seed_and_step_alone(data):
+@pytest.mark.parametrize("options", [{}, {"mixup": 0.5}, {"crop": "ssd"}, {"resize": "letterbox", "close_at": 0}])
+def test_a_batch_depends_on_seed_and_step_alone(data, options):
+    """Whichever object makes it, in which order, with or without a cache."""
     steps = [0, 1, 2, 7, 150]
-    first = make(data)
+    first = make(data, **options)
     expected = {step: first.batch(step) for step in steps}
-    again = make(data)
-    for step in reversed(steps):  # another object, another order
-        assert_equal(again.batch(step), expected[step])
-        assert_equal(first.batch(step), expected[step])  # the same object again
-    other = make(data, seed=1)
-    assert not np.array_equal(other.batch(0)[0], expected[0][0])
+    for other in (first, make(data, **options), make(data, cache_bytes=0, **options)):
+        for step in reversed(steps):
+            assert_same_batch(other.batch(step), expected[step])
+    assert not np.array_equal(make(data, seed=1, **options).batch(0)[0], expected[0][0])
     assert not np.array_equal(expected[0][0], expected[1][0])
 
 
@@ -58,25 +51,17 @@ def test_threads_do_not_change_batches(data):
     one, many = make(data), make(data)
     with ThreadPoolExecutor(4) as pool:
         for step, found in zip(steps, pool.map(many.batch, steps), strict=True):
-            assert_equal(found, one.batch(step))
+            assert_same_batch(found, one.batch(step))
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 30_000])
-def test_the_cache_does_not_change_batches(data, cache_bytes):
+def test_a_small_cache_does_not_change_batches(data, cache_bytes):
     cached, other = make(data), make(data, cache_bytes=cache_bytes)
     for step in (0, 1, 2, 0, 60):
-        assert_equal(cached.batch(step), other.batch(step))
+        assert_same_batch(cached.batch(step), other.batch(step))
     held = other.pictures.cached_bytes
     assert held <= cache_bytes
     assert (held > 0) == (cache_bytes > 0)
-
-
-@pytest.mark.parametrize("options", [{}, {"mixup": 0.5}, {"crop": "ssd"}, {"resize": "letterbox", "close_at": 0}])
-def test_every_kind_of_batch_can_be_made_again(data, options):
-    one, other = make(data, **options), make(data, cache_bytes=0, **options)
-    expected = [one.batch(step) for step in range(6)]
-    for step in (4, 1, 0, 5, 3, 2):
-        assert_equal(other.batch(step), expected[step])
 
 
 def test_shapes_types_and_padding(data):
@@ -279,7 +264,7 @@ def test_boxes_beyond_the_limit_are_ignored_regions_and_counted_once(data):
     assert wide.boxes_left_out(range(1000)) == 0
 
 
-def test_the_first_image_is_looked_at_before_anything_else(data, tmp_path):
+def test_an_unreadable_first_image_is_refused_at_once(data, tmp_path):
     check_images(data, "stored")
     with pytest.raises(InputError, match="no training image"):
         check_images(dataclasses.replace(data, image_ids=[], paths=[]), "stored")
@@ -297,7 +282,7 @@ class Numbers(Batches):
         return np.full((1, 1), step, "float32"), np.zeros((1, 1), "float32")
 
 
-def steps_seen_by_fit(data, *, workers: int, start: int = 0, epochs: int = 3) -> list[int]:
+def steps_seen_by_fit(data, *, workers: int, start: int, epochs: int, kind=Numbers) -> list[int]:
     seen = []
 
     class Noting(keras.Model):
@@ -310,23 +295,20 @@ def steps_seen_by_fit(data, *, workers: int, start: int = 0, epochs: int = 3) ->
 
     model = Noting()
     model.compile(run_eagerly=True)
-    sequence = BatchSequence(Numbers(data, image_size=8, batch_size=1), start=start, workers=workers)
-    model.fit(sequence, steps_per_epoch=11, epochs=epochs, shuffle=False, verbose=0)
+    sequence = BatchSequence(kind(data, image_size=8, batch_size=1), start=start, workers=workers)
+    with sequence.mistakes_as_they_are():
+        model.fit(sequence, steps_per_epoch=11, epochs=epochs, shuffle=False, verbose=0)
     return seen
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_fit_sees_the_steps_in_order_over_several_epochs(data, workers):
-    assert steps_seen_by_fit(data, workers=workers) == list(range(33))
+@pytest.mark.parametrize(("start", "epochs"), [(0, 3), (22, 2)])
+def test_fit_sees_the_steps_in_order(data, workers, start, epochs):
+    steps = steps_seen_by_fit(data, workers=workers, start=start, epochs=epochs)
+    assert steps == list(range(start, start + 11 * epochs))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_continued_fit_begins_where_the_other_ended(data, workers):
-    assert steps_seen_by_fit(data, workers=workers, start=22, epochs=2) == list(range(22, 44))
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("bad_step", [0, 5])
+@pytest.mark.parametrize(("workers", "bad_step"), [(1, 5), (2, 0), (2, 5)])
 def test_an_image_that_cannot_be_read_stops_fit_with_its_name(data, tmp_path, workers, bad_step):
     broken = tmp_path / "broken.jpg"
     shutil.copy(data.paths[0], broken)
@@ -338,19 +320,8 @@ def test_an_image_that_cannot_be_read_stops_fit_with_its_name(data, tmp_path, wo
                 module.read_image(broken, orientation="stored")
             return super().batch(step)
 
-    class Passing(keras.Model):
-        def call(self, x):
-            return x
-
-        def train_step(self, batch):
-            return {"loss": 0.0}
-
-    model = Passing()
-    model.compile(run_eagerly=True)
-    sequence = BatchSequence(Failing(data, image_size=8, batch_size=1), workers=workers)
-    with pytest.raises(InputError, match=r"broken\.jpg is cut short") as error, sequence.mistakes_as_they_are():
-        model.fit(sequence, steps_per_epoch=11, epochs=2, shuffle=False, verbose=0)
-    assert "\n" not in str(error.value)
+    with refused("broken.jpg is cut short"):
+        steps_seen_by_fit(data, workers=workers, start=0, epochs=2, kind=Failing)
 
 
 def test_waiting_for_a_batch_says_why_there_is_none(data):

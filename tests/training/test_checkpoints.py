@@ -1,7 +1,4 @@
-"""Proves that a checkpoint holds all of a training, is complete or not there, and that a damaged one is noticed.
-
-A small network with dropout stands for the trainer: writing and reading are the same for all.
-"""
+"""A checkpoint holds all of a training, is whole or absent, and damage is noticed."""
 
 import contextlib
 import json

@@ -1,5 +1,4 @@
-"""Proves which class counts as above which in a training, what lies below a coarse one, and which label rules are said
-to be in force."""
+"""Ancestors, coarse classes and which label rules are in force."""
 
 import json
 from types import SimpleNamespace

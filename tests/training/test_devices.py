@@ -1,9 +1,4 @@
-"""Proves that two devices train as one does, on TensorFlow and JAX, and take over each other's checkpoints.
-
-The devices are two that the CPU is made; the trainings are `two_devices.py`, in processes of their own, because a
-backend's devices are fixed when it starts. The batch is half empty: N_pos must be that of the whole batch. Gradients
-are clipped, and weights decay. What accelerators can is asked of stand-ins for the backends.
-"""
+"""Two simulated devices train as one does and read each other's checkpoints; bfloat16 of accelerators."""
 
 import importlib.util
 import json

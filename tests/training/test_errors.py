@@ -1,7 +1,4 @@
-"""Proves what a training does with images that cannot be read, and with files that cannot be written.
-
-A loss that is not a number is in `test_train.py`, the writing of a checkpoint in `test_checkpoints.py`.
-"""
+"""What a training does with images that cannot be read and with weights that are not finite."""
 
 import dataclasses
 import json
@@ -14,7 +11,7 @@ import pytest
 
 import a03_train_m2det as a03
 from oid.files import InputError
-from tests.helpers.runs import copy_level, history
+from tests.helpers.runs import assert_same_batch, copy_level, history
 from training import checkpoints
 from training.batches import BadImages, Batches, check_images
 from training.callbacks import Saver
@@ -39,13 +36,6 @@ def make(data, **options) -> Batches:
     return Batches(data, image_size=64, batch_size=4, mosaic=0.5, mixup=0.3, close_at=6, seed=3, **options)
 
 
-def assert_same(one, two) -> None:
-    np.testing.assert_array_equal(one[0], two[0])
-    assert one[1].keys() == two[1].keys()
-    for name in one[1]:
-        np.testing.assert_array_equal(one[1][name], two[1][name], err_msg=name)
-
-
 # === Images that cannot be read ======================================================================================
 def test_a_bad_image_is_replaced_the_same_way_in_any_order_and_said_once(data, capsys):
     """Also where another process has already met it, or not yet, or has pictures in memory."""
@@ -63,14 +53,14 @@ def test_a_bad_image_is_replaced_the_same_way_in_any_order_and_said_once(data, c
     assert printed[1].endswith("(2 of at most 2)")
     assert set(first.bad_images) == bad
     for step in reversed(STEPS):
-        assert_same(second.batch(step), met[step])
-        assert_same(uncached.batch(step), met[step])
+        assert_same_batch(second.batch(step), met[step])
+        assert_same_batch(uncached.batch(step), met[step])
         assert second.ids(step) == uncached.ids(step)
         assert not bad & set(second.ids(step))
         touched = bad & set(whole[step][1])
         assert (second.ids(step) != whole[step][1]) == bool(touched)
         if not touched:  # the others see what they would have seen
-            assert_same(met[step], whole[step][0])
+            assert_same_batch(met[step], whole[step][0])
     assert any(bad & set(ids) for _, ids in whole.values())
 
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from models.losses import assigned_targets
+from tests.helpers.data_sets import data_set_of
 from tests.helpers.detection_cases import ANCHORS, CELLS, CENTRES, LEVELS, NUM_CLASSES, logit_gradient, numpy
 from training import batches as module
 from training.batches import MAX_REGIONS, Batches
-from training.data_set import Boxes, DataSet
 from training.label_rules import in_force
 from training.samples import Sample, with_boxes, with_regions
 
@@ -20,23 +20,7 @@ def data_of(folder, objects: list[tuple], regions: list[tuple] = (), depiction: 
     """Grey pictures of these boxes and regions, `(label, xmin, ymin, xmax, ymax)`; each picture has all."""
     path = folder / "grey.png"
     assert cv2.imwrite(str(path), np.full((SIDE, SIDE, 3), 128, "uint8"))
-
-    def repeated(rows) -> Boxes:
-        rows = np.array(rows, "float32").reshape(-1, 5)
-        offsets = np.arange(images + 1) * len(rows)
-        return Boxes(offsets, np.tile(rows[:, 1:], (images, 1)), np.tile(rows[:, 0].astype("int32"), images))
-
-    return DataSet(
-        image_ids=[str(k) for k in range(images)],
-        paths=[path] * images,
-        objects=repeated(objects),
-        regions=repeated(regions),
-        group_of=~np.tile(np.array(depiction, bool), images),
-        depiction=np.tile(np.array(depiction, bool), images),
-        verified=np.zeros((0, 2), "int64"),
-        has_image_labels=False,
-        missing=0,
-    )
+    return data_set_of([objects] * images, [regions] * images, depiction=[*depiction] * images, path=path)
 
 
 @pytest.fixture

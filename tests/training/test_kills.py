@@ -1,7 +1,4 @@
-"""Proves on real processes that a training which is killed or told to stop goes on as if nothing had happened.
-
-Bit for bit, with `--deterministic`: each run here is compared with one that was never interrupted.
-"""
+"""Real processes that are killed or stopped go on bit for bit, with --deterministic."""
 
 import json
 import os

@@ -1,5 +1,4 @@
-"""A converted checkpoint is the start of a training: every layer of it is taken over, its batch norm stays frozen, and
-what comes out is a run like others, that sees squares."""
+"""A training from a converted RetinaNet takes over every layer and keeps batch norm frozen."""
 
 import json
 

@@ -1,7 +1,4 @@
-"""Proves the loop of a03: thawing, sizes, a time budget, patience, precision, and that each goes on where it stopped.
-
-The trainings are few and shared, because building a graph is most of a tiny one.
-"""
+"""a03's loop: thawing, sizes, a time budget, patience, precision, and going on after a stop."""
 
 import contextlib
 import inspect
@@ -426,12 +423,7 @@ def clock(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("step", "steps", "validation", "times"),
-    [
-        (0.125, 36, 2.0, 2),  # quick ones are measured often
-        (6.75, 1 + 6, 400.0, 1),  # in 36 s after the first; and what takes long once
-        (100.0, 3, 0.0, 2),
-    ],
+    ("step", "steps", "validation", "times"), [(0.125, 36, 2.0, 2), (6.75, 1 + 6, 400.0, 1), (100.0, 3, 0.0, 2)]
 )
 def test_measuring_for_a_budget_has_a_bound_and_changes_nothing(clock, step, steps, validation, times):
     """3 % of 20 minutes are 36 s. What building and compiling takes is not taken for steps or measurements."""

@@ -1,7 +1,4 @@
-"""Proves which devices train together, what is refused, and that two processes train as one and end together.
-
-The processes are on this machine and talk over the loopback interface; what they do between machines is the same.
-"""
+"""Which devices train together, what is refused, and two processes over the loopback interface."""
 
 import importlib.util
 import os

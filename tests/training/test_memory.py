@@ -1,7 +1,4 @@
-"""Proves that the memory told before a training grows with what it should, is near what is measured, and stays.
-
-How far the estimate is off for larger networks is measured by hand; see the README.
-"""
+"""The memory forecast grows with the right quantities and is near the measured peak."""
 
 import json
 

@@ -1,15 +1,15 @@
 """Proves training.sampling: weights against drawing a class, then an image; an epoch's order against its weights."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.helpers.data_sets import data_set_of
 from tests.helpers.project import refused
-from training.data_set import Boxes, DataSet
+from training.data_set import DataSet
 from training.sampling import epoch_order, image_weights
 
 LABELS = [[0], [0, 0, 0], [0, 1], [], [1, 1, 3], [0, 3], [0], [], [4, 0], [0, 1]]  # of 10 images; none has class 2
@@ -17,20 +17,7 @@ LABELS = [[0], [0, 0, 0], [0, 1], [], [1, 1, 3], [0, 3], [0], [], [4, 0], [0, 1]
 
 def data_of(labels: list[list[int]]) -> DataSet:
     """A data set whose image `i` has boxes of the classes `labels[i]`."""
-    offsets = np.cumsum([0, *map(len, labels)]).astype("int64")
-    flat = np.array([label for image in labels for label in image], "int32")
-    nothing = Boxes(np.zeros(len(labels) + 1, "int64"), np.zeros((0, 4), "float32"), np.zeros(0, "int32"))
-    return DataSet(
-        image_ids=[str(i) for i in range(len(labels))],
-        paths=[Path(f"{i}.jpg") for i in range(len(labels))],
-        objects=Boxes(offsets, np.zeros((len(flat), 4), "float32"), flat),
-        regions=nothing,
-        group_of=np.zeros(0, bool),
-        depiction=np.zeros(0, bool),
-        verified=np.zeros((0, 2), "int64"),
-        has_image_labels=False,
-        missing=0,
-    )
+    return data_set_of([[(label, 0, 0, 0, 0) for label in image] for image in labels])
 
 
 # === Weights =========================================================================================================

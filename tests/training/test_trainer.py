@@ -1,5 +1,4 @@
-"""Proves that every combination of losses trains a step, and in which pieces `fit` assigns a batch; `test_devices.py`
-proves that devices can share it."""
+"""Every combination of losses trains a step, and fit assigns a batch in pieces."""
 
 import itertools
 
@@ -66,13 +65,19 @@ def test_every_combination_of_losses_trains_a_step(stepping, assignment, chosen)
     assert len(seen) == len(chosen) >= len(CLASS_LOSSES)  # each of them is another loss
 
 
-def test_a_batch_without_objects_counts_its_background_once(stepping):
-    """Nothing to divide by: the normaliser is 1, not 0."""
+NO_BOX = targets([[], []])
+NO_AREA = targets([[(0, 0.3, 0.3, 0.3, 0.6), (1, 0.5, 0.5, 0.5, 0.5)], [(1, 1, 1, 1, 1)]], [[], [(0, 0, 0, 1, 1)]])
+
+
+@pytest.mark.parametrize("truth", [NO_BOX, NO_AREA], ids=["no boxes", "boxes without area"])
+def test_a_batch_without_objects_trains_on_its_background(stepping, truth):
+    """The normaliser is then 1, not 0."""
     stepping.loss_options = {}
-    found = stepping.train_on_batch(pictures(2, 32, 32), targets([[], []]), return_dict=True)
+    found = stepping.train_on_batch(pictures(2, 32, 32), truth, return_dict=True)
     stepping.reset_metrics()
     assert found["box_loss"] == 0
     assert 0 < float(found["class_loss"]) < np.inf
+    assert all(np.isfinite(weight).all() for weight in stepping.network.get_weights())
 
 
 # === Pieces ==========================================================================================================

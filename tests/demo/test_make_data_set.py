@@ -132,7 +132,6 @@ def test_unverified_share_removes_one_visible_class_and_nothing_else(tmp_path):
 
 
 def test_boxes_are_tight_around_the_drawn_object():
-    """On a flat background without noise the object's pixels are known."""
     for seed in range(20):
         canvas = scenes._Canvas(np.random.default_rng(seed), np.full((240, 320, 3), 128, np.float32))
         scenes._add_object(canvas)

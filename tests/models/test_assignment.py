@@ -131,7 +131,6 @@ def test_the_order_of_the_boxes_does_not_matter():
 
 
 def test_a_box_listed_with_two_classes_has_both():
-    """A class with its ancestor, as level `all` lists them: the same anchors learn both."""
     box = (0.2, 0.2, 0.7, 0.7)
     truth = targets([[(0, *box), (2, *box), (1, 0.6, 0.6, 1, 1)]])
     classes = numpy(classes_of_boxes(truth["boxes"], truth["labels"], NUM_CLASSES))
@@ -144,7 +143,6 @@ def test_a_box_listed_with_two_classes_has_both():
 
 @pytest.mark.parametrize("num_classes", [2, 3, 40])
 def test_scores_of_boxes_are_means_over_their_classes(num_classes):
-    """By either of the two ways; a class that is listed twice with a box counts once."""
     rng = np.random.default_rng(num_classes)
     a, b = (0.1, 0.1, 0.5, 0.5), (0.2, 0.2, 0.9, 0.9)
     truth = targets([[(0, *a), (1, *a), (0, *a), (1, *b), (1, *b)]], width=6)
@@ -249,7 +247,6 @@ FLAT_BOXES = [(0.5, 0.5, 0.5, 0.5), (0.2, 0.3, 0.2, 0.9), (0, 0, 1, 0), (0.7, 0.
 
 @pytest.mark.parametrize("assign_boxes", [task_aligned, max_iou, atss])
 def test_padding_and_boxes_without_area_take_no_anchor(assign_boxes):
-    """Padding may have coordinates."""
     truth = targets([[], [(1, 0.1, 0.1, 0.6, 0.6), *((0, *box) for box in FLAT_BOXES)]], width=7)
     truth["boxes"][0] = (0.2, 0.2, 0.7, 0.7)
     truth["boxes"][1, 5:] = (0.1, 0.1, 0.6, 0.6)

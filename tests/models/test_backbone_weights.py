@@ -53,7 +53,6 @@ def test_weights_of_a_file_are_loaded(mobilenet, suffix, tmp_path):
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 def test_files_of_every_family_are_loaded(name, constructor, suffix, tmp_path):
-    """Files of `keras.applications` as Keras builds it by default, with preprocessing inside where it has one."""
     source, file = getattr(keras.applications, constructor)(include_top=False, weights=None), tmp_path / f"b{suffix}"
     (source.save_weights if suffix == ".weights.h5" else source.save)(file)
     wanted = [np.array(weight) for weight in source.weights]

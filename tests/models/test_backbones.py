@@ -215,7 +215,6 @@ def test_taps_can_be_chosen():
 
 
 def test_taps_of_the_network_as_published_are_found_too(monkeypatch):
-    """With the paper's rule the end of stage 4, which many detectors read, has a stride of 8 instead of 16."""
     as_the_paper = dataclasses.replace(BACKBONES[SMALL], unstrided=("conv_pad_6", "conv_dw_6"))
     monkeypatch.setitem(BACKBONES, SMALL, as_the_paper)
     for taps in (None, ["conv_pw_5_relu", "conv_pw_11_relu"], ["conv_pw_11_relu", "conv_pw_13_relu"]):

@@ -117,7 +117,6 @@ def test_the_detector_decodes_its_raw_outputs(run, detector, state):
 
 
 def test_a_conversion_can_be_repeated(state, csv_file, detector, tmp_path, capsys):
-    """Over an earlier one: both files are replaced."""
     output = tmp_path / "run"
     output.mkdir()
     (output / "settings.json").write_text('{"converted_from": "other.pth"}', encoding="utf-8")
@@ -132,7 +131,6 @@ def test_a_conversion_can_be_repeated(state, csv_file, detector, tmp_path, capsy
 
 
 def test_golden_checkpoint(tmp_path):
-    """The run of the reference with SFAM, loaded again, has its outputs in front of the decoding."""
     reference = golden("vgg_sfam_small")
     structure = read_structure(reference.state, "golden")
     names = {f"/m/{index}": str(index) for index in range(structure.outputs - 1)}
@@ -223,7 +221,6 @@ def test_without_pytorch_or_with_an_old_one(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_that_does_not_fit(state, csv_file, tmp_path):
-    """What is wrong with names and shapes has its own tests; here: nothing is written."""
     damaged = {name: array for name, array in state.items() if name != "conf.5.bias"}
     with pytest.raises(InputError, match=r"conf\.5\.bias of shape \(24\) is missing"):
         convert_arrays(damaged, tmp_path / "x.pth", tmp_path / "run", classes=str(csv_file), image_size=272)
@@ -384,7 +381,6 @@ def test_other_files_that_pytorch_reads(tmp_path):
 
 @needs_torch
 def test_the_command_and_a04(state, csv_file, tmp_path):
-    """From the checkpoint to a file of predictions, with the commands that a user types."""
     path = save(tensors(state, "module."), tmp_path / "small.pth", legacy=True)
     images = tmp_path / "images"
     images.mkdir()

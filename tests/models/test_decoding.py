@@ -99,7 +99,6 @@ def test_the_score_threshold_is_a_filter_afterwards(logits, count, score_thresho
 
 
 def test_many_classes_and_anchors_above_the_threshold():
-    """The real size: few pairs, thousands, and all of them, against a partition of all logits."""
     rng = np.random.default_rng(2)
     for mean, score_threshold in ((-6, 0.01), (-3, 0.01), (-3, 0.0)):
         logits = rng.normal(mean, 1, (3000, 500)).astype("float32")
@@ -311,21 +310,6 @@ def decoded(box_coding, offsets, anchors):
     return keras.ops.convert_to_numpy(BOX_CODINGS[box_coding](*tensors))
 
 
-def encode_ssd(boxes, anchors):
-    """The inverse of `decode_ssd`, from the paper's formula."""
-    size, anchor_size = boxes[:, 2:] - boxes[:, :2], anchors[:, 2:] - anchors[:, :2]
-    shift = (boxes[:, :2] + boxes[:, 2:] - anchors[:, :2] - anchors[:, 2:]) / 2
-    return np.concatenate([shift / anchor_size / 0.1, np.log(size / anchor_size) / 0.2], axis=1)
-
-
-def test_ssd_coding_there_and_back():
-    rng = np.random.default_rng(4)
-    anchors = make_anchors(anchor_settings(320, 6, anchors="official")).astype("float64")
-    corners = rng.uniform(0, 0.9, (len(anchors), 2))
-    boxes = np.concatenate([corners, corners + rng.uniform(0.01, 1, (len(anchors), 2))], axis=1)
-    np.testing.assert_allclose(decode_ssd(encode_ssd(boxes, anchors), anchors, library=np), boxes, atol=1e-12)
-
-
 def test_ssd_coding_by_hand():
     """An anchor 0.2 wide and 0.4 high; its centre moves half its width to the right, it gets twice as high."""
     offsets, anchor = np.array([[5, 0, 0, np.log(2) / 0.2]]), np.array([[0.4, 0.3, 0.6, 0.7]])
@@ -334,7 +318,6 @@ def test_ssd_coding_by_hand():
 
 @pytest.mark.parametrize("box_coding", ["distances", "ssd"])
 def test_arrays_and_tensors_are_decoded_alike(box_coding):
-    """With anything the network can say, finite throughout."""
     description, _, offsets = random_outputs()
     anchors = make_anchors(description)
     offsets[0, :3] = np.array([1e4, -1e4, 500], "float32")[:, None]

@@ -112,7 +112,6 @@ def about(path: Path) -> dict[str, str]:
 # === The same boxes ==================================================================================================
 @pytest.mark.parametrize(("case", "form"), EACH)
 def test_the_exported_file_finds_the_boxes_of_the_model(exported, case, form):
-    """For batches of one and of several, in float32, and where pictures have any shape, for several shapes."""
     export = exported(case, form)
     detector = load_model(export.folder)
     detector._resize = SIDES if case == "sides" else "warp"  # boxes in the square, as the file gives them
@@ -142,7 +141,6 @@ def test_the_exported_file_finds_the_boxes_of_the_model(exported, case, form):
 
 @pytest.mark.parametrize(("case", "form"), [case for case in EACH if "onnx" in getattr(case, "values", ())])
 def test_the_suppression_in_an_onnx_file_keeps_the_same_boxes(exported, case, form):
-    """Of the file's own boxes: those in front are compared above."""
     found = outputs_of(exported(case, form).path, pictures(3, seed=5))
     for index in range(3):
         mine = [found[name][index] for name in ("boxes", "scores", "labels")]
@@ -179,7 +177,6 @@ def test_classes_and_preprocessing_are_inside(exported, case, form):
 
 @pytest.mark.parametrize(("case", "form"), EACH)
 def test_the_example_inside_finds_what_a04_finds(exported, case, form, tmp_path, monkeypatch, capsys):
-    """On a picture that is larger than the square, and not square itself."""
     export = exported(case, form)
     image = cv2.resize(pictures(1, 9, 12)[0], (150, 90), interpolation=cv2.INTER_CUBIC)
     cv2.imwrite(str(tmp_path / "photo.jpg"), image)
@@ -307,7 +304,6 @@ def test_a_converted_retinanet_has_the_suppression_and_the_sides_of_its_authors(
 @pytest.mark.slow
 @needs_onnx
 def test_a_published_retinanet_gives_the_detections_of_keras_retinanet(tmp_path, monkeypatch):
-    """The reference's answers for a stand-in checkpoint, from an ONNX file."""
     directory = shared("golden", "retinanet")
     monkeypatch.syspath_prepend(str(directory))
     import weights_from_names

@@ -146,7 +146,6 @@ def test_an_ancestor_of_a_box_is_no_negative_there_and_one_elsewhere(assignment)
 
 
 def test_a_class_below_the_boxs_stays_a_negative():
-    """The hierarchy says that an apple is a fruit; that this fruit is no apple, its label says."""
     truth = without_regions(targets([[(FRUIT, 0.1, 0.1, 0.6, 0.6)]]))
     plain, ruled = (logit_gradient(truth, ancestors=a)[0] for a in (None, ANCESTORS))
     np.testing.assert_array_equal(ruled, plain)
@@ -162,7 +161,6 @@ def test_an_ancestor_that_is_listed_with_the_box_is_learned_like_any_class():
 
 
 def test_an_ancestor_with_a_box_of_its_own_is_learned_inside_the_other():
-    """A positive stays one where an apple's box says that fruit is no negative."""
     truth = without_regions(targets([[(0, 0.0, 0.0, 1.0, 1.0), (FRUIT, 0.25, 0.25, 0.75, 0.75)]]))
     plain, ruled = (logit_gradient(truth, ancestors=a)[0] for a in (None, ANCESTORS))
     fruit = assigned_by("task_aligned", truth) == 1

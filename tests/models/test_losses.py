@@ -215,7 +215,6 @@ def reference_losses(offsets, logits, truth, assignment, class_loss, box_loss, b
 
 @pytest.mark.parametrize("options", ALL_OPTIONS[::5], ids=str)
 def test_losses_equal_the_reference(options):
-    """For every fifth combination, so each option occurs several times."""
     offsets, logits, truth = random_case(20, batch=2)
     parts = [float(part) for part in losses(offsets, logits, truth, **options)]
     np.testing.assert_allclose(parts, reference_losses(offsets, logits, truth, **options), rtol=1e-3)

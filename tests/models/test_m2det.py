@@ -68,7 +68,6 @@ def test_the_light_head_has_one_convolution_before_each_output():
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("sfam", [False, True])
 def test_every_weight_reaches_the_outputs(variant, head, sfam):
-    """Of a network with two modules every kernel gets a gradient: no branch is built and then forgotten."""
     import tensorflow as tf
 
     keras.utils.set_random_seed(0)  # or a ReLU of the few in SFAM may be dead
@@ -153,7 +152,6 @@ def test_without_sfam_nothing_must_divide():
 
 
 def test_published_defaults():
-    """`channels`, SFAM and the head follow the variant and the number of classes."""
     arguments = {name: TINY[name] for name in ("backbone", "image_size", "tums", "scales")}
     names = {}
     for variant, classes in (("paper", 100), ("paper", 101), ("released", 2)):

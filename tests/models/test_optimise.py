@@ -136,7 +136,6 @@ def test_a_model_that_is_called_twice_is_dissolved_twice():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_convolutions_of_one_map_are_joined(variant):
-    """The heads of three scales, and the paper's FFMv2: two modules read the base feature."""
     network = m2det(variant=variant)
     apart, joined = folded(network, join=False), folded(network)
     together = 3 + (variant == "paper")

@@ -20,7 +20,6 @@ RULES = {"ancestors": ANCESTORS, "region_classes": REGION_CLASSES}
 
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
 def test_the_result_is_the_same_in_pieces(assignment, monkeypatch):
-    """Of two images, and, where the size of the batch is unknown, of one."""
     offsets, logits, truth = random_case(8, batch=4)
     truth = with_parts(truth, [(0, 0, 0.5, 1), (0.5, 0, 1, 1)], [[1, 0, 1], [0, 1, 1]])
 

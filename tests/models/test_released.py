@@ -259,7 +259,6 @@ def test_other_networks_are_refused(small, case):
 
 
 def test_a_released_resnet_checkpoint_is_refused_by_name():
-    """Its list of tensors is among the golden files."""
     tensors = golden_description("resnet50_sfam_small")["tensors"]
     state = {name: np.empty(tensor["shape"]) for name, tensor in tensors.items()}
     with pytest.raises(InputError, match=r"ResNet as its backbone \(base\.conv1\.weight\)"):

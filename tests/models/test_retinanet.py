@@ -150,7 +150,6 @@ def test_the_cost_has_the_parts_of_the_network():
 
 
 def test_a_training_learns_and_a04_finds_boxes(photographs, tiny_backbone, tmp_path):
-    """The loss falls; the run has RetinaNet's settings; its predictions are a row for each image."""
     import a03_train_m2det
     import a04_inference
 

@@ -153,7 +153,6 @@ def poisoned(monkeypatch, step: int):
 
 
 def test_a_loss_that_is_not_finite_stops_and_the_run_then_goes_on_exactly(trained, monkeypatch, capsys):
-    """The second epoch stops at its second step; continued, all is as if it had never stopped."""
     flags = {**trained.flags, "run": "stopped"}
     folder = trained.output / "weights" / "stopped"
     data = read_data_set(trained.data_set, trained.output, "1", "train")

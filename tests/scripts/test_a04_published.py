@@ -134,7 +134,6 @@ def test_our_own_recipe(case, tmp_path, capsys):
 
 
 def test_other_sides(case, tmp_path):
-    """As a run has them that was converted with these."""
     changed = tmp_path / "changed"
     shutil.copytree(case.run, changed)
     settings = json.loads((changed / "settings.json").read_text())

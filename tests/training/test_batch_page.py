@@ -215,7 +215,6 @@ def flags(trained, tmp_path_factory):
 
 
 def test_a03_writes_the_page_and_nothing_else(flags, capsys):
-    """Nor does it remove what a training is writing at this moment."""
     folder = Path(flags["output_path"]) / "weights" / "looked"
     (folder / "checkpoint.new").mkdir(parents=True)
     a03.main(**flags, show_batches=2, multi_scale=(64,))
@@ -234,7 +233,6 @@ def test_a03_writes_the_page_and_nothing_else(flags, capsys):
 
 @pytest.mark.slow
 def test_the_page_changes_nothing_in_the_training(flags, trained, capsys):
-    """The same losses as those of the run that nobody looked at; then its checkpoint is shown, and stays as it is."""
     a03.main(**flags, show_batches=1)
     a03.main(**flags)
     folder = Path(flags["output_path"]) / "weights" / "looked"

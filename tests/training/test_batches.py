@@ -159,7 +159,6 @@ def test_weights_say_how_often_an_image_is_drawn(data):
 # === Sizes and rules =================================================================================================
 @pytest.mark.parametrize("crop", ["zoom", "ssd"])
 def test_another_size_shows_the_same(data, crop):
-    """For multi-scale training: the same images in the same places, so the boxes are those of the usual size."""
     batches = make(data, crop=crop, mosaic=0.0, mixup=0.3)
     for step in (0, 5):
         images, targets = batches.batch(step)
@@ -229,7 +228,6 @@ def test_parts_say_what_is_verified_in_their_pictures(data, mosaic):
 
 
 def test_targets_of_500_classes_are_a_few_kilobytes(data):
-    """What goes to the device besides pixels, with every rule on."""
     _, targets = make(data, mosaic=1.0, max_gt_boxes=100, verified=True, num_classes=500).batch(0)
     assert sum(value.nbytes for value in targets.values()) / 5 <= 16 * 1024
 

@@ -373,7 +373,6 @@ print(test.open_run(run)["step"])
 
 @pytest.mark.slow
 def test_a_file_system_that_is_really_full(tmp_path):
-    """One of a megabyte, in a namespace of its own, where the system lets a user make such."""
     program = FULL.format(root=str(ROOT), run=str(tmp_path / "run")).replace("'", '"')
     mount = f"mount -t tmpfs -o size=1m none {tmp_path} && exec {sys.executable} -c '{program}'"
     if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode:

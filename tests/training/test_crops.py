@@ -217,7 +217,6 @@ def test_a_patch_is_drawn_in_another_way_where_none_overlaps_enough():
 
 
 def test_ssd_shows_small_and_large_things():
-    """In patches objects grow, on the canvas they shrink."""
     box, label = np.array([[0.4, 0.4, 0.6, 0.6]], "float32"), np.zeros(1, "int32")
     sample = Sample(np.zeros((100, 100, 3), "uint8"), box, label, NO_BOXES, NO_LABELS)
     widths = []

@@ -86,13 +86,6 @@ def test_a_split_without_image_labels_says_so(photographs, tmp_path):
     assert len(data.verified_of(data.image_ids.index("t00"))) > 0  # its boxes' classes
 
 
-def test_images_without_boxes_and_with_regions_only_are_there(photographs):
-    data = read_data_set(*photographs, "1", "train")
-    for image_id, num_boxes, num_regions in (("t_empty", 0, 0), ("t_group", 0, 1), ("t_kind", 0, 1), ("t_flat", 2, 0)):
-        index = data.image_ids.index(image_id)
-        assert (len(data.objects.of(index)[0]), len(data.regions.of(index)[0])) == (num_boxes, num_regions)
-
-
 # === Regions below a coarse box ======================================================================================
 def test_a_coarse_box_is_one_region_that_means_the_classes_below(photographs):
     """t_kind has a fruit: no tomato and no apple is denied there; classes are tomato, apple, carrot."""

@@ -38,7 +38,6 @@ def make(data, **options) -> Batches:
 
 # === Images that cannot be read ======================================================================================
 def test_a_bad_image_is_replaced_the_same_way_in_any_order_and_said_once(data, capsys):
-    """Also where another process has already met it, or not yet, or has pictures in memory."""
     sound = make(data)
     whole = {step: (sound.batch(step), sound.ids(step)) for step in STEPS}
     data.paths[2].write_bytes(data.paths[2].read_bytes()[:200])
@@ -65,7 +64,6 @@ def test_a_bad_image_is_replaced_the_same_way_in_any_order_and_said_once(data, c
 
 
 def test_stand_ins_follow_the_sampling(data):
-    """An image that is never drawn does not come in by this door."""
     weights = np.ones(len(data))
     weights[0], weights[1] = 0.0, 2.0
     data.paths[4].unlink()
@@ -208,7 +206,6 @@ def test_too_many_bad_images_end_a_training_that_goes_on_when_they_are_mended(fl
 
 
 def test_weights_that_an_update_spoiled_are_never_saved(trained, tmp_path):
-    """The loss before the update is finite, that after it is nobody's any more."""
     from training.callbacks import FiniteLossGuard, NonFiniteLoss
 
     data = read_data_set(trained.data_set, trained.output, "1", "train")

@@ -116,7 +116,6 @@ def test_classes_are_the_same_by_label_or_by_a_name_that_is_clear(old, new, pair
 
 
 def test_a_converted_checkpoint_keeps_the_scores_of_the_classes_that_it_knows():
-    """Its network sees pictures of any shape, the new one squares; all else is the same, batch norm is frozen."""
     shape = {"detector": "legacy_retinanet", "backbone": "legacy_resnet50", "padding": "explicit", "clip": "pixels"}
     shape |= {"anchors": anchors_of("legacy_retinanet", 96, 5, "official"), "box_coding": "corners", "image_size": 96}
     new = tiny_settings(**shape)  # Apple and Pear, green
@@ -137,7 +136,6 @@ def test_a_converted_checkpoint_keeps_the_scores_of_the_classes_that_it_knows():
 
 
 def test_layers_frozen_by_the_network_stay_frozen_when_the_backbone_thaws():
-    """The published checkpoints' batch norm: neither its weights nor its statistics move, the others' do."""
     network = network_from_settings(tiny_settings())
     frozen, free = (network.get_layer(name) for name in ("tum1_down1_bn", "tum1_down2_bn"))
     frozen.trainable = False

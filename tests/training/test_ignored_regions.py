@@ -39,7 +39,6 @@ def inside(box: tuple) -> np.ndarray:
     [(("none",), []), (("depictions",), [LEFT]), (("depictions", "regions"), [LEFT, RIGHT])],
 )
 def test_a_depiction_gives_no_gradient_with_or_without_the_rule_on_regions(tmp_path, as_they_are, asked, silent):
-    """A drawing on the left and a group on the right, both of class 1; with `depictions` alone only the first."""
     data = data_of(tmp_path, [(0, *MIDDLE)], [(1, *RIGHT), (1, *LEFT)], [False, True])
     rules = in_force({"label_rules": asked}, ["a", "b", "c"], data)
     batches = Batches(data, image_size=SIDE, batch_size=1, regions=rules.regions)
@@ -102,7 +101,6 @@ def sample_of(rows: list[tuple], regions: list[tuple] = ()) -> Sample:
 
 
 def test_an_object_stays_or_goes_with_all_its_classes():
-    """On level `all` it has a row for each: half of them would push down the other half at the object's anchors."""
     rows = [(label, *box) for _, *box in grid(3) for label in range(3)]
     whole = sample_of(rows)
     for seed in range(20):
@@ -116,7 +114,6 @@ def test_an_object_stays_or_goes_with_all_its_classes():
 
 
 def test_an_object_of_more_classes_than_there_is_room_for():
-    """It learns some; the others give it no gradient."""
     box = (0.1, 0.1, 0.6, 0.6)
     found, cut = with_boxes(sample_of([(label, *box) for label in range(3)]), 1, np.random.default_rng(0))
     assert (found.labels.tolist(), found.region_labels.tolist(), cut) == ([0], [1, 2], 2)

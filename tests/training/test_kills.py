@@ -133,7 +133,6 @@ def test_killed_and_stopped_runs_end_with_the_same_bits(trainings, whole):
 
 @pytest.mark.slow
 def test_random_kills(trainings, whole):
-    """At random steps, before random operations on files, after random times, by signals and by --max_hours."""
     rng, kills, run = random.Random(7), 0, 0
     while kills < KILLS:
         name, code = f"random_{run}", 1

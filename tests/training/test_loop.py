@@ -74,7 +74,6 @@ def test_the_backbone_keeps_its_weights_until_it_thaws(thawed, trained):
 
 
 def test_the_rate_goes_on_when_a_new_optimizer_begins(thawed):
-    """Nine steps in all, in the middle of which the optimizer is another."""
     schedule = Schedule(peak=TINY.get("learning_rate", 2e-4), steps=9, warm_up=1)
     found = [float(row["learning_rate"]) for row in history(thawed.runs / "whole")]
     np.testing.assert_allclose(found, [float(schedule(step)) for step in (3, 6, 9)], rtol=1e-4)

@@ -177,7 +177,6 @@ def start(photographs, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_two_processes_train_as_one_and_end_together(start, tmp_path, victim):
-    """One of them is killed in the second epoch; started again they go on, and end as the training of one process."""
     pair = start(2)
     for training in pair:
         training.wait_for("\nloss 9 ")

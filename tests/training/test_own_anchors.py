@@ -41,7 +41,6 @@ def flags(photographs, tiny_backbone, output, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_keeps_the_numbers_and_goes_on_without_the_file(flags, tmp_path, monkeypatch, capsys):
-    """Stopped after two steps, continued when the file has gone; another size of the input has the same anchors."""
     sizes = json.loads((tmp_path / "own.json").read_text())["sizes"]
     usual, steps = callbacks.FiniteLossGuard.on_train_batch_end, []
 

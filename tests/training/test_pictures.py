@@ -96,7 +96,6 @@ def test_threads_read_the_same(files):
 
 
 def test_mosaics_read_no_picture_twice(photographs, read):
-    """Without a cache: the tiles are among the pictures that come next, and these are kept until then."""
     data = read_data_set(*photographs, "1", "train")
     batches = Batches(data, image_size=64, batch_size=4, mosaic=1.0, mixup=0.5, close_at=100, cache_bytes=0)
     for step in range(6):

@@ -125,7 +125,6 @@ def test_a_file_of_weights_needs_its_backbone():
 def test_weights_that_have_learned_are_changed_less_and_each_optimizer_has_its_rates(
     change, rates, why, optimizer, decay
 ):
-    """The ablation's for SGD from random weights, the paper's for SGD from others."""
     chosen, reasons = plan.fill_in(OPEN | {"backbone": "vgg16", "optimizer": optimizer} | change, facts())
     assert (chosen["learning_rate"], chosen["weight_decay"]) == (rates[optimizer], decay)
     assert f"learning rate {rates[optimizer]:g} for {optimizer}, because {why}" in reasons
@@ -264,7 +263,6 @@ def test_the_plan_follows_the_newest_epochs(seconds, done, planned, expected):
     spare=st.floats(0.001, 0.999),
 )
 def test_epochs_that_fit_include_their_validations(epoch, validation, every, done, more, spare):
-    """So many epochs fit when the time is for them and not for one more, however often they are measured."""
     planned = done + more + 1000  # so that it is off by more than 5 %
 
     def seconds(total: int) -> float:

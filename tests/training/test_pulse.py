@@ -77,7 +77,6 @@ def test_who_says_good_bye_may_go(others):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="the system cannot stop a process")
 def test_a_process_that_is_silent_is_missed():
-    """As when its network is gone: the connection stands, nothing comes."""
     others = Others(1, silence=1.0)
     try:
         time.sleep(1.5)

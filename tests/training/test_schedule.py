@@ -112,7 +112,6 @@ print(json.dumps([train(compile_again=again) for again in (False, True)]))
 
 
 def test_moving_the_end_compiles_nothing_again_on_jax():
-    """The weights become those of a step that is compiled for the new end."""
     (weights, traced, end), (expected, again, _) = json.loads(run_on_backend("jax", MOVED_ON_JAX))
     assert (traced, end) == (0, 6)
     assert again > 0
@@ -225,7 +224,6 @@ def test_the_moving_average_is_one_of_the_weights_or_there_is_none(ema):
 
 
 def test_the_end_of_fit_leaves_the_weights_and_not_their_average():
-    """a03 calls it once per epoch, and the next one goes on."""
     x, y = data(8)
     found = []
     for ends in ([2], [1, 2]):

@@ -227,7 +227,7 @@ def test_max_iou_by_hand():
     assert max_iou(targets([[]]), anchors).tolist() == [[-1, -1, -1, -1]]
 
 
-def test_of_two_boxes_that_take_one_anchor_the_better_gets_it():
+def test_an_anchor_of_two_boxes_goes_to_the_better_one():
     anchors = np.array([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]], "float32")
     worse, better = (0, 0, 0, 0.2, 0.2), (1, 0, 0, 0.3, 0.2)
     assert max_iou(targets([[worse, better]]), anchors).tolist() == [[1, -1]]

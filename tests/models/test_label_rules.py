@@ -130,7 +130,7 @@ def reference_reach(box, assigned) -> np.ndarray:
 
 
 @pytest.mark.parametrize("assignment", ASSIGNMENTS)
-def test_an_ancestor_of_a_box_is_no_negative_there_and_one_elsewhere(assignment):
+def test_ancestors_of_a_box_are_negatives_outside_it_only(assignment):
     box = np.array([0.1, 0.1, 0.6, 0.6], "float32")
     truth = without_regions(targets([[(0, *box)]]))
     plain, ruled = (logit_gradient(truth, assignment=assignment, ancestors=a)[0] for a in (None, ANCESTORS))

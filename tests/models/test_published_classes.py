@@ -90,7 +90,7 @@ def test_another_order_is_noticed():
 
 
 @pytest.mark.parametrize("published", [True, False])
-def test_the_converter_says_so(tmp_path, monkeypatch, capsys, published):
+def test_the_converter_warns_about_another_order(tmp_path, monkeypatch, capsys, published):
     drawn = drawn_classes()
     order = published_classes(drawn, {label for label, name in drawn.items() if name != "Excluded"})[:LEAVES]
     write_class_descriptions(tmp_path / "classes.csv", dict(order if published else reversed(order)))

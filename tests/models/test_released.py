@@ -80,7 +80,7 @@ def test_every_recorded_tensor(variant):
 
 
 @pytest.mark.parametrize("variant", ["vgg_small", "vgg_sfam_small"])
-def test_the_second_network_is_the_released_one(variant):
+def test_the_numpy_network_equals_the_golden_tensors(variant):
     reference = golden(variant)
     config = reference.description["config"]
     found = reference_outputs(reference.state, reference.image[0], tums=config["num_levels"], sfam=config["sfam"])
@@ -111,7 +111,7 @@ def small():
     return network, state, structure
 
 
-def test_every_tensor_equals_that_of_the_second_network(small):
+def test_every_tensor_equals_the_numpy_network(small):
     """On a picture of bytes: red, green, blue become blue - 104, green - 117, red - 123."""
     network, state, structure = small
     picture = np.random.default_rng(1).integers(0, 256, (272, 272, 3)).astype("float32")

@@ -55,7 +55,7 @@ def assert_equal_to_a_fresh_one(other, settings, size):
     ],
     ids=["paper", "released", "six scales", "a backbone of Keras"],
 )
-def test_it_shares_all_variables_and_equals_a_network_built_at_that_size(changes, sizes):
+def test_a_resized_network_shares_variables_and_equals_a_fresh_one(changes, sizes):
     settings = tiny_settings(**changes)
     network = network_from_settings(settings)
     before = arrays(network(pictures(1, settings["image_size"], settings["image_size"])))
@@ -95,7 +95,7 @@ def test_gradients_reach_every_weight_and_training_one_trains_the_other():
     assert all(np.any(after[name] != before[name]) for name in before)
 
 
-def test_what_is_frozen_in_one_is_frozen_in_the_other():
+def test_frozen_weights_are_frozen_at_every_size():
     settings = tiny_settings()
     network = network_from_settings(settings)
     freeze(network, batch_norm=True)
@@ -116,7 +116,7 @@ def test_the_network_can_still_be_exported(tmp_path):
         np.testing.assert_array_equal(value, expected[name])
 
 
-def test_an_image_that_is_too_small_says_so():
+def test_too_small_a_size_is_refused():
     settings = tiny_settings(scales=6, image_size=272)
     network = network_from_settings(settings)
     with pytest.raises(InputError, match="6 scales do not fit 128 pixels: take at least 272"):

@@ -54,7 +54,7 @@ def test_a_row_of_history_per_epoch(trained):
         assert float(row["seconds"]) > 0
 
 
-def test_what_is_printed(trained):
+def test_printed_lines(trained):
     lines = trained.printed.splitlines()
     assert lines[0] == "train: 12 images, 14 boxes, 2 ignored regions"
     assert "validation: 6 images, 8 boxes" in lines

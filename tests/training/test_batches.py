@@ -79,7 +79,7 @@ def test_shapes_types_and_padding(data):
         assert np.all(np.diff((targets[labels] < 0).astype(int), axis=1) >= 0)  # padding comes last
 
 
-def test_each_picture_of_a_batch_is_seen_in_its_own_way(data):
+def test_pictures_of_a_batch_are_augmented_differently(data):
     one = dataclasses.replace(data, image_ids=data.image_ids[:1], paths=data.paths[:1])
     for mosaic in (0.0, 1.0):
         images, _ = make(one, mosaic=mosaic).batch(0)

@@ -131,7 +131,7 @@ def test_a_checkpoint_of_another_network_or_optimizer_is_refused(run):
         checkpoints.restore(run, other, open_run(run))
 
 
-def test_other_training_images_than_before_are_said(capsys):
+def test_changed_training_images_are_reported(capsys):
     state = new_state()
     checkpoints.note_images(state, ["a", "b"])
     state["step"] = 5
@@ -169,7 +169,7 @@ def photographed(run, snaps):
 
 
 @pytest.mark.parametrize("best", [False, True], ids=["the best before", "a new best"])
-def test_it_is_complete_or_not_there_at_every_moment(run, trainer, tmp_path, best, capsys):
+def test_a_killed_write_leaves_a_complete_checkpoint(run, trainer, tmp_path, best, capsys):
     snaps = tmp_path / "snaps"
     snaps.mkdir()
     with photographed(run, snaps):
@@ -190,7 +190,7 @@ def test_it_is_complete_or_not_there_at_every_moment(run, trainer, tmp_path, bes
     assert capsys.readouterr().out == ""  # nothing is damaged, so nothing is said
 
 
-def test_the_first_checkpoint_is_there_or_nothing_is(trainer, tmp_path):
+def test_a_killed_first_write_leaves_nothing(trainer, tmp_path):
     run, snaps = tmp_path / "run", tmp_path / "snaps"
     run.mkdir()
     snaps.mkdir()
@@ -206,7 +206,7 @@ def test_the_first_checkpoint_is_there_or_nothing_is(trainer, tmp_path):
     assert set(steps) == {0, 1}
 
 
-def test_what_a_kill_left_half_written_is_removed(run):
+def test_half_written_files_are_removed(run):
     (run / ".4711.history.csv").write_text("half")
     (run / "model.keras").unlink()
     state = open_run(run)

@@ -30,7 +30,7 @@ def test_ancestors_of_a_small_hierarchy(tmp_path):
 
 
 @pytest.mark.parametrize("labels", [["apple", "carrot", "car"], ["unknown"], ["food"]])
-def test_none_where_no_class_lies_above_another(tmp_path, labels):
+def test_unrelated_classes_have_no_ancestor_matrix(tmp_path, labels):
     assert ancestor_matrix(data_set(tmp_path), labels) is None
 
 
@@ -71,7 +71,7 @@ def test_the_coarse_classes_of_a_level_and_what_is_below_them(tmp_path):
         (("depictions", "regions"), ["apple", "fruit"], True, "depictions, regions", "all"),
     ],
 )
-def test_the_rules_that_are_said_are_those_in_force(tmp_path, capsys, asked, labels, image_labels, said, regions):
+def test_printed_label_rules_are_those_in_force(tmp_path, capsys, asked, labels, image_labels, said, regions):
     flags = {"dataset_path": data_set(tmp_path), "label_rules": asked}
     meant = np.eye(2, dtype="float32")
     rules = in_force(flags, labels, SimpleNamespace(has_image_labels=image_labels, region_classes=meant))

@@ -68,7 +68,7 @@ def test_half_of_the_views_are_mirrored_and_no_two_are_equal(view_name):
 
 
 @pytest.mark.parametrize("view_name", VIEWS)
-def test_the_aspect_ratio_is_kept_where_it_is_to_be(view_name):
+def test_letterbox_keeps_the_aspect_ratio(view_name):
     """A square object in a picture of 2:1 stays square; stretched it does not."""
     image = np.zeros((100, 200, 3), "uint8")
     sample = Sample(image, np.array([[0.48, 0.46, 0.52, 0.54]], "float32"), np.zeros(1, "int32"), NO_BOXES, NO_LABELS)

@@ -96,7 +96,7 @@ def test_images_that_are_all_bad_end_it(data):
         make(data, max_bad_images=1000).batch(0)
 
 
-def test_what_was_replaced_is_counted_at_the_end(data, capsys):
+def test_replaced_images_are_counted_at_the_end(data, capsys):
     data.paths[3].unlink()
     batches = make(data, max_bad_images=1)
     for step in range(4):
@@ -106,7 +106,7 @@ def test_what_was_replaced_is_counted_at_the_end(data, capsys):
     assert f"1 images could not be read and were replaced by others: {data.image_ids[3]}" in capsys.readouterr().out
 
 
-def test_a_wrong_folder_is_noticed_before_anything_begins(data):
+def test_an_unreadable_first_image_is_refused_at_once(data):
     data.paths[0].unlink()
     with pytest.raises(InputError, match="No such file"):
         check_images(data, "stored")

@@ -128,14 +128,14 @@ def test_an_object_of_more_classes_than_there_is_room_for():
     np.testing.assert_array_equal(gradient[learns, 1:], 0)
 
 
-def test_what_has_room_stays_as_it_is():
+def test_boxes_within_the_limit_stay():
     whole = sample_of(grid(3), [(0, 0, 0, 1, 1)])
     assert with_boxes(whole, 9, np.random.default_rng(0)) == (whole, 0)
     assert with_regions(whole, 1) == (whole, 0)
 
 
 # === Regions without room ============================================================================================
-def test_of_too_many_regions_the_largest_stay_in_their_order():
+def test_the_largest_regions_stay_in_order():
     sides = np.random.default_rng(0).permutation(20) / 40 + 0.01
     found, beyond = with_regions(sample_of([], [(k, 0, 0, side, side) for k, side in enumerate(sides)]), 5)
     assert beyond == 15

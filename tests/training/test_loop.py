@@ -294,7 +294,7 @@ def test_the_learning_rate_reaches_its_end_when_the_end_was_moved(budgeted):
     assert all(after < before for before, after in itertools.pairwise(rates))
 
 
-def test_patience_ends_a_training_and_its_next_start_does_not_go_on(trained, tmp_path, monkeypatch, capsys):
+def test_patience_ends_a_training_for_good(trained, tmp_path, monkeypatch, capsys):
     flags, runs = output_with_level(trained, tmp_path)
     flags |= {"run": "patient", "epochs": 8, "steps_per_epoch": 1, "patience": 2, "image_size": 64, "scales": 1}
     clock = Clock(monkeypatch, scores=[0.125, 0.5, 0.5, 0.25, 0.75])
@@ -524,7 +524,7 @@ class Epochs:
             self.moves.append(state["total"])
 
 
-def test_an_epoch_has_its_share_of_measuring_and_the_last_one_all_of_it(clock, monkeypatch):
+def test_validation_time_is_shared_among_epochs(clock, monkeypatch):
     """Ten epochs of 10 s and four measurements of 30 s, 220 s, fit into 223 s: nothing is moved on the way."""
     training = Epochs(clock, monkeypatch, total=10, deadline=223.0, every=3)
     training.end.measuring.append(30.0)  # by the plan
@@ -555,7 +555,7 @@ def test_multi_scale_stays_off_when_the_budget_grows(clock, monkeypatch, closed)
         assert loop.close_at(state) in (170, int(0.85 * 10 * state["total"]))
 
 
-def test_while_the_backbone_is_frozen_the_end_moves_to_earlier_only(clock, monkeypatch):
+def test_with_a_frozen_backbone_the_end_only_moves_earlier(clock, monkeypatch):
     training = Epochs(clock, monkeypatch, total=20, deadline=400.0, frozen=2)
     training.train(step=1.0)
     training.train(step=1.0)

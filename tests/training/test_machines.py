@@ -67,7 +67,7 @@ def test_the_devices_that_share_a_batch(monkeypatch, change, found, used, said):
         ("tensorflow", {"strategy": "mirrored", "accumulate": 2}, "--accumulate 2 does not work with --strategy"),
     ],
 )
-def test_what_cannot_be_is_refused(monkeypatch, backend, change, message):
+def test_invalid_device_options_are_refused(monkeypatch, backend, change, message):
     monkeypatch.setattr(machines.keras.backend, "backend", lambda: backend)
     with refused(message):
         machines.check_flags(FLAGS | change)
@@ -92,7 +92,7 @@ def test_a_batch_is_shared_evenly():
         Sharing(tuple(GPUS)).check_batch_size(6)
 
 
-def test_one_process_asks_nobody(tmp_path):
+def test_one_process_does_not_communicate(tmp_path):
     assert machines.is_first()
     assert machines.share_of(8) is None
     assert machines.from_first(lambda: tmp_path) is tmp_path  # not even told in JSON

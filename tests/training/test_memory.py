@@ -50,7 +50,7 @@ def test_half_precision_takes_half():
     assert results("float32") == 2 * results("mixed_bfloat16")
 
 
-def test_what_grows_with_the_batch(network):
+def test_activations_and_pictures_grow_with_the_batch(network):
     four, eight = expected(network), expected(network, batch_size=8)
     assert eight["activations"] == pytest.approx(2 * four["activations"], abs=2)
     assert four["assignment"] < eight["assignment"] <= 2 * four["assignment"]
@@ -58,7 +58,7 @@ def test_what_grows_with_the_batch(network):
     assert all(eight[name] == four[name] for name in ("weights", "optimizer", "graph"))
 
 
-def test_what_the_optimizer_keeps(network):
+def test_optimizer_memory_by_its_parts(network):
     """Gradients, moments, the moving average, the sum of gradients: as many numbers as weights that are learned."""
     learned = weight_bytes(network)[1]
     assert expected(network)["optimizer"] == 4 * learned
@@ -175,7 +175,7 @@ def test_no_memory_is_one_sentence_with_the_remedy(error, checkpoint):
 
 
 @pytest.mark.parametrize("error", [XlaRuntimeError("INTERNAL: no"), InputError("a file"), KeyboardInterrupt()])
-def test_other_errors_stay_what_they_are(error):
+def test_other_errors_pass_unchanged(error):
     with (
         pytest.raises(type(error)) as found,
         memory.shortage_in_one_sentence(batch_size=8, image_size=192, checkpoint=""),

@@ -41,7 +41,7 @@ def read(monkeypatch) -> list[str]:
     return names
 
 
-def test_every_way_gives_the_same_pixels(files, monkeypatch):
+def test_cached_and_uncached_pictures_are_equal(files, monkeypatch):
     cached, uncached = make(files, cache_bytes=2**30), make(files)
     monkeypatch.setattr(module, "RECENT_PICTURES", 2)
     for number in (0, 1, 2, 3, 4, 5, 0, 3, 3):

@@ -67,7 +67,7 @@ def test_the_others_miss_process_0(others):
 
 
 @pytest.mark.parametrize("others", [1], indirect=True)
-def test_who_says_good_bye_may_go(others):
+def test_a_process_that_leaves_is_not_missed(others):
     others.tell(0, "leave")
     assert others.processes[0].wait(20) == 0
     others.pulse.wait_for_others(20)
@@ -88,7 +88,7 @@ def test_a_process_that_is_silent_is_missed():
         others.processes[0].communicate()
 
 
-def test_nobody_comes():
+def test_waiting_for_processes_times_out():
     pulse = Pulse(lambda: None, silence=0.2)
     pulse.listen()
     with pytest.raises(OSError, match="timed out"):

@@ -119,7 +119,7 @@ def test_moving_the_end_compiles_nothing_again_on_jax():
 
 
 @pytest.mark.parametrize("shape", ["cosine", "steps"])
-def test_its_config_makes_the_same_again_after_json(shape):
+def test_the_schedule_survives_json(shape):
     schedule = Schedule(peak=0.3, steps=100, shape=shape, warm_up=7, offset=20)
     schedule.move_end(70, at=30)
     again = Schedule(**json.loads(json.dumps(schedule.get_config())))
@@ -241,7 +241,7 @@ def test_averages_reach_back_a_twenty_fifth_of_the_training():
     assert reach == pytest.approx([10, 10, 40, 4000, 5000])
 
 
-def test_the_optimizers_are_the_ones_that_were_asked_for():
+def test_optimizers_by_name():
     sgd = make_optimizer(constant(0.1), optimizer="sgd", ema=True, weight_decay=0.0, clip_norm=0.0)
     assert isinstance(sgd, keras.optimizers.SGD)
     assert sgd.momentum == 0.9

@@ -18,7 +18,7 @@ def test_before_the_first_step_a_signal_stops_at_once():
 
 
 @pytest.mark.parametrize(("number", "reason"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "the keyboard")])
-def test_while_it_trains_a_signal_waits_for_the_step(number, reason):
+def test_a_signal_stops_the_training_after_the_step(number, reason):
     stop = Stop()
     with stop.on_signals():
         stop.waits = True
@@ -43,14 +43,14 @@ def test_a_second_ctrl_c_does_not_wait():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_afterwards_signals_do_what_they_did_before():
+def test_signal_handlers_are_restored():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with Stop().on_signals():
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_in_another_thread_it_trains_without_handlers():
+def test_in_another_thread_there_are_no_handlers():
     done = []
 
     def train():

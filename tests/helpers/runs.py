@@ -40,16 +40,16 @@ def tensors(path: Path | BinaryIO) -> dict[str, np.ndarray]:
     return found
 
 
-def assert_same_training(one: Path, two: Path) -> None:
+def assert_same_training(one: Path, two: Path, *, atol: float = 1e-5) -> None:
     """Two runs have equal checkpoints (weights, averages, the optimizer) and equal histories."""
     for name in ("training.npz", "network.weights.h5"):
         a, b = (tensors(run / "checkpoint" / name) for run in (one, two))
         assert a.keys() == b.keys()
         for key, value in a.items():
-            np.testing.assert_allclose(b[key], value, atol=1e-5, err_msg=f"{name} {key}")
+            np.testing.assert_allclose(b[key], value, atol=atol, err_msg=f"{name} {key}")
     columns = ("epoch", "loss", "class_loss", "box_loss", "mAP", "learning_rate")
     mine, other = ([[float(row[c]) for c in columns] for row in history(run)] for run in (one, two))
-    np.testing.assert_allclose(mine, other, atol=1e-5)
+    np.testing.assert_allclose(mine, other, atol=atol)
 
 
 def assert_same_batch(one: tuple[np.ndarray, dict], two: tuple[np.ndarray, dict]) -> None:

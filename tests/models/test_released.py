@@ -1,5 +1,6 @@
 """The released variant equals the golden tensors and a second network in NumPy."""
 
+import dataclasses
 import math
 
 import keras
@@ -28,7 +29,7 @@ SMALL = {"channels": 8, "tums": 2, "outputs": 4, "sfam": True}
 
 
 def build(structure: Structure, image_size: int) -> keras.Model:
-    sizes = structure._asdict()
+    sizes = dataclasses.asdict(structure)
     options = {"variant": "released", "head": "conv", "anchors_per_cell": 6, "preprocessing": "ssd"}
     return build_m2det(backbone="vgg16", num_classes=sizes.pop("outputs"), image_size=image_size, **sizes, **options)
 

@@ -89,9 +89,7 @@ def test_a_script_imports_no_other_script(path):
 
 # === Printing and flags belong to the scripts ========================================================================
 @pytest.mark.parametrize("path", [file for file in files("oid") if file.id != "oid/command_line.py"])
-def test_oid_prints_nothing_and_names_no_flag(path, request):
-    if path.name == "paths.py":
-        request.applymarker(pytest.mark.xfail(strict=False))
+def test_oid_prints_nothing_and_names_no_flag(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     calls = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"]
     texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]

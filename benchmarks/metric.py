@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +49,9 @@ def main(*, small: bool = False) -> None:
     with tempfile.TemporaryDirectory() as folder:
         few, many = Path(folder) / "few", Path(folder) / "many"
         os.environ["NUMBA_CACHE_DIR"] = str(Path(folder) / "cache")
-        write_inputs(rng, few, 100, 500, 5_000, 50)
-        write_inputs(rng, many, 41_620 // part, 200_000 // part, 12_000_000 // part, 500)
+        with get_context("spawn").Pool(1) as pool:  # a child starts with the peak memory of its parent
+            pool.apply(write_inputs, (rng, few, 100, 500, 5_000, 50))
+            pool.apply(write_inputs, (rng, many, 41_620 // part, 200_000 // part, 12_000_000 // part, 500))
         time_a07("--help")
         for what in ("an empty cache", "a full cache"):
             time_a07("--dataset_path", few, "--predictions", few / "predictions.csv", note=f"100 images, {what}")

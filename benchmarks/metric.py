@@ -8,8 +8,8 @@ classes in a hierarchy and 12 million predictions (0.7 GB), by itself, with --er
 start-up (`--help`), and of 100 images with numba's cache empty and full, which shows what compiling costs. Then COCO's
 metric from arrays beside faster-coco-eval, from the lists that it takes.
 
-The challenge's metric has no peer: group-of boxes and verified classes are in the TensorFlow Object Detection API only,
-whose last release needs Python 3.8. Takes several minutes; `--small` less than one.
+The challenge's metric has no peer here: its reference, the TensorFlow Object Detection API, is not a package that
+installs beside these. Takes several minutes; `--small` less than one.
 """
 
 import contextlib

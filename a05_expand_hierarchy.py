@@ -76,7 +76,8 @@ def expand_file(source: Path, target: Path, tree: Hierarchy, classes: set[str], 
     """Expands a prediction file block by block, and prints how many boxes were read, added and left out."""
     from oid.predictions.expand import Expansion  # here, because importing numba would slow down --help
 
-    file, expansion = PredictionFile(source), Expansion(tree, classes)
+    file = PredictionFile(source)
+    expansion = Expansion(tree, classes, file.labels)
     read, written = collections.Counter(), collections.Counter()
     blocks = tqdm(file.blocks(IMAGES_PER_BLOCK), total=-(-file.num_images // IMAGES_PER_BLOCK), disable=None)
     with PredictionWriter(target) as writer:

@@ -1,18 +1,19 @@
-"""Predictions of all ancestors: every box is copied to the classes above its own, and what gained boxes is thinned.
+"""Expands predictions to ancestor classes: every box is copied to the classes above its own, then NMS thins those.
 
-Per image:
+For each image:
 
-1. Boxes whose class is written stay, in their order.
-2. After them every box comes once for each ancestor of its class that is written, nearest ancestor first.
-3. A class that gained boxes in step 2 goes through non-maximum suppression with all its boxes, the old ones included:
-   in descending score, of equal ones the earlier first, a box stays unless its IoU with one of its class that stays is
-   above the threshold. No other class is touched, no box changes its place.
+1. Boxes whose class is evaluated stay, in their order.
+2. Each box is appended once for every evaluated ancestor of its class, nearest ancestor first.
+3. In each class that gained boxes, non-maximum suppression runs on all boxes, old and new: in descending score, the
+   earlier of equal scores first, a box stays unless its IoU with a box that stays is above the threshold. Boxes of
+   other classes are untouched, and the order does not change.
 
-All images of a block are done by one compiled function; images do not touch each other, so results depend neither on
-the size of the blocks nor on the two threads.
+A compiled function expands all images of a block. Images are independent of each other, so the result depends neither
+on the size of the blocks nor on the two threads.
 """
 
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -23,42 +24,40 @@ from oid.predictions.files import Predictions
 
 
 class Expansion:
-    """What happens to a box of each label; labels may become more from block to block.
+    """The ancestors of each label of a prediction file.
 
     Attributes:
-        labels: those that are written: of the predictions, and their ancestors.
-        inner: those of them that may gain boxes, in the order in which they came.
+        labels: the labels of the file, followed by the other evaluated ancestors.
+        inner: the evaluated ancestors, whose classes may gain boxes.
     """
 
-    def __init__(self, tree: Hierarchy, classes: Collection[str]):
-        """Takes the hierarchy and the classes that are written."""
-        self._tree, self._classes = tree, frozenset(classes)
-        self._position: dict[str, int] = {}
-        self._own: list[int] = []  # per label of the predictions: its position in `labels`, -1 = not written
-        self._ancestors: list[int] = []
-        self._starts = [0]  # label i's ancestors are self._ancestors[self._starts[i] : self._starts[i + 1]]
-        self.labels: list[str] = []
-        self.inner: dict[str, None] = {}
+    def __init__(self, tree: Hierarchy, classes: Collection[str], labels: Sequence[str]):
+        """Takes the hierarchy, the evaluated classes, and the labels of the file."""
+        above = [tree.ancestors(label) if label in tree else () for label in labels]
+        above = [[ancestor for ancestor in ancestors if ancestor in classes] for ancestors in above]
+        self.inner = list(dict.fromkeys(itertools.chain.from_iterable(above)))
+        self.labels = list(dict.fromkeys([*labels, *self.inner]))
+        numbers = {label: number for number, label in enumerate(self.labels)}
+        self._is_written = np.array([label in classes for label in labels], dtype=np.bool_)
+        self._ancestors = np.array([numbers[ancestor] for ancestors in above for ancestor in ancestors], np.int64)
+        self._starts = np.cumsum([0, *map(len, above)])  # label i has ancestors[starts[i] : starts[i + 1]]
 
     def expand(self, found: Predictions, *, nms_iou: float, only_new: bool = False) -> Predictions:
         """Expands the boxes of some images.
 
         Args:
-            found: their predictions; its `labels` start with those of the calls before.
+            found: predictions from the file.
             nms_iou: the threshold of step 3; at 1.0 nothing is suppressed.
-            only_new: leave the boxes of step 1 out of the result.
+            only_new: leave out the boxes of step 1.
 
         Returns:
-            the same images; `labels` is this object's own list, which later calls make longer.
+            the same images; their label indices refer to `labels`.
         """
-        self._learn(found.labels[len(self._own) :])
-        own, starts = np.array(self._own, dtype=np.int64), np.array(self._starts, dtype=np.int64)
-        ancestors = np.array(self._ancestors, dtype=np.int64)
-        boxes = found.label_index, found.scores, np.ascontiguousarray(found.boxes)
         offsets, middle = found.offsets(), len(found.image_ids) // 2
+        boxes = found.label_index, found.scores, np.ascontiguousarray(found.boxes)
+        classes = self._is_written, self._starts, self._ancestors, len(self.labels)
 
         def expand(begin: int, end: int) -> tuple[np.ndarray, ...]:
-            classes = own, starts, ancestors, len(self.labels)
             return _expand_images(begin, end, offsets, *boxes, *classes, nms_iou, only_new)
 
         with ThreadPoolExecutor(2) as pool:
@@ -67,30 +66,15 @@ class Expansion:
         image_index = np.repeat(np.arange(len(counts)), counts)
         return Predictions(found.image_ids, self.labels, image_index, labels, scores, boxes)
 
-    def _learn(self, labels: list[str]) -> None:
-        """Takes labels that the predictions did not have before."""
-        for label in labels:
-            above = self._tree.ancestors(label) if label in self._tree else ()
-            self._own.append(self._number(label) if label in self._classes else -1)
-            self._ancestors += [self._number(ancestor) for ancestor in above if ancestor in self._classes]
-            self.inner |= dict.fromkeys(ancestor for ancestor in above if ancestor in self._classes)
-            self._starts.append(len(self._ancestors))
-
-    def _number(self, label: str) -> int:
-        if label not in self._position:
-            self._position[label] = len(self.labels)
-            self.labels.append(label)
-        return self._position[label]
-
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _expand_images(
-    begin, end, offsets, labels, scores, boxes, own, starts, ancestors, num_classes, iou_threshold, only_new
+    begin, end, offsets, labels, scores, boxes, is_written, starts, ancestors, num_classes, iou_threshold, only_new
 ):
     """Expands the images `begin` to `end`.
 
     Returns:
-        (images,) number of boxes, (N,) classes, (N,) scores and (N, 4) boxes.
+        (images,) number of boxes of each image; (N,) classes, (N,) scores and (N, 4) boxes.
     """
     room, most = 0, 0
     for image in range(begin, end):
@@ -105,10 +89,10 @@ def _expand_images(
     new_scores, new_boxes = np.empty(room), np.empty((room, 4))
     total = 0
     for image in range(begin, end):
-        old, entries = 0, 0  # entries are boxes that may be written: the old ones, then the added
+        old = 0  # the entries of an image are its boxes of step 1, then those of step 2
         for box in range(offsets[image], offsets[image + 1]):
-            if own[labels[box]] >= 0:
-                class_of[old], source[old], stays[old] = own[labels[box]], box, True
+            if is_written[labels[box]]:
+                class_of[old], source[old], stays[old] = labels[box], box, True
                 old += 1
         entries = old
         for box in range(offsets[image], offsets[image + 1]):
@@ -136,7 +120,7 @@ def _expand_images(
 def _suppress(gained, class_of, source, scores, boxes, iou_threshold, last, previous, stays):
     """Sets `stays` of the entries `gained`, which are all boxes of some classes in one image.
 
-    The entries that stay are chained per class: `last[c]` is the newest of class c, `previous[k]` the one before k.
+    The entries that stay form a chain per class: `last[c]` is the newest of class c, `previous[k]` precedes k.
     """
     keys = np.empty(len(gained))
     for i in range(len(gained)):
@@ -153,7 +137,7 @@ def _suppress(gained, class_of, source, scores, boxes, iou_threshold, last, prev
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _iou(boxes, a, b):
-    """IoU of two rows of one array: numba would not notice a change in a function elsewhere."""
+    """IoU of two rows. It is not shared, because numba's cache does not notice changes in other files."""
     width = min(boxes[a, 2], boxes[b, 2]) - max(boxes[a, 0], boxes[b, 0])
     height = min(boxes[a, 3], boxes[b, 3]) - max(boxes[a, 1], boxes[b, 1])
     if width <= 0.0 or height <= 0.0:

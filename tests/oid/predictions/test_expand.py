@@ -73,24 +73,9 @@ def rows_of(found):
 )
 def test_a_block_is_expanded_as_each_image_by_the_plain_rules(images, classes, nms_iou, only_new):
     found, tree = predictions_of(images), Hierarchy(TREE)
-    result = Expansion(tree, classes).expand(found, nms_iou=nms_iou, only_new=only_new)
+    result = Expansion(tree, classes, found.labels).expand(found, nms_iou=nms_iou, only_new=only_new)
     assert result.image_ids == found.image_ids
     assert rows_of(result) == plain_expansion(found, tree, classes, nms_iou, only_new)
-
-
-def test_labels_may_come_later():
-    """The vocabulary grows from block to block; ancestors that an earlier block added keep their number."""
-    expansion = Expansion(Hierarchy(TREE), set(LABELS))
-    labels = ["e"]
-    arrays = np.zeros(1, int), np.zeros(1, int), np.ones(1), np.array([[0.0, 0, 1, 1]])
-    first = expansion.expand(Predictions(["i"], labels, *arrays), nms_iou=0.5)
-    assert [row[1] for row in rows_of(first)] == ["e", "d", "b", "c", "a"]
-    labels += ["b", "f"]
-    arrays = np.zeros(2, int), np.array([1, 2]), np.ones(2), np.array([[0.0, 0, 1, 1], [2, 2, 3, 3]])
-    second = expansion.expand(Predictions(["j"], labels, *arrays), nms_iou=0.5)
-    assert [row[1] for row in rows_of(second)] == ["b", "f", "a", "d", "b", "c", "a"]
-    assert second.labels[:5] == ["e", "d", "b", "c", "a"]
-    assert list(expansion.inner) == ["d", "b", "c", "a"]
 
 
 @pytest.fixture

@@ -1,20 +1,16 @@
-"""Times reading and writing prediction files against Python's own csv, split, float and format, and measures memory.
+"""Times reading and writing prediction files against a few lines of polars, the best that a user would write by hand.
 
     python benchmarks/prediction_files.py
-    python benchmarks/prediction_files.py --small
+    python benchmarks/prediction_files.py --images 5000
 
-The file is made in a temporary folder, 0.6 GB at full size, and a second one is written beside it. Every measurement is
-a process of its own, so that its peak memory is known; the two ways take turns, and the fastest of each counts. What is
-compiled is compiled before that, and printed apart. Python reads and writes 3,000 of the images, and is shown per
-million boxes. CPU seconds are of all threads together; on a machine with other work they tell more.
+The file is made in a temporary folder, 0.6 GB with 100,000 images of 100 boxes. Every measurement is a process of its
+own, so that its peak memory is known; the ways take turns, and the fastest run of each counts. The peer holds the whole
+file in memory and checks nothing; it writes coordinates through decimals, which rounds some of them differently.
 """
 
 import concurrent.futures
-import csv
 import multiprocessing
-import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,157 +18,112 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from oid.columns import CORNERS
 from oid.command_line import run_script
 from oid.predictions.files import PredictionFile, Predictions, PredictionWriter, read_predictions, write_predictions
 
-ROOT = Path(__file__).resolve().parent.parent
 CLASSES = 500
 BOXES = 100  # per image
-PYTHON_IMAGES = 3_000
-FIRST_CALL = (
-    "import sys, time, numpy; start = time.perf_counter(); from oid.predictions.files import *; "
-    "found = Predictions.from_images(['a'], ['x'], [([0], [0.5], [[0, 0, 1, 1]])]); "
-    "write_predictions(sys.argv[1], found); read_predictions(sys.argv[1]); print(time.perf_counter() - start)"
-)
+COLUMNS = ("LabelName", "Score", *CORNERS)
 
 
-def main(*, small: bool = False, images: int = 0, repeats: int = 3) -> None:
-    """Prints seconds, how many times as long Python takes, and peak memory.
+def main(*, images: int = 100_000, repeats: int = 3) -> None:
+    """Prints seconds, CPU seconds, peak memory, and how many times as long the peer takes.
 
     Args:
-        small: a quick look: fewer images
-        images: in the file, with 100 boxes each; 0 = 100000, or 5000 with --small
-        repeats: the fastest of so many counts
+        images: in the file, with 100 boxes each.
+        repeats: runs of each way; the fastest counts.
     """
-    images = images or (5_000 if small else 100_000)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        print_first_call(folder)
-        path, part = make(folder / "all.csv", images), make(folder / "part.csv", min(images, PYTHON_IMAGES))
+    with tempfile.TemporaryDirectory() as folder:
+        path = make(Path(folder) / "all.csv", images)
         print(f"{images * BOXES} boxes, {images} images, {path.stat().st_size / 1e6:.0f} MB")
-        print("                        here                             Python, per million     times as long")
-        print("                   s    CPU s   MB at most             s    CPU s             s     CPU s")
-        for what, here, python in (
-            ("read, at once", read_at_once, read_in_python),
-            ("read, in blocks", read_in_blocks, read_in_python),
-            ("write", write, write_in_python),
+        print("                   here: s    CPU s       MB     polars by hand: s    CPU s       MB    ratio")
+        for what, here, peer in (
+            ("read, at once", read_predictions, read_by_hand),
+            ("read, in blocks", read_in_blocks, read_by_hand),
+            ("read, shuffled", read_shuffled, read_by_hand),
+            ("write", write, write_by_hand),
         ):
-            show(what, here, python, path, part, repeats)
+            runs = [[apart(function, path) for function in (here, peer)] for _ in range(repeats)]
+            (s, cpu, mb), (peer_s, peer_cpu, peer_mb) = np.min(runs, axis=0)
+            numbers = f"{s:9.2f} {cpu:8.2f} {mb:8.0f} {peer_s:21.2f} {peer_cpu:8.2f} {peer_mb:8.0f}"
+            print(f"{what:<17}{numbers} {peer_s / s:8.2f}", flush=True)
 
 
-def show(what: str, here: Callable, python: Callable, path: Path, part: Path, repeats: int) -> None:
-    """Measures two ways, in turns, and prints a line."""
-    runs, peer_runs = [], []
-    for _ in range(repeats):
-        runs.append(apart(here, path))
-        peer_runs.append(apart(python, part))
-    seconds, cpu, _ = np.min(runs, axis=0)
-    each = np.min(peer_runs, axis=0)[:2] / min(PYTHON_IMAGES, num_images(path)) / BOXES * 1e6
-    ratios = each * num_images(path) * BOXES / 1e6 / (seconds, cpu)
-    memory = np.max(runs, axis=0)[2]
-    print(
-        f"{what:<15} {seconds:6.2f} {cpu:8.2f} {memory:12.0f} {each[0]:13.2f} {each[1]:8.2f} "
-        f"{ratios[0]:13.1f} {ratios[1]:9.1f}",
-        flush=True,
-    )
+def apart(function: Callable[[Path], object], path: Path) -> tuple[float, float, float]:
+    """Seconds, CPU seconds and peak memory in MB of a function in a process of its own."""
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, function, path).result()
 
 
-def apart(function: Callable[[Path], tuple[float, float]], path: Path) -> tuple[float, float, float]:
-    """What a function measures in a process of its own: seconds, CPU seconds, and that process' peak memory in MB."""
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(_with_memory, function, path).result()
-
-
-def _with_memory(function: Callable[[Path], tuple[float, float]], path: Path) -> tuple[float, float, float]:
-    seconds, cpu = function(path)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return seconds, cpu, peak / (1e6 if sys.platform == "darwin" else 1e3)
-
-
-def timed(function: Callable, *arguments: object) -> tuple[float, float]:
-    """Seconds and CPU seconds of a call."""
+def measure(function: Callable[[Path], object], path: Path) -> tuple[float, float, float]:
+    """Times a function, or what it returns if that is a function."""
     start, cpu = time.perf_counter(), time.process_time()
-    function(*arguments)
-    return time.perf_counter() - start, time.process_time() - cpu
+    result = function(path)
+    if callable(result):
+        start, cpu = time.perf_counter(), time.process_time()
+        result()
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    return seconds, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 # === Ours =============================================================================================================
 
 
-def read_at_once(path: Path) -> tuple[float, float]:
-    """All boxes of the file."""
-    warm_up(path)
-    return timed(read_predictions, path)
-
-
-def read_in_blocks(path: Path) -> tuple[float, float]:
+def read_in_blocks(path: Path) -> int:
     """All boxes, block by block."""
-    warm_up(path)
-    return timed(lambda: sum(len(block.boxes) for block in PredictionFile(path).blocks()))
+    return sum(len(block.boxes) for block in PredictionFile(path).blocks())
 
 
-def write(path: Path) -> tuple[float, float]:
+def read_shuffled(path: Path) -> int:
+    """All boxes, 1,024 images in random order at a time."""
+    file = PredictionFile(path)
+    order = np.random.default_rng(0).permutation(file.num_images)
+    return sum(len(file.read(order[first : first + 1024]).boxes) for first in range(0, len(order), 1024))
+
+
+def write(path: Path) -> Callable[[], None]:
     """Writes what was read before."""
     found = read_predictions(path)
-    write_predictions(path.with_name("warm.csv"), next(PredictionFile(path).blocks(1)))
-    return timed(write_predictions, path.with_name("written.csv"), found)
+    return lambda: write_predictions(path.with_name("written.csv"), found)
 
 
-def warm_up(path: Path) -> None:
-    """Loads what is compiled."""
-    next(PredictionFile(path).blocks(1))
+# === Polars by hand ===================================================================================================
 
 
-# === Python's =========================================================================================================
+def read_by_hand(path: Path) -> tuple[pl.Series, pl.DataFrame]:
+    """The image of each box, and its label, score and corners."""
+    rows = pl.read_csv(path, schema={"ImageId": pl.String, "PredictionString": pl.String})
+    tokens = rows.select("ImageId", pl.col("PredictionString").str.split(" "))
+    images = tokens.select(pl.col("ImageId").repeat_by(pl.col("PredictionString").list.len() // 6).explode())
+    column = pl.col("PredictionString").explode()
+    return images.to_series(), tokens.select(
+        column.gather_every(6, k).cast(pl.Categorical if k == 0 else pl.Float64).alias(name)
+        for k, name in enumerate(COLUMNS)
+    )
 
 
-def read_in_python(path: Path) -> tuple[float, float]:
-    """All boxes of the file, as lists."""
-    return timed(_read_in_python, path)
-
-
-def _read_in_python(path: Path) -> tuple[list, list, list, list]:
-    ids, labels, scores, boxes = [], [], [], []
-    with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            tokens = row["PredictionString"].split()
-            ids += [row["ImageId"]] * (len(tokens) // 6)
-            for i in range(0, len(tokens), 6):
-                labels.append(tokens[i])
-                scores.append(float(tokens[i + 1]))
-                boxes.append([float(token) for token in tokens[i + 2 : i + 6]])
-    return ids, labels, scores, boxes
-
-
-def write_in_python(path: Path) -> tuple[float, float]:
+def write_by_hand(path: Path) -> Callable[[], None]:
     """Writes what was read before."""
-    return timed(_write_in_python, path.with_name("written.csv"), *_read_in_python(path))
+    images, boxes = read_by_hand(path)
+    numbers = [pl.col("Score").round_sig_figs(9), *(pl.col(name).cast(pl.Decimal(12, 6)) for name in CORNERS)]
+
+    def write() -> None:
+        texts = boxes.select(pl.concat_str("LabelName", *numbers, separator=" ").alias("PredictionString"))
+        rows = texts.with_columns(images).group_by("ImageId", maintain_order=True)
+        rows.agg(pl.col("PredictionString").str.join(" ")).write_csv(path.with_name("written.csv"))
+
+    return write
 
 
-def _write_in_python(path: Path, ids: list, labels: list, scores: list, boxes: list) -> None:
-    rows = {}
-    for image_id, label, score, (a, b, c, d) in zip(ids, labels, scores, boxes, strict=True):
-        rows.setdefault(image_id, []).append(f"{label} {score:.9g} {a:.6f} {b:.6f} {c:.6f} {d:.6f}")
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("ImageId", "PredictionString"))
-        writer.writerows((image_id, " ".join(texts)) for image_id, texts in rows.items())
-
-
-# === Inputs ===========================================================================================================
-
-
-def num_images(path: Path) -> int:
-    """How many rows a file has."""
-    with open(path, "rb") as file:
-        return sum(1 for _ in file) - 1
+# === Input ============================================================================================================
 
 
 def make(path: Path, images: int, block: int = 5_000) -> Path:
-    """Writes random predictions with the ids and labels of Open Images' length."""
+    """Writes random predictions whose ids and labels are as long as those of Open Images."""
     names = [f"/m/{label:05x}" for label in range(CLASSES)]
     with PredictionWriter(path) as writer:
         for first in range(0, images, block):
@@ -183,16 +134,6 @@ def make(path: Path, images: int, block: int = 5_000) -> Path:
             labels, scores = rng.integers(0, CLASSES, len(boxes)), rng.random(len(boxes))
             writer.write(Predictions(ids, names, np.repeat(np.arange(count), BOXES), labels, scores, boxes))
     return path
-
-
-def print_first_call(folder: Path) -> None:
-    """What the first reading and writing takes in a new process: where it compiles, and after that."""
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", FIRST_CALL, str(folder / "first.csv")]
-    compiling, cached = (
-        float(subprocess.run(command, env=environment, capture_output=True, check=True).stdout) for _ in range(2)
-    )
-    print(f"first call of a process: {compiling:.1f} s where it compiles, {cached:.2f} s from the cache\n")
 
 
 if __name__ == "__main__":

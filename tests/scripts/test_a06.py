@@ -170,7 +170,7 @@ def test_mistakes_in_flags(ensemble, tmp_path, options, match):
 
 def test_the_input_is_never_overwritten_and_must_exist(tmp_path):
     path = write(tmp_path, "a.csv", {"i": ""})
-    with pytest.raises(InputError, match="give another name, because this file is read"):
+    with pytest.raises(InputError, match="give a file that is not read"):
         a06.main(predictions=(path,), ensemble=path)
     with pytest.raises(InputError, match=r"no \*.expanded.csv in .*: run a05_expand_hierarchy.py first"):
         a06.main(output_path=str(tmp_path))

@@ -30,6 +30,13 @@ def copy_level(output: Path, folder: Path) -> Path:
     return folder
 
 
+def in_folder(trained, folder: Path, **flags: object) -> tuple[dict, Path]:
+    """The flags of the fixture `trained` with changes, for a run below `folder`; and that run's folder."""
+    copy_level(trained.output, folder)
+    flags = {**trained.flags, "output_path": str(folder), **flags}
+    return flags, folder / "weights" / flags["run"]
+
+
 def tensors(path: Path | BinaryIO) -> dict[str, np.ndarray]:
     """All arrays of a NumPy or HDF5 file by their names."""
     if isinstance(path, Path) and path.suffix == ".npz":

@@ -1,6 +1,5 @@
 """a03: what a run holds, that it goes on exactly where it was, and that a mistake is one sentence."""
 
-import dataclasses
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from oid.anchors.grids import anchor_settings
 from oid.annotations import read_class_descriptions
 from oid.files import InputError
 from tests.helpers.project import refused
-from tests.helpers.runs import assert_same_training, copy_level, history, tensors
+from tests.helpers.runs import assert_same_training, history, in_folder, tensors
 from tests.helpers.small_photographs import CLASSES, TINY, make_photographs
 from training import batches, parts, trainer
 from training.data_set import read_data_set
@@ -32,13 +31,11 @@ from training.sampling import image_weights
 def test_settings_json_describes_the_network_and_every_flag(trained):
     settings = json.loads((trained.folder / "settings.json").read_text())
     names = read_class_descriptions(paths.level_class_descriptions(trained.output, "1"))
-    assert settings["classes"] == [{"label": label, "name": name} for label, name in names.items()]
-    assert [entry["label"] for entry in settings["classes"]] == list(CLASSES)
-    assert settings["level"] == "1"
-    assert settings["image_size"] == 96
+    assert settings["classes"] == [{"label": label, "name": names[label]} for label in CLASSES]
+    assert (settings["level"], settings["image_size"]) == ("1", 96)
     assert settings["anchors"] == anchor_settings(96, 2)
     assert settings["preprocessing"]["orientation"] == "stored"
-    assert settings["flags"].keys() == a03.main.__kwdefaults__.keys()  # every flag
+    assert settings["flags"].keys() == a03.main.__kwdefaults__.keys()
     assert {name: settings["flags"][name] for name in trained.flags} == trained.flags
     assert settings["flags"]["seed"] == 0
 
@@ -111,25 +108,35 @@ def test_other_settings_are_refused_by_name(trained, change):
         a03.main(**{**trained.flags, **change})
 
 
-def test_settings_that_are_not_those_of_the_checkpoint_are_refused_by_name(trained, tmp_path):
-    copy_level(trained.output, tmp_path)
-    folder = tmp_path / "weights" / "trained"
-    shutil.copytree(trained.folder, folder)
+def change_channels(folder) -> None:
     settings = json.loads((folder / "settings.json").read_text())
     (folder / "settings.json").write_text(json.dumps(settings | {"channels": 32}))
-    with pytest.raises(
-        InputError, match=r"settings\.json: channels is not that of the checkpoint beside it, 16: restore"
-    ):
-        a03.main(**{**trained.flags, "output_path": str(tmp_path)})
 
 
-def test_other_classes_are_refused(trained, tmp_path):
-    copy_level(trained.output, tmp_path)
-    descriptions = paths.level_class_descriptions(tmp_path, "1")
-    descriptions.write_text("".join(reversed(descriptions.read_text().splitlines(keepends=True))))
-    shutil.copytree(trained.folder, tmp_path / "weights" / "trained")
-    with pytest.raises(InputError, match="other classes"):
-        a03.main(**{**trained.flags, "output_path": str(tmp_path)})
+def change_the_order_of_classes(folder) -> None:
+    path = paths.level_class_descriptions(folder.parent.parent, "1")
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+
+
+def lose_the_checkpoints(folder) -> None:
+    for name in ("checkpoint", "checkpoint.previous"):
+        shutil.rmtree(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (change_channels, "settings.json: channels is not that of the checkpoint beside it, 16: restore"),
+        (change_the_order_of_classes, "other classes"),
+        (lose_the_checkpoints, "lacks its checkpoint"),
+    ],
+)
+def test_a_run_that_does_not_fit_its_checkpoint_is_refused(trained, tmp_path, damage, message):
+    flags, folder = in_folder(trained, tmp_path)
+    shutil.copytree(trained.folder, folder)
+    damage(folder)
+    with refused(message):
+        a03.main(**flags)
 
 
 # === Stopping and going on ===========================================================================================
@@ -184,10 +191,9 @@ def test_a_loss_that_is_not_finite_stops_and_the_run_then_goes_on_exactly(traine
     np.testing.assert_allclose(one["scores"], two["scores"], atol=1e-5)
 
 
-def test_a_run_that_has_learned_nothing_yet_may_change_its_settings(trained, monkeypatch, tmp_path):
-    """The first attempt ran out of memory, say: the settings are there, a checkpoint is not."""
-    copy_level(trained.output, tmp_path)
-    folder = tmp_path / "weights" / "trained"
+def test_a_run_without_a_checkpoint_may_change_its_settings(trained, monkeypatch, tmp_path):
+    """The first attempt ran out of memory, for example, and left settings.json only."""
+    flags, folder = in_folder(trained, tmp_path, batch_size=2)
     folder.mkdir(parents=True)
     shutil.copy(trained.folder / "settings.json", folder)
 
@@ -196,30 +202,18 @@ def test_a_run_that_has_learned_nothing_yet_may_change_its_settings(trained, mon
 
     monkeypatch.setattr(trainer.DetectionTrainer, "fit", stop)
     with pytest.raises(KeyboardInterrupt):
-        a03.main(**{**trained.flags, "output_path": str(tmp_path), "batch_size": 2})
+        a03.main(**flags)
     assert json.loads((folder / "settings.json").read_text())["flags"]["batch_size"] == 2
 
 
 def test_no_memory_for_a_step_is_one_sentence(trained, monkeypatch):
-    class ResourceExhaustedError(Exception):
-        pass
-
     def fit(*arguments, **options):
-        raise ResourceExhaustedError("OOM when allocating tensor")
+        raise type("ResourceExhaustedError", (Exception,), {})("OOM when allocating tensor")
 
     monkeypatch.setattr(trainer.DetectionTrainer, "fit", fit)
-    with pytest.raises(InputError, match=r"^the memory does not suffice for a step of 4 images of 96 pixels: give "):
+    with refused("the memory does not suffice for a step of 4 images of 96 pixels: give "):
         a03.main(**trained.flags | {"run": "full"})
     assert not (trained.output / "weights" / "full" / "checkpoint").exists()
-
-
-def test_a_training_that_lost_its_checkpoint_is_not_overwritten(trained, tmp_path):
-    copy_level(trained.output, tmp_path)
-    shutil.copytree(trained.folder, tmp_path / "weights" / "trained")
-    for name in ("checkpoint", "checkpoint.previous"):
-        shutil.rmtree(tmp_path / "weights" / "trained" / name)
-    with pytest.raises(InputError, match="lacks its checkpoint"):
-        a03.main(**{**trained.flags, "output_path": str(tmp_path)})
 
 
 # === Another training: other classes, a missing file, no validation images, few ground-truth boxes ===================
@@ -272,12 +266,11 @@ def weights_of(run) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("frozen", ["backbone", "batch_norm"])
-def test_frozen_weights_stay_and_the_others_learn(trained, tmp_path, frozen, capsys):
-    flags = trained.flags | {"run": f"frozen_{frozen}", "init_from": str(trained.folder), "epochs": 1}
-    flags |= {"output_path": str(tmp_path), "learning_rate": 0.05, f"freeze_{frozen}": True}
-    copy_level(trained.output, tmp_path)
+def test_frozen_weights_stay_and_the_others_learn(trained, tmp_path, frozen):
+    changes = {"init_from": str(trained.folder), "epochs": 1, "learning_rate": 0.05, f"freeze_{frozen}": True}
+    flags, folder = in_folder(trained, tmp_path, **changes)
     a03.main(**flags)
-    before, after = weights_of(trained.folder), weights_of(tmp_path / "weights" / flags["run"])
+    before, after = weights_of(trained.folder), weights_of(folder)
     changed = {path for path in after if not np.array_equal(after[path], before[path])}
     backbone = {layer.name for layer in load_model(trained.folder).model.get_layer("tiny").get_layer("backbone").layers}
     should_stay = {
@@ -291,13 +284,11 @@ def test_frozen_weights_stay_and_the_others_learn(trained, tmp_path, frozen, cap
 
 
 @pytest.mark.parametrize("frozen", ["freeze_backbone", "freeze_backbone_epochs"])
-def test_another_backbone_than_that_of_the_run_it_starts_from_is_not_frozen(trained, frozen):
+def test_a_backbone_that_the_source_run_lacks_cannot_be_frozen(trained, frozen):
     flags = trained.flags | {"run": "mistake", "init_from": str(trained.folder), "backbone": "vgg_small", frozen: 1}
-    with pytest.raises(InputError) as error:
+    remedy = "with its tiny: give --backbone_weights as well, or its backbone"
+    with refused(f"--{frozen} would keep random weights: ", " layers of vgg_small (", f"{trained.folder}, {remedy}"):
         a03.main(**flags)
-    start, remedy = str(error.value).split(" are not in ")
-    assert re.fullmatch(rf"--{frozen} would keep random weights: \d+ layers of vgg_small \(\w+, \.\.\.\)", start)
-    assert remedy == (f"--init_from {trained.folder}, with its tiny: give --backbone_weights as well, or its backbone")
     assert not (trained.output / "weights" / "mistake").exists()
 
 
@@ -324,22 +315,6 @@ def test_mistakes_are_one_sentence_and_leave_nothing_behind(trained, change, mes
     assert not (trained.output / "weights" / "mistake").exists()
 
 
-# === Odd batches =====================================================================================================
-def test_a_training_set_without_any_box_gives_batches(trained):
-    """Only negatives, mosaics of negatives too; test_trainer.py trains on such batches."""
-    data = read_data_set(trained.data_set, trained.output, "1", "train")
-    index = data.image_ids.index("t_empty")
-    empty = dataclasses.replace(data, image_ids=["t_empty"], paths=[data.paths[index]], objects=_none(data.objects))
-    empty = dataclasses.replace(empty, regions=_none(data.regions), group_of=data.group_of[:0])
-    images, targets = batches.Batches(empty, image_size=96, batch_size=4, close_at=9).batch(0)
-    assert np.all(targets["labels"] == -1)
-    assert images.shape == (4, 96, 96, 3)
-
-
-def _none(boxes):
-    return dataclasses.replace(boxes, offsets=np.zeros(2, "int64"), boxes=boxes.boxes[:0], labels=boxes.labels[:0])
-
-
 # === It learns =======================================================================================================
 def test_a_handful_of_pictures_is_learned_by_heart(tiny_backbone, tmp_path):
     """Eleven pictures of three classes, measured on the pictures that it trains on; 1.0 with each of three seeds."""
@@ -348,6 +323,6 @@ def test_a_handful_of_pictures_is_learned_by_heart(tiny_backbone, tmp_path):
     shutil.copytree(data_set / "train", data_set / "validation")
     for path in (output / "level_1_files").glob("train-*"):
         shutil.copy(path, path.with_name(path.name.replace("train-", "validation-")))
-    flags = {**TINY, "channels": 16, "epochs": 2, "steps_per_epoch": 200, "learning_rate": 5e-3, "mosaic": 0.0}
+    flags = TINY | {"epochs": 2, "steps_per_epoch": 200, "learning_rate": 5e-3, "mosaic": 0.0}
     a03.main(dataset_path=str(data_set), output_path=str(output), run="by_heart", **flags)
     assert max(float(row["mAP"]) for row in history(output / "weights" / "by_heart")) >= 0.9

@@ -34,7 +34,7 @@ def test_a_signal_stops_the_training_after_the_step(number, reason):
             stop.check()
 
 
-def test_a_second_ctrl_c_does_not_wait():
+def test_a_second_ctrl_c_ends_at_once():
     stop = Stop()
     with stop.on_signals():
         stop.waits = True
@@ -50,7 +50,7 @@ def test_signal_handlers_are_restored():
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-def test_in_another_thread_there_are_no_handlers():
+def test_another_thread_sets_no_handlers():
     done = []
 
     def train():

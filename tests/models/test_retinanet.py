@@ -115,7 +115,7 @@ def test_sides_and_anchors():
     square = retinanet_anchor_settings(100, 3)
     assert anchors_per_cell(square) == 1
     assert len(make_anchors(square)) == len(cell_sides(square)) == 13**2 + 7**2 + 4**2
-    with pytest.raises(InputError, match="--anchors round is neither square nor official"):
+    with pytest.raises(InputError, match="anchors round are neither square nor official"):
         retinanet_anchor_settings(100, 3, anchors="round")
 
 

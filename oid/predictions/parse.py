@@ -1,6 +1,7 @@
-"""Parses the text of prediction files, block by block, by Polars; and names the first mistake.
+"""Parses the text of prediction files in blocks of lines, and names the first mistake.
 
-The forms are those of `oid.predictions.files`. What Polars parses as a number is bit for bit what `float` makes of it.
+`oid.predictions.files` describes the two forms. Polars splits the rows, or the csv module if a block has quotation
+marks or lines with more or fewer fields. Polars casts the numbers, with the same 64 bits as `float`.
 """
 
 import collections
@@ -24,7 +25,7 @@ _BYTES_PER_BLOCK = 1 << 22  # of text that is parsed at a time
 
 @contextlib.contextmanager
 def open_text(path: Path) -> Iterator[BinaryIO]:
-    """Opens a plain or compressed file; an InputError says that it is something else."""
+    """Opens a plain or gzip-compressed file; raises an InputError for other formats and damaged ones."""
     with open(path, "rb") as file:
         head = file.peek(4)
         if head.startswith(b"PK\x03\x04"):
@@ -38,12 +39,12 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
 
 
 def in_parallel(function: Callable, items: Iterable) -> Iterator:
-    """As `map`, in two threads that are only a few items ahead."""
+    """As `map`, in two threads; at most four items are in memory."""
     with ThreadPoolExecutor(2) as pool:
         waiting = collections.deque()
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) > 3:
+            if len(waiting) == 4:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -66,9 +67,10 @@ class Block(NamedTuple):
 
 
 class Parser:
-    """Parses the text of a prediction file by Polars, and names its first mistake."""
+    """Parses the text of a prediction file; every method raises an InputError for the first mistake."""
 
     def __init__(self, path: Path, file: BinaryIO):
+        """Reads the header of the file, whose name is `path`."""
         self._path, self._file, self._line = path, file, 1
         first = file.readline().removeprefix(b"\xef\xbb\xbf")  # the byte-order mark
         while first and not first.strip():
@@ -84,7 +86,10 @@ class Parser:
             raise self._mistake(self._line, f": {problem}, {expected}")
 
     def blocks(self, allow_swapped_corners: bool) -> Iterator[Block]:
-        """Yields the boxes of the file, block by block."""
+        """Yields the boxes of the file, block by block.
+
+        Corners are checked here: whether the file has the order x1 x2 y1 y2 depends on all its boxes.
+        """
         swapped, is_other_order, seen = None, self._is_kaggle, set()
         for block in in_parallel(self._parse, self._texts()):
             if self._is_kaggle:
@@ -154,7 +159,7 @@ class Parser:
 
     def _fields(self, line: int, text: bytes) -> list[str]:
         """The fields of a line."""
-        csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+        csv.field_size_limit(2**31 - 1)  # prediction strings are long
         try:
             return next(csv.reader([text.decode("utf-8")], strict=True))
         except UnicodeDecodeError as error:
@@ -204,7 +209,7 @@ class Parser:
             seen.add(image_id)
 
     def _swapped(self, block: Block) -> str | None:
-        """What is wrong with the first box whose corners are swapped, if there is one."""
+        """The sentence about the first box with swapped corners, None if there is no such box."""
         _, _, x_min, y_min, x_max, y_max = block.table.T
         swapped = np.flatnonzero((x_min > x_max) | (y_min > y_max))
         if not len(swapped):

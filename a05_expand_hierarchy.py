@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import a00_utils_and_constants as a00
 from oid import paths
-from oid.command_line import check_flag, run_script
+from oid.command_line import check_flag, check_range, run_script
 from oid.files import output_file, remedy, require_file
 from oid.hierarchy import Hierarchy, read_hierarchy
 from oid.predictions.files import PredictionFile, Predictions, PredictionWriter
@@ -55,7 +55,7 @@ def main(
     """
     from oid.annotations import read_class_descriptions  # here, because importing polars would slow down --help
 
-    check_flag(0.0 <= nms_iou <= 1.0, "nms_iou", nms_iou, "a number from 0 to 1")
+    check_range(0, 1, nms_iou=nms_iou)
     with remedy("run a03 and a04 first, or name a prediction file by --predictions"):
         runs = [] if predictions else run or paths.finished_runs(output_path)
     files = [predictions] if predictions else [paths.run_predictions(output_path, split, name) for name in runs]

@@ -10,11 +10,11 @@ has not seen, and saves them. --settings applies them to files of the same names
     python a06_ensemble.py --predictions A.expanded.csv B.expanded.csv --weights 2 1 --ensemble submission.csv
     python a06_ensemble.py --split validation --tune --settings best.tuned.json
     python a06_ensemble.py --split test --settings best.tuned.json
-    python a06_ensemble.py --predictions tiny.csv --ensemble tiny.fused.csv
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import a00_utils_and_constants as a00
 from oid import paths
-from oid.command_line import check_flag, run_script
+from oid.command_line import check_flag, check_range, run_script
 from oid.files import InputError, output_file, remedy
 from oid.fusion.fuse import Boxes, fuse
 from oid.fusion.model_files import ModelFiles
@@ -33,7 +33,12 @@ from oid.machine import usable_cores
 from oid.predictions.files import PredictionFile, Predictions, PredictionWriter
 
 IMAGES_PER_BLOCK = 1024  # of each file, in memory at a time
-LARGEST = 1e9  # number that a flag takes
+RULES = (
+    "images of other files are missing here: no boxes",
+    "boxes reach out of the image: clipped to it",
+    "boxes have no area in the image: left out",
+    "boxes have a score below the skip threshold: left out",
+)
 
 
 def main(
@@ -95,58 +100,57 @@ def main(
     ensemble = output_file(ensemble or paths.submission(output_path, split), "give another place by --ensemble")
     if not file_paths:
         raise InputError(f"no *.expanded.csv in {ensemble.parent}: run a05_expand_hierarchy.py first")
-    check_flag(ensemble.resolve() not in map(Path.resolve, file_paths), "ensemble", ensemble, "a file that is not read")
-    for name, value, low, high in (
-        ("fusion_iou", fusion_iou, 0.0, 1.0),
-        ("skip_box_threshold", skip_box_threshold, 0.0 if method.startswith("soft_nms") else -LARGEST, LARGEST),
-        ("sigma", sigma, 1e-9, LARGEST),
-        ("score_threshold", score_threshold, -LARGEST, LARGEST),
-        ("limit", limit, 0, LARGEST),
-        ("group_of_weight", group_of_weight, 0.0, 1.0),
-        ("trials", trials, 1, LARGEST),
-        ("folds", folds, 2, LARGEST),
-        ("seed", seed, 0, LARGEST),
-        ("threads", threads, 0, LARGEST),
-        *(("weights", weight, 0.0, 1e6) for weight in weights or ()),
-    ):
-        check_flag(low <= value <= high, name, value, f"a number from {low:g} to {high:g}")
-    are_fine = weights is None or (len(weights) == len(file_paths) and any(weights))
-    check_flag(are_fine, "weights", weights, f"{len(file_paths)} numbers, one per file, not all 0")
+    is_new = ensemble.resolve() not in [path.resolve() for path in file_paths]
+    check_flag(is_new, "ensemble", ensemble, "a file that is not read")
+    check_range(0, 1, fusion_iou=fusion_iou, group_of_weight=group_of_weight)
+    check_range(0, math.inf, limit=limit, seed=seed, threads=threads)
+    check_range(1e-9, math.inf, sigma=sigma)
+    check_range(1, math.inf, trials=trials)
+    check_range(2, math.inf, folds=folds)
+    check_range(-1e9, 1e9, score_threshold=score_threshold)
+    check_range(0 if method.startswith("soft_nms") else -1e9, 1e9, skip_box_threshold=skip_box_threshold)
+    for weight in weights or ():
+        check_range(0, 1e6, weights=weight)
+    fits = weights is None or (len(weights) == len(file_paths) and any(weights))
+    check_flag(fits, "weights", weights, f"{len(file_paths)} numbers, one per file, not all 0")
     check_use("with --method wbf", method == "wbf", conf_type=conf_type, allows_overflow=allows_overflow)
+    check_use("with --conf_type avg", conf_type == "avg", allows_overflow=allows_overflow)
     check_use("with --method soft_nms_gaussian", method == "soft_nms_gaussian", sigma=sigma)
     check_use("with --method soft_nms_*", method.startswith("soft_nms"), score_threshold=score_threshold)
-    check_use("with --conf_type avg", conf_type == "avg", allows_overflow=allows_overflow)
-    check_use("with --tune", tune, boxes=boxes, image_labels=image_labels, trials=trials, folds=folds, seed=seed)
-    check_use("with --tune", tune, group_of_weight=group_of_weight)
-    check_use("without --tune", not tune, weights=weights, limit=limit, method=method, allows_overflow=allows_overflow)
-    by_flag = tune or not settings
-    check_use("without --settings", by_flag, weights=weights, method=method, fusion_iou=fusion_iou)
-    check_use("without --settings", by_flag, skip_box_threshold=skip_box_threshold, conf_type=conf_type)
 
     if tune:
-        default = ensemble.with_name(ensemble.name.removesuffix(".gz").removesuffix(".csv") + ".tuned.json")
-        target = output_file(settings or default, "give another place by --settings")
+        check_use("without --tune", False, weights=weights, limit=limit, method=method, allows_overflow=allows_overflow)
         base = FusionSettings((1.0,) * len(file_paths), fusion_iou, skip_box_threshold, conf_type)
         options = SearchOptions(trials, folds, seed, group_of_weight, threads or usable_cores())
+        default = ensemble.with_name(ensemble.name.removesuffix(".gz").removesuffix(".csv") + ".tuned.json")
+        target = output_file(settings or default, "give another place by --settings")
         tune_settings(target, file_paths, (dataset_path, split, boxes, image_labels), base, options)
         return
+    check_use("with --tune", False, boxes=boxes, image_labels=image_labels, group_of_weight=group_of_weight)
+    check_use("with --tune", False, trials=trials, folds=folds, seed=seed)
+    chosen = FusionSettings(weights, fusion_iou, skip_box_threshold, conf_type)
     if settings:
+        check_use("without --settings", False, weights=weights, method=method, fusion_iou=fusion_iou)
+        check_use("without --settings", False, skip_box_threshold=skip_box_threshold, conf_type=conf_type)
         with remedy("give --predictions of these names in this order, or write the file again by --tune"):
-            tuned = read_settings(settings, model_names(file_paths))
-        print(f"{settings}: {tuned}")
-        weights, fusion_iou, skip_box_threshold, conf_type = dataclasses.astuple(tuned)
-    fuse_block = functools.partial(fuse, method, weights=weights, iou_threshold=fusion_iou, conf_type=conf_type)
-    fuse_block = functools.partial(fuse_block, skip_box_threshold=skip_box_threshold, allows_overflow=allows_overflow)
-    fuse_block = functools.partial(fuse_block, sigma=sigma, score_threshold=score_threshold)
-    fuse_block = functools.partial(fuse_block, limit=limit or None, threads=threads or usable_cores())
+            chosen = read_settings(settings, model_names(file_paths))
+        print(f"{settings}: {chosen}")
+    fuse_block = functools.partial(
+        fuse,
+        method,
+        **vars(chosen),
+        allows_overflow=allows_overflow,
+        sigma=sigma,
+        score_threshold=score_threshold,
+        limit=limit or None,
+        threads=threads or usable_cores(),
+    )
     files = ModelFiles([PredictionFile(path) for path in file_paths])
-    counts, written = write_ensemble(ensemble, files, fuse_block, skip_box_threshold)
-    for path, missing, found in zip(file_paths, files.missing, counts, strict=True):
-        print(
-            f"read {path}: {found[0]} boxes, {missing} images of other files are missing here, "
-            f"{found[1]} boxes reach out of the image (clipped), {found[2]} boxes have no area in the image, "
-            f"{found[3]} a score below {skip_box_threshold:g} (left out)"
-        )
+    counts, written = write_ensemble(ensemble, files, fuse_block, chosen.skip_box_threshold)
+    for path, missing, (num_boxes, *unusual) in zip(file_paths, files.missing, counts, strict=True):
+        print(f"read {path}: {num_boxes} boxes")
+        rules = zip((missing, *unusual), RULES, strict=True)
+        print("".join(f"  {count} {rule}\n" for count, rule in rules if count), end="")
     print(f"wrote {ensemble}: {len(files.image_ids)} images, {written} boxes fused from {counts[:, 0].sum()}")
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import a00_utils_and_constants as a00
 from oid import paths
-from oid.command_line import check_flag, run_script
+from oid.command_line import check_flag, check_range, run_script
 from oid.files import output_file, remedy, require_file
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def main(
         classes_shown: how many classes the printed tables have; 0 = none. The file has all.
         metrics: JSON file to write; by default X.metrics.json beside the predictions X.csv.
     """
-    check_flag(0 <= group_of_weight <= 1, "group_of_weight", group_of_weight, "a number from 0 to 1")
+    check_range(0, 1, group_of_weight=group_of_weight)
     check_flag(0 < iou <= 1, "iou", iou, "a number above 0, at most 1")
     check_flag(classes_shown >= 0, "classes_shown", classes_shown, "a number from 0 up")
     source = require_file(predictions or paths.submission(output_path, split), "run a04 to a06, or give --predictions")

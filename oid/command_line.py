@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import inspect
+import math
 import os
 import re
 import sys
@@ -21,6 +22,16 @@ def check_flag(is_fine: bool, name: str, value: object, allowed: str) -> None:
     """
     if not is_fine:
         raise InputError(f"--{name} is {_shown(value)}: give {allowed}")
+
+
+def check_range(low: float, high: float, **values: float) -> None:
+    """Raises an InputError for the first flag whose value is not from `low` to `high`; NaN is in no range.
+
+    >>> check_range(0, 1, iou=iou, group_of_weight=group_of_weight)
+    """
+    for name, value in values.items():
+        limit = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+        check_flag(low <= value <= high and value < math.inf, name, value, f"a number {limit}")
 
 
 def run_script(main: Callable[..., None], arguments: Sequence[str] | None = None) -> typing.NoReturn:

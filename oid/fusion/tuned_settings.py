@@ -30,7 +30,7 @@ KEYS = ("format", "version", "method", "models", "weights", "fusion_iou", "skip_
 class FusionSettings:
     """The keywords of `oid.fusion.fuse.fuse` that are searched."""
 
-    weights: tuple[float, ...]
+    weights: tuple[float, ...] | None  # None = all equal
     iou_threshold: float
     skip_box_threshold: float = 0.0
     conf_type: str = "avg"

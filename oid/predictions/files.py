@@ -249,9 +249,11 @@ def _rows_of(predictions: Predictions, offsets: np.ndarray, begin: int, end: int
             between = quote
         between += "\n"
     scores = predictions.scores[part].tolist()
-    score_texts = ("%.9g " * len(scores) % tuple(scores)).split()  # as Polars cannot write them
-    columns = {"label": pl.Series(texts, dtype=pl.String).gather(label_index), "score": score_texts}
-    frame = pl.DataFrame(columns | dict(zip(CORNERS, predictions.boxes[part].T, strict=True)))
+    score_lines = ("%.9g\n" * len(scores) % tuple(scores)).encode()  # Polars cannot write significant digits
+    frame = pl.read_csv(score_lines, has_header=False, schema={"score": pl.String})
+    labels = pl.Series("label", texts, dtype=pl.String).gather(label_index)
+    corners = map(pl.Series, CORNERS, predictions.boxes[part].T)
+    frame = frame.select(labels, "score", *corners)
     form = {"include_header": False, "separator": " ", "line_terminator": "", "quote_style": "never"}
     return frame.write_csv(float_precision=6, **form) + between
 

@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -60,17 +59,9 @@ TREE = {  # Star has two parents
 PARTS = {"Chequered square": ("Square",)}  # `Part` edges of the hierarchy, which no rule follows
 LEAVES = [LABELS[name] for name in shapes.SHAPES]
 
-LABEL_COLUMNS = BOX_COLUMNS[:4]  # ImageID, Source, LabelName, Confidence
 PARENT_ONLY_SHARE = 0.02  # of the boxes get the parent's label, as from an annotator who cannot tell the child
 PARTLY_VERIFIED_SHARE = 0.25  # of the images have only 60 % of their absent classes verified
 UNVERIFIED_SHARE = 0.04
-
-
-class ImageAnnotation(NamedTuple):
-    """The annotation of one image, as lines of the two CSV files."""
-
-    boxes: list[str]
-    labels: list[str]
 
 
 def main(
@@ -115,7 +106,7 @@ def is_there(target: Path, parameters: dict[str, float]) -> bool:
     try:
         found = json.loads((target / MARK).read_text())
     except (OSError, ValueError):
-        raise InputError(f"{target} exists and was not made by this generator: give another --dataset_path") from None
+        found = "something else"
     if found != parameters:
         raise InputError(f"{target} was made from {found}, not {parameters}: remove it or give another --dataset_path")
     return True
@@ -137,10 +128,10 @@ def write_data_set(folder: Path, images: int, seed: int, unverified_share: float
         if split == "test":
             counts.append(f"{split} {count} images without annotations")
             continue
-        boxes = [line for annotation in annotations for line in annotation.boxes]
-        labels = [line for annotation in annotations for line in annotation.labels]
+        boxes = [line for image_boxes, _ in annotations for line in image_boxes]
+        labels = [line for _, image_labels in annotations for line in image_labels]
         _write_lines(paths.box_annotations(folder, split), [",".join(BOX_COLUMNS), *boxes])
-        _write_lines(paths.image_label_annotations(folder, split), [",".join(LABEL_COLUMNS), *labels])
+        _write_lines(paths.image_label_annotations(folder, split), [",".join(BOX_COLUMNS[:4]), *labels])
         counts.append(f"{split} {count} images, {len(boxes)} boxes, {len(labels)} image-level labels")
     return counts
 
@@ -169,11 +160,11 @@ def leaves_below(label: str) -> set[str]:
 
 def _write_images(
     folder: Path, count: int, seed: int, unverified_share: float, photos: list[np.ndarray]
-) -> list[ImageAnnotation]:
+) -> list[tuple[list[str], list[str]]]:
     """Draws and writes the images of a split; returns their annotations, sorted by image id."""
     folder.mkdir()
 
-    def write(number: int) -> tuple[str, ImageAnnotation]:
+    def write(number: int) -> tuple[str, tuple[list[str], list[str]]]:
         digest = hashlib.sha256(f"{VERSION} {seed} {folder.name} {number}".encode()).hexdigest()
         rng = np.random.default_rng(int(digest[16:], 16))  # one per image, so the order of the threads is irrelevant
         picture, objects = scenes.scene(rng, photos)
@@ -190,11 +181,12 @@ def annotate(
     rng: np.random.Generator,
     image_id: str,
     objects: list[scenes.SceneObject],
-    unverified_share: float = UNVERIFIED_SHARE,
-) -> ImageAnnotation:
+    unverified_share: float,
+) -> tuple[list[str], list[str]]:
     """Imitates the annotators: chooses the boxes and the classes that are verified as present or absent.
 
-    As in Open Images, a class has boxes only if it is verified as present, and then all its objects have one.
+    As in Open Images, a class has boxes only if it is verified as present, and then all its objects have one. Returns
+    the lines of the two CSV files.
     """
     drawn = [LABELS[thing.name] for thing in objects]
     unverified = drawn[-1] if len(set(drawn)) > 1 and rng.random() < unverified_share else None
@@ -210,7 +202,7 @@ def annotate(
         negative = [label for label in negative if rng.random() < 0.6]
     negative = _with_inner_classes(rng, negative)
     labels = dict.fromkeys(positive, 1) | dict.fromkeys(negative, 0)
-    return ImageAnnotation(
+    return (
         [_box_line(image_id, label, thing) for label, thing in rows],
         [f"{image_id},verification,{label},{labels[label]}" for label in sorted(labels)],
     )

@@ -20,7 +20,7 @@ import polars as pl
 
 from a00_utils_and_constants import DATASET_PATH, ORIENTATION, OUTPUT_PATH, SPLIT
 from oid import paths
-from oid.annotations import csv_errors, read_boxes, read_class_descriptions
+from oid.annotations import read_boxes, read_class_descriptions
 from oid.columns import CORNERS
 from oid.command_line import check_flag, run_script
 from oid.files import InputError, output_file
@@ -33,19 +33,14 @@ from oid.predictions.files import read_predictions
 LONGER_SIDE = 400  # pixels of a drawn picture
 
 
-class DrawnBox(NamedTuple):
-    """Class name, score (None for ground truth) and box (xyxy, normalised to [0, 1])."""
-
-    name: str
-    score: float | None
-    box: tuple[float, float, float, float]
-
-
 class Panel(NamedTuple):
-    """One column of pictures: its title and {image id: boxes}."""
+    """One column of pictures: its title, and the boxes of each image by its id.
+
+    A box is its class name, its score (None for ground truth) and its corners, xyxy normalised to [0, 1].
+    """
 
     title: str
-    boxes: dict[str, list[DrawnBox]]
+    boxes: dict[str, list[tuple[str, float | None, Sequence[float]]]]
 
 
 def main(
@@ -55,7 +50,6 @@ def main(
     split: str = SPLIT,
     predictions: tuple[str, ...] | None = None,
     page: str | None = None,
-    table: str | None = None,
     pictures: int = 24,
     score: float = 0.3,
     all_classes: bool = False,
@@ -69,7 +63,6 @@ def main(
         split: which images to show.
         predictions: prediction CSVs, one column each; by default the split's files from a05 and a06.
         page: the HTML file to write; by default predictions.html beside the split's predictions.
-        table: a CSV file to show as the result table; by default the mAP of each X.metrics.json.
         pictures: how many images to show; 0 = all.
         score: boxes with a lower score are not drawn; 0 = draw all.
         all_classes: also draw predicted inner classes, which a05 adds to the boxes of the leaf classes.
@@ -91,7 +84,7 @@ def main(
     panels = [read_truth(truth, shown, names)] if truth.is_file() else []
     panels += [read_panel(path, shown, names, score, hidden) for path in files]
     metrics = {panel_title(path): found for path in files if (found := read_metrics(path))}
-    tables = [read_table(Path(table)) if table else summary(metrics), class_table(metrics, names)]
+    tables = [summary(metrics), class_table(metrics, names)]
     note = f"Boxes with a score of at least {score:g} are drawn{', of leaf classes only' if hidden else ''}."
     parts = [*(table_html(found) for found in tables if found.rows), f"<p>{note}</p>"]
     for image_id, file in shown.items():
@@ -116,7 +109,7 @@ def read_truth(path: Path, shown: dict[str, Path], names: dict[str, str]) -> Pan
     boxes = {image_id: [] for image_id in shown}
     for image_id, label, *box, group_of in table.iter_rows():
         group = " (group)" if group_of == "1" else ""
-        boxes[image_id].append(DrawnBox(names.get(label, label) + group, None, tuple(box)))
+        boxes[image_id].append((names.get(label, label) + group, None, box))
     return Panel("ground truth", boxes)
 
 
@@ -127,7 +120,7 @@ def read_panel(path: Path, shown: dict[str, Path], names: dict[str, str], score:
     for index in np.argsort(found.scores, kind="stable"):
         image_id, label = found.image_ids[found.image_index[index]], found.labels[found.label_index[index]]
         if image_id in shown and found.scores[index] >= score and label not in hidden:
-            boxes[image_id].append(DrawnBox(names.get(label, label), float(found.scores[index]), found.boxes[index]))
+            boxes[image_id].append((names.get(label, label), found.scores[index], found.boxes[index]))
     return Panel(panel_title(path), boxes)
 
 
@@ -152,13 +145,6 @@ def read_metrics(predictions: Path) -> dict | None:
         raise InputError(f"{path} is not what a07 writes: run a07_evaluate.py again") from None
 
 
-def read_table(path: Path) -> Table:
-    """Reads a CSV file with a header."""
-    with csv_errors(path):
-        table = pl.read_csv(path, infer_schema=False).fill_null("")
-    return Table("Results", table.columns, table.rows())
-
-
 def summary(metrics: dict[str, dict]) -> Table:
     """The mAP of each evaluated prediction file."""
     return Table("Results", ("predictions", "mAP@0.5"), [(title, _number(m["mAP"])) for title, m in metrics.items()])
@@ -171,16 +157,8 @@ def class_table(metrics: dict[str, dict], names: dict[str, str]) -> Table:
     return Table("AP@0.5 of each class", ("class", *metrics), rows)
 
 
-def draw(pixels: np.ndarray, boxes: Sequence[DrawnBox]) -> np.ndarray:
-    """Draws boxes and their names, the last box on top.
-
-    Args:
-        pixels: `(H, W, 3)` uint8 RGB.
-        boxes: the boxes to draw.
-
-    Returns:
-        `(h, w, 3)` uint8 RGB; the longer side has `LONGER_SIDE` pixels.
-    """
+def draw(pixels: np.ndarray, boxes: Sequence[tuple]) -> np.ndarray:
+    """A copy of `(H, W, 3)` uint8 RGB pixels with boxes and their names, the last box on top; see `Panel`."""
     picture = scaled(pixels, LONGER_SIDE)
     for name, score, box in boxes:
         draw_outline(picture, box, _colour(name))
@@ -194,8 +172,9 @@ def picture_row(image_id: str, pixels: np.ndarray, panels: Sequence[Panel]) -> l
     for panel in panels:
         boxes = panel.boxes[image_id]
         title = f"{panel.title}, {len(boxes)} box{'' if len(boxes) == 1 else 'es'}"
-        parts.append(f"<figure><figcaption>{html.escape(title)}</figcaption>")
-        parts.append(f"{picture_html(draw(pixels, boxes), title)}</figure>")
+        parts.append(
+            f"<figure><figcaption>{html.escape(title)}</figcaption>{picture_html(draw(pixels, boxes), title)}</figure>"
+        )
     return [*parts, "</div>"]
 
 

@@ -80,20 +80,18 @@ def main(
     rows = [HEADER, *results(demo, backbones)]
     with replacing(demo / "results.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
-    run(draw(demo, backbones))
     print("", *(ROW.format(*row).rstrip() for row in rows), sep="\n")
     print(f"\n{(time.monotonic() - began) / 60:.1f} minutes in all. Pictures with boxes: {demo / 'page.html'}")
 
 
 # === The steps =======================================================================================================
 def pipeline(demo: Path, backbones: Sequence[str], training: dict[str, object]) -> list[Step]:
-    """Every step from the data set to the metric of the fused predictions; `training` are flags of a03."""
-    data_set, output = demo / "data_set", demo / "output"
-    made = [data_set / MARK]
+    """Every step from the data set to the page with pictures; `training` are flags of a03."""
+    output, made = demo / "output", [demo / "data_set" / MARK]
     levels = [paths.level_class_descriptions(output, level) for level in LEVELS]
     tables = [paths.image_params(output, split) for split in ("train", "validation", "test")]
     steps = [
-        Step(_python("-m", "demo.make_data_set", dataset_path=data_set, seed=training["seed"])),
+        Step(_python("-m", "demo.make_data_set", dataset_path=demo / "data_set", seed=training["seed"])),
         Step(_python("a01_create_training_files.py", **_paths(demo), levels=LEVELS), made, levels),
         Step(_python("a02_find_image_parameters.py", **_paths(demo)), made, tables),
     ]
@@ -101,7 +99,8 @@ def pipeline(demo: Path, backbones: Sequence[str], training: dict[str, object]) 
         steps += train_and_predict(demo, backbone, training)
     expanded, fused = _predictions(demo, backbones)
     fuse = _python("a06_ensemble.py", output_path=output, predictions=expanded, ensemble=fused)
-    return [*steps, Step(fuse, expanded, [fused]), evaluate(demo, fused)]
+    page = _python("-m", "demo.page", **_paths(demo), predictions=[*expanded, fused], page=demo / "page.html")
+    return [*steps, Step(fuse, expanded, [fused]), evaluate(demo, fused), Step(page)]
 
 
 def train_and_predict(demo: Path, run_name: str, training: dict[str, object]) -> list[Step]:
@@ -110,27 +109,16 @@ def train_and_predict(demo: Path, run_name: str, training: dict[str, object]) ->
     found = paths.run_predictions(demo / "output", SPLIT, run_name)
     expanded = paths.expanded_predictions(found)
     train = _python("a03_train_m2det.py", **_paths(demo), backbone=run_name, run=run_name, **training)
-    inputs = {"run": run_name, "images": demo / "data_set" / SPLIT}
-    predict = _python("a04_inference.py", **_paths(demo), **inputs, predictions=found)
-    expand = _python("a05_expand_hierarchy.py", **_paths(demo), predictions=found, expanded=expanded)
+    predict = _python("a04_inference.py", **_paths(demo), run=run_name, split=SPLIT)
+    expand = _python("a05_expand_hierarchy.py", **_paths(demo), run=run_name, split=SPLIT)
     steps = [Step(train), Step(predict, [model], [found]), Step(expand, [found], [expanded])]
     return [*steps, evaluate(demo, expanded)]
 
 
 def evaluate(demo: Path, predictions: Path) -> Step:
     """The metric of one prediction file."""
-    boxes = paths.box_annotations(demo / "data_set", SPLIT)
-    labels = paths.image_label_annotations(demo / "data_set", SPLIT)
-    files = {"predictions": predictions, "boxes": boxes, "image_labels": labels}
-    command = _python("a07_evaluate.py", **_paths(demo), **files)
-    return Step(command, [predictions, boxes, labels], [paths.metrics_file(predictions)])
-
-
-def draw(demo: Path, backbones: Sequence[str]) -> Step:
-    """The page with pictures."""
-    expanded, fused = _predictions(demo, backbones)
-    files = {"predictions": [*expanded, fused], "page": demo / "page.html", "table": demo / "results.csv"}
-    return Step(_python("-m", "demo.page", **_paths(demo), **files))
+    command = _python("a07_evaluate.py", **_paths(demo), split=SPLIT, predictions=predictions)
+    return Step(command, [predictions], [paths.metrics_file(predictions)])
 
 
 def _python(*script: str, **flags: object) -> list[str]:

@@ -99,9 +99,9 @@ def test_no_negative_label_contradicts_a_box():
         rng = np.random.default_rng(seed)
         drawn = [str(name) for name in rng.choice(list(shapes.SHAPES), rng.integers(0, 5))]
         things = [scenes.SceneObject(name, (0.1, 0.1, 0.3, 0.3), False, False, False) for name in drawn]
-        result = make_data_set.annotate(rng, "0" * 16, things)
-        boxed = [line.split(",")[2] for line in result.boxes]
-        negative = {line.split(",")[2] for line in result.labels if line.endswith(",0")}
+        boxes, labels = make_data_set.annotate(rng, "0" * 16, things, 0.04)
+        boxed = [line.split(",")[2] for line in boxes]
+        negative = {line.split(",")[2] for line in labels if line.endswith(",0")}
         absent = set().union(*map(make_data_set.leaves_below, negative))
         assert not absent & {make_data_set.LABELS[name] for name in drawn}
         assert not negative & set(boxed)
@@ -194,7 +194,7 @@ def test_refuses_other_folders_and_other_parameters(data_set, tmp_path):
     with pytest.raises(InputError, match="was made from"):
         make_data_set.main(dataset_path=str(data_set), images=120, seed=6)
     (tmp_path / "mine.txt").write_text("precious")
-    with pytest.raises(InputError, match="not made by this generator"):
+    with pytest.raises(InputError, match="was made from something else"):
         make_data_set.main(dataset_path=str(tmp_path), images=30)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 

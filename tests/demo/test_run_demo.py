@@ -18,7 +18,7 @@ TRAINING = {"level": "1", "image_size": 96, "steps_per_epoch": 2, "backbone_weig
 def test_every_command_has_flags_that_its_script_knows(tmp_path):
     modules = []
     networks = ("one", "two")
-    for step in [*run_demo.pipeline(tmp_path, networks, TRAINING), run_demo.draw(tmp_path, networks)]:
+    for step in run_demo.pipeline(tmp_path, networks, TRAINING):
         name, *flags = step.command[2 if step.command[1] == "-m" else 1 :]
         name = name.removesuffix(".py")
         values = vars(command_line(importlib.import_module(name).main).parse_args(flags))

@@ -147,7 +147,8 @@ def read_tables(output_path: str, measured: list[str]) -> dict[str, pl.DataFrame
 
 def chosen_levels(output_path: str, levels: tuple[str, ...] | None) -> list[str]:
     """The levels that were asked for, else all that a01 has made."""
-    made = paths.levels_made(output_path)
+    folders = [file.parent.name for file in sorted(Path(output_path).glob("level_*_files/class-descriptions-*.csv"))]
+    made = [folder.removeprefix("level_").removesuffix("_files") for folder in folders]
     for level in levels or ():
         if level not in made:
             raise InputError(f"--levels {level}: {output_path} has no such level: run a01 with --levels {level}")

@@ -36,21 +36,6 @@ def evaluated_class_descriptions(dataset_path: str | Path) -> Path:
     return challenge if challenge.is_file() else annotation_file(dataset_path, CLASS_DESCRIPTIONS)
 
 
-def source_mark(dataset_path: str | Path) -> Path:
-    """The source of a data set that a01 has converted; a downloaded data set does not have this file."""
-    return Path(dataset_path) / "source.json"
-
-
-def source_images(dataset_path: str | Path) -> Path:
-    """The id of each image of the source."""
-    return Path(dataset_path) / "source_images.csv"
-
-
-def source_problems(folder: str | Path) -> Path:
-    """The problems of a source, or of an export; absent if there were none."""
-    return Path(folder) / "source_problems.csv"
-
-
 # === a01: a level is a height in the hierarchy ("1" = the leaves), "all" or "rare" ===================================
 def level_folder(output_path: str | Path, level: str) -> Path:
     """The folder of a level's files."""
@@ -85,13 +70,6 @@ def level_left_out_classes(output_path: str | Path, level: str) -> Path:
 def level_image_ids(output_path: str | Path, level: str) -> Path:
     """The lines `train/<id>` that the official downloader takes."""
     return level_folder(output_path, level) / f"image-ids-level-{level}.txt"
-
-
-def levels_made(output_path: str | Path) -> list[str]:
-    """The levels that a01 has made, in the order of their names."""
-    folders = sorted(Path(output_path).glob("level_*_files"))
-    levels = [folder.name.removeprefix("level_").removesuffix("_files") for folder in folders]
-    return [level for level in levels if level_class_descriptions(output_path, level).is_file()]
 
 
 # === a02 =============================================================================================================

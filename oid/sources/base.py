@@ -2,6 +2,7 @@
 
 import codecs
 import collections
+import contextlib
 import csv
 import math
 import os
@@ -10,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from oid import paths
 from oid.columns import SOURCE_PROBLEM_COLUMNS
 from oid.files import InputError, output_file, replacing
 
 SPLITS = ("train", "validation", "test")
+SOURCE_PROBLEMS = "source_problems.csv"  # of a source or of an export; absent if there were none
 Progress = Callable[[list], Iterable]  # for example tqdm; `iter` shows nothing
 
 
@@ -27,7 +28,7 @@ def require_free(folder: Path) -> None:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise FolderError(f"{folder} is in use: give another folder")
     try:
-        output_file(paths.source_problems(folder), "give another folder")
+        output_file(folder / SOURCE_PROBLEMS, "give another folder")
     except InputError as error:
         raise FolderError(str(error)) from None
 
@@ -36,51 +37,33 @@ def require_free(folder: Path) -> None:
 class Box:
     """One annotated object.
 
-    Attributes:
-        class_name: the source's name of its class.
-        corners: x0, y0, x1, y1 in pixels. After `oid.sources.clean` they are edges: the first pixel of a row reaches
-            from 0 to 1, x1 - x0 is the width, and the right edge of the image is its width.
-        place: the line or the element of the annotation file.
-        occluded, truncated, group_of: 1 yes, 0 no, -1 not known.
-        difficult: Pascal VOC's mark, 1 or 0.
+    Corners are x0, y0, x1, y1 in pixels. After `oid.sources.clean` they are edges: the first pixel of a row reaches
+    from 0 to 1, x1 - x0 is the width, and the right edge of the image is its width.
     """
 
     class_name: str
     corners: tuple[float, float, float, float]
-    place: str
-    occluded: int = 0
+    place: str  # the line or the element of the annotation file
+    occluded: int = 0  # 1 yes, 0 no, -1 not known, as the next two
     truncated: int = 0
     group_of: int = 0
-    difficult: int = 0
+    difficult: int = 0  # Pascal VOC's mark, 1 or 0
 
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """One annotated image.
-
-    Attributes:
-        path: the image file.
-        name: the source's name of it: folders and file, separated by `/`, without suffix.
-        file: the annotation file.
-        place: the image's place in the annotation file, "" for the whole file.
-        boxes: the objects.
-        declared_size: width and height in the annotation file; None if they are not given.
-        uncertain: classes of boxes that were left out. They may be in the image, so it is no negative example.
-        size: width and height of the stored pixels; (0, 0) until the file is read.
-        md5: of the file, hexadecimal; "" until the file is read.
-        image_id: unique in the data set, fit for file names and CSV; "" until it is assigned.
-    """
+    """One annotated image. Sizes are width and height."""
 
     path: Path
-    name: str
-    file: Path
-    place: str = ""
+    name: str  # the source's name of it: folders and file, separated by `/`, without suffix
+    file: Path  # the annotation file
+    place: str = ""  # the image's place in the annotation file, "" for the whole file
     boxes: list[Box] = field(default_factory=list)
-    declared_size: tuple[int, int] | None = None
-    uncertain: set[str] = field(default_factory=set)
-    size: tuple[int, int] = (0, 0)
-    md5: str = ""
-    image_id: str = ""
+    declared_size: tuple[int, int] | None = None  # in the annotation file
+    uncertain: set[str] = field(default_factory=set)  # classes of boxes left out: no negative example of them
+    size: tuple[int, int] = (0, 0)  # of the stored pixels, after `oid.sources.clean.measure`
+    md5: str = ""  # of the file in hexadecimal, likewise
+    image_id: str = ""  # unique in the data set, fit for file names and CSV
 
 
 Splits = dict[str, list[SourceImage]]
@@ -106,18 +89,18 @@ class Problems(list[Problem]):
         """Appends one problem."""
         self.append(Problem(str(file), place, problem, str(value), done))
 
-    def write(self, path: Path) -> None:
-        """Writes all problems as a CSV file. Removes the file if there are none."""
+    def write(self, folder: Path) -> None:
+        """Writes SOURCE_PROBLEMS. Removes an earlier one if there are no problems."""
         if self:
-            write_rows(path, self, SOURCE_PROBLEM_COLUMNS)
+            write_rows(folder / SOURCE_PROBLEMS, self, SOURCE_PROBLEM_COLUMNS)
         else:
-            path.unlink(missing_ok=True)
+            (folder / SOURCE_PROBLEMS).unlink(missing_ok=True)
 
-    def summary(self, path: Path) -> list[str]:
-        """Lines with the number of problems of each kind, and the file `path` that lists them."""
+    def summary(self, folder: Path) -> list[str]:
+        """Lines with the number of problems of each kind, and the file in `folder` that lists them."""
         counts = collections.Counter((row.problem, row.done) for row in self)
         lines = [f"  {count:7} x {problem}: {done}" for (problem, done), count in counts.items()]
-        return [*lines, f"  each case: {path}"] if lines else []
+        return [*lines, f"  each case: {folder / SOURCE_PROBLEMS}"] if lines else []
 
 
 class Reader:
@@ -168,11 +151,10 @@ class Reader:
 
 def number(value: object) -> float:
     """A finite number, from a number or from text; otherwise NaN."""
-    try:
-        result = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-    return result if math.isfinite(result) else math.nan
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        if math.isfinite(result := float(value)):
+            return result
+    return math.nan
 
 
 def read_size(width: object, height: object) -> tuple[int, int] | None:
@@ -186,14 +168,12 @@ def read_text(path: Path) -> str:
     """Reads text in UTF-8, or in UTF-16 if that byte-order mark comes first. Raises an InputError if it is neither."""
     try:
         content = path.read_bytes()
+        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return content.decode("utf-16" if is_utf16 else "utf-8-sig")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    content = content if is_utf16 else content.removeprefix(codecs.BOM_UTF8)
-    try:
-        return content.decode("utf-16" if is_utf16 else "utf-8")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}, line {line}: not UTF-{16 if is_utf16 else 8}: save it as UTF-8") from None
 
 

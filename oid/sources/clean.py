@@ -36,16 +36,9 @@ def measure(
     progress: Progress = iter,
     done: str = "image and its boxes left out",
 ) -> list[SourceImage]:
-    """Reads every image file once.
+    """Reads every image file once, and returns the readable images with `size` and `md5`.
 
-    Args:
-        images: those to measure.
-        problems: gets the images that are missing or damaged, with what is `done` about them.
-        progress: shows how many are measured.
-        done: see `problems`.
-
-    Returns:
-        The readable images, with `size` and `md5`.
+    `problems` gets the others, with what is `done` about them. `progress` shows how many are measured.
     """
     measured = []
     with ThreadPoolExecutor(usable_cores()) as pool:
@@ -107,10 +100,8 @@ def _fit(
         x0, y0 = x0 - 1, y0 - 1
     if x0 == x1 or y0 == y1:
         return None, [*faults, ("box without area", "box left out")]
-    if orientation == 1:
-        edges = (x0 * scale[0], y0 * scale[1], x1 * scale[0], y1 * scale[1])
-    else:
-        edges = turn_back((x0, y0, x1, y1), orientation, image.declared_size)
+    turned = turn_back((x0, y0, x1, y1), orientation, image.declared_size)
+    edges = [corner * factor for corner, factor in zip(turned, scale * 2, strict=True)]
     cut = tuple(min(max(edge, 0.0), side) for edge, side in zip(edges, image.size * 2, strict=True))
     if cut[0] >= cut[2] or cut[1] >= cut[3]:
         return None, [*faults, ("box outside the image", "box left out")]
@@ -122,8 +113,7 @@ def _fit(
 def _compare_sizes(image: SourceImage, problems: Problems) -> tuple[int, tuple[float, float]]:
     """Compares the declared with the stored size, and reports a difference.
 
-    Returns:
-        The EXIF orientation to undo (1: none), and the factors from declared to stored pixels in x and y.
+    Returns the EXIF orientation to undo (1: none), and the factors from declared to stored pixels in x and y.
     """
     declared, size = image.declared_size, image.size
     orientation, scale = 1, (1.0, 1.0)
@@ -149,7 +139,10 @@ def _exif_orientation(path: Path) -> int | None:
 
 
 def turn_back(corners: Corners, orientation: int, size: tuple[int, int]) -> Corners:
-    """Takes edges in pixels from the image that its EXIF tag `orientation` turned, with that `size`, to the stored."""
+    """Takes edges in pixels from the image that its EXIF tag `orientation` turned to the stored one.
+
+    `size` is that of the turned image.
+    """
     x0, y0, x1, y1 = corners
     if orientation in (2, 3, 6, 7):
         x0, x1 = size[0] - x1, size[0] - x0

@@ -63,11 +63,9 @@ class CocoReader(Reader):
             place = f"categories[{index}]"
             known = category if isinstance(category, dict) else {}
             category_id, name = known.get("id"), known.get("name")
-            if not isinstance(category_id, int) or not isinstance(name, str) or not name.strip():
-                raise InputError(f"{file}, {place}: {category!r} needs a whole number id and a name")
-            if category_id in names:
-                raise InputError(f"{file}, {place}: id {category_id} occurs twice: give each category its own")
-            name = name.strip()
+            name = name.strip() if isinstance(name, str) else ""
+            if not name or not isinstance(category_id, int) or category_id in names:
+                raise InputError(f"{file}, {place}: {category!r} needs a name, and a whole number of its own as id")
             if name in names.values():
                 self.problems.add(file, place, "category name occurs twice", name, "taken as one class")
             names[category_id] = name
@@ -83,17 +81,15 @@ class CocoReader(Reader):
         for place, element in self._elements(elements, "images", file):
             path, image_id = element.get("file_name"), _as_id(element.get("id"))
             path = path.replace("\\", "/") if isinstance(path, str) else ""
-            if not path or image_id is None:
-                self.problems.add(file, place, "image without file_name or id", path, "image left out")
-            elif image_id in images or path in paths:
-                self.problems.add(file, place, "image id or file_name occurs twice", path, "image left out")
-            else:
-                paths.add(path)
-                folder = next((folder for folder in folders if os.path.isfile(folder / path)), folders[0])
-                folders.sort(key=lambda other, last=folder: other != last)  # the next image is likely there, too
-                full_name = os.path.splitext(f"{name}/{path}")[0]
-                size = read_size(element.get("width"), element.get("height"))
-                images[image_id] = SourceImage(folder / path, full_name, file, place, declared_size=size)
+            if not path or image_id is None or image_id in images or path in paths:
+                self.problems.add(file, place, "image without file_name and id of its own", path, "image left out")
+                continue
+            paths.add(path)
+            folder = next((folder for folder in folders if os.path.isfile(folder / path)), folders[0])
+            folders.sort(key=lambda other, last=folder: other != last)  # the next image is likely there, too
+            size = read_size(element.get("width"), element.get("height"))
+            full_name = os.path.splitext(f"{name}/{path}")[0]
+            images[image_id] = SourceImage(folder / path, full_name, file, place, declared_size=size)
         return images
 
     def _elements(self, elements: list, key: str, file: Path) -> Iterator[tuple[str, dict]]:
@@ -107,12 +103,12 @@ class CocoReader(Reader):
 
     def _read_box(self, image: SourceImage, class_name: str, annotation: dict, place: str) -> None:
         bbox = annotation.get("bbox")
-        if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
-            problem = "bbox missing or not four numbers"
-            self.leave_out_box(image, class_name, place, problem, repr(bbox)[:50])
+        values = [number(value) for value in bbox] if isinstance(bbox, list) else []
+        if len(values) != 4 or any(map(math.isnan, values)):
+            self.leave_out_box(image, class_name, place, "bbox missing or not four numbers", repr(bbox)[:50])
             return
-        x, y, width, height = map(float, bbox)
-        is_crowd = int(annotation.get("iscrowd") in (1, True))
+        x, y, width, height = values
+        is_crowd = int(annotation.get("iscrowd") == 1)
         self.add_box(image, class_name, (x, y, x + width, y + height), place, group_of=is_crowd)
 
 
@@ -126,10 +122,6 @@ def _read_json(file: Path) -> dict:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise InputError(f"{file} has no list {key!r}: expected COCO's images, annotations and categories")
     return content
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(number(value))
 
 
 def _as_id(value: object) -> object:

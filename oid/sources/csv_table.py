@@ -11,13 +11,14 @@ The sets of a folder are its CSV files, each named by its file name without suff
 
 import csv
 import io
+import math
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from oid.files import InputError
-from oid.sources.base import Reader, SourceImage, read_text
+from oid.sources.base import Reader, SourceImage, number, read_text
 
 CLASS_FILES = ("classes.csv", "class_mapping.csv", "class_list.csv")
 ROW = "path,x1,y1,x2,y2,class_name"
@@ -67,21 +68,15 @@ class CsvReader(Reader):
             if not path or len(row) < 6:
                 self.problems.add(file, place, f"row that is not {ROW}", ",".join(row), "left out")
                 continue
-            image = self._image(images, path, file, place)
+            has_backslashes = "\\" in path and not os.path.isfile(file.parent / path)
+            key = os.path.normpath(path.replace("\\", "/") if has_backslashes else path)
+            if key not in images:
+                images[key] = SourceImage(file.parent / key, os.path.splitext(key)[0], file, place)
+                if has_backslashes:
+                    self.problems.add(file, place, "path with backslashes", path, "read as slashes")
             if class_name or any(corners):
-                self.add_box(image, class_name, corners, place)
+                self.add_box(images[key], class_name, corners, place)
         return list(images.values())
-
-    def _image(self, images: dict[str, SourceImage], spelled: str, file: Path, place: str) -> SourceImage:
-        """The image with that path, added to `images` if it is new."""
-        has_backslashes = "\\" in spelled and not os.path.isfile(file.parent / spelled)
-        path = os.path.normpath(spelled.replace("\\", "/") if has_backslashes else spelled)
-        if path not in images:
-            if has_backslashes:
-                self.problems.add(file, place, "path with backslashes", spelled, "read as slashes")
-            name = os.path.splitext(path)[0].replace(os.sep, "/")
-            images[path] = SourceImage(file.parent / path, name, file, place)
-        return images[path]
 
 
 def read_classes(path: Path) -> dict[str, int]:
@@ -89,21 +84,20 @@ def read_classes(path: Path) -> dict[str, int]:
 
     Raises an InputError if a row is something else, a name or an id occurs twice, or there is no row.
     """
-    classes: dict[str, int] = {}
+    ids: dict[str, int] = {}
+    names: dict[int, str] = {}
     for index, (line, row) in enumerate(read_rows(path)):
-        name, text = (row[0].strip(), row[1].strip()) if len(row) > 1 else ("", "")
+        name, text = (value.strip() for value in [*row, ""][:2])
         if index == 0 and name and text and not re.fullmatch(r"[-+]?\d+", text):
             continue
-        if not name or not re.fullmatch(r"\d+", text):
-            raise InputError(f"{path}, line {line}: {','.join(row)!r} is not class_name,id: give a name and a number")
-        if name in classes and classes[name] == int(text):
-            continue
-        if name in classes or int(text) in classes.values():
-            raise InputError(f"{path}, line {line}: {name!r} or its id {text} occurs twice: each class needs one id")
-        classes[name] = int(text)
-    if not classes:
+        class_id = int(text) if re.fullmatch(r"\d{1,18}", text) else None
+        if not name or class_id is None or ids.get(name, class_id) != class_id or names.get(class_id, name) != name:
+            need = "give each class its name and a number of its own"
+            raise InputError(f"{path}, line {line}: {','.join(row)!r} is not class_name,id: {need}")
+        ids[name], names[class_id] = class_id, name
+    if not ids:
         raise InputError(f"{path} has no class: expected rows class_name,id")
-    return classes
+    return ids
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -125,5 +119,4 @@ def _header(row: list[str]) -> tuple[int, ...] | None:
     columns = [[index for index, name in enumerate(names) if name in known] for known in _HEADER_NAMES]
     if all(len(found) == 1 for found in columns):
         return tuple(found[0] for found in columns)
-    words = [name for name in names[1:5] if re.fullmatch(r"[a-z][a-z_ ]*\d?", name) and name not in ("nan", "inf")]
-    return tuple(range(6)) if len(words) == 4 else None
+    return tuple(range(6)) if all(name[:1].isalpha() and math.isnan(number(name)) for name in names[1:5]) else None

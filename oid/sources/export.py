@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
-from oid import paths
 from oid.files import InputError, replacing_folder
 from oid.sources.base import Box, Problems, Progress, SourceImage, Splits, require_free, write_rows
 from oid.sources.open_images import read_images, unique_names
@@ -23,7 +22,7 @@ from oid.sources.write import link_images, link_name
 
 
 def export(form: str, data_set: Path, folder: Path, kept: dict[str, str], progress: Progress = iter) -> list[str]:
-    """Writes train and validation of DATASET.
+    """Writes train and validation of DATASET, and returns lines that tell what was written.
 
     Args:
         form: a name of WRITERS.
@@ -31,9 +30,6 @@ def export(form: str, data_set: Path, folder: Path, kept: dict[str, str], progre
         folder: to be made.
         kept: {label: name} of the classes to write, in this order.
         progress: shows how many images are measured.
-
-    Returns:
-        Lines that tell what was written.
 
     Raises:
         FolderError: `folder` is in use, or cannot be written.
@@ -47,12 +43,12 @@ def export(form: str, data_set: Path, folder: Path, kept: dict[str, str], progre
         raise InputError(f"{data_set} has none of its annotated images on disk, and only those can be exported")
     with replacing_folder(folder) as temporary:
         WRITERS[form](temporary, list(names.values()), splits, problems)
-        problems.write(paths.source_problems(temporary))
+        problems.write(temporary)
     counts = {split: sum(len(image.boxes) for image in images) for split, images in splits.items()}
     return [
         f"{form}: {folder}",
         "  this form has no hierarchy and no image-level labels: a class without a box counts as not there",
-        *problems.summary(paths.source_problems(folder)),
+        *problems.summary(folder),
         *(f"  {split}: {len(splits[split])} images, {n} boxes of {len(names)} classes" for split, n in counts.items()),
     ]
 
@@ -71,10 +67,9 @@ def write_coco(folder: Path, classes: list[str], splits: Splits, problems: Probl
             for box in image.boxes:
                 x0, y0, x1, y1 = (round(corner, 3) for corner in box.corners)
                 bbox = [x0, y0, round(x1 - x0, 3), round(y1 - y0, 3)]
-                annotation = {"id": len(annotations) + 1, "image_id": image_id}
-                annotation |= {"category_id": category_ids[box.class_name], "bbox": bbox}
-                annotation |= {"area": round(bbox[2] * bbox[3], 3), "iscrowd": int(box.group_of == 1)}
-                annotations.append(annotation | {"segmentation": []})
+                ids = {"id": len(annotations) + 1, "image_id": image_id, "category_id": category_ids[box.class_name]}
+                marks = {"iscrowd": int(box.group_of == 1), "segmentation": []}
+                annotations.append(ids | {"bbox": bbox, "area": round(bbox[2] * bbox[3], 3)} | marks)
         content = {"info": {}, "licenses": [], "images": entries, "annotations": annotations, "categories": categories}
         path = folder / "annotations" / f"instances_{split}.json"
         path.write_text(json.dumps(content), encoding="utf-8")

@@ -12,7 +12,7 @@ is no class: nothing is learned in such an area.
 import math
 from pathlib import Path
 
-from oid.files import InputError
+from oid.files import InputError, require_folder
 from oid.images.find import find_images
 from oid.sources.base import Reader, SourceImage, number, read_text
 
@@ -29,8 +29,7 @@ class KittiReader(Reader):
 
     def __init__(self, path: Path):
         """Finds the folders with labels. Raises an InputError if there are none."""
-        if path.is_file():
-            raise InputError(f"{path} is a file: give the folder with training/ or train/ in it")
+        require_folder(path, "give the folder with training/ or train/ in it")
         self._folders = {}
         for place in [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]:
             for images, labels in FOLDERS:
@@ -57,14 +56,10 @@ class KittiReader(Reader):
             path = paths.get(stem, image_folder / f"{stem}.png")
             images.append(SourceImage(path, f"{name}/{stem}", file))  # the numbers of each set begin with 000000
             for line, text in enumerate(read_text(file).splitlines(), start=1):
-                if values := text.split():
-                    self._read_row(images[-1], values, f"line {line}")
+                values = text.split()
+                if len(values) >= 8 and not math.isnan(truncated := number(values[1])):
+                    marks = {"truncated": int(truncated > 0), "occluded": OCCLUDED.get(values[2], -1)}
+                    self.add_box(images[-1], values[0], values[4:8], f"line {line}", **marks)
+                elif values:
+                    self.leave_out_box(images[-1], values[0], f"line {line}", f"row that is not {ROW}", text.strip())
         return images
-
-    def _read_row(self, image: SourceImage, values: list[str], place: str) -> None:
-        truncated = number(values[1]) if len(values) >= 8 else math.nan
-        if math.isnan(truncated):
-            self.leave_out_box(image, values[0], place, f"row that is not {ROW}", " ".join(values))
-            return
-        marks = {"truncated": int(truncated > 0), "occluded": OCCLUDED.get(values[2], -1)}
-        self.add_box(image, values[0], values[4:8], place, **marks)

@@ -16,6 +16,7 @@ from oid.sources.base import SPLITS, Box, Problems, Progress, Reader, SourceImag
 from oid.sources.clean import measure
 from oid.sources.splits import divide, hold_out
 
+LAYOUT = "expected Open Images' layout"
 MARK_COLUMNS = {
     "occluded": "IsOccluded",
     "truncated": "IsTruncated",
@@ -31,10 +32,10 @@ class OpenImagesReader(Reader):
         """Finds the splits. Raises an InputError if there are no annotations or no classes."""
         super().__init__(split for split in SPLITS if paths.box_annotations(path, split).is_file())
         if not self.sets:
-            raise InputError(f"{path} has no annotations/train-annotations-bbox.csv: expected Open Images' layout")
+            raise InputError(f"{path} has no annotations/train-annotations-bbox.csv: {LAYOUT}")
         self._path = path
         for name in (paths.HIERARCHY, paths.CLASS_DESCRIPTIONS):
-            require_file(paths.annotation_file(path, name), "expected Open Images' layout")
+            require_file(paths.annotation_file(path, name), LAYOUT)
 
     def read(self, name: str) -> list[SourceImage]:
         """The images of a split that are on disk, without their boxes."""
@@ -55,11 +56,12 @@ class OpenImagesReader(Reader):
         is_held_out = pl.col("ImageID").is_in(list(held_out))
         for split, names in sets.items():
             for place, files in self.tables(names):
-                rows = [pl.read_csv(file, infer_schema=False) for file in files]
-                tables = {split: pl.concat(rows, how="diagonal")} if rows else {}
-                if rows and held_out and split == "train":
-                    table = tables["train"]
-                    tables = {"train": table.filter(~is_held_out), "validation": table.filter(is_held_out)}
+                if not files:
+                    continue
+                rows = pl.concat([pl.read_csv(file, infer_schema=False) for file in files], how="diagonal")
+                tables = {split: rows}
+                if held_out and split == "train":
+                    tables = {"train": rows.filter(~is_held_out), "validation": rows.filter(is_held_out)}
                 for name, table in tables.items():
                     with replacing(place(folder, name)) as temporary:
                         table.write_csv(temporary)
@@ -72,23 +74,20 @@ def prepare_rows(
 
     Images that are not on disk keep their rows; for the folds each is a group of its own.
     """
-    boxes = {}
+    boxes, splits, held_out = {}, {}, set()
     for split, names in sets.items():
         (_, box_files), (_, label_files) = reader.tables(names)
-        boxes[split] = pl.concat([read_boxes(file).select("ImageID", "LabelName") for file in box_files])
+        boxes[split] = pl.concat([read_boxes(file, ("ImageID", "LabelName")) for file in box_files])
         for file in label_files:
             read_image_labels(file)  # names the first wrong row before anything is written
-    splits = {}
     for split, names in sets.items():
         images = {image.image_id: image for name in names for image in reader.read(name)}
         splits[split] = measure(list(images.values()), reader.problems, progress, "not linked, its rows stay")
-    held_out = set()
     if folds:
         classes = dict(boxes["train"].unique().group_by("ImageID").agg("LabelName").iter_rows())
         digests = {image.image_id: image.md5 for image in splits["train"]}
         ids = sorted(classes.keys() | digests.keys())
-        groups, present = [digests.get(i, i) for i in ids], [set(classes.get(i, ())) for i in ids]
-        held_out = hold_out(ids, groups, present, folds, fold)
+        held_out = hold_out([(i, digests.get(i, i), set(classes.get(i, ()))) for i in ids], folds, fold)
         splits = divide(splits, held_out)
     write_annotations = functools.partial(reader.copy_annotations, sets=sets, held_out=held_out)
     return splits, write_annotations, [f"  {split}: {len(images)} images on disk" for split, images in splits.items()]
@@ -109,23 +108,24 @@ def read_images(
     Returns:
         Measured images, corners in pixels, in the order of the image ids.
     """
-    file = require_file(paths.box_annotations(data_set, split), "expected a folder in Open Images' layout")
-    read_boxes(file)  # checks the values
+    file = require_file(paths.box_annotations(data_set, split), LAYOUT)
+    labelled = set(read_boxes(file)["ImageID"])
+    if (label_file := paths.image_label_annotations(data_set, split)).is_file():
+        labelled.update(read_image_labels(label_file)["ImageID"])
+    found, missing = find_images(data_set / split), data_set / split
+    images = [SourceImage(found.get(i, missing / i), i, file, i, image_id=i) for i in sorted(labelled)]
+    measured = {image.image_id: image for image in measure(images, problems, progress)}
     header = read_header(file, BOX_COLUMNS)
     marks = {mark: column for mark, column in MARK_COLUMNS.items() if column in header}
+    columns = dict.fromkeys(("ImageID", "LabelName", *CORNERS, *marks.values()))
+    wanted = pl.col("LabelName").is_in(list(names)) & pl.col("ImageID").is_in(list(measured))
     with csv_errors(file):
-        rows = scan_rows(file, list(dict.fromkeys([*BOX_COLUMNS, *marks.values()]))).collect()
-    label_file = paths.image_label_annotations(data_set, split)
-    labelled = read_image_labels(label_file)["ImageID"] if label_file.is_file() else ()
-    found, missing = find_images(data_set / split), data_set / split
-    ids = sorted({*rows["ImageID"], *labelled})
-    images = [SourceImage(found.get(i, missing / i), i, file, i, image_id=i) for i in ids]
-    measured = {image.image_id: image for image in measure(images, problems, progress)}
-    for row in rows.filter(pl.col("LabelName").is_in(list(names))).iter_rows(named=True):
-        if image := measured.get(row["ImageID"]):
-            corners = tuple(float(row[name]) * side for name, side in zip(CORNERS, image.size * 2, strict=True))
-            known = {mark: int(row[column] or 0) for mark, column in marks.items()}
-            image.boxes.append(Box(names[row["LabelName"]], corners, f"line {row['line']}", **known))
+        rows = scan_rows(file, list(columns)).filter(wanted).collect()
+    for row in rows.iter_rows(named=True):
+        image = measured[row["ImageID"]]
+        corners = tuple(float(row[name]) * side for name, side in zip(CORNERS, image.size * 2, strict=True))
+        known = {mark: int(row[column] or 0) for mark, column in marks.items()}
+        image.boxes.append(Box(names[row["LabelName"]], corners, f"line {row['line']}", **known))
     return list(measured.values())
 
 

@@ -4,7 +4,7 @@ import collections
 import re
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,32 +24,30 @@ class SplitError(InputError):
 class SplitChoice:
     """How to divide a source.
 
-    Attributes:
-        sets: `split=set` or `split=set+set` for each split; empty: the names of the sets decide.
-        folds: into how many folds the training images are divided if there is no set for validation.
-        fold: the fold that becomes the validation split, from 0.
+    Without `sets`, the names of the sets decide: train, val and test; trainval if there is no train; or the only set.
     """
 
-    sets: tuple[str, ...] = ()
-    folds: int | None = None
-    fold: int = 0
+    sets: tuple[str, ...] = ()  # `split=set` or `split=set+set`
+    folds: int | None = None  # the training images are divided into so many if there is no set for validation
+    fold: int = 0  # becomes the validation split
 
 
 def choose_splits(names: Sequence[str], choice: SplitChoice) -> tuple[dict[str, list[str]], int | None]:
     """Chooses from the sets `names` of a source those of each split, and the number of folds.
 
     Returns:
-        {split: sets} as in `choose_sets`, and the number of folds; None if there is a set for validation.
+        {split: sets} with `train` and, if there are any, `validation` and `test`; and the number of folds, None if
+        there is a set for validation.
 
     Raises:
-        SplitError: the choice does not fit the sets.
+        SplitError: the choice does not fit the sets, or there is no set for training.
     """
     folds = DEFAULT_FOLDS if choice.folds is None else choice.folds
-    if folds < 2:
-        raise SplitError(f"{folds} is too few folds: give 2 or more")
-    if not 0 <= choice.fold < folds:
-        raise SplitError(f"there is no fold {choice.fold} of {folds}: give 0 to {folds - 1}")
-    chosen = choose_sets(names, choice.sets)
+    if folds < 2 or not 0 <= choice.fold < folds:
+        raise SplitError(f"there is no fold {choice.fold} of {folds}: folds are 2 or more, and are counted from 0")
+    chosen = _parse(names, choice.sets) if choice.sets else _guess(names)
+    if "train" not in chosen:
+        raise SplitError(f"no set for training: choose one of {_shown(names)} by train=...")
     if "validation" not in chosen:
         return chosen, folds
     if choice.folds or choice.fold:
@@ -58,53 +56,30 @@ def choose_splits(names: Sequence[str], choice: SplitChoice) -> tuple[dict[str, 
     return chosen, None
 
 
-def choose_sets(names: Sequence[str], wanted: Sequence[str]) -> dict[str, list[str]]:
-    """Chooses the sets of each split.
-
-    Args:
-        names: the sets of the source.
-        wanted: `split=set` or `split=set+set`. If empty, the names decide: train, val and test; trainval if there is
-            no train; or the only set.
-
-    Returns:
-        {split: sets} with `train` and, if there are any, `validation` and `test`.
-
-    Raises:
-        SplitError: a split or set does not exist, a set is in two splits, or there is no train.
-    """
-    chosen = _parse(names, wanted) if wanted else _guess(names)
-    if "train" not in chosen:
-        raise SplitError(f"no set for training: choose one of {shown(names)} by train=...")
+def _parse(names: Sequence[str], wanted: Sequence[str]) -> dict[str, list[str]]:
+    """The sets of each split as they were asked for."""
+    chosen: dict[str, list[str]] = {}
+    free = list(names)
+    for text in wanted:
+        split, _, sets = text.partition("=")
+        for name in sets.split("+"):
+            if split not in SPLITS or name not in free:
+                each = ", ".join(f"{name}=..." for name in SPLITS)
+                raise SplitError(f"{text!r} cannot be chosen: give {each}, and each set once, of {_shown(names)}")
+            free.remove(name)
+            chosen.setdefault(split, []).append(name)
     return {split: chosen[split] for split in SPLITS if split in chosen}
 
 
-def _parse(names: Sequence[str], wanted: Sequence[str]) -> dict[str, list[str]]:
-    chosen: dict[str, list[str]] = {}
-    split_of: dict[str, str] = {}
-    for text in wanted:
-        split, _, sets = text.partition("=")
-        if split not in SPLITS or not sets:
-            raise SplitError(f"{text!r} names no sets: give {', '.join(f'{name}=...' for name in SPLITS)}")
-        if split in chosen:
-            raise SplitError(f"{text!r}: {split} is given twice, join its sets with +")
-        chosen[split] = sets.split("+")
-        for name in chosen[split]:
-            if name not in names:
-                raise SplitError(f"{text!r}: the source has no set {name!r}, but {shown(names)}")
-            if name in split_of:
-                raise SplitError(f"{text!r}: the set {name!r} is in {split_of[name]} already")
-            split_of[name] = split
-    return chosen
-
-
 def _guess(names: Sequence[str]) -> dict[str, list[str]]:
+    """The set of each split by its name."""
     found = {split: _with_word(names, word) for split, word in _WORDS.items()}
     if not found["train"]:
         others = [name for name in names if not any(_with_word([name], word) for word in _WORDS.values())]
         found["train"] = _with_word(names, r"train_?val") or [n for n in others if n == "annotations"] or others
     for split, sets in found.items():
         if len(sets) > 1:
-            raise SplitError(f"{shown(sets)} could be {split}: choose by {split}=...")
+            raise SplitError(f"{_shown(sets)} could be {split}: choose by {split}=...")
     return {split: sets for split, sets in found.items() if sets}
 
 
@@ -114,7 +89,7 @@ def _with_word(names: Sequence[str], word: str) -> list[str]:
     return exact or [name for name in names if re.search(rf"(?<![a-z]){word}", name.lower())]
 
 
-def shown(names: Sequence[str]) -> str:
+def _shown(names: Sequence[str]) -> str:
     return textwrap.shorten(", ".join(names), 200, placeholder=" ...")
 
 
@@ -125,23 +100,24 @@ def divide(splits: Splits, held_out: set[str]) -> Splits:
     return splits | {"train": train, "validation": validation}
 
 
-def hold_out(
-    image_ids: Sequence[str], groups: Sequence[str], classes: Sequence[set[str]], folds: int, fold: int
-) -> set[str]:
-    """The ids of the images of one fold of `assign_folds`. Raises a SplitError if training or it has no boxes."""
-    chosen = assign_folds(groups, classes, folds) == fold
-    with_boxes = np.array([bool(present) for present in classes])
-    if not (with_boxes & chosen).any() or not (with_boxes & ~chosen).any():
+def hold_out(images: Iterable[tuple[str, str, set[str]]], folds: int, fold: int) -> set[str]:
+    """The ids of the images of one fold of `assign_folds`, from the id, the group and the classes of every image.
+
+    Raises a SplitError if there are too few images, or that fold or the others have no boxes.
+    """
+    ids, groups, classes = zip(*images, strict=True)
+    is_chosen = assign_folds(groups, classes, folds) == fold
+    with_boxes = np.array(list(map(bool, classes)))
+    if not (with_boxes & is_chosen).any() or not (with_boxes & ~is_chosen).any():
         raise SplitError(f"too few images with boxes for fold {fold} of {folds}: ask for fewer, or another fold")
-    return {image_ids[index] for index in np.flatnonzero(chosen)}
+    return {ids[index] for index in np.flatnonzero(is_chosen)}
 
 
 def assign_folds(groups: Sequence[str], classes: Sequence[set[str]], count: int) -> np.ndarray:
     """Gives every image a fold, so that each class is spread evenly and groups stay together.
 
     An image counts for its rarest class: the class in the fewest images, among equals the first by the alphabet. Images
-    without objects count as a class of their own. scikit-learn's StratifiedGroupKFold gets the images in the order of
-    their groups, so the order of the arguments does not matter.
+    without objects count as a class of their own. The order of the images does not matter.
 
     Args:
         groups: `(N,)` images with equal group get the same fold; for example the digest of the file.
@@ -152,30 +128,23 @@ def assign_folds(groups: Sequence[str], classes: Sequence[set[str]], count: int)
         `(N,)` int64 in 0 .. count - 1; no fold is empty.
 
     Raises:
-        SplitError: there are fewer groups than folds.
+        SplitError: there are fewer groups than folds, or a fold would be empty.
     """
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
-    different = len(set(groups))
-    if different < count:
-        raise SplitError(f"{count} folds of {different} different images: ask for fewer folds")
-    rarest = rarest_classes(classes)
-    order = sorted(range(len(groups)), key=lambda index: (groups[index], rarest[index]))
-    sorted_classes, sorted_groups = [rarest[index] for index in order], [groups[index] for index in order]
+    images = collections.Counter(name for present in classes for name in present)
+    rarest = [min(present, key=lambda name: (images[name], name), default="") for present in classes]
+    order = np.array(sorted(range(len(groups)), key=lambda index: (groups[index], rarest[index])))
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=0)
     if max(collections.Counter(rarest).values()) < count:
         splitter = GroupKFold(count)  # no class has an image for each fold: only the numbers of images can be even
-    folds = np.empty(len(groups), dtype=np.int64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # some class has fewer images than there are folds
-        for fold, (_, chosen) in enumerate(splitter.split(sorted_classes, sorted_classes, sorted_groups)):
-            folds[np.array(order)[chosen]] = fold
+    folds = np.zeros(len(groups), dtype=np.int64)
+    if len(set(groups)) >= count:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # some class has fewer images than there are folds
+            sorted_classes, sorted_groups = np.array(rarest)[order], np.array(groups)[order]
+            for fold, (_, chosen) in enumerate(splitter.split(sorted_classes, sorted_classes, sorted_groups)):
+                folds[order[chosen]] = fold
     if len(np.unique(folds)) < count:
-        raise SplitError(f"{count} folds of {different} different images: one would be empty, ask for fewer folds")
+        raise SplitError(f"{count} folds of {len(set(groups))} different images: one would be empty, ask for fewer")
     return folds
-
-
-def rarest_classes(classes: Sequence[set[str]]) -> list[str]:
-    """`(N,)` the class of each image that the fewest images have; "" for an image without objects."""
-    images = collections.Counter(name for present in classes for name in present)
-    return [min(present, key=lambda name: (images[name], name), default="") for present in classes]

@@ -13,16 +13,14 @@ takes them for edges: its boxes end one pixel short on the right and at the bott
 import os
 import re
 from pathlib import Path
-from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers import expat
+from xml.etree import ElementTree
 
-from oid.files import InputError
+from oid.files import InputError, require_folder
 from oid.images.find import SUFFIXES
 from oid.sources.base import Reader, SourceImage, read_size, read_text
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 MARKS = ("truncated", "occluded", "difficult", "group_of")
-LINE = "line of the file"  # an attribute that `read_xml` adds; XML allows no spaces in names
 
 
 class VocReader(Reader):
@@ -32,8 +30,7 @@ class VocReader(Reader):
 
     def __init__(self, path: Path):
         """Finds annotations, images and sets. Raises an InputError if there are no annotations."""
-        if path.is_file():
-            raise InputError(f"{path} is a file: give the folder with Annotations and JPEGImages")
+        require_folder(path, "give the folder with Annotations and JPEGImages")
         self._annotations = path / "Annotations" if (path / "Annotations").is_dir() else path
         self._images = path / "JPEGImages" if (path / "JPEGImages").is_dir() else path
         self._xml = {file.stem: file for file in sorted(self._annotations.glob("*.xml"))}
@@ -67,21 +64,20 @@ class VocReader(Reader):
         """The image of one annotation file; None, and a problem, if that cannot be read."""
         file = self._xml.get(name, self._annotations / f"{name}.xml")
         try:
-            root = read_xml(file)
-        except InputError as error:
-            problem, _, value = str(error).partition(": ")
-            self.problems.add(file, "", problem, value, "image left out")
+            root = ElementTree.fromstring(file.read_bytes())  # expat limits what entities expand to
+        except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
+            reason = getattr(error, "strerror", None) or error
+            self.problems.add(file, "", "annotation file missing or not well-formed XML", reason, "image left out")
             return None
         size = read_size(_text(root, "size/width"), _text(root, "size/height"))
         image = SourceImage(self._image_path(name, root), name, file, declared_size=size)
         for index, element in enumerate(root.iter("object"), start=1):
             corners = [_text(element, f"bndbox/{corner}") for corner in CORNERS]
             marks = {mark: int(_text(element, mark).lower() in ("1", "true", "yes")) for mark in MARKS}
-            place = f"line {element.get(LINE)}, object {index}"
-            self.add_box(image, _text(element, "name"), corners, place, **marks)
+            self.add_box(image, _text(element, "name"), corners, f"object {index}", **marks)
         return image
 
-    def _image_path(self, name: str, root: Element) -> Path:
+    def _image_path(self, name: str, root: ElementTree.Element) -> Path:
         """The file with the name of the annotation file, or else the file that the annotation names."""
         named = re.split(r"[/\\]", _text(root, "filename"))[-1]
         files = self._files.get(name, [])
@@ -90,39 +86,10 @@ class VocReader(Reader):
         return self._images / (named if named and os.path.isfile(self._images / named) else f"{name}.jpg")
 
 
-def read_xml(path: Path) -> Element:
-    """Reads an XML file. Each element has its line number, as text, in the attribute `LINE`.
-
-    Raises an InputError, without the file's name, if it cannot be read, is not well-formed, or has a document type:
-    entities defined there can make a few bytes huge.
-    """
-    builder, parser = TreeBuilder(), expat.ParserCreate()
-
-    def start(tag: str, attributes: dict[str, str]) -> None:
-        builder.start(tag, attributes | {LINE: str(parser.CurrentLineNumber)})
-
-    def refuse(*_: object) -> None:
-        raise InputError("XML with a document type declaration")
-
-    parser.StartElementHandler = start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
-    parser.StartDoctypeDeclHandler = refuse
-    try:
-        parser.Parse(path.read_bytes(), True)
-        return builder.close()
-    except FileNotFoundError:
-        raise InputError("missing annotation file") from None
-    except OSError as error:
-        raise InputError(f"unreadable: {error.strerror}") from None
-    except (expat.ExpatError, ValueError, LookupError) as error:
-        raise InputError(f"not well-formed XML: {error}") from None
-
-
 def _read_list(file: Path) -> list[str]:
     """The names of a set, one per line. Lists of single classes have -1, 0 or 1 after the name, which is removed."""
     return [re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in read_text(file).splitlines()]
 
 
-def _text(element: Element, path: str) -> str:
+def _text(element: ElementTree.Element, path: str) -> str:
     return (element.findtext(path) or "").strip()

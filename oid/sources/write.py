@@ -45,6 +45,7 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     "voc": VocReader,
     "kitti": KittiReader,
 }
+SOURCE_MARK, SOURCE_IMAGES = "source.json", "source_images.csv"
 ROOT, ANYTHING = "/m/0bl9f", "/m/anything"  # of the hierarchy; the class of areas where any class may be
 LONGEST_ID = 150  # letters
 
@@ -53,7 +54,7 @@ LONGEST_ID = 150  # letters
 def convert(
     source: str, path: Path, folder: Path, choice: SplitChoice | None = None, progress: Progress = iter
 ) -> list[str]:
-    """Makes DATASET.
+    """Makes DATASET, and returns lines that tell what was made.
 
     Args:
         source: the format, a name of READERS.
@@ -61,9 +62,6 @@ def convert(
         folder: DATASET, to be made.
         choice: how the source is divided; None: as the names of its sets say.
         progress: shows how many images are measured.
-
-    Returns:
-        Lines that tell what was made.
 
     Raises:
         SplitError: the choice does not fit the source.
@@ -75,19 +73,23 @@ def convert(
     sets, folds = choose_splits(reader.sets, choice)
     settings = {"source": source, "source_path": str(path.resolve()), "source_splits": list(choice.sets)}
     settings |= {"validation_folds": folds, "fold": None if folds is None else choice.fold}
-    check_folder(folder, settings)
+    mark, mark_text = folder / SOURCE_MARK, json.dumps(settings, indent=2) + "\n"
+    if not mark.is_file():
+        require_free(folder)
+    elif mark.read_text(encoding="utf-8", errors="replace") != mark_text:
+        raise FolderError(f"{folder} was made with other settings, see {mark}: remove it, or give another folder")
     if source == "oid" and "validation" in sets and not choice.sets:
         raise FolderError(f"{path} has a validation split, so there is nothing to make: give it")
     prepare = prepare_rows if source == "oid" else prepare_boxes
     splits, write_annotations, counts = prepare(reader, sets, folds, choice.fold, progress)
     report_duplicates(splits, reader.problems)
-    with replacing(paths.source_mark(folder)) as temporary:  # before anything else is written there
-        temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    with replacing(mark) as temporary:  # before anything else is written there
+        temporary.write_text(mark_text, encoding="utf-8")
     link_images(folder, splits)
     rows = [(split, i.image_id, i.path, *i.size, i.md5) for split, images in splits.items() for i in images]
-    write_rows(paths.source_images(folder), rows, SOURCE_IMAGE_COLUMNS)
+    write_rows(folder / SOURCE_IMAGES, rows, SOURCE_IMAGE_COLUMNS)
     write_annotations(folder)
-    reader.problems.write(paths.source_problems(folder))
+    reader.problems.write(folder)
     held_out = f"  no validation set: fold {choice.fold} of {folds} of the training images is held out"
     return [
         f"{source}: {path}",
@@ -95,22 +97,15 @@ def convert(
         "  sets: " + ", ".join(f"{split} = {' + '.join(names)}" for split, names in sets.items()),
         *([held_out] if folds else []),
         *counts,
-        *reader.problems.summary(paths.source_problems(folder)),
-        f"  made {folder}; which image has which id: {paths.source_images(folder)}",
+        *reader.problems.summary(folder),
+        f"  made {folder}; which image has which id: {folder / SOURCE_IMAGES}",
     ]
 
 
 def prepare_boxes(
     reader: Reader, sets: dict[str, list[str]], folds: int | None, fold: int, progress: Progress
 ) -> tuple[Splits, Callable[[Path], None], list[str]]:
-    """Reads, cleans and divides the images and boxes of a source.
-
-    Args:
-        reader: the source.
-        sets: {split: sets of the source}.
-        folds: into how many folds the training images are divided; None: they are not.
-        fold: the fold that becomes the validation split.
-        progress: shows how many images are measured.
+    """Reads, cleans and divides the images and boxes of the sets of each split. See `choose_splits`.
 
     Returns:
         The images of each split; a function that writes their annotations to DATASET; lines with their numbers.
@@ -123,50 +118,31 @@ def prepare_boxes(
     for split, images in splits.items():
         images = [clean_boxes(image, known, reader.problems, corners_are_pixels=pixels) for image in images]
         splits[split] = [replace(image, image_id=next(ids)) for image in images]
-    for split, images in splits.items():
         if split != "test" and not any(image.boxes for image in images):
-            problems, reason = reader.problems, "the annotations have none"
-            if problems:
-                reason = f"the first of {len(problems)} problems is {problems[0]}"
+            count = len(reader.problems)
+            reason = f"the first of {count} problems is {reader.problems[0]}" if count else "the annotations have none"
             raise InputError(f"no usable {'box' if images else 'image'} for {split}: {reason}")
     if folds:
-        train = splits["train"]
-        present = [{box.class_name for box in image.boxes} & set(classes) for image in train]
-        splits = divide(splits, hold_out([i.image_id for i in train], [i.md5 for i in train], present, folds, fold))
+        train = [(i.image_id, i.md5, {box.class_name for box in i.boxes} & set(classes)) for i in splits["train"]]
+        splits = divide(splits, hold_out(train, folds, fold))
     write = functools.partial(write_annotations, classes=classes, splits=splits, ignored_class=reader.ignored_class)
     counts = [f"  {split}: {_count(images, reader.ignored_class)}" for split, images in splits.items()]
     return splits, write, [f"  {len(classes)} classes", *counts]
 
 
-def check_folder(folder: Path, settings: dict[str, object]) -> None:
-    """Raises a FolderError unless `folder` is new, or was made before with the same `settings`."""
-    if not paths.source_mark(folder).is_file():
-        require_free(folder)
-        return
-    try:
-        before = dict(json.loads(paths.source_mark(folder).read_text(encoding="utf-8")))
-    except (TypeError, ValueError):
-        before = {}
-    other = [f"{name} {before.get(name)!r}" for name, value in settings.items() if before.get(name) != value]
-    if other:
-        raise FolderError(f"{folder} is the data set made with {', '.join(other)}: remove it, or give another folder")
-
-
 def read_splits(reader: Reader, sets: dict[str, list[str]]) -> Splits:
     """The images of the sets of each split, each file once. Raises a SplitError if one is in two splits."""
-    splits: Splits = {split: [] for split in sets}
-    split_of: dict[Path, str] = {}
+    splits: dict[str, dict[Path, SourceImage]] = {}
     for split, names in sets.items():
+        images: dict[Path, SourceImage] = {}
         for image in (image for name in names for image in reader.read(name)):
-            if image.path not in split_of:
-                split_of[image.path] = split
-                splits[split].append(image)
-            elif split_of[image.path] == split:
+            if images.setdefault(image.path, image) is not image:
                 reader.problems.add(image.file, image.place, "image in several sets", image.path, "taken once")
-            else:
-                both = f"{split_of[image.path]} and of {split}"
-                raise SplitError(f"{image.path} is in the sets of {both}: choose sets without it")
-    return splits
+        for other, others in splits.items():
+            if both := images.keys() & others.keys():
+                raise SplitError(f"{min(both)} is in the sets of {other} and of {split}: choose sets without it")
+        splits[split] = images
+    return {split: list(images.values()) for split, images in splits.items()}
 
 
 def _count(images: Sequence[SourceImage], ignored_class: str | None) -> str:
@@ -195,13 +171,12 @@ def link_images(folder: Path, splits: Splits) -> None:
         if not link.exists() or not link.samefile(image.path):
             with replacing(link) as temporary:
                 _link(image.path.resolve(), temporary)
-    if paths.source_images(folder).is_file():
-        with open(paths.source_images(folder), encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = [row for row in csv.reader(file) if len(row) == len(SOURCE_IMAGE_COLUMNS)]
-        for split, image_id, path, *_ in rows[1:]:
-            link = folder / split / link_name(image_id, Path(path))
-            if link not in wanted:
-                link.unlink(missing_ok=True)
+    if (folder / SOURCE_IMAGES).is_file():
+        with open(folder / SOURCE_IMAGES, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            for split, image_id, path, *_ in list(csv.reader(file))[1:]:
+                link = folder / split / link_name(image_id, Path(path))
+                if link not in wanted:
+                    link.unlink(missing_ok=True)
 
 
 def link_name(image_id: str, path: Path) -> str:
@@ -248,13 +223,9 @@ def _unused(text: str, used: set[str]) -> str:
 
 # === Annotations =====================================================================================================
 def write_annotations(folder: Path, *, classes: Sequence[str], splits: Splits, ignored_class: str | None) -> None:
-    """Writes boxes, image-level labels, class descriptions and hierarchy.
+    """Writes boxes, image-level labels, class descriptions and hierarchy of clean images with ids.
 
-    Args:
-        folder: DATASET.
-        classes: their names, in the order of the network's outputs.
-        splits: clean images with ids.
-        ignored_class: the name of areas where any class may be, or None.
+    The classes are in the order of the network's outputs. `ignored_class` names the areas where any class may be.
     """
     labels = class_labels(classes)
     boxes = [box for images in splits.values() for image in images for box in image.boxes]

@@ -39,11 +39,11 @@ def test_a01_converts_exports_and_does_it_again(tmp_path):
         ("--source csv --source_path {0}/broken", "line 1: not CSV"),
         (
             "--source csv --source_path {0}/source --fold 7",
-            "error: there is no fold 7 of 5: give 0 to 4 (see --source_",
+            "error: there is no fold 7 of 5: folds are 2 or more, and are counted from 0 (see --source_",
         ),
         (
             "--source csv --source_path {0}/source --source_splits a",
-            "names no sets: give train=..., validation=..., test=",
+            "'a' cannot be chosen: give train=..., validation=..., test=",
         ),
         ("--source csv --source_path {0}/nowhere", "error: --source_path is {0}/nowhere: give the folder"),
         ("--source csv --source_path {0}/source --dataset_path {0}/broken", "give another folder by --dataset_path"),
@@ -79,7 +79,7 @@ def test_a_level_that_somebody_asks_for_must_exist(tmp_path):
 
 
 def test_real_microscope_images(tmp_path, capsys):
-    """BCCD: two boxes of one pixel, reported with file and line; its own sets, or those that are named."""
+    """BCCD: two boxes of one pixel, reported with file and place; its own sets, or those that are named."""
     source = str(shared("data", "bccd_voc"))
     places = {"dataset_path": str(tmp_path / "data"), "output_path": str(tmp_path / "out"), "levels": ("1",)}
     a01.main(source="voc", source_path=source, **places)
@@ -89,8 +89,8 @@ def test_real_microscope_images(tmp_path, capsys):
     assert [sum(map(len, rows[split].values())) for split in splits] == [2805, 1138, 945]
     problems = table(tmp_path / "data" / "source_problems.csv")
     assert [(row["place"], row["value"], row["done"]) for row in problems] == [
-        ("line 50, object 4", "RBC 181,329,181,329, image 640 x 480", "kept"),
-        ("line 158, object 13", "RBC 504,337,504,337, image 640 x 480", "kept"),
+        ("object 4", "RBC 181,329,181,329, image 640 x 480", "kept"),
+        ("object 13", "RBC 504,337,504,337, image 640 x 480", "kept"),
     ]
     folds = {"dataset_path": str(tmp_path / "folds"), "source_splits": ("train=trainval", "test=test")}
     a01.main(source="voc", source_path=source, validation_folds=4, fold=2, **places | folds)

@@ -109,7 +109,7 @@ FAULTS = [  # format, item, problem, what is done, corners of the box that remai
     ("coco", {"bbox": [1, 1, 0, 5]}, "box without area", OUT, None),
     ("coco", {"bbox": [1, 1, 5]}, NOT_FOUR, OUT, None),
     ("coco", {"bbox": None}, NOT_FOUR, OUT, None),
-    ("coco", {"bbox": [1, 1, "5", 5]}, NOT_FOUR, OUT, None),
+    ("coco", {"bbox": [1, 1, "x", 5]}, NOT_FOUR, OUT, None),
     ("coco", {"bbox": [1, 1, float("nan"), 5]}, NOT_FOUR, OUT, None),
     ("coco", {"bbox": [1, 1, 10**400, 5]}, NOT_FOUR, OUT, None),
     ("coco", {"category_id": [4]}, "unknown category", OUT, None),
@@ -120,7 +120,7 @@ FAULTS = [  # format, item, problem, what is done, corners of the box that remai
     ("kitti", kitti_line("Cyclist", (1, 2, 9, 10), truncated="x"), NO_ROW, OUT, None),
 ]
 EMPTY = b'{"images": [], "annotations": [], "categories": [%b]}'
-PLACES = {"csv": "line 3", "voc": "line 3, object 1", "coco": "annotations[1] (id 11)", "kitti": "line 1"}
+PLACES = {"csv": "line 3", "voc": "object 1", "coco": "annotations[1] (id 11)", "kitti": "line 1"}
 
 
 @pytest.mark.parametrize(("form", "item", "problem", "done", "remaining"), FAULTS)
@@ -148,15 +148,20 @@ def test_a_fault_is_reported_with_its_place(form, item, problem, done, remaining
         ("coco", "annotations/instances_train.json", b"[" * 100_000, "is not JSON of a data set"),
         ("coco", "annotations/instances_train.json", b"[]", "has no list 'images'"),
         ("coco", "annotations/instances_train.json", b'{"images": [], "annotations": {}}', "no list 'annotations'"),
-        ("coco", "annotations/instances_train.json", EMPTY % b'{"id": "x"}', r"categories\[0\].* needs a whole number"),
+        (
+            "coco",
+            "annotations/instances_train.json",
+            EMPTY % b'{"id": "x"}',
+            r"categories\[0\].* needs a name, and a whole number",
+        ),
         (
             "coco",
             "annotations/instances_train.json",
             EMPTY % b'{"id": 1, "name": "a"}, {"id": 1, "name": "b"}',
-            "id 1 occurs twice",
+            r"categories\[1\].* of its own as id",
         ),
-        ("csv", "classes.csv", b"cat,0\ncat,1", "line 2: 'cat' or its id 1 occurs twice"),
-        ("csv", "classes.csv", b"cat,0\ndog,0", "line 2: 'dog' or its id 0 occurs twice"),
+        ("csv", "classes.csv", b"cat,0\ncat,1", "line 2: 'cat,1' is not class_name,id"),
+        ("csv", "classes.csv", b"cat,0\ndog,0", "line 2: 'dog,0' is not class_name,id.* a number of its own"),
         ("csv", "classes.csv", b"cat,0\ndog,x", "line 2: 'dog,x' is not class_name,id"),
         ("csv", "classes.csv", b"cat,0\ndog", "line 2: 'dog' is not class_name,id"),
         ("csv", "classes.csv", b"cat,-1", "line 1: 'cat,-1' is not class_name,id"),
@@ -229,23 +234,24 @@ ENTITIES = "".join(f'<!ENTITY l{n + 1} "{f"&l{n};" * 10}">' for n in range(12)) 
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("text", "reason"),
     [
-        ("<annotation><object></annotation>", "not well-formed XML"),
-        ("", "not well-formed XML"),
-        ('<!DOCTYPE a [<!ENTITY b "c">]><annotation/>', "XML with a document type declaration"),
-        (f'<!DOCTYPE a [<!ENTITY l0 "lol">{ENTITIES}]><a>&l12;</a>', "XML with a document type declaration"),
-        (None, "missing annotation file"),
+        ("<annotation><object></annotation>", "mismatched tag: line 1"),
+        ("", "no element found"),
+        (f'<!DOCTYPE a [<!ENTITY l0 "lol">{ENTITIES}]><a>&l12;</a>', "limit on input amplification"),
+        (None, "No such file"),
     ],
 )
-def test_an_xml_file_that_cannot_be_used_costs_only_its_image(text, problem, tmp_path):
+def test_an_xml_file_that_cannot_be_used_costs_only_its_image(text, reason, tmp_path):
     path = write_voc_source(tmp_path) / "Annotations" / "b.xml"
     path.unlink()
     if text is not None:
         path.write_text(text)
     reader = VocReader(tmp_path)
     assert found(read_clean(reader, "train")).keys() == TRAIN.keys() - {"b"}
-    assert [row[::2] for row in reader.problems] == [(str(path), problem, "image left out")]
+    ((file, _, problem, value, done),) = reader.problems
+    assert (file, problem, done) == (str(path), "annotation file missing or not well-formed XML", "image left out")
+    assert value.startswith(reason)
 
 
 def test_lists_of_single_classes_and_of_names_with_spaces(tmp_path):
@@ -272,10 +278,10 @@ def test_images_and_xml_files_in_one_folder(tmp_path):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"file_name": None}, "image without file_name or id"),
-        ({"id": None}, "image without file_name or id"),
-        ({"id": 0}, "image id or file_name occurs twice"),
-        ({"file_name": "a.png"}, "image id or file_name occurs twice"),
+        ({"file_name": None}, "image without file_name and id of its own"),
+        ({"id": None}, "image without file_name and id of its own"),
+        ({"id": 0}, "image without file_name and id of its own"),
+        ({"file_name": "a.png"}, "image without file_name and id of its own"),
         ({"file_name": "nowhere.png"}, "missing image"),
     ],
 )

@@ -19,9 +19,10 @@ from oid import paths
 from oid.command_line import check_flag, check_range, run_script
 from oid.files import output_file, remedy, require_file
 from oid.hierarchy import Hierarchy, read_hierarchy
+from oid.machine import map_in_threads
 from oid.predictions.files import PredictionFile, Predictions, PredictionWriter
 
-IMAGES_PER_BLOCK = 4096  # read, expanded and written together
+IMAGES_PER_BLOCK = 1024  # read, expanded and written together
 
 
 def main(
@@ -79,13 +80,16 @@ def expand_file(source: Path, target: Path, tree: Hierarchy, classes: set[str], 
     file = PredictionFile(source)
     expansion = Expansion(tree, classes, file.labels)
     read, written = collections.Counter(), collections.Counter()
-    blocks = tqdm(file.blocks(IMAGES_PER_BLOCK), total=-(-file.num_images // IMAGES_PER_BLOCK), disable=None)
-    with PredictionWriter(target) as writer:
-        for block in blocks:
-            result = expansion.expand(block, only_new=only_new, nms_iou=nms_iou)
+
+    def expand(block: Predictions) -> tuple[Predictions, Predictions]:
+        return block, expansion.expand(block, only_new=only_new, nms_iou=nms_iou)
+
+    with PredictionWriter(target) as writer, tqdm(total=file.num_images, unit="image", disable=None) as bar:
+        for block, result in map_in_threads(expand, file.blocks(IMAGES_PER_BLOCK)):
             writer.write(result)
             read.update(count_labels(block))
             written.update(count_labels(result))
+            bar.update(len(block.image_ids))
     print(f"read {source}: {file.num_images} images, {read.total()} boxes, {len(file.labels)} labels")
     print_counts(read, set(read) - classes, "are dropped, not in the class descriptions (their ancestors are added)")
     print_counts(read, {label for label in classes if label not in tree}, "have no ancestors in the hierarchy")

@@ -1,15 +1,18 @@
-"""The cores and the memory that this process may use, with the limits of containers and batch systems.
+"""The cores and the memory that this process may use, with the limits of containers and batch systems; threads.
 
 Linux's control groups set these limits, in version 1 and in version 2. They are files below /sys/fs/cgroup: in the
 folder of the process's group, which /proc/self/cgroup names, and in the folders above it, whose limits count as well.
 A container often sees its own group as the root, but the host's name of the group.
 """
 
+import collections
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+TASKS_PER_THREAD = 2  # that wait or are done
 UNKNOWN_MEMORY = 4 * 2**30  # bytes that count as free where the system does not say
 MEMORY_FILES = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))  # version 2, 1
 PAGE_CACHE = ("total_inactive_file", "inactive_file")  # in version 1 the second one leaves out the groups below
@@ -29,6 +32,20 @@ def usable_cores(system: str | Path = "/") -> int:
             if len(share) == 2 and min(share) > 0:
                 cores = min(cores, math.ceil(share[0] / share[1]))
     return cores
+
+
+def map_in_threads(function: Callable, items: Iterable, threads: int = 2) -> Iterator:
+    """As `map`, in threads; takes few items before their results are needed, so that memory stays small."""
+    pool, waiting = ThreadPoolExecutor(threads), collections.deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) == TASKS_PER_THREAD * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interruption does not wait for the rest
 
 
 def free_memory(system: str | Path = "/") -> int:

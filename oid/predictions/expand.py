@@ -14,7 +14,6 @@ on the size of the blocks nor on the two threads.
 
 import itertools
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
@@ -53,31 +52,22 @@ class Expansion:
         Returns:
             the same images; their label indices refer to `labels`.
         """
-        offsets, middle = found.offsets(), len(found.image_ids) // 2
-        boxes = found.label_index, found.scores, np.ascontiguousarray(found.boxes)
+        boxes = found.offsets(), found.label_index, found.scores, np.ascontiguousarray(found.boxes)
         classes = self._is_written, self._starts, self._ancestors, len(self.labels)
-
-        def expand(begin: int, end: int) -> tuple[np.ndarray, ...]:
-            return _expand_images(begin, end, offsets, *boxes, *classes, nms_iou, only_new)
-
-        with ThreadPoolExecutor(2) as pool:
-            halves = pool.map(expand, (0, middle), (middle, len(found.image_ids)))
-            counts, labels, scores, boxes = (np.concatenate(arrays) for arrays in zip(*halves, strict=True))
+        counts, labels, scores, boxes = _expand_images(*boxes, *classes, nms_iou, only_new)
         image_index = np.repeat(np.arange(len(counts)), counts)
         return Predictions(found.image_ids, self.labels, image_index, labels, scores, boxes)
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _expand_images(
-    begin, end, offsets, labels, scores, boxes, is_written, starts, ancestors, num_classes, iou_threshold, only_new
-):
-    """Expands the images `begin` to `end`.
+def _expand_images(offsets, labels, scores, boxes, is_written, starts, ancestors, num_classes, iou_threshold, only_new):
+    """Expands the boxes of some images.
 
     Returns:
         (images,) number of boxes of each image; (N,) classes, (N,) scores and (N, 4) boxes.
     """
     room, most = 0, 0
-    for image in range(begin, end):
+    for image in range(len(offsets) - 1):
         entries = 0
         for box in range(offsets[image], offsets[image + 1]):
             entries += 1 + starts[labels[box] + 1] - starts[labels[box]]
@@ -85,10 +75,10 @@ def _expand_images(
     class_of, source, stays = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.bool_)
     gained, previous = np.empty(most, np.int64), np.empty(most, np.int64)
     gained_in, last = np.full(num_classes, -1), np.empty(num_classes, np.int64)
-    counts, new_labels = np.empty(end - begin, np.int64), np.empty(room, np.int64)
+    counts, new_labels = np.empty(len(offsets) - 1, np.int64), np.empty(room, np.int64)
     new_scores, new_boxes = np.empty(room), np.empty((room, 4))
     total = 0
-    for image in range(begin, end):
+    for image in range(len(offsets) - 1):
         old = 0  # the entries of an image are its boxes of step 1, then those of step 2
         for box in range(offsets[image], offsets[image + 1]):
             if is_written[labels[box]]:
@@ -112,7 +102,7 @@ def _expand_images(
                 new_labels[total], new_scores[total] = class_of[k], scores[source[k]]
                 new_boxes[total] = boxes[source[k]]
                 total += 1
-        counts[image - begin] = total - before
+        counts[image] = total - before
     return counts, new_labels[:total], new_scores[:total], new_boxes[:total]
 
 

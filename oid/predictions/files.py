@@ -27,7 +27,8 @@ import numpy as np
 
 from oid.columns import CORNERS, KAGGLE_COLUMNS
 from oid.files import replacing, require_file
-from oid.predictions.parse import TOKENS, Parser, in_parallel, is_label, open_text
+from oid.machine import map_in_threads
+from oid.predictions.parse import TOKENS, Parser, is_label, open_text
 
 _BOXES_PER_BLOCK = 1 << 16  # that are written at a time
 
@@ -224,7 +225,7 @@ class PredictionWriter:
         self._ids.update(ids)
         cuts = np.searchsorted(offsets, np.arange(0, offsets[-1], _BOXES_PER_BLOCK))
         parts = itertools.pairwise(np.unique([0, *cuts, len(ids)]).tolist())
-        self._file.writelines(in_parallel(lambda part: _rows_of(predictions, offsets, *part), parts))
+        self._file.writelines(map_in_threads(lambda part: _rows_of(predictions, offsets, *part), parts))
 
 
 def _rows_of(predictions: Predictions, offsets: np.ndarray, begin: int, end: int) -> str:

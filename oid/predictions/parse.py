@@ -4,13 +4,11 @@
 marks or lines with more or fewer fields. Polars casts the numbers, with the same 64 bits as `float`.
 """
 
-import collections
 import contextlib
 import csv
 import gzip
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -18,6 +16,7 @@ import numpy as np
 
 from oid.columns import CORNERS, KAGGLE_COLUMNS, PREDICTION_COLUMNS
 from oid.files import InputError
+from oid.machine import map_in_threads
 
 TOKENS = ("LabelName", "Score", *CORNERS)  # of a box in the Kaggle form
 _BYTES_PER_BLOCK = 1 << 22  # of text that is parsed at a time
@@ -36,18 +35,6 @@ def open_text(path: Path) -> Iterator[BinaryIO]:
             yield gzip.GzipFile(fileobj=file) if head.startswith(b"\x1f\x8b") else file
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{path} is a damaged gzip file ({error}): copy it again") from error
-
-
-def in_parallel(function: Callable, items: Iterable) -> Iterator:
-    """As `map`, in two threads; at most four items are in memory."""
-    with ThreadPoolExecutor(2) as pool:
-        waiting = collections.deque()
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) == 4:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 class Block(NamedTuple):
@@ -91,7 +78,7 @@ class Parser:
         Corners are checked here: whether the file has the order x1 x2 y1 y2 depends on all its boxes.
         """
         swapped, is_other_order, seen = None, self._is_kaggle, set()
-        for block in in_parallel(self._parse, self._texts()):
+        for block in map_in_threads(self._parse, self._texts()):
             if self._is_kaggle:
                 self._check_repeated(block, seen)
             corners = block.table[:, 2:]

@@ -20,6 +20,7 @@ matched first; over all images the list of entries (images in order; in each the
 then the group-of entries) is sorted with the later entry first.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -33,61 +34,35 @@ RULES = ("unverified_class", "degenerate_box", "low_score", "beyond_limit")  # w
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What is known about the evaluated images, with the class hierarchy already expanded.
+    """Boxes and verified image-level labels of the evaluated images, already expanded by the class hierarchy."""
 
-    Images are indices into `image_ids`, classes are indices in [0, num_classes).
-
-    Attributes:
-        image_ids: the evaluated images, sorted; also those without a box.
-        box_image: `(G,)` int64.
-        box_class: `(G,)` int64.
-        boxes: `(G, 4)` float64, xyxy.
-        box_group_of: `(G,)` bool, one box around several objects.
-        label_image: `(V,)` int64, verified image-level labels, positive and negative alike.
-        label_class: `(V,)` int64.
-    """
-
-    image_ids: tuple[str, ...]
-    box_image: np.ndarray
-    box_class: np.ndarray
-    boxes: np.ndarray
-    box_group_of: np.ndarray
-    label_image: np.ndarray
-    label_class: np.ndarray
+    image_ids: tuple[str, ...]  # sorted, with the images without a box
+    box_image: np.ndarray  # (G,) int64, index into image_ids
+    box_class: np.ndarray  # (G,) int64
+    boxes: np.ndarray  # (G, 4) float64, xyxy
+    box_group_of: np.ndarray  # (G,) bool, one box around several objects
+    label_image: np.ndarray  # (V,) int64, positive and negative labels alike
+    label_class: np.ndarray  # (V,) int64
 
 
 @dataclass(frozen=True)
 class Detections:
-    """Scored boxes on the images of a `GroundTruth`, in any order. The order of the rows decides between equal scores.
+    """Scored boxes on the images of a `GroundTruth`. The order of the rows decides between equal scores."""
 
-    Attributes:
-        image: `(N,)` int64, index into `GroundTruth.image_ids`.
-        class_index: `(N,)` int64.
-        scores: `(N,)` float64; narrower types make ties.
-        boxes: `(N, 4)` float64, xyxy.
-    """
-
-    image: np.ndarray
-    class_index: np.ndarray
-    scores: np.ndarray
-    boxes: np.ndarray
+    image: np.ndarray  # (N,) int64, index into GroundTruth.image_ids
+    class_index: np.ndarray  # (N,) int64
+    scores: np.ndarray  # (N,) float64; narrower types make ties
+    boxes: np.ndarray  # (N, 4) float64, xyxy
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """The result of `evaluate`.
-
-    Attributes:
-        mean_average_precision: the mean over the classes with ground truth; nan when there is none.
-        average_precision: `(num_classes,)` float64; nan for a class without ground truth.
-        num_gt: `(num_classes,)` float64, ordinary boxes + weight x group-of boxes.
-        dropped: {rule: number of detections that it dropped}, in the order of the rules.
-    """
+    """The result of `evaluate`; nan where there is no ground truth."""
 
     mean_average_precision: float
-    average_precision: np.ndarray
-    num_gt: np.ndarray
-    dropped: dict[str, int]
+    average_precision: np.ndarray  # (num_classes,) float64
+    num_gt: np.ndarray  # (num_classes,) float64, ordinary boxes + weight x group-of boxes
+    dropped: dict[str, int]  # detections that each of RULES dropped
 
 
 def evaluate(
@@ -204,8 +179,12 @@ class Matcher:
 
     def metrics(self) -> Metrics:
         """AP of every class, and the mean."""
-        entries, order = self.entries(), self.descending()
-        average_precision = average_precisions(entries.class_index[order], entries.labels[order], self.num_gt)
+        scores, labels, class_index, image = self.entries()
+        order, first = rows_by_class(class_index, self.num_classes)
+        for begin, end in itertools.pairwise(first.tolist()):  # many short sorts cost less than a long one
+            own = order[begin:end]
+            order[begin:end] = own[np.lexsort((image[own], scores[own]))[::-1]]
+        average_precision = areas_below(labels[order], first, self.num_gt)
         return Metrics(mean_of_defined(average_precision), average_precision, self.num_gt, dict(self.dropped))
 
     def curve(self, class_index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -254,19 +233,22 @@ class Selection:
 
 
 def average_precisions(class_index: np.ndarray, labels: np.ndarray, num_gt: np.ndarray) -> np.ndarray:
-    """AP of every class.
+    """AP of each class `(C,)`, nan where `num_gt` `(C,)` is 0.
 
     Args:
         class_index: `(E,)` integers in descending order of score; -1 leaves an entry out.
-        labels: `(E,)` float64, what each entry counts as true positives; 0 is a false positive.
+        labels: `(E,)` float64 as in `Entries`.
         num_gt: `(C,)` float64, the number of ground truth.
-
-    Returns:
-        `(C,)` float64, nan where `num_gt` is 0.
     """
-    small = class_index.astype(np.min_scalar_type(-len(num_gt)))  # NumPy sorts 16-bit numbers in linear time
+    order, first = rows_by_class(class_index, len(num_gt))
+    return areas_below(labels[order], first, num_gt)
+
+
+def rows_by_class(class_index: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of `class_index` `(N,)` class by class, each in its order, and where each class begins `(C + 1,)`."""
+    small = class_index.astype(np.min_scalar_type(-num_classes))  # NumPy sorts 16-bit numbers in linear time
     order = np.argsort(small, kind="stable")
-    return areas_below(labels[order], np.searchsorted(class_index[order], np.arange(len(num_gt) + 1)), num_gt)
+    return order, np.searchsorted(small[order], np.arange(num_classes + 1))
 
 
 def mean_of_defined(values: np.ndarray) -> float:

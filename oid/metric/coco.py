@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from oid.metric.challenge import Detections, GroundTruth, by_image, mean_of_defined, ordered_targets
+from oid.metric.challenge import Detections, GroundTruth, by_image, mean_of_defined, ordered_targets, rows_by_class
 
 IOUS = np.linspace(0.5, 0.95, 10)  # as COCOeval makes them: .9 is not the nearest float
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -32,14 +32,10 @@ WRONG, RIGHT, IGNORED = range(3)  # what a detection is for one range of areas a
 
 
 class CocoMetrics(NamedTuple):
-    """The result of `CocoMatcher.metrics`.
+    """The result of `CocoMatcher.metrics`; nan without ground truth, where COCOeval has -1."""
 
-    numbers: {name: number} for `NAMES`; nan, where COCOeval has -1, without any box that could be found.
-    average_precision: `(num_classes,)` float64, the AP of each class; nan without ground truth.
-    """
-
-    numbers: dict[str, float]
-    average_precision: np.ndarray
+    numbers: dict[str, float]  # {name: number} for NAMES
+    average_precision: np.ndarray  # (num_classes,) float64
 
 
 class CocoMatcher:
@@ -70,15 +66,15 @@ class CocoMatcher:
         self._blocks = [empty]  # scores, cells, ranks in the cell, states
 
     def add(self, detections: Detections) -> None:
-        """Matches the detections of some images, normalised boxes; an image comes in one block."""
+        """Matches the detections of some images; boxes are normalised."""
         block = by_image(detections, self._num_images, self._num_classes)
         image = np.repeat(block.images, np.diff(block.first))
         cell = image * self._num_classes + block.class_index
-        order = np.lexsort((-block.scores, cell))
+        order = np.argsort(cell - 1j * block.scores, kind="stable")  # by cell, then descending score, in a single sort
         first = np.flatnonzero(np.diff(cell[order], prepend=-1))
         rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
         order, rank = order[rank < MAX_DETECTIONS[-1]], rank[rank < MAX_DETECTIONS[-1]]
-        cell, boxes = cell[order], in_pixels(block.boxes, self._sizes[image])[order]
+        cell, boxes = cell[order], in_pixels(block.boxes[order], self._sizes[image[order]])
         state = np.where(_outside(boxes), np.uint8(IGNORED), np.uint8(WRONG))
         state = np.repeat(state[..., None], len(IOUS), axis=2)
         _match(cell, boxes, state, self._cell, self._boxes, self._crowd, self._ignored)
@@ -87,10 +83,13 @@ class CocoMatcher:
     def metrics(self) -> CocoMetrics:
         """The twelve numbers, and the AP of each class."""
         scores, cell, rank, state = (np.concatenate(column) for column in zip(*self._blocks, strict=True))
-        image, class_index = np.divmod(cell, self._num_classes)
-        order = np.lexsort((image, -scores, class_index))
-        first = np.searchsorted(class_index[order], np.arange(self._num_classes + 1))
-        precision, recall = _accumulate(state[order], rank[order], first, self._num_gt)
+        order, first = rows_by_class(cell % self._num_classes, self._num_classes)
+        shape = self._num_classes, len(AREAS), len(IOUS)
+        precision, recall = np.empty(shape), np.empty((*shape, len(MAX_DETECTIONS)))
+        for c in range(self._num_classes):
+            own = order[first[c] : first[c + 1]]
+            own = own[np.lexsort((cell[own], -scores[own]))]
+            precision[c], recall[c] = _accumulate(state[own], rank[own], self._num_gt[c])
         numbers = [
             mean_of_defined(precision[:, 0]),
             *(mean_of_defined(precision[:, 0, threshold]) for threshold in (0, 5)),
@@ -102,13 +101,11 @@ class CocoMatcher:
 
 
 def in_pixels(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Converts normalised xyxy `(N, 4)` to pixels, x, y, width, height, as COCO's files have them.
+    """Converts normalised xyxy `(N, 4)` to COCO's x, y, width, height in pixels.
 
-    Args:
-        boxes: `(N, 4)`.
-        sizes: `(N, 2)`, width and height of each box's image.
+    `sizes` `(N, 2)` are width and height of each box's image.
     """
-    return np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]) * np.tile(sizes, 2)
+    return np.hstack([boxes[:, :2] * sizes, (boxes[:, 2:] - boxes[:, :2]) * sizes])
 
 
 def _outside(boxes: np.ndarray) -> np.ndarray:
@@ -165,27 +162,25 @@ def _overlap(box, target, crowd):
 
 
 @numba.njit(cache=True, nogil=True)
-def _accumulate(state, rank, first, num_gt):
-    """Precision and recall of every class, range of areas and threshold.
+def _accumulate(state, rank, num_gt):
+    """Precision and recall of one class for each range of areas and threshold; nan without ground truth.
 
     Args:
-        state: `(N, areas, thresholds)`, ordered by class, then descending score.
+        state: `(N, areas, thresholds)`, in descending score.
         rank: `(N,)`, the place of each detection in its image and class.
-        first: `(C + 1,)`, where each class begins.
-        num_gt: `(C, areas)`.
+        num_gt: `(areas,)`.
 
     Returns:
-        `(C, areas, thresholds)`, the mean precision at `RECALLS`, and `(C, areas, thresholds, limits)`, the recall;
-        nan without ground truth.
+        `(areas, thresholds)`, the mean precision at `RECALLS`, and `(areas, thresholds, limits)`, the recall.
     """
-    shape = len(num_gt), len(AREAS), len(IOUS)
+    shape = len(AREAS), len(IOUS)
     precision, recall = np.full(shape, np.nan), np.full((*shape, len(MAX_DETECTIONS)), np.nan)
-    for c, a, t in np.ndindex(shape):
-        if num_gt[c, a] == 0:
+    for a, t in np.ndindex(shape):
+        if num_gt[a] == 0:
             continue
         found, right, wrong = np.zeros(len(MAX_DETECTIONS)), 0, 0
-        envelope = np.empty(num_gt[c, a])
-        for i in range(first[c], first[c + 1]):
+        envelope = np.empty(num_gt[a])
+        for i in range(len(rank)):
             if state[i, a, t] == RIGHT:
                 envelope[right] = (right + 1) / (wrong + right + 1 + 2.220446049250313e-16)
                 for m in range(len(found)):
@@ -194,7 +189,7 @@ def _accumulate(state, rank, first, num_gt):
             wrong += state[i, a, t] == WRONG
         for k in range(right - 2, -1, -1):
             envelope[k] = max(envelope[k], envelope[k + 1])
-        recall[c, a, t] = found / num_gt[c, a]
-        reached = np.searchsorted(np.arange(1, right + 1) / num_gt[c, a], RECALLS)
-        precision[c, a, t] = envelope[reached[reached < right]].sum() / len(RECALLS)
+        recall[a, t] = found / num_gt[a]
+        reached = np.searchsorted(np.arange(1, right + 1) / num_gt[a], RECALLS)
+        precision[a, t] = envelope[reached[reached < right]].sum() / len(RECALLS)
     return precision, recall

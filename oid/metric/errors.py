@@ -53,23 +53,14 @@ class Confusion(NamedTuple):
 
 @dataclass(frozen=True)
 class ErrorReport:
-    """What `ErrorKinds.report` finds.
+    """What `ErrorKinds.report` finds."""
 
-    Attributes:
-        iou_threshold: t_f.
-        counts: {kind: number of detections, or of missed boxes}.
-        costs: {kind: dAP}.
-        false_positives: what mAP gains without any false positive.
-        false_negatives: what it gains when every box that nothing found leaves the ground truth.
-        confusions: errors of classification, the highest sum of scores first.
-    """
-
-    iou_threshold: float
-    counts: dict[str, int]
-    costs: dict[str, float]
-    false_positives: float
-    false_negatives: float
-    confusions: list[Confusion]
+    iou_threshold: float  # t_f
+    counts: dict[str, int]  # {kind: number of detections, or of missed boxes}
+    costs: dict[str, float]  # {kind: dAP}
+    false_positives: float  # what mAP gains without any false positive
+    false_negatives: float  # what mAP gains when every unfound box leaves the ground truth
+    confusions: list[Confusion]  # errors of classification, the highest sum of scores first
 
     @property
     def shares(self) -> dict[str, float]:
@@ -152,14 +143,9 @@ class ErrorKinds:
 
 
 def _best_aims(scores: np.ndarray, aims: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Which entries are the best of those that aim at a target that nothing found; the first of equal scores.
+    """`(E,)` bool, the entry of the highest score that aims at each unfound target; the first of equal scores.
 
-    Args:
-        scores, aims: `(E,)` float64, and `(E,)` int32, the target of each entry or -1.
-        found: `(G,)` float64, 0 for a target that nothing found.
-
-    Returns:
-        `(E,)` bool, at most one entry for each target.
+    `aims` `(E,)` is the target of each entry or -1; `found` `(G,)` is 0 for an unfound target.
     """
     candidates = np.flatnonzero(aims >= 0)
     candidates = candidates[found[aims[candidates]] == 0]

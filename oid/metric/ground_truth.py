@@ -25,20 +25,12 @@ from oid.metric.challenge import GroundTruth
 
 @dataclass(frozen=True)
 class GroundTruthReport:
-    """What `read_ground_truth` found.
+    """What `read_ground_truth` found."""
 
-    Attributes:
-        labels: the class list; a class index of the `GroundTruth` is a position in it.
-        boxes: rows with a box of a listed class.
-        image_labels: rows with an image-level label of a listed class.
-        dropped_boxes: {label: rows} of the classes that are in the hierarchy only.
-        dropped_image_labels: the same for image-level labels.
-    """
-
-    labels: tuple[str, ...]
-    boxes: int
-    image_labels: int
-    dropped_boxes: dict[str, int]
+    labels: tuple[str, ...]  # the class list, whose positions are the class indices
+    boxes: int  # rows with a box of a listed class
+    image_labels: int  # rows with an image-level label of a listed class
+    dropped_boxes: dict[str, int]  # {label: rows} of the classes that are in the hierarchy only
     dropped_image_labels: dict[str, int]
 
 
@@ -51,60 +43,54 @@ def read_ground_truth(
     """Reads the ground truth of the images that have a row in one of the two files.
 
     Args:
-        boxes_path: CSV with at least `ImageID,LabelName,XMin,XMax,YMin,YMax,IsGroupOf`. A row with an ImageID and
-            nothing in the other columns is an image without boxes.
-        image_labels_path: CSV with at least `ImageID,LabelName,Confidence`, Confidence being 0 or 1; None = no
-            image-level labels, so that in every image only the classes of its boxes are verified.
-        hierarchy: copies boxes and labels to ancestors and descendants; None = classes stay as they are.
+        boxes_path: CSV with `GROUND_TRUTH_COLUMNS`. A row with nothing but an ImageID is an image without boxes.
+        image_labels_path: CSV with `IMAGE_LABEL_COLUMNS`; None = only the classes of an image's boxes are verified.
+        hierarchy: copies boxes and labels to ancestors and descendants; None = nothing is copied.
         labels: the class list; None = every class that occurs, in the rows or by expansion.
 
     Returns:
         The ground truth, images in sorted order, boxes in the order of the file, the copies after their original.
 
     Raises:
-        InputError: a file is missing or not CSV, a column is missing, or a row has a value that cannot be used: an
-            unknown label, a label that the hierarchy in use does not have, a coordinate that is no number or is
-            greater than its counterpart, or an IsGroupOf or Confidence other than the allowed ones. Or no row is left.
+        InputError: a file or a column is missing, a file is not CSV, a row has an invalid value, or no row remains.
     """
-    boxes = _read_boxes(boxes_path)
-    image_labels = _read_image_labels(image_labels_path)
-    files = [boxes, image_labels]
-    if labels is None:
-        labels = _occurring_labels(files, hierarchy)
+    boxes, image_labels = _read_boxes(boxes_path), _read_image_labels(image_labels_path)
+    found = set(boxes["LabelName"].drop_nulls()).union(image_labels["LabelName"])
+    labels = tuple(_expanded_labels(found, hierarchy) if labels is None else labels)
     class_of = {label: index for index, label in enumerate(labels)}
-    for file in files:
-        _check_labels(file, class_of, hierarchy)
-    image_ids = pl.concat([file.image_ids for file in files]).unique().sort()
+    _check_labels(boxes_path, boxes, class_of, hierarchy)
+    _check_labels(image_labels_path, image_labels, class_of, hierarchy)
+    image_ids = pl.concat([boxes["ImageID"], image_labels["ImageID"]]).unique().sort()
     images = pl.DataFrame({"ImageID": image_ids}).with_row_index("image")
 
     def expanded(rows: pl.DataFrame, reach: Callable[[str], Iterable[str]]) -> pl.DataFrame:
         """Repeats each row for every listed class that its label reaches; adds the columns `class` and `image`."""
-        known = [label for label in rows["LabelName"].unique() if label in class_of]
-        found = [[class_of[other] for other in (label, *reach(label)) if other in class_of] for label in known]
+        listed = [label for label in class_of if label in found]
+        reached = [[class_of[other] for other in (label, *reach(label)) if other in class_of] for label in listed]
         schema = {"LabelName": pl.String, "class": pl.List(pl.Int64)}
-        classes = pl.DataFrame({"LabelName": known, "class": found}, schema=schema)
+        classes = pl.DataFrame({"LabelName": listed, "class": reached}, schema=schema)
         rows = rows.join(classes, on="LabelName", maintain_order="left").explode("class")
         return rows.join(images, on="ImageID", maintain_order="left").cast({"image": pl.Int64})
 
     def dropped(rows: pl.DataFrame) -> dict[str, int]:
-        """{label: rows} of the labels that are not listed."""
+        """{label: rows} of the labels outside the class list."""
         others = rows.filter(~pl.col("LabelName").is_in(list(class_of)))
         return dict(others.group_by("LabelName", maintain_order=True).len().rows())
 
     up, down = (hierarchy.ancestors, hierarchy.descendants) if hierarchy else (lambda label: (),) * 2
-    copies = expanded(boxes.rows, up)
-    verified = expanded(image_labels.rows.filter("positive"), up)
-    verified.extend(expanded(image_labels.rows.filter(~pl.col("positive")), down))
+    copies = expanded(boxes, up)
+    verified = expanded(image_labels.filter("positive"), up)
+    verified.extend(expanded(image_labels.filter(~pl.col("positive")), down))
     if not len(copies) and not len(verified):
         names = " and ".join(str(path) for path in (boxes_path, image_labels_path) if path)
         raise InputError(f"{names}: not one row has a class that is evaluated, so there is nothing to measure")
-    dropped_boxes, dropped_image_labels = dropped(boxes.rows), dropped(image_labels.rows)
+    is_listed = pl.col("LabelName").is_in(list(class_of))
     report = GroundTruthReport(
-        labels=tuple(labels),
-        boxes=len(boxes.rows) - sum(dropped_boxes.values()),
-        image_labels=len(image_labels.rows) - sum(dropped_image_labels.values()),
-        dropped_boxes=dropped_boxes,
-        dropped_image_labels=dropped_image_labels,
+        labels=labels,
+        boxes=len(boxes.filter(is_listed)),
+        image_labels=len(image_labels.filter(is_listed)),
+        dropped_boxes=dropped(boxes),
+        dropped_image_labels=dropped(image_labels),
     )
     truth = GroundTruth(
         image_ids=tuple(image_ids),
@@ -119,14 +105,7 @@ def read_ground_truth(
 
 
 def read_sizes(path: str | os.PathLike, image_ids: Sequence[str]) -> np.ndarray:
-    """Reads width and height in pixels from a02's table.
-
-    Args:
-        path: CSV with at least `id,width,height`.
-        image_ids: the images whose sizes are wanted.
-
-    Returns:
-        `(len(image_ids), 2)` float64.
+    """Reads width and height in pixels `(len(image_ids), 2)` from a02's table, a CSV with `id,width,height`.
 
     Raises:
         InputError: no such file or column, an image without a row, or a size that is not a positive whole number.
@@ -147,21 +126,8 @@ def read_sizes(path: str | os.PathLike, image_ids: Sequence[str]) -> np.ndarray:
     return sizes.select(columns[1:]).to_numpy().astype(np.float64)
 
 
-class _LabelledRows(NamedTuple):
-    """The rows of one CSV file that have a label.
-
-    path: the file.
-    image_ids: the image of every row, with or without a label.
-    rows: the rows, with the column `line` as an editor counts lines.
-    """
-
-    path: Path | None
-    image_ids: pl.Series
-    rows: pl.DataFrame
-
-
-def _read_boxes(path: str | os.PathLike) -> _LabelledRows:
-    """Rows with the corners as Float64 and `IsGroupOf` as Boolean."""
+def _read_boxes(path: str | os.PathLike) -> pl.DataFrame:
+    """Rows with the corners as Float64, `IsGroupOf` as Boolean, and `line`; LabelName is null for an empty image."""
     path = require_file(path, "expected the ground-truth boxes, a CSV file with " + ",".join(GROUND_TRUTH_COLUMNS))
     table = _read_table(path, GROUND_TRUTH_COLUMNS)
     rows = table.filter(pl.any_horizontal(pl.col(GROUND_TRUTH_COLUMNS[1:]).is_not_null()))
@@ -174,20 +140,20 @@ def _read_boxes(path: str | os.PathLike) -> _LabelledRows:
     # -1 is "unknown" in Open Images; the reference turns the number into a truth value
     is_known = number["IsGroupOf"].is_in([-1.0, 0.0, 1.0]).fill_null(False)
     _refuse(path, rows, ~is_known, "IsGroupOf", "it must be 0 or 1")
-    return _LabelledRows(path, table["ImageID"], rows.with_columns(**number | {"IsGroupOf": number["IsGroupOf"] != 0}))
+    return table.with_columns(**number | {"IsGroupOf": number["IsGroupOf"] != 0})
 
 
-def _read_image_labels(path: str | os.PathLike | None) -> _LabelledRows:
-    """Rows with the column `positive` as Boolean; no rows without a file."""
+def _read_image_labels(path: str | os.PathLike | None) -> pl.DataFrame:
+    """Rows with `positive` as Boolean, and `line`; no rows without a file."""
     if path is None:
         schema = {"line": pl.UInt32, "ImageID": pl.String, "LabelName": pl.String, "positive": pl.Boolean}
-        return _LabelledRows(None, pl.Series(dtype=pl.String), pl.DataFrame(schema=schema))
+        return pl.DataFrame(schema=schema)
     path = require_file(path, "expected image-level labels, a CSV file with " + ",".join(IMAGE_LABEL_COLUMNS))
     rows = _read_table(path, IMAGE_LABEL_COLUMNS)
     _refuse(path, rows, pl.col("LabelName").is_null(), "LabelName", "give every row a label")
     is_known = pl.col("Confidence").is_in(["0", "1"]).fill_null(False)
     _refuse(path, rows, ~is_known, "Confidence", "it must be 0 or 1, take the human-verified labels")
-    return _LabelledRows(path, rows["ImageID"], rows.with_columns(positive=pl.col("Confidence") == "1"))
+    return rows.with_columns(positive=pl.col("Confidence") == "1")
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> pl.DataFrame:
@@ -206,10 +172,13 @@ def _refuse(path: Path, table: pl.DataFrame, is_bad: pl.Expr, column: str, remed
         raise InputError(f"{path}, line {line}: {found}: {remedy}")
 
 
-def _check_labels(file: _LabelledRows, class_of: dict[str, int], hierarchy: Hierarchy | None) -> None:
-    """Raises an InputError for the first label that cannot be used."""
+def _check_labels(
+    path: str | os.PathLike | None, rows: pl.DataFrame, class_of: dict[str, int], hierarchy: Hierarchy | None
+) -> None:
+    """Raises an InputError for the first unknown label."""
     known = class_of if hierarchy is None else hierarchy
-    for label, line in file.rows.unique("LabelName", keep="first", maintain_order=True)["LabelName", "line"].rows():
+    rows = rows.drop_nulls("LabelName").unique("LabelName", keep="first", maintain_order=True)
+    for label, line in rows["LabelName", "line"].rows():
         if label in known:
             continue
         if hierarchy is None:
@@ -218,24 +187,23 @@ def _check_labels(file: _LabelledRows, class_of: dict[str, int], hierarchy: Hier
             problem = "is in the class descriptions but not in the hierarchy: take the hierarchy of these classes"
         else:
             problem = "is neither in the class descriptions nor in the hierarchy: take files that belong together"
-        raise InputError(f"{file.path}, line {line}: the label {label!r} {problem}")
+        raise InputError(f"{path}, line {line}: the label {label!r} {problem}")
 
 
-def _occurring_labels(files: Sequence[_LabelledRows], hierarchy: Hierarchy | None) -> list[str]:
-    """The classes of the files: sorted without a hierarchy, else with ancestors and descendants in its order."""
-    found = set().union(*(file.rows["LabelName"] for file in files))
+def _expanded_labels(found: set[str], hierarchy: Hierarchy | None) -> list[str]:
+    """Sorts the labels; with a hierarchy, adds their ancestors and descendants and takes its order."""
     if hierarchy is None:
         return sorted(found)
     known = [label for label in found if label in hierarchy]
-    found.update(other for label in known for other in (*hierarchy.ancestors(label), *hierarchy.descendants(label)))
-    return [label for label in hierarchy.labels if label in found]
+    reached = {other for label in known for other in (*hierarchy.ancestors(label), *hierarchy.descendants(label))}
+    return [label for label in hierarchy.labels if label in found | reached]
 
 
 # === Which files ======================================================================================================
 
 
 class GroundTruthFiles(NamedTuple):
-    """The files that are the ground truth of a split; None is a file that is not used."""
+    """The ground-truth files of a split; None = not used."""
 
     boxes: Path
     image_labels: Path | None
@@ -243,7 +211,7 @@ class GroundTruthFiles(NamedTuple):
     class_descriptions: Path | None
 
     def lines(self) -> list[str]:
-        """The choice in words, a line for each file."""
+        """Says which files are used, a line each."""
         without = {
             "image_labels": "only the classes of an image's boxes count",
             "hierarchy": "boxes are not copied to ancestor classes",
@@ -252,10 +220,9 @@ class GroundTruthFiles(NamedTuple):
         return [f"{name}: {path or f'none, so {without[name]}'}" for name, path in self._asdict().items()]
 
     def read(self) -> tuple[GroundTruth, GroundTruthReport, dict[str, str]]:
-        """Ground truth, report and {label: name} of the class list; without class descriptions labels are the names.
+        """Ground truth, report, and {label: name} of the class list; see `read_ground_truth` for errors.
 
-        Raises:
-            InputError: as `read_ground_truth`, or for the hierarchy or the class descriptions.
+        Without class descriptions the labels are the names.
         """
         names = read_class_descriptions(self.class_descriptions) if self.class_descriptions else None
         hierarchy = read_hierarchy(self.hierarchy) if self.hierarchy else None
@@ -271,13 +238,12 @@ def find_ground_truth(
     hierarchy: str | None = None,
     class_descriptions: str | None = None,
 ) -> GroundTruthFiles:
-    """Chooses the files: those that are named, else those of the data set where it has them; "none" means no file.
+    """Chooses the named files, else the data set's if they exist; "none" = no file.
 
-    Image-level labels belong to a split: those of the data set are not mixed with boxes from elsewhere. Hierarchy and
-    class descriptions belong to the whole data set.
+    Image-level labels of the data set are used with its own boxes only.
 
     Raises:
-        InputError: there are no boxes, or a file that is named does not exist.
+        InputError: there are no boxes, or a named file does not exist.
     """
     own_boxes = paths.box_annotations(dataset_path, split)
     if boxes is None and split == "test" and not own_boxes.is_file():

@@ -16,49 +16,34 @@ NO_ERROR = 255
 
 
 class Targets(NamedTuple):
-    """The ground truth of I images, ordered by image, class and row. Image i is at `first[i]:first[i + 1]`.
+    """The ground truth of I images, ordered by image, class and row. Image i is at `first[i]:first[i + 1]`."""
 
-    first: `(I + 1,)` int64.
-    class_index, boxes, group_of: `(G,)` int64, `(G, 4)` float64 xyxy, `(G,)` bool.
-    row: `(G,)` int64, the place of each box in the unordered ground truth.
-    label_first, label_class: `(I + 1,)` and `(V,)` int64, the classes of the image-level labels, image after image.
-    """
-
-    first: np.ndarray
-    class_index: np.ndarray
-    boxes: np.ndarray
-    group_of: np.ndarray
-    row: np.ndarray
-    label_first: np.ndarray
-    label_class: np.ndarray
+    first: np.ndarray  # (I + 1,) int64
+    class_index: np.ndarray  # (G,) int64
+    boxes: np.ndarray  # (G, 4) float64, xyxy
+    group_of: np.ndarray  # (G,) bool
+    row: np.ndarray  # (G,) int64, the row of each box in the unordered ground truth
+    label_first: np.ndarray  # (I + 1,) int64, where the image-level labels of each image begin
+    label_class: np.ndarray  # (V,) int64
 
 
 class Block(NamedTuple):
-    """Detections of some images, image after image. Image `images[b]` is at `first[b]:first[b + 1]`.
+    """The detections of B images, image after image. Image `images[b]` is at `first[b]:first[b + 1]`."""
 
-    images, first: `(B,)` and `(B + 1,)` int64.
-    class_index, scores, boxes: `(N,)` int64, `(N,)` float64, `(N, 4)` float64 xyxy.
-    """
-
-    images: np.ndarray
-    first: np.ndarray
-    class_index: np.ndarray
-    scores: np.ndarray
-    boxes: np.ndarray
+    images: np.ndarray  # (B,) int64
+    first: np.ndarray  # (B + 1,) int64
+    class_index: np.ndarray  # (N,) int64
+    scores: np.ndarray  # (N,) float64
+    boxes: np.ndarray  # (N, 4) float64, xyxy
 
 
 class Entries(NamedTuple):
-    """What precision and recall are computed from: detections, and the group-of boxes that absorbed some.
+    """The scored list behind precision and recall: detections, and group-of boxes that absorbed detections."""
 
-    scores: `(E,)` float64.
-    labels: `(E,)` float64, what the entry counts as true positives: 0 = false positive, 1, or `group_of_weight`.
-    class_index, image: `(E,)` int32.
-    """
-
-    scores: np.ndarray
-    labels: np.ndarray
-    class_index: np.ndarray
-    image: np.ndarray
+    scores: np.ndarray  # (E,) float64
+    labels: np.ndarray  # (E,) float64, 1 = true positive, `group_of_weight` = group-of box, 0 = false positive
+    class_index: np.ndarray  # (E,) int32
+    image: np.ndarray  # (E,) int32
 
 
 # === Matching =========================================================================================================
@@ -68,14 +53,11 @@ class Entries(NamedTuple):
 def match_images(block, targets, num_classes, group_of_weight, iou_threshold, found):
     """Matches the detections of a block. Entries are in the order of the images, each with its detections first.
 
-    Args:
-        block, targets: detections and ground truth.
-        num_classes, group_of_weight, iou_threshold: as in `oid.metric.challenge.evaluate`.
-        found: `(G,)` float64, written: 1 for a taken ordinary box, the highest absorbed score for a group-of box.
+    Writes `found` `(G,)` float64: 1 for a taken ordinary box, the highest absorbed score for a group-of box.
 
     Returns:
-        `Entries` with spare room; `(E,)` int64, the row of each in the block, -1 for a group-of box, with spare room;
-        the number of entries; and `(4,)` int64, the detections that each rule dropped.
+        `Entries`; their rows in the block, `(E,)` int64, -1 for a group-of box; the number of entries (both arrays are
+        longer); and `(4,)` int64, the detections that each rule dropped.
     """
     size = len(block.scores) + len(targets.boxes)  # an entry for each detection and group-of box at most
     entries = Entries(np.empty(size), np.empty(size), np.empty(size, np.int32), np.empty(size, np.int32))
@@ -120,7 +102,7 @@ def _write(entries, n, score, label, class_index, image):
 
 @numba.njit(cache=True, nogil=True)
 def _ordered_rows(b, block, is_verified, dropped):
-    """The rows of one image that no rule drops, in descending score, the later row first; counts the dropped ones."""
+    """The kept rows of image b in descending score, the later row first; counts the others in `dropped`."""
     rows = np.empty(block.first[b + 1] - block.first[b], dtype=np.int64)
     kept = 0
     for row in range(block.first[b + 1] - 1, block.first[b] - 1, -1):
@@ -140,7 +122,7 @@ def _ordered_rows(b, block, is_verified, dropped):
 
 @numba.njit(cache=True, nogil=True)
 def _best_boxes(box, own, targets, start, end, threshold):
-    """The box of class `own` of the highest IoU, and the group-of box of the highest IoA; -1 = below the threshold."""
+    """The box of class `own` with the highest IoU, and the group-of box with the highest IoA; -1 below the limit."""
     best, group, best_overlap, group_overlap = -1, -1, 0.0, 0.0
     for j in range(start + np.searchsorted(targets.class_index[start:end], own), end):
         if targets.class_index[j] != own:
@@ -173,15 +155,9 @@ def _overlap(box, target, group_of):
 
 @numba.njit(cache=True, nogil=True)
 def areas_below(labels, first, num_gt):
-    """The area below the envelope of precision over recall, for every class.
+    """`(C,)`, the area below the envelope of precision over recall of each class, nan where `num_gt` `(C,)` is 0.
 
-    Args:
-        labels: `(E,)` float64, what each entry counts, ordered by class, then descending score.
-        first: `(C + 1,)`, where each class begins.
-        num_gt: `(C,)` float64.
-
-    Returns:
-        `(C,)` float64, nan where `num_gt` is 0.
+    The labels `(E,)` are ordered by class, then descending score; class c is at `first[c]:first[c + 1]`.
     """
     areas = np.full(len(num_gt), np.nan)
     precision = np.empty(np.diff(first).max())
@@ -207,10 +183,9 @@ def areas_below(labels, first, num_gt):
 
 @numba.njit(cache=True, nogil=True)
 def classify_errors(entries, rows, block, targets, low, high):
-    """The kind of each false positive; `low` and `high` are the thresholds t_b and t_f of `errors.py`.
+    """The kind of each false positive, `(E,)` uint8 with `NO_ERROR` for others, and its target, `(E,)` int32 or -1.
 
-    Returns:
-        `(E,)` uint8, the kind, or `NO_ERROR`, and `(E,)` int32, the target that the entry aims at, or -1.
+    `low` and `high` are the thresholds t_b and t_f of `errors.py`.
     """
     kinds = np.full(len(rows), NO_ERROR, dtype=np.uint8)
     aims = np.full(len(rows), -1, dtype=np.int32)
@@ -249,7 +224,7 @@ def _kind(box, own, image, targets, low, high):
 
 @numba.njit(cache=True, nogil=True)
 def _has_copy(targets, j, own, first, last):
-    """Whether class `own` has the box of target `j`, too, among the targets from `first` to `last`."""
+    """Whether class `own` also has the box of target `j` among the targets `first` to `last`."""
     for k in range(first, last):
         is_own = targets.class_index[k] == own and targets.group_of[k] == targets.group_of[j]
         if is_own and (targets.boxes[k] == targets.boxes[j]).all():

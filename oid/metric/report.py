@@ -18,18 +18,12 @@ from oid.metric.errors import BACKGROUND_OVERLAP, ErrorReport
 
 
 class Results(NamedTuple):
-    """What a07 has measured.
+    """What a07 has measured."""
 
-    names: {label: name} in the order of the class indices.
-    matcher, metrics: of the challenge's metric, after the last block.
-    predicted: `(num_classes,)`, boxes of each class on evaluated images.
-    coco, errors: None where they were not asked for.
-    """
-
-    names: Mapping[str, str]
-    matcher: Matcher
+    names: Mapping[str, str]  # {label: name} in the order of the class indices
+    matcher: Matcher  # of the challenge's metric, after the last block
     metrics: Metrics
-    predicted: np.ndarray
+    predicted: np.ndarray  # (num_classes,), boxes of each class on evaluated images
     coco: CocoMetrics | None
     errors: ErrorReport | None
 
@@ -96,10 +90,10 @@ def class_table(results: Results) -> pl.DataFrame:
     The cost of a class is (1 - AP) / number of classes with ground truth: all costs and mAP add up to 1. AP and cost
     are null without ground truth.
     """
-    columns = results.names, results.names.values(), results.metrics.average_precision, results.metrics.num_gt
-    table = pl.DataFrame(dict(zip(CLASS_COLUMNS, (*map(list, columns), results.predicted), strict=False)))
-    ap = pl.col("AP").fill_nan(None)
-    table = table.with_columns(ap, cost=(1 - ap) / ap.count())
+    ap, num_gt = results.metrics.average_precision, results.metrics.num_gt
+    cost = (1 - ap) / max(np.count_nonzero(num_gt), 1)
+    columns = list(results.names), list(results.names.values()), ap, num_gt, results.predicted, cost
+    table = pl.DataFrame(dict(zip(CLASS_COLUMNS, columns, strict=True))).fill_nan(None)
     return table.sort("cost", "num_gt", descending=True, nulls_last=True, maintain_order=True)
 
 
@@ -134,12 +128,10 @@ def find_class(wanted: str, names: Mapping[str, str], num_gt: np.ndarray) -> int
 
 
 def write_results(target: Path, results: Results, curves: Sequence[int]) -> list[Path]:
-    """Writes the JSON file `target` and the tables and curves beside it; returns all files.
+    """Writes X.metrics.json (`target`), and the tables and the curves of the classes `curves` beside it.
 
-    Args:
-        target: X.metrics.json.
-        results: what was measured.
-        curves: class indices.
+    Returns:
+        The files that were written.
     """
     tables = {".classes.csv": class_table(results)}
     if results.errors:
@@ -192,13 +184,9 @@ def write_table(path: Path, table: pl.DataFrame) -> Path:
 
 
 def write_curve(metrics_file: Path, label: str, name: str, curve: tuple[np.ndarray, ...], ap: float) -> list[Path]:
-    """Writes the curve of a class as X.curve.<name>.csv, a row after each detection, and as a picture; returns both.
+    """Writes the curve of a class as X.curve.<name>.csv and .png; returns both paths.
 
-    Args:
-        metrics_file: gives X.
-        label, name: of the class.
-        curve: scores, precision and recall `(N,)`, in descending score.
-        ap: the area below the envelope.
+    `curve` is scores, precision and recall `(N,)` in descending score, and gives a row each; `ap` is for the title.
     """
     words = [re.sub(r"[^\w-]+", "_", text).strip("_") or "class" for text in dict.fromkeys((name, label))]
     table, picture = (beside(metrics_file, f".curve.{'.'.join(words)}{suffix}") for suffix in (".csv", ".png"))
@@ -208,7 +196,7 @@ def write_curve(metrics_file: Path, label: str, name: str, curve: tuple[np.ndarr
 
 
 def draw_curve(path: Path, title: str, precision: np.ndarray, recall: np.ndarray) -> None:
-    """Draws precision over recall, thin, and its envelope, the area below which is AP, as a PNG of 640 x 560 pixels."""
+    """Draws precision over recall, and its envelope as a thicker line, as a PNG of 640 x 560 pixels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 5.6), dpi=100, layout="constrained")

@@ -11,17 +11,11 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 class ImageList(NamedTuple):
-    """The images of a folder; two million take 200 MB.
-
-    Attributes:
-        folder: where they lie.
-        names: paths below the folder, ordered by id.
-        passed_over: (path, reason) of files whose name or place is not that of an image, ordered by path.
-    """
+    """The images of a folder; two million take 200 MB."""
 
     folder: str
-    names: list[str]
-    passed_over: list[tuple[str, str]]
+    names: list[str]  # paths below the folder, ordered by id
+    passed_over: list[tuple[str, str]]  # (path, reason) of the other files, ordered by path
 
 
 def image_id(name: str) -> str:
@@ -61,36 +55,26 @@ def list_images(folder: str | os.PathLike) -> ImageList:
 
     scan(folder, "")
     names.sort(key=image_id)
-    for first, second in itertools.pairwise(names):
-        if image_id(first) == image_id(second):
-            first, second = sorted(os.path.join(folder, name) for name in (first, second))
-            raise InputError(f"{first} and {second} have the same image id {image_id(first)}: keep one of them")
+    for place, (first, second) in enumerate(itertools.pairwise(map(image_id, names))):
+        if first == second:
+            paths = sorted(os.path.join(folder, name) for name in names[place : place + 2])
+            raise InputError(f"{paths[0]} and {paths[1]} have the same image id {first}: keep one of them")
     return ImageList(folder, names, sorted(passed_over))
 
 
 def find_images(folder: str | os.PathLike) -> dict[str, Path]:
-    """Finds the images of a folder as `list_images` does.
-
-    Returns:
-        {id: path}, ordered by id. Empty if there are none.
-
-    Raises:
-        InputError: there is no such folder, or two files have one id.
-    """
+    """As `list_images`, but returns {id: path}, ordered by id."""
     images = list_images(folder)
     return {image_id(name): Path(images.folder, name) for name in images.names}
 
 
 def _problem_of_name(name: str, prefix: str) -> str:
-    """Why the name of a file is not that of an image in a folder `prefix`; "" where it is."""
+    """Why a file in a sub-folder `prefix` does not count as an image; "" if it does."""
     dot = name.rfind(".")
     if name[dot:].lower() not in SUFFIXES or dot <= 0:
         return f"has none of the suffixes {' '.join(SUFFIXES)}: convert it or remove it"
-    if not name.isascii():
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            return "has a name that is not UTF-8: rename it"
+    if name.encode(errors="ignore") != os.fsencode(name):
+        return "has a name that is not UTF-8: rename it"
     if not name.startswith(prefix):
         return f"lies in a folder {prefix} that its name does not begin with: move it"
     return ""

@@ -1,5 +1,4 @@
-"""From images to the network's square and back: stretched over all of it, or in their own aspect ratio on grey. Also
-to sizes of their own, for networks that take images of any shape."""
+"""Images as the network sees them: stretched to a square, letterboxed in it, or of their own shape; and boxes back."""
 
 from typing import Literal, get_args
 
@@ -14,8 +13,7 @@ GREY = (114, 114, 114)  # beside a letterboxed image; no augmentation can tell i
 def warp_to_square(image: np.ndarray, side: int, *, smooth: bool = True) -> np.ndarray:
     """Resizes an image to `(side, side, 3)` uint8 without keeping the aspect ratio, as the paper does.
 
-    Enlarges bilinearly. Reduces by area averaging, so that nothing flickers, or bilinearly without `smooth`, as the
-    released code does.
+    Enlarges bilinearly. Reduces by area averaging, or bilinearly without `smooth`, as the released code does.
     """
     return _resized(image, side, side, smooth=smooth)
 
@@ -32,13 +30,9 @@ def letterbox_to_square(image: np.ndarray, side: int, *, smooth: bool = True) ->
 
 
 def resize_to_sides(image: np.ndarray, min_side: int, max_side: int) -> np.ndarray:
-    """Resizes an image in its aspect ratio so that the shorter side has `min_side` pixels, or less where the longer one
-    would exceed `max_side`. Bilinear, in float32 and without rounding, by OpenCV's scale, as keras-retinanet does.
+    """Resizes an image in its aspect ratio to `(height, width, 3)` float32, bilinearly, as keras-retinanet does.
 
-    keras-retinanet subtracts the mean before. It can be subtracted after, as a pixel's four weights sum to 1.
-
-    Returns:
-        `(height, width, 3)` float32.
+    The shorter side has `min_side` pixels, or less if the longer one would exceed `max_side`.
     """
     height, width = image.shape[:2]
     scale = min(min_side / min(height, width), max_side / max(height, width))
@@ -63,7 +57,7 @@ def letterbox_frame(height, width, frame_height: int, frame_width: int) -> tuple
         frame_height, frame_width: in pixels.
 
     Returns:
-        x0, y0, x1, y1 in whole pixels: integers, or int64 `(N,)`.
+        x0, y0, x1, y1 in pixels: integers, or int64 `(N,)`.
     """
     scale = np.minimum(frame_height / height, frame_width / width)
     h = np.clip(np.rint(height * scale), 1, frame_height).astype(int)
@@ -73,15 +67,9 @@ def letterbox_frame(height, width, frame_height: int, frame_width: int) -> tuple
 
 
 def boxes_of_picture(boxes: np.ndarray, height: int, width: int, side: int) -> np.ndarray:
-    """Boxes in the image from boxes in its letterboxed square.
+    """Converts boxes `(N, 4)` xyxy from a letterboxed square to its image; both are normalised.
 
-    Args:
-        boxes: `(N, 4)` xyxy, normalised to the square.
-        height, width: of the image, in pixels.
-        side: of the square in pixels.
-
-    Returns:
-        `(N, 4)` xyxy, normalised to the image, clipped to [0, 1]: boxes on the grey have no area.
+    The result is clipped to [0, 1]: boxes on the grey have no area.
     """
     x0, y0, x1, y1 = letterbox_frame(height, width, side, side)
     moved = (boxes * side - (x0, y0, x0, y0)) / (x1 - x0, y1 - y0, x1 - x0, y1 - y0)
@@ -89,8 +77,7 @@ def boxes_of_picture(boxes: np.ndarray, height: int, width: int, side: int) -> n
 
 
 def boxes_in_square(boxes: np.ndarray, height: np.ndarray, width: np.ndarray, side: int) -> np.ndarray:
-    """Boxes in the letterboxed squares of their images: `(N, 4)` xyxy, normalised, from boxes normalised to the images
-    of `(N,)` heights and widths."""
+    """Converts boxes `(N, 4)` xyxy from images of `(N,)` heights and widths to their letterboxed squares."""
     x0, y0, x1, y1 = letterbox_frame(height, width, side, side)
     extent, offset = np.stack([x1 - x0, y1 - y0] * 2, axis=1), np.stack([x0, y0] * 2, axis=1)
     return (boxes * extent + offset) / side

@@ -1,8 +1,7 @@
 """Image files: their pixels, and their size without the pixels.
 
-One policy for all scripts. Pixels come as `(H, W, 3)` uint8 RGB whatever the file holds. `orientation` is "stored", the
-pixels as they lie in the file, or "exif", turned as the camera's EXIF tag says. A file that is empty, cut short or no
-image is an error with its name, never a grey or a 0 x 0 image.
+`orientation` is "stored", the pixels as they lie in the file, or "exif", turned as the camera's EXIF tag says. A file
+that is empty, cut short or no image is an error that names the file.
 """
 
 import contextlib
@@ -11,7 +10,7 @@ import io
 import os
 import struct
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,21 +23,20 @@ from PIL.WebPImagePlugin import WebPImageFile
 from oid.files import InputError
 
 Orientation = Literal["stored", "exif"]
-Header = tuple[int, int, int]  # width, height, stored channels
 
 EXIF_ORIENTATION = 0x0112
 MOST_PIXELS, LONGEST_SIDE = 2**30, 2**20  # OpenCV's limits
 FIRST_READS = (2**12, 2**17)  # bytes that hold the header of most files, and of those with an EXIF thumbnail
 TAIL = 12  # bytes that hold the end mark
-JPEG, PNG, PNG_HEADER = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", 33
-DECODABLE_FRAMES = b"\xc0\xc1\xc2\xc9\xca"  # JPEG markers of sequential and progressive frames
-UNUSUAL_JPEG = "is a JPEG of a kind that cannot be decoded"  # lossless, hierarchical, 12 bits
+JPEG, PNG = b"\xff\xd8", b"\x89PNG\r\n\x1a\n"
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of segments with the size
+DECODABLE_FRAMES = b"\xc0\xc1\xc2\xc9\xca"  # the others are lossless or hierarchical
+END_OF_JPEG_HEADER = b"\xff\xc0\0\x0b\x08\0\1\0\1\1\1\x11\0\xff\xda\0\2"  # of one grey pixel
+JPEG_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xDA), 0xFF))
+PNG_HEADER, PNG_CHANNELS = 33, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}  # bytes; channels of each colour type
 PILLOW_ERRORS = (OSError, SyntaxError, ValueError, KeyError, TypeError, IndexError, struct.error)
 
 _READERS = {JPEG: JpegImageFile, PNG: PngImageFile, b"RIFF": WebPImageFile, b"BM": BmpImageFile}
-# Reduced sizes are named for grey and for BGR, but work with RGB as well, which saves a pass over the pixels.
-_REDUCED_FLAGS = {1: 0, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
-_REDUCED_FLAGS[8] = cv2.IMREAD_REDUCED_GRAYSCALE_8
 
 
 def read_image(
@@ -49,9 +47,9 @@ def read_image(
     Args:
         path: the file.
         orientation: "stored" or "exif".
-        minimum_side: above 0, a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its shorter side keeps this number
-            of pixels, which is much faster. Boxes normalised to [0, 1] stay the same.
-        minimum_longer_side: the same for the longer side; where both are given, both hold.
+        minimum_side: above 0, decodes a JPEG at 1/2, 1/4 or 1/8 of its size if its shorter side keeps this number of
+            pixels, which is much faster.
+        minimum_longer_side: the same for the longer side; if both are given, both hold.
 
     Returns:
         `(H, W, 3)` uint8 RGB, writable.
@@ -59,18 +57,20 @@ def read_image(
     Raises:
         InputError: the file is missing, empty, cut short, or no image.
     """
-    with _errors_with_path(path):
-        data = _read(path)
-        width, height, _ = _header(data, data, len(data))
-    reduction = _reduction(width, height, minimum_side, minimum_longer_side) if data[:2] == JPEG else 1
-    flag = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED_FLAGS[reduction]
+    with _errors_with_path(path), open(path, "rb", buffering=0) as file:
+        data = file.readall()
+        header = _header(data, data, len(data))
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+    reduction = _reduction(header, minimum_side, minimum_longer_side) if data.startswith(JPEG) else 1
+    if reduction > 1:  # with IMREAD_COLOR_RGB the pixels come in RGB, in spite of the name
+        flags |= getattr(cv2, f"IMREAD_REDUCED_GRAYSCALE_{reduction}")
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:  # more pixels than OpenCV allows
         pixels = None
     if pixels is None:
         raise InputError(f"{path} cannot be decoded: replace it or remove it")
-    return turn(pixels, _exif_orientation(data)) if orientation == "exif" else pixels
+    return turn(pixels, _exif_orientation(data, header)) if orientation == "exif" else pixels
 
 
 def image_parameters(
@@ -90,18 +90,18 @@ def image_parameters(
     Raises:
         InputError: the file is missing, empty, cut short, or no image.
     """
-    with _errors_with_path(path):
-        if md5:
-            data = _read(path)
-            (width, height, channel), size = _header(data, data, len(data)), len(data)
-        else:
-            (width, height, channel), data, size = _read_ends(path)
-        if orientation == "exif" and data[:2] != JPEG and len(data) < size:
-            data = _read(path)  # formats other than JPEG may have the tag at their end
-    if orientation == "exif" and _exif_orientation(data) >= 5:
+    with _errors_with_path(path), open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        header, data = (None, b"") if md5 else _header_of_ends(file.fileno(), size)
+        if header is None or (orientation == "exif" and not header.end):  # the tag may be at the end
+            data = file.readall()
+            size = len(data)
+            header = _header(data, data, size)
+    width, height = header.width, header.height
+    if orientation == "exif" and _exif_orientation(data, header) >= 5:
         width, height = height, width
     digest = hashlib.md5(data, usedforsecurity=False).hexdigest() if md5 else ""
-    return width, height, channel, size, digest
+    return width, height, header.channels, size, digest
 
 
 def turn(pixels: np.ndarray, exif_orientation: int) -> np.ndarray:
@@ -116,13 +116,19 @@ def turn(pixels: np.ndarray, exif_orientation: int) -> np.ndarray:
 
 
 # === Headers and ends =================================================================================================
+class _Header(NamedTuple):
+    width: int
+    height: int
+    channels: int
+    end: int = 0  # of a JPEG: where its EXIF tag has ended
+
+
 class _BadFile(Exception):
     """Why a file cannot be used, in words that follow its name."""
 
 
 @contextlib.contextmanager
 def _errors_with_path(path: str | os.PathLike) -> Iterator[None]:
-    """Turns errors of the system and of files into InputErrors that name the file."""
     try:
         yield
     except OSError as error:
@@ -131,26 +137,18 @@ def _errors_with_path(path: str | os.PathLike) -> Iterator[None]:
         raise InputError(f"{path} {error}: replace it or remove it") from None
 
 
-def _read(path: str | os.PathLike) -> bytes:
-    with open(path, "rb", buffering=0) as file:
-        return file.readall()
+def _header_of_ends(file: int, size: int) -> tuple[_Header | None, bytes]:
+    """The header of an open file, and the first bytes, which hold it; no header if the whole file must be read."""
+    tail = os.pread(file, TAIL, max(0, size - TAIL))
+    for length in FIRST_READS:
+        data = os.pread(file, length, 0)
+        with contextlib.suppress(_BadFile):
+            return _header(data, tail, size), data
+    return None, data
 
 
-def _read_ends(path: str | os.PathLike) -> tuple[Header, bytes, int]:
-    """The header, the bytes it was read from, and the file's size; reads the whole file only where that is needed."""
-    with open(path, "rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        tail = os.pread(file.fileno(), TAIL, max(0, size - TAIL))
-        for length in FIRST_READS:
-            data = os.pread(file.fileno(), length, 0)
-            with contextlib.suppress(_BadFile):
-                return _header(data, tail, size), data, size
-        data = file.readall()
-    return _header(data, data, len(data)), data, len(data)
-
-
-def _header(data: bytes, tail: bytes, size: int) -> Header:
-    """Reads the header, and checks that the file is whole as far as that shows without decoding.
+def _header(data: bytes, tail: bytes, size: int) -> _Header:
+    """Reads the header, and checks that the file is not cut short.
 
     Args:
         data: the file or its beginning.
@@ -158,32 +156,50 @@ def _header(data: bytes, tail: bytes, size: int) -> Header:
         size: bytes of the whole file.
 
     Raises:
-        _BadFile: the file is empty, no image, damaged or cut short, or `data` and `tail` are too short to say.
+        _BadFile: the file is empty, no image, damaged or cut short, or `data` is too short to say.
     """
     if not size:
         raise _BadFile("is empty")
-    reader, file = _pillow_reader(data), io.BytesIO(data)
-    if reader is PngImageFile:  # the header alone: Pillow refuses long texts, which do no harm here
-        file = io.BytesIO(data[:PNG_HEADER] + b"\0\0\0\0IDAT")
     try:
-        image = reader(file)
+        header = _jpeg_header(data) if data.startswith(JPEG) else _other_header(data)
     except Image.DecompressionBombError:
         raise _BadFile("has too many pixels") from None
-    except PILLOW_ERRORS as error:
-        if str(error).startswith("cannot handle"):
-            raise _BadFile(UNUSUAL_JPEG) from None
+    except PILLOW_ERRORS:
         raise _BadFile("has a damaged header" if _has_end(data, tail, size) else "is cut short") from None
-    width, height = image.size
-    if width * height > MOST_PIXELS or max(width, height) > LONGEST_SIDE:
+    if header.width * header.height > MOST_PIXELS or max(header.width, header.height) > LONGEST_SIDE:
         raise _BadFile("has too many pixels")
-    if reader is JpegImageFile:
-        frame = data.rfind(struct.pack(">BHHB", image.bits, height, width, image.layers), 0, file.tell())
-        if data[frame - 3] not in DECODABLE_FRAMES:
-            raise _BadFile(UNUSUAL_JPEG)
     # Coded pixels never contain JPEG's end mark, but an EXIF thumbnail does: it counts only behind the header.
-    if not _has_end(data, tail, size, start=file.tell() if len(tail) == size else 0):
+    if not _has_end(data, tail, size, start=header.end if len(tail) == size else 0):
         raise _BadFile("is cut short")
-    return width, height, 3 if image.mode == "P" else len(image.getbands())
+    return header
+
+
+def _jpeg_header(data: bytes) -> _Header:
+    """Pillow takes several times as long, and does not tell lossless JPEGs from others."""
+    place = 2
+    while True:
+        place = data.index(b"\xff", place)  # decoders skip stray bytes between segments
+        marker = data[place + 1]
+        if marker in JPEG_FRAMES:
+            bits, height, width, channels = struct.unpack_from(">BHHB", data, place + 4)
+            if marker not in DECODABLE_FRAMES or bits != 8 or channels not in (1, 3, 4):
+                raise _BadFile("is a JPEG of a kind that cannot be decoded")
+            if not width or not height:
+                raise ValueError
+            return _Header(width, height, channels, place)
+        if marker in JPEG_WITHOUT_LENGTH:
+            place += 1
+        else:
+            place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+
+
+def _other_header(data: bytes) -> _Header:
+    """The header of a PNG, WebP or BMP file; one of Pillow's errors if it is damaged."""
+    if data.startswith(PNG):  # without the texts, which do no harm here: Pillow refuses long ones
+        image = PngImageFile(io.BytesIO(data[:PNG_HEADER] + b"\0\0\0\0IDAT"))
+        return _Header(*image.size, PNG_CHANNELS[data[25]])
+    image = _pillow_reader(data)(io.BytesIO(data))
+    return _Header(*image.size, 3 if image.mode == "P" else len(image.getbands()))
 
 
 def _pillow_reader(data: bytes) -> type:
@@ -195,26 +211,29 @@ def _pillow_reader(data: bytes) -> type:
 
 
 def _has_end(data: bytes, tail: bytes, size: int, start: int = 0) -> bool:
-    """Whether the end of a file is there, which JPEG and PNG mark; WebP and BMP say how long they are."""
-    if data[:2] == JPEG:
+    """Whether a file is whole: JPEG and PNG mark their end, WebP and BMP name their length."""
+    if data.startswith(JPEG):
         return tail.rfind(b"\xff\xd9", start) >= 0
-    if data[:8] == PNG:
+    if data.startswith(PNG):
         return tail.rfind(b"IEND") >= 0
-    if data[:4] == b"RIFF":
+    if data.startswith(b"RIFF"):
         return size >= 8 + int.from_bytes(data[4:8], "little")
     return size >= int.from_bytes(data[2:6], "little")
 
 
-def _reduction(width: int, height: int, shorter: int, longer: int) -> int:
-    """By how much a JPEG may be reduced, 1 2 4 or 8, so that its sides keep these numbers of pixels."""
-    if max(shorter, longer) <= 0:
+def _reduction(header: _Header, minimum_side: int, minimum_longer_side: int) -> int:
+    """By how much a JPEG may be reduced: 1, 2, 4 or 8."""
+    if not minimum_side and not minimum_longer_side:
         return 1
-    factors = min(width, height) // max(shorter, 1), max(width, height) // max(longer, 1)
-    return next((factor for factor in (8, 4, 2) if factor <= min(factors)), 1)
+    shorter, longer = sorted((header.width, header.height))
+    limit = min(shorter // max(minimum_side, 1), longer // max(minimum_longer_side, 1))
+    return next((factor for factor in (8, 4, 2) if factor <= limit), 1)
 
 
-def _exif_orientation(data: bytes) -> int:
-    """The EXIF orientation, 1 (as stored) to 8; 1 where the tag is absent or damaged."""
+def _exif_orientation(data: bytes, header: _Header) -> int:
+    """The EXIF orientation, 1 (as stored) to 8; 1 if the tag is absent or damaged."""
+    if header.end:  # the rest may lie behind the bytes that were read
+        data = data[: header.end] + END_OF_JPEG_HEADER
     try:
         value = _pillow_reader(data)(io.BytesIO(data)).getexif().get(EXIF_ORIENTATION, 1)
     except PILLOW_ERRORS:

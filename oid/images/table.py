@@ -1,6 +1,6 @@
 """The table of a folder's images: measured in threads, resumed after an interruption, unchanged rows kept.
 
-All rows are ordered by id, so tables are merged while they are read, and never held in memory.
+All rows are ordered by id, so tables are merged while they are read.
 """
 
 import collections
@@ -36,19 +36,8 @@ class Counts(NamedTuple):
     problems: int
 
 
-class _KnownRow(NamedTuple):
-    """A row of an earlier run, which holds unless the file was changed at `time` or later."""
-
-    row: list[str]
-    time: float
-
-
-class _Block(NamedTuple):
-    """Some images: their rows as CSV text, and (path, reason) of those that cannot be used."""
-
-    rows: str
-    problems: list[tuple[str, str]]
-    counts: Counts
+# A row of an earlier run, and when it was measured: it holds unless the file was changed then or later.
+_KnownRow = tuple[list[str], float]
 
 
 def measure_images(
@@ -63,12 +52,12 @@ def measure_images(
 ) -> Counts:
     """Writes the table of a folder's images, and beside it a .json with the orientation and whether there are MD5s.
 
-    Keeps the rows of an earlier table, and of interrupted runs, where the file has not changed since.
+    Keeps the rows of an earlier table, and of interrupted runs, if the file has not changed since.
 
     Args:
         images: of the folder.
-        table: gets a row of IMAGE_PARAMETER_COLUMNS for each image that can be used, ordered by id.
-        problem_table: gets a row of IMAGE_PROBLEM_COLUMNS for each file that cannot be used; absent if there is none.
+        table: CSV with IMAGE_PARAMETER_COLUMNS, a row for each usable image.
+        problem_table: CSV with IMAGE_PROBLEM_COLUMNS, a row for each other file; removed if there is none.
         orientation: width and height as "stored", or turned as "exif" says.
         md5: whether MD5s are wanted.
         threads: how many files are read at a time.
@@ -78,7 +67,8 @@ def measure_images(
     settings, name = table.with_suffix(".json"), f"{table.stem}.{orientation}.unfinished"
     interrupted = sorted(table.parent.glob(f"{glob.escape(name)}-*.csv"))  # in the order of the runs
     sources = [table, *interrupted] if _orientation_of(settings) == orientation else interrupted
-    blocks = _in_blocks(_with_known_rows(images.names, sources))
+    known = _with_known_rows(images.names, sources)
+    blocks = iter(lambda: list(itertools.islice(known, BLOCK)), [])
     measure = functools.partial(_measure_block, images.folder, orientation, md5)
     totals = Counts(0, 0, len(images.passed_over))
     unfinished = table.with_name(f"{name}-{time.time_ns()}.csv")
@@ -91,13 +81,13 @@ def measure_images(
         problems = csv.writer(problem_file, lineterminator="\n")
         problems.writerows([IMAGE_PROBLEM_COLUMNS, *images.passed_over])
         file.write(",".join(IMAGE_PARAMETER_COLUMNS) + "\n")
-        for block in done:
-            file.write(block.rows)
+        for rows, bad, counts in done:
+            file.write(rows)
             file.flush()
             os.utime(file.fileno(), (started, started))  # files that change from now on are measured again
-            problems.writerows(block.problems)
-            totals = Counts(*map(sum, zip(totals, block.counts, strict=True)))
-            progress(sum(block.counts))
+            problems.writerows(bad)
+            totals = Counts(*map(sum, zip(totals, counts, strict=True)))
+            progress(sum(counts))
     if not totals.problems:
         problem_table.unlink()
     settings.unlink(missing_ok=True)  # without it the table is not trusted
@@ -111,13 +101,17 @@ def measure_images(
 
 def _measure_block(
     folder: str, orientation: Orientation, md5: bool, block: list[tuple[str, _KnownRow | None]]
-) -> _Block:
-    """Measures the images of a block that have changed, or have no known row."""
+) -> tuple[str, list[tuple[str, str]], Counts]:
+    """Measures the images of a block that have no known row, or have changed since.
+
+    Returns:
+        The rows as CSV text, (path, reason) of the files that cannot be used, and the counts.
+    """
     rows, problems, kept = [], [], 0
     for name, known in block:
         path = f"{folder}/{name}"
         if known and _is_unchanged(path, known, md5):
-            rows.append(known.row)
+            rows.append(known[0])
             kept += 1
             continue
         try:
@@ -126,21 +120,21 @@ def _measure_block(
             problems.append((path, str(error).removeprefix(f"{path} ")))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return _Block(text.getvalue(), problems, Counts(len(rows) - kept, kept, len(problems)))
+    return text.getvalue(), problems, Counts(len(rows) - kept, kept, len(problems))
 
 
 def _is_unchanged(path: str, known: _KnownRow, md5: bool) -> bool:
     """Whether the file has the size of its row, is older, and the row has the MD5 if that is wanted."""
+    (*_, size, digest), measured = known
     try:
         status = os.stat(path)
     except OSError:
         return False
-    *_, size, digest = known.row
-    return str(status.st_size) == size and status.st_mtime < known.time and (bool(digest) or not md5)
+    return str(status.st_size) == size and status.st_mtime < measured and (bool(digest) or not md5)
 
 
 def _map_in_threads(function: Callable, tasks: Iterable, threads: int) -> Iterator:
-    """The results of a function in the order of its tasks, few of which are taken before they are needed."""
+    """Yields the results in the order of the tasks; takes only a few tasks in advance."""
     pool, waiting = ThreadPoolExecutor(threads), collections.deque()
     try:
         for task in tasks:
@@ -153,39 +147,30 @@ def _map_in_threads(function: Callable, tasks: Iterable, threads: int) -> Iterat
         pool.shutdown(cancel_futures=True)  # an interruption does not wait for the rest
 
 
-def _in_blocks(items: Iterable) -> Iterator[list]:
-    """Lists of BLOCK items; the last one may be shorter."""
-    iterator = iter(items)
-    while block := list(itertools.islice(iterator, BLOCK)):
-        yield block
-
-
 # === Rows of earlier runs =============================================================================================
 def _with_known_rows(names: Iterable[str], tables: Iterable[Path]) -> Iterator[tuple[str, _KnownRow | None]]:
     """Joins each image with its row in the last of the tables that has one; all are ordered by id."""
-    rows = heapq.merge(*map(_read_rows, tables), key=lambda known: known.row[0])
+    rows = heapq.merge(*map(_read_rows, tables), key=lambda known: known[0][0])
     candidate = next(rows, None)
     for name in names:
-        this, match = image_id(name), None
-        while candidate and candidate.row[0] <= this:
-            if candidate.row[0] == this:
+        match = None
+        while candidate and candidate[0][0] <= image_id(name):
+            if candidate[0][0] == image_id(name):
                 match = candidate
             candidate = next(rows, None)
         yield name, match
 
 
 def _read_rows(table: Path) -> Iterator[_KnownRow]:
-    """The rows of a table; none if there is no such file, and none after damage: those images are measured again."""
+    """Yields the rows of a table, up to damage; nothing if there is no such file."""
     if not table.is_file():
         return
-    with table.open(encoding="utf-8", errors="replace", newline="") as file:
-        made = os.fstat(file.fileno()).st_mtime
-        rows = csv.reader(file)
-        with contextlib.suppress(csv.Error):
-            next(rows, None)
-            for row in rows:  # an interruption may cut the last one
-                if len(row) == len(IMAGE_PARAMETER_COLUMNS) and len(row[-1]) in (0, 32):
-                    yield _KnownRow(row, made)
+    with table.open(encoding="utf-8", errors="replace", newline="") as file, contextlib.suppress(csv.Error):
+        made, rows = os.fstat(file.fileno()).st_mtime, csv.reader(file)
+        next(rows, None)
+        for row in rows:  # an interruption may cut the last one
+            if len(row) == len(IMAGE_PARAMETER_COLUMNS) and len(row[-1]) in (0, 32):
+                yield row, made
 
 
 def _orientation_of(settings: Path) -> str | None:

@@ -1,6 +1,8 @@
 """Images are read as RGB whatever the file holds, turned by one policy, measured alike, and refused when damaged."""
 
 import hashlib
+import io
+import struct
 import zlib
 
 import cv2
@@ -117,8 +119,26 @@ def test_an_animation_is_its_first_image(tmp_path, pixels, suffix):
 
 
 def test_sixteen_bits_become_eight(tmp_path, pixels):
-    cv2.imwrite(str(tmp_path / "deep.png"), pixels[..., ::-1].astype(np.uint16) * 257)
-    assert difference(read_image(tmp_path / "deep.png", orientation="stored"), pixels) <= 1
+    path = tmp_path / "deep.png"
+    cv2.imwrite(str(path), pixels[..., ::-1].astype(np.uint16) * 257)
+    assert difference(read_image(path, orientation="stored"), pixels) <= 1
+    header = b"IHDR" + struct.pack(">IIBBBBB", 81, 61, 16, 4, 0, 0, 0)  # grey with alpha, which no library writes
+    data = b"IDAT" + zlib.compress(bytes(61 * (1 + 81 * 4)))
+    parts = (struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (header, data))
+    path.write_bytes(b"".join((b"\x89PNG\r\n\x1a\n", *parts, b"\0\0\0\0IEND\xae\x42\x60\x82")))
+    assert image_parameters(path, "stored")[:3] == (81, 61, 2)
+    assert read_image(path, orientation="stored").shape == (61, 81, 3)
+
+
+def test_the_tag_counts_where_the_first_read_ends_within_the_header(tmp_path, pixels):
+    path, exif, file = tmp_path / "a.jpg", Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(file, "JPEG", exif=exif)
+    data = file.getvalue()
+    frame = data.index(b"\xff\xc0")
+    length = 2**12 - 20 - frame
+    path.write_bytes(data[:frame] + b"\xff\xe2" + struct.pack(">H", length) + bytes(length - 2) + data[frame:])
+    assert image_parameters(path, "exif", md5=False)[:2] == (61, 81)
 
 
 @pytest.mark.parametrize(

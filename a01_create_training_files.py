@@ -133,7 +133,8 @@ def main(
         counts = write_levels(output_path, classes, chosen, splits, bar.update)
     for level, labels in chosen.items():
         write_class_descriptions(paths.level_class_descriptions(output_path, level), classes.names_of(labels))
-        write_class_descriptions(paths.level_left_out_classes(output_path, level), classes.names_of(left_out[level]))
+        left_out_file = paths.level_folder(output_path, level) / f"left-out-classes-level-{level}.csv"
+        write_class_descriptions(left_out_file, classes.names_of(left_out[level]))
         print(f"\nlevel {level}: {len(labels)} classes, in {paths.level_folder(output_path, level)}")
         print_table(counts[level])
         print_names(f"left out, fewer than --min_boxes {min_boxes}", classes.names_of(left_out[level]).values())

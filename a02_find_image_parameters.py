@@ -105,7 +105,7 @@ def main(
         if samples:
             reports.append(report.report_level(level, samples, names, sets, per_cell=per_cell, seed=seed))
             write_report(output_path, reports[-1], per_cell, seed)
-    page = paths.data_set_page(output_path)
+    page = Path(output_path) / "data_set.html"
     write_data_set_page(page, image_sizes, reports)
     print(f"plots: {page}")
 

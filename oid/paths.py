@@ -62,16 +62,6 @@ def level_class_descriptions(output_path: str | Path, level: str) -> Path:
     return level_folder(output_path, level) / f"class-descriptions-boxable-level-{level}.csv"
 
 
-def level_left_out_classes(output_path: str | Path, level: str) -> Path:
-    """The classes of a level that have too few training boxes."""
-    return level_folder(output_path, level) / f"left-out-classes-level-{level}.csv"
-
-
-def level_image_ids(output_path: str | Path, level: str) -> Path:
-    """The lines `train/<id>` that the official downloader takes."""
-    return level_folder(output_path, level) / f"image-ids-level-{level}.txt"
-
-
 # === a02 =============================================================================================================
 def image_params(output_path: str | Path, split: str) -> Path:
     """The size and the checksum of each image of a split."""
@@ -91,11 +81,6 @@ def level_coverage(output_path: str | Path, level: str) -> Path:
 def level_anchors(output_path: str | Path, level: str) -> Path:
     """Anchor sizes for a level, made from its boxes."""
     return Path(output_path) / f"anchors_level_{level}.json"
-
-
-def data_set_page(output_path: str | Path) -> Path:
-    """The page of plots."""
-    return Path(output_path) / "data_set.html"
 
 
 # === a03 to a07 ======================================================================================================

@@ -79,7 +79,8 @@ def write_levels(
         def new_file(path: Path) -> IO[bytes]:
             return stack.enter_context(open(stack.enter_context(replacing(path)), "wb"))
 
-        id_files = [new_file(paths.level_image_ids(output_path, level)) for level in levels]
+        folders = {level: paths.level_folder(output_path, level) for level in levels}
+        id_files = [new_file(folder / f"image-ids-level-{level}.txt") for level, folder in folders.items()]
         for split in splits:
             parts = [_apply_rules(name, classes, labels, split) for name, labels in levels.items()]
             places = (paths.level_boxes, paths.level_ignored_regions, paths.level_image_labels)

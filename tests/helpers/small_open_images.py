@@ -73,7 +73,7 @@ class Result:
         self.regions = self._rows(paths.level_ignored_regions(output, level, split), IGNORED_REGION_COLUMNS)
         self.image_labels = self._rows(paths.level_image_labels(output, level, split), IMAGE_LABEL_COLUMNS)
         self.classes = read_class_descriptions(paths.level_class_descriptions(output, level))
-        self.image_ids = paths.level_image_ids(output, level).read_text().splitlines()
+        self.image_ids = (paths.level_folder(output, level) / f"image-ids-level-{level}.txt").read_text().splitlines()
 
     @staticmethod
     def _rows(path: Path, header: tuple[str, ...]) -> list[tuple[str, ...]]:

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,13 +130,13 @@ def test_the_table_has_each_class_of_each_split_worst_first(made, capsys):
 
 def test_the_page_needs_no_other_file_and_is_the_same_again(made):
     a02.main(**made)
-    page = paths.data_set_page(made["output_path"]).read_text()
+    page = Path(made["output_path"], "data_set.html").read_text()
     assert page.count("data:image/png;base64,") == 6
     assert "http" not in page
     assert page.index("worst-covered classes") < page.index("sizes of the images")
     assert "<td>official</td><td>6</td>" in page
     a02.main(**made)
-    assert paths.data_set_page(made["output_path"]).read_text() == page
+    assert Path(made["output_path"], "data_set.html").read_text() == page
 
 
 def test_a_file_of_anchors_is_compared(made, tmp_path, capsys):
@@ -154,7 +155,7 @@ def test_retinanet_has_its_own_anchors_and_maps(made, monkeypatch):
     assert [anchors.settings for anchors in sets[0]] == [
         retinanet_anchor_settings(320, 6, anchors=name) for name in ("official", "square")
     ]
-    page = paths.data_set_page(made["output_path"]).read_text()
+    page = Path(made["output_path"], "data_set.html").read_text()
     assert "<td>official</td><td>9</td>" in page
 
 

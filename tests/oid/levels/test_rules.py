@@ -75,7 +75,7 @@ def test_classes_with_too_few_boxes_are_left_out_and_named(tmp_path, capsys):
     assert "left out, fewer than --min_boxes 2: 4 (wheel, all, tomato, all, car, all, carrot, all)" in (
         " ".join(capsys.readouterr().out.split())
     )
-    left_out = read_class_descriptions(paths.level_left_out_classes(tmp_path / "out", "1"))
+    left_out = read_class_descriptions(paths.level_folder(tmp_path / "out", "1") / "left-out-classes-level-1.csv")
     assert list(left_out) == ["wheel", "tomato", "car", "carrot"]
     assert Result(tmp_path / "out", "1", "validation").shown() == [("w", "apple")]  # classes are chosen on train
 

@@ -1,7 +1,6 @@
 """Proves that a data set of another format becomes one in Open Images' layout that a01 takes: boxes and image labels,
 ids, links, splits and folds; that the same command again gives the same files, and that nothing else is overwritten."""
 
-import json
 import os
 from pathlib import Path
 
@@ -157,19 +156,14 @@ def test_labels_of_classes_have_no_white_space_and_are_unique():
     ]
 
 
-def test_equal_numbers_in_two_sets_of_kitti_get_different_ids(tmp_path):
-    source = write_kitti_source(tmp_path / "source", {"train": TRAIN, "val": {"a": VALIDATION["v"]}})
-    convert("kitti", source, tmp_path / "data")
-    assert converted(tmp_path / "data", "train").keys() == {"train_a", "b", "c", "d"}
-    assert converted(tmp_path / "data", "validation").keys() == {"val_a"}
-
-
 # === Running again, and what is in the way ===
 def test_running_again_gives_the_same_and_leaves_nothing_of_a_changed_source(tmp_path):
     source, data_set = write_csv_source(tmp_path / "source"), tmp_path / "data"
     convert("csv", source, data_set)
     before = contents(data_set)
     convert("csv", source, data_set)
+    with pytest.raises(FolderError, match="was made with other settings"):
+        convert("csv", source, data_set, SplitChoice(("train=annotations",)))
     assert contents(data_set) == before
     (data_set / "notes.txt").write_text("mine")
     (data_set / "train" / "mine.png").write_bytes(b"mine")
@@ -216,13 +210,6 @@ def test_another_folder_or_conversion_is_not_overwritten(file, text, sentence, t
     with pytest.raises(FolderError, match=sentence):
         convert("csv", write_csv_source(tmp_path / "source"), tmp_path / "data")
     assert contents(tmp_path / "data") == {file: text.encode()}
-
-
-def test_other_splits_are_another_conversion(tmp_path):
-    source = write_csv_source(tmp_path / "source")
-    convert("csv", source, tmp_path / "data")
-    with pytest.raises(FolderError, match="was made with other settings"):
-        convert("csv", source, tmp_path / "data", SplitChoice(("train=annotations",)))
 
 
 @pytest.mark.parametrize(
@@ -282,15 +269,6 @@ def test_all_folds_together_cover_each_image_once(tmp_path):
         assert problems <= {"identical images within train", "identical images within validation"}
         seen += validation
     assert sorted(seen) == [f"i{n:02d}" for n in range(12)]
-
-
-def test_without_a_set_for_validation_the_first_of_five_folds_is_held_out(tmp_path):
-    source = folds_source(tmp_path / "source")
-    report = convert("csv", source, tmp_path / "data")
-    assert "no validation set: fold 0 of 5 of the training images" in "\n".join(report)
-    convert("csv", source, tmp_path / "same", SplitChoice(folds=5))
-    assert converted(tmp_path / "data", "validation") == converted(tmp_path / "same", "validation")
-    assert json.loads((tmp_path / "data" / "source.json").read_text())["validation_folds"] == 5
 
 
 def test_too_few_images_with_boxes_are_one_sentence(tmp_path):

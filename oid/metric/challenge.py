@@ -4,20 +4,20 @@ Follows the TensorFlow Object Detection API (`object_detection_evaluation.py`, `
 
 1. A detection counts only where its class was verified in its image: by an image-level label, positive or negative, or
    by a box. Elsewhere it is dropped without penalty.
-2. Degenerate boxes, scores of -10 and less, and what is beyond 10,000 per image and class are dropped; nothing is
+2. Degenerate boxes, scores of -10 and less, and detections beyond 10,000 per image and class are dropped. Nothing is
    clipped.
 3. In descending order of score each detection looks at the ordinary box that it overlaps most (the first row on equal
-   IoU). IoU >= threshold and the box is free: a true positive. There is no second choice.
-4. The others look at the group-of box that covers most of them (intersection / area of the detection). Covered by the
-   threshold or more: absorbed, removed from the list. Each group-of box that absorbed a score above 0 adds one entry
-   with the highest absorbed score, which counts as `group_of_weight` true positives (0: no entry).
+   IoU). If IoU >= threshold and the box is free, the detection is a true positive. There is no second choice.
+4. Each other detection looks at the group-of box that covers most of it (intersection / area of the detection). If that
+   is >= threshold, the box absorbs it. Each group-of box that absorbed a score above 0 adds one entry with the highest
+   absorbed score, which counts as `group_of_weight` true positives (0: no entry).
 5. Number of ground truth = ordinary boxes + `group_of_weight` x group-of boxes. AP = area below the envelope of
    precision over recall, at every point. mAP = plain mean over the classes with ground truth.
 
-The reference leaves the order of equal scores to NumPy's unstable sort, hence to NumPy's version and the processor.
-Here it is fixed to what that sort does up to 16 elements: later ones come first. So within an image the later row is
-matched first; over all images the list of entries (images in order; in each the detections in the order of matching,
-then the group-of entries) is sorted with the later entry first.
+The reference leaves the order of equal scores to NumPy's unstable sort, whose result depends on version and processor.
+Up to 16 elements that sort puts later ones first, and so does this module at any length: in an image the later row is
+matched first, and the list of all entries (image by image, detections as they were matched, then group-of boxes) is
+sorted with the later entry first.
 """
 
 import itertools
@@ -76,10 +76,9 @@ def evaluate(
     """Computes average precision per class and its mean, as the module's docstring says.
 
     Args:
-        truth: the ground truth; boxes are xyxy in any unit, the same as the detections'.
-        detections: the scored boxes, also of classes that are not verified in their image.
-        num_classes: number of classes; class indices are below it.
-        group_of_weight: what a found group-of box counts, from 0 (found or missed, it does not count) to 1.
+        truth, detections: boxes in one unit.
+        num_classes: class indices are below it.
+        group_of_weight: what a group-of box counts, from 0 to 1.
         iou_threshold: the smallest overlap that is a match, for IoU and for intersection over the detection's area.
 
     Raises:
@@ -98,33 +97,16 @@ def score(
     group_of_weight: float = 1.0,
     iou_threshold: float = 0.5,
 ) -> tuple[Entries, dict[str, int]]:
-    """Matches detections with the ground truth, steps 1 to 4 of the module's docstring; arguments as in `evaluate`.
-
-    Returns:
-        The entries by image, and {rule: number of detections that it dropped}.
-    """
+    """The entries by image, and {rule: number of detections that it dropped}; arguments as in `evaluate`."""
     matcher = Matcher(truth, num_classes=num_classes, group_of_weight=group_of_weight, iou_threshold=iou_threshold)
     matcher.add(detections)
     return matcher.entries(), matcher.dropped
 
 
 class Matcher:
-    """Matches detections block by block, all detections of an image in one block, and keeps the entries.
+    """Matches detections block by block, all detections of an image in one block. Keeps 24 bytes for each entry.
 
-    An entry takes 24 bytes; the boxes of a block are not kept.
-
-    Args:
-        truth, num_classes, group_of_weight, iou_threshold: as in `evaluate`.
-
-    Attributes:
-        targets: the ground truth ordered by image, then class.
-        num_gt: `(num_classes,)` float64, ordinary boxes + weight x group-of boxes.
-        found: `(G,)` float64 for each of the targets: 1 for an ordinary box that was found, the highest score inside a
-            group-of box; 0 where nothing was.
-        dropped: {rule: number of detections that it dropped}, in the order of `RULES`.
-
-    Raises:
-        ValueError: as `evaluate`.
+    Arguments and errors are those of `evaluate`.
     """
 
     def __init__(
@@ -141,7 +123,7 @@ class Matcher:
         self.targets = ordered_targets(truth, num_classes)
         weights = np.where(self.targets.group_of, self.group_of_weight, 1.0)
         self.num_gt = np.bincount(self.targets.class_index, weights, minlength=num_classes)
-        self.found = np.zeros(len(self.targets.boxes))
+        self.found = np.zeros(len(self.targets.boxes))  # 1 = taken; a group-of box has the highest absorbed score
         self.dropped = dict.fromkeys(RULES, 0)
         self._seen = np.zeros(self.num_images, dtype=bool)
         self._entries = [Entries(np.empty(0), np.empty(0), np.empty(0, np.int32), np.empty(0, np.int32))]
@@ -198,16 +180,9 @@ class Matcher:
 
 
 class Selection:
-    """Takes the boxes on evaluated images and of listed classes from blocks of predictions, and counts the others.
+    """Selects the boxes on the images of `truth` and of the classes `labels` from blocks of predictions.
 
-    Args:
-        truth: gives the images.
-        labels: the class list.
-
-    Attributes:
-        boxes: all boxes so far.
-        other_images, other_classes: boxes on images that are not evaluated, and of classes that are not listed.
-        per_class: `(len(labels),)` int64, the boxes that were taken.
+    Counts all `boxes`, those on `other_images`, those of `other_classes`, and the selected ones `per_class`.
     """
 
     def __init__(self, truth: GroundTruth, labels: Iterable[str]):
@@ -252,7 +227,7 @@ def rows_by_class(class_index: np.ndarray, num_classes: int) -> tuple[np.ndarray
 
 
 def mean_of_defined(values: np.ndarray) -> float:
-    """The mean of what is not nan; nan where everything is."""
+    """The mean of the values that are not nan; nan without any."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else float("nan")
 
@@ -261,16 +236,9 @@ def mean_of_defined(values: np.ndarray) -> float:
 
 
 def ordered_targets(truth: GroundTruth, num_classes: int) -> Targets:
-    """The ground truth as the loops take it.
-
-    Raises:
-        ValueError: arrays that do not fit each other, or indices out of range.
-    """
-    size, boxes, group_of = (
-        (len(truth.image_ids), num_classes),
-        _boxes(truth.boxes),
-        np.asarray(truth.box_group_of, bool),
-    )
+    """Orders the ground truth by image and class. Raises a ValueError for invalid arrays."""
+    size, boxes = (len(truth.image_ids), num_classes), np.asarray(truth.boxes, np.float64).reshape(-1, 4)
+    group_of = np.asarray(truth.box_group_of, bool)
     image, class_index, boxes, group_of = _columns(size, truth.box_image, truth.box_class, boxes, group_of)
     label_image, label_class = _columns(size, truth.label_image, truth.label_class)
     row, label, every_image = np.lexsort((class_index, image)), np.argsort(label_image), np.arange(size[0] + 1)
@@ -286,12 +254,9 @@ def ordered_targets(truth: GroundTruth, num_classes: int) -> Targets:
 
 
 def by_image(detections: Detections, num_images: int, num_classes: int) -> Block:
-    """The detections as the loops take them: image after image, the rows of each in their order.
-
-    Raises:
-        ValueError: arrays that do not fit each other, or indices out of range.
-    """
-    size, boxes, scores = (num_images, num_classes), _boxes(detections.boxes), np.asarray(detections.scores, np.float64)
+    """Orders the detections by image, the rows of each in their order. Raises a ValueError for invalid arrays."""
+    size, boxes = (num_images, num_classes), np.asarray(detections.boxes, np.float64).reshape(-1, 4)
+    scores = np.asarray(detections.scores, np.float64)
     columns = _columns(size, detections.image, detections.class_index, boxes, scores)
     if np.any(np.diff(columns[0]) < 0):
         order = np.argsort(columns[0], kind="stable")
@@ -301,13 +266,8 @@ def by_image(detections: Detections, num_images: int, num_classes: int) -> Block
     return Block(image[first], np.append(first, len(image)), class_index, scores, boxes)
 
 
-def _boxes(boxes: np.ndarray) -> np.ndarray:
-    """`(N, 4)` float64, also for an empty list."""
-    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-
-
 def _columns(size: tuple[int, int], *columns: np.ndarray) -> list[np.ndarray]:
-    """Columns of one length, contiguous. The first two are indices of images and classes, whose numbers are `size`."""
+    """Contiguous columns of one length, first the indices of images and classes, which must be below `size`."""
     lengths = [len(column) for column in columns]
     if len(set(lengths)) > 1:
         raise ValueError(f"columns of {', '.join(map(str, lengths))} rows do not fit each other")

@@ -10,14 +10,14 @@ with t_f = the metric's IoU threshold and t_b = 0.1. Each false positive has the
 5. both: all others; wrong class, and localised badly.
 
 A box is missed if nothing found it, and no error of localisation or classification would find it if it were fixed.
-Where the paper leaves the order open, it is that of the authors' program.
+Where the paper leaves the order open, the order is that of the authors' program.
 
 The challenge's rules add to this:
 
 - A detection that they drop, or that a group-of box absorbs, is not an error.
 - The overlap with a group-of box is intersection / area of the detection; ordinary boxes come first.
 - A box that the detection's own class has, too, does not count as a box of another class: ancestors have such copies.
-- If several classes have the box, the detection is confused with the class of the first row, the annotated one.
+- If several classes have the box, the confused class is that of the first row, the annotated one.
 
 The cost of a kind, dAP, is what mAP gains if all errors of this kind, and no others, are fixed:
 

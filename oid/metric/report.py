@@ -32,7 +32,7 @@ class Results(NamedTuple):
 
 
 def result_lines(results: Results, count: int) -> list[str]:
-    """What each class costs, COCO's numbers, kinds of error; `count` rows of each table."""
+    """The tables of classes and errors, `count` rows each, and COCO's numbers."""
     lines = class_lines(class_table(results), count)
     if results.coco:
         lines += coco_lines(results.coco, results.metrics.dropped["unverified_class"])
@@ -52,7 +52,7 @@ def class_lines(table: pl.DataFrame, count: int) -> list[str]:
 
 
 def coco_lines(result: CocoMetrics, unverified: int) -> list[str]:
-    """The twelve numbers, and how many boxes count there although nobody verified their class."""
+    """The twelve numbers; `unverified` boxes count in them but not in the challenge's metric."""
     numbers = [f"{name:<10}{number:8.6f}" for name, number in result.numbers.items()]
     return [
         f"COCO's metric, for which images are completely annotated ({unverified} boxes of unverified classes count):",
@@ -85,10 +85,9 @@ def error_lines(report: ErrorReport, confusions: pl.DataFrame, count: int) -> li
 
 
 def class_table(results: Results) -> pl.DataFrame:
-    """`CLASS_COLUMNS` of every class: what costs the mean most comes first, classes without ground truth last.
+    """`CLASS_COLUMNS` of every class by descending cost; AP and cost are null without ground truth.
 
-    The cost of a class is (1 - AP) / number of classes with ground truth: all costs and mAP add up to 1. AP and cost
-    are null without ground truth.
+    The cost of a class is (1 - AP) / number of classes with ground truth: all costs and mAP add up to 1.
     """
     ap, num_gt = results.metrics.average_precision, results.metrics.num_gt
     cost = (1 - ap) / max(np.count_nonzero(num_gt), 1)
@@ -108,15 +107,14 @@ def confusion_table(results: Results) -> pl.DataFrame:
 
 
 def find_class(wanted: str, names: Mapping[str, str], num_gt: np.ndarray) -> int:
-    """The class index of a label or a name; upper and lower case of a name do not matter.
+    """The class index of a label, or of a name in any case.
 
     Raises:
-        InputError: no class has it, several classes have this name, or the class has no ground truth.
+        InputError: no such class, several classes of this name, or no ground truth for the class.
     """
     labels = list(names)
-    found = [index for index, name in enumerate(names.values()) if name.lower() == wanted.lower()]
-    if wanted in names:
-        found = [labels.index(wanted)]
+    same_name = [index for index, name in enumerate(names.values()) if name.lower() == wanted.lower()]
+    found = [labels.index(wanted)] if wanted in names else same_name
     if not found:
         near = difflib.get_close_matches(wanted, [*names.values(), *labels], n=1)
         raise InputError(f"{wanted!r} is not a class" + (f" (did you mean {near[0]!r}?)" if near else ""))
@@ -148,7 +146,7 @@ def write_results(target: Path, results: Results, curves: Sequence[int]) -> list
 
 
 def results_as_json(results: Results) -> dict:
-    """The content of X.metrics.json, with nan where the file has null: a number that is not defined."""
+    """The content of X.metrics.json; an undefined number is nan here and null in the file."""
     metrics, matcher, coco, errors = results.metrics, results.matcher, results.coco, results.errors
     content = {
         "mAP": metrics.mean_average_precision,
@@ -177,7 +175,7 @@ def beside(metrics_file: Path, ending: str) -> Path:
 
 
 def write_table(path: Path, table: pl.DataFrame) -> Path:
-    """Writes a CSV file, all or nothing; null is an empty value, a number is written exactly."""
+    """Writes a CSV file atomically, with null as an empty value and exact numbers."""
     with replacing(path) as temporary:
         table.write_csv(temporary)
     return path

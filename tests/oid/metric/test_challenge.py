@@ -62,28 +62,61 @@ def test_the_micro_cases_are_those_of_the_shared_file():
             assert (found["AP_A"], found["num_gt"][0], found["scores_A"], found["labels_A"]) == expected
 
 
-def test_challenge_evaluator():
-    cat, dog, elephant = range(3)
-    image_1 = (
-        [[cat, UNIT, 0], [elephant, [0, 0, 2, 2], 0], [cat, [0, 0, 3, 3], 1]],
-        [[dog, [10, 10, 11, 11], 0.7], [dog, [100, 100, 120, 120], 0.8]],
-        [cat, dog, elephant],
-    )
-    image_2 = (
-        [[cat, [10, 10, 11, 11], 0], [cat, [500, 500, 510, 510], 0], [elephant, [10, 10, 12, 12], 1]],
-        [
-            [cat, [10, 10, 11, 11], 0.7],
-            [cat, [100, 100, 120, 120], 0.8],
-            [dog, [100, 100, 220, 220], 0.5],
-            [elephant, [10, 10, 11, 11], 0.9],
-        ],
-        [],
-    )
-    image_3 = ([[dog, UNIT, 0]], [[dog, UNIT, 0.5]], [])
-    result = evaluate(*arrays([image_1, image_2, image_3]), num_classes=3, group_of_weight=0.5)
-    np.testing.assert_allclose(result.average_precision, [1 / 7, 1 / 3, 1 / 3], rtol=1e-12)
-    assert result.mean_average_precision == pytest.approx(0.269841269, abs=1e-9)
-    assert result.dropped == {"unverified_class": 1, "degenerate_box": 0, "low_score": 0, "beyond_limit": 0}
+CAT, DOG, ELEPHANT = range(3)
+SMALL, FAR, NEAR = [10, 10, 11, 11], [500, 500, 510, 510], [10, 10, 12, 12]
+CATS = [[CAT, SMALL, 0.7], [CAT, [100, 100, 120, 120], 0.8]]  # a hit and a miss in image 2
+V2_IMAGE = ([[CAT, UNIT, 0], [ELEPHANT, [0, 0, 2, 2], 0], [CAT, [0, 0, 3, 3], 0]], [], [])
+
+
+@pytest.mark.parametrize(
+    ("weight", "images", "expected"),
+    [
+        pytest.param(
+            0.5,
+            [
+                (
+                    [[CAT, UNIT, 0], [ELEPHANT, [0, 0, 2, 2], 0], [CAT, [0, 0, 3, 3], 1]],
+                    [[DOG, SMALL, 0.7], [DOG, [100, 100, 120, 120], 0.8]],
+                    [CAT, DOG, ELEPHANT],
+                ),
+                (
+                    [[CAT, SMALL, 0], [CAT, FAR, 0], [ELEPHANT, NEAR, 1]],
+                    [*CATS, [DOG, [100, 100, 220, 220], 0.5], [ELEPHANT, SMALL, 0.9]],
+                    [],
+                ),
+                ([[DOG, UNIT, 0]], [[DOG, UNIT, 0.5]], []),
+            ],
+            [1 / 7, 1 / 3, 1 / 3],
+            id="T1, Challenge evaluator",
+        ),
+        pytest.param(
+            0,
+            [
+                V2_IMAGE,
+                (
+                    [[CAT, SMALL, 0], [CAT, FAR, 1], [ELEPHANT, NEAR, 0]],
+                    [*CATS, [ELEPHANT, [100, 100, 220, 220], 0.9]],
+                    [],
+                ),
+                ([[DOG, UNIT, 0]], [], []),
+            ],
+            [1 / 6, 0, 0],
+            id="T2, V2 evaluator",
+        ),
+        pytest.param(
+            0,
+            [V2_IMAGE, ([[CAT, SMALL, 0], [CAT, FAR, 1]], CATS, []), ([[DOG, UNIT, 0]], [], [])],
+            [1 / 6, 0, 0],
+            id="T7, base evaluator without its difficult box",
+        ),
+    ],
+)
+def test_evaluators_of_the_reference(weight: float, images: list, expected: list):
+    result = evaluate(*arrays(images), num_classes=3, group_of_weight=weight)
+    np.testing.assert_allclose(result.average_precision, expected, rtol=1e-12)
+    assert result.mean_average_precision == pytest.approx(np.mean(expected), abs=1e-12)
+    unverified = int(weight > 0)  # T1's dog in image 2
+    assert result.dropped == {"unverified_class": unverified, "degenerate_box": 0, "low_score": 0, "beyond_limit": 0}
 
 
 @pytest.mark.parametrize(

@@ -173,10 +173,11 @@ def link_images(folder: Path, splits: Splits) -> None:
                 _link(image.path.resolve(), temporary)
     if (folder / SOURCE_IMAGES).is_file():
         with open(folder / SOURCE_IMAGES, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            for split, image_id, path, *_ in list(csv.reader(file))[1:]:
-                link = folder / split / link_name(image_id, Path(path))
-                if link not in wanted:
-                    link.unlink(missing_ok=True)
+            rows = [row for row in csv.reader(file) if len(row) == len(SOURCE_IMAGE_COLUMNS)]
+        for split, image_id, path, *_ in rows[1:]:
+            link = folder / split / link_name(image_id, Path(path))
+            if link not in wanted:
+                link.unlink(missing_ok=True)
 
 
 def link_name(image_id: str, path: Path) -> str:

@@ -117,11 +117,12 @@ def main(
     check_use("with --conf_type avg", conf_type == "avg", allows_overflow=allows_overflow)
     check_use("with --method soft_nms_gaussian", method == "soft_nms_gaussian", sigma=sigma)
     check_use("with --method soft_nms_*", method.startswith("soft_nms"), score_threshold=score_threshold)
+    threads = threads or usable_cores()
 
     if tune:
         check_use("without --tune", False, weights=weights, limit=limit, method=method, allows_overflow=allows_overflow)
         base = FusionSettings((1.0,) * len(file_paths), fusion_iou, skip_box_threshold, conf_type)
-        options = SearchOptions(trials, folds, seed, group_of_weight, threads or usable_cores())
+        options = SearchOptions(trials, folds, seed, group_of_weight, threads)
         default = ensemble.with_name(ensemble.name.removesuffix(".gz").removesuffix(".csv") + ".tuned.json")
         target = output_file(settings or default, "give another place by --settings")
         tune_settings(target, file_paths, (dataset_path, split, boxes, image_labels), base, options)
@@ -135,16 +136,8 @@ def main(
         with remedy("give --predictions of these names in this order, or write the file again by --tune"):
             chosen = read_settings(settings, model_names(file_paths))
         print(f"{settings}: {chosen}")
-    fuse_block = functools.partial(
-        fuse,
-        method,
-        **vars(chosen),
-        allows_overflow=allows_overflow,
-        sigma=sigma,
-        score_threshold=score_threshold,
-        limit=limit or None,
-        threads=threads or usable_cores(),
-    )
+    fuse_block = functools.partial(fuse, method, sigma=sigma, score_threshold=score_threshold, limit=limit or None)
+    fuse_block = functools.partial(fuse_block, **vars(chosen), allows_overflow=allows_overflow, threads=threads)
     files = ModelFiles([PredictionFile(path) for path in file_paths])
     counts, written = write_ensemble(ensemble, files, fuse_block, chosen.skip_box_threshold)
     for path, missing, (num_boxes, *unusual) in zip(file_paths, files.missing, counts, strict=True):
@@ -186,17 +179,19 @@ def tune_settings(
     from oid.fusion.search import tune
     from oid.metric.ground_truth import find_ground_truth
 
-    names, files = model_names(file_paths), [PredictionFile(path) for path in file_paths]
+    names = model_names(file_paths)
     with remedy("give --boxes, or the folder of Open Images with --dataset_path"):
         ground_truth = find_ground_truth(*truth_files)
     truth, report, _ = ground_truth.read()
     print(*ground_truth.lines(), sep="\n")
     print(f"ground truth: {len(truth.image_ids)} images, {len(truth.boxes)} boxes of {len(report.labels)} classes")
+    files = ModelFiles([PredictionFile(path) for path in file_paths], truth.image_ids)
     progress = functools.partial(tqdm, desc="tuning", unit="trial", disable=None)
     with remedy("do --predictions and --boxes belong to the same split, with at least --folds images?"):
-        tuning = tune(ModelFiles(files, truth.image_ids), truth, report.labels, base, options, progress)
-    print(*tuning.lines(names), sep="\n")
-    write_settings(target, names, tuning.settings, tuning.verdict, dataclasses.asdict(tuning))
+        tuning = tune(files, truth, report.labels, base, options, progress)
+    missing = (f"{name}: {count} images are missing" for name, count in zip(names, files.missing, strict=True))
+    print(*missing, *tuning.lines(), sep="\n")
+    write_settings(target, names, tuning.kept.settings, tuning.verdict, dataclasses.asdict(tuning))
     print(f"wrote {target}: apply it to files of the same names by --settings {target}")
 
 

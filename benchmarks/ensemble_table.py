@@ -97,7 +97,7 @@ def main(
     if trials:
         options = SearchOptions(trials, folds, seed, a00.GROUP_OF_WEIGHT, threads)
         tuning = tune(files, truth, report.labels, FusionSettings((1.0,) * len(names), fusion_iou), options)
-        print(*tuning.lines(names), sep="\n")
+        print(*tuning.lines(), sep="\n")
         for name, gain in (("WBF, equal weights", tuning.equal_weights), ("WBF", tuning.free_weights)):
             of_folds = [curves(fuse_all(models, one), fold == f) for f, one in enumerate(gain.fold_settings)]
             rows[f"{name} tuned, out of fold"] = [], of_folds

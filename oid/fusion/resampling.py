@@ -6,6 +6,7 @@ can count twice.
 
 from collections.abc import Callable, Sequence
 
+import numba
 import numpy as np
 
 from oid.metric.challenge import Entries, GroundTruth
@@ -31,19 +32,14 @@ class Curves:
         images: np.ndarray | None = None,
     ):
         self.num_images, self.num_classes = len(truth.image_ids), num_classes
-        images = np.ones(self.num_images, dtype=bool) if images is None else images
-        order = np.argsort(entries.scores, kind="stable")[::-1]  # the later one of equal scores first, as in the metric
-        order = order[images[entries.image[order]]]
-        small = np.min_scalar_type(num_classes)  # NumPy sorts integers of 16 bits in linear time
-        order = order[np.argsort(entries.class_index[order].astype(small), kind="stable")]
-        image, class_index, labels = (x[order] for x in (entries.image, entries.class_index, entries.labels))
-        hits = np.flatnonzero(labels > 0.0)
-        self._hit_image, self._hit_class, self._hit_label = image[hits], class_index[hits], labels[hits]
-        self._miss_image = image[labels <= 0.0]
-        self._misses_before = hits - np.arange(len(hits))
-        classes = np.arange(num_classes)
-        self._first_hit = np.searchsorted(self._hit_class, classes)[self._hit_class]
-        self._first_miss = np.searchsorted(class_index[labels <= 0.0], classes)[self._hit_class]
+        if images is None:
+            images = np.ones(self.num_images, dtype=bool)
+        kept = np.flatnonzero(images[entries.image])[::-1]
+        order = kept[np.argsort(-entries.scores[kept], kind="stable")]  # the later one of equal scores first
+        small = entries.class_index[order].astype(np.min_scalar_type(num_classes))
+        order = order[np.argsort(small, kind="stable")]  # NumPy sorts integers of 16 bits in linear time
+        self._image, self._labels = entries.image[order], entries.labels[order]
+        self._first = np.searchsorted(entries.class_index[order], np.arange(num_classes + 1))
         boxes = np.flatnonzero(images[truth.box_image])
         self._box_image, self._box_class = truth.box_image[boxes], truth.box_class[boxes]
         self._box_weight = np.where(truth.box_group_of[boxes], group_of_weight, 1.0)
@@ -58,23 +54,31 @@ class Curves:
             `(num_classes,)` AP, 0 for a class without ground truth, and `(num_classes,)` amount of ground truth.
         """
         times = np.ones(self.num_images) if times is None else np.asarray(times, dtype=np.float64)
-        gained = times[self._hit_image] * self._hit_label
-        hits, misses = np.zeros(len(gained) + 1), np.zeros(len(self._miss_image) + 1)
-        np.cumsum(gained, out=hits[1:])
-        np.cumsum(times[self._miss_image], out=misses[1:])
-        hits = hits[1:] - hits[self._first_hit]
-        misses = misses[self._misses_before] - misses[self._first_miss]
-        precision = hits / np.maximum(hits + misses, 1e-300)
-        step = 2.0 * self._hit_class  # lets the running maximum, from the last class to the first, start anew in each
-        envelope = np.maximum.accumulate((precision - step)[::-1])[::-1] + step
-        areas = np.bincount(self._hit_class, weights=gained * envelope, minlength=self.num_classes)
         weights = self._box_weight * times[self._box_image]
         num_gt = np.bincount(self._box_class, weights=weights, minlength=self.num_classes)
+        areas = _areas(self._labels, self._image, self._first, times)
         return np.divide(areas, num_gt, out=np.zeros(self.num_classes), where=num_gt > 0.0), num_gt
 
     def mean_average_precision(self, times: np.ndarray | None = None) -> float:
         """mAP over the classes with ground truth, nan if there are none; `times` as for `average_precision`."""
         return mean_of_folds([self], times)
+
+
+@numba.njit(cache=True, nogil=True)
+def _areas(labels, image, first, times):
+    """`(num_classes,)` area below the envelope of precision over true positives; class c begins at `first[c]`."""
+    areas, precision = np.zeros(len(first) - 1), np.empty(len(labels))
+    for c in range(len(areas)):
+        hits = misses = envelope = 0.0
+        for i in range(first[c], first[c + 1]):
+            count = times[image[i]]
+            hits += count * labels[i]
+            misses += count * (labels[i] <= 0.0)
+            precision[i] = hits / max(hits + misses, 1e-300)  # 0 as long as only images that count 0 came
+        for i in range(first[c + 1] - 1, first[c] - 1, -1):
+            envelope = max(envelope, precision[i])
+            areas[c] += times[image[i]] * labels[i] * envelope
+    return areas
 
 
 def mean_of_folds(folds: Sequence[Curves], times: np.ndarray | None = None) -> float:
@@ -88,15 +92,15 @@ def mean_of_folds(folds: Sequence[Curves], times: np.ndarray | None = None) -> f
     return float(np.mean(weighted[total > 0] / total[total > 0])) if np.any(total > 0) else float("nan")
 
 
-def bootstrap(measure: Callable[[np.ndarray], Sequence[float]], fold: np.ndarray, draws: int, seed: int) -> np.ndarray:
+def bootstrap(measure: Callable[[np.ndarray], object], fold: np.ndarray, draws: int, seed: int) -> np.ndarray:
     """Measures on images drawn with replacement within their fold.
 
     Args:
-        measure: takes `(images,)`, how often each image was drawn, and returns K numbers.
+        measure: takes `(images,)`, how often each image was drawn, and returns a number or several.
         fold: `(images,)` int64.
 
     Returns:
-        `(draws, K)` float64.
+        `(draws,)` or `(draws, K)` float64.
     """
     rng = np.random.default_rng([seed, 2])
     members = [np.flatnonzero(fold == f) for f in range(fold.max() + 1)]

@@ -16,6 +16,7 @@ must gain over what has been kept so far.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,31 +33,18 @@ LARGEST_SKIP = 0.9  # share of all boxes that the skip threshold may remove
 IMAGES_PER_BLOCK = 4096
 DRAWS = 400  # of the bootstrap: a standard deviation to 4 %
 ROUNDING = 1e-9  # smaller differences of mAP are rounding errors
-VERDICTS = {  # and what is kept
-    "inside the noise": "equal weights and the default settings",
-    "gain with equal weights": "equal weights",
-    "gain": "these weights",
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
-    """What the best trial gains in mAP.
+    """What the best of some trials gains in mAP over simpler settings."""
 
-    Attributes:
-        settings: the best trial on all images.
-        in_fold: gain over the base on all images, which chose the trial. Not to be expected elsewhere.
-        out_of_fold, interval_95: the expected gain, and its interval.
-        folds: gain in each fold; None for a fold without ground truth.
-        fold_settings: for each fold, the best trial on all other images.
-    """
-
-    settings: FusionSettings
-    in_fold: float
-    out_of_fold: float
-    interval_95: tuple[float, float]
-    folds: tuple[float | None, ...]
-    fold_settings: tuple[FusionSettings, ...]
+    settings: FusionSettings  # the best trial on all images
+    fold_settings: tuple[FusionSettings, ...]  # for each fold, the best trial on all other images
+    in_fold: float  # on all images, which chose the trial: not to be expected elsewhere
+    out_of_fold: float  # the expected gain
+    interval_95: tuple[float, float]  # of the expected gain
+    folds: tuple[float | None, ...]  # in each fold; None for a fold without ground truth
 
     def __str__(self) -> str:
         return f"{self.out_of_fold:+.4f}, 95% interval {self.interval_95[0]:+.4f} to {self.interval_95[1]:+.4f}"
@@ -69,35 +57,18 @@ class Gain:
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """The result of `tune`.
+    """The result of `tune`."""
 
-    Attributes:
-        settings, verdict: what to apply, and why: one of `VERDICTS`.
-        expected: the gain of `settings` over the base on other images; None = the base is kept.
-        options: as given.
-        base, base_map: equal weights and the defaults, and their mAP on all images.
-        equal_weights, free_weights: the best trial with equal weights, and the best of all; gains over the base.
-        by_weights: gain of `free_weights` over `equal_weights` if these are beyond noise, else over the base.
-        boxes, missing: per model, the boxes that take part, and the images that its file does not have.
-    """
-
-    settings: FusionSettings
-    verdict: str
-    expected: Gain | None
+    verdict: str  # why these settings are kept
+    kept: Gain  # the settings to apply, and their gain over the base
+    equal_weights: Gain  # the best trial with equal weights, compared with the base
+    free_weights: Gain  # the best trial of all, compared with the best one before that is beyond noise
+    base_map: float  # mAP of the base on all images
     options: SearchOptions
-    base: FusionSettings
-    base_map: float
-    equal_weights: Gain
-    free_weights: Gain
-    by_weights: Gain
-    boxes: tuple[int, ...]
-    missing: tuple[int, ...]
 
-    def lines(self, names: Sequence[str]) -> list[str]:
-        """The result in words; the last lines say what is expected and kept. `names` are those of the models."""
-        models = zip(names, self.boxes, self.missing, strict=True)
-        lines = [f"{name}: {boxes} boxes take part, {missing} images are missing" for name, boxes, missing in models]
-        lines.append(f"base, mAP {self.base_map:.4f}: {self.base}")
+    def lines(self) -> list[str]:
+        """The result in words; the last lines say what is expected and kept."""
+        lines = [f"mAP with equal weights and the default settings {self.base_map:.4f}"]
         for title, gain in (("equal", self.equal_weights), ("free", self.free_weights)):
             folds = " ".join("none" if value is None else f"{value:+.4f}" for value in gain.folds)
             lines += [
@@ -105,11 +76,18 @@ class Tuning:
                 f"  gain in fold {gain.in_fold:+.4f}: not to be expected, because these images chose the settings",
                 f"  gain out of fold {gain}; in each fold {folds}",
             ]
-        lines.append(f"gain out of fold by the weights {self.by_weights}")
-        lines += [f"expected gain {self.expected}"] if self.expected else []
-        lines.append(f"{self.verdict}: {VERDICTS[self.verdict]} are kept")
-        lines += [f"  weight {weight:g} {name}" for name, weight in zip(names, self.settings.weights, strict=True)]
-        return [*lines, f"settings: {self.settings}"]
+        return [*lines, f"{self.verdict}; kept: {self.kept.settings}", f"expected gain {self.kept}"]
+
+
+class Choice(NamedTuple):
+    """The best of some trials, and its mAP."""
+
+    settings: FusionSettings  # the best trial on all images
+    fold_settings: tuple[FusionSettings, ...]  # for each fold, the best trial on all other images
+    in_fold: float
+    out_of_fold: float
+    folds: np.ndarray  # (folds,) in each fold; nan for one without ground truth
+    draws: np.ndarray  # (DRAWS,) out of fold on the samples of the bootstrap
 
 
 def tune(
@@ -135,71 +113,63 @@ def tune(
     """
     fold = divide(len(truth.image_ids), options.folds, options.seed)
     models = boxes_that_count(files, truth, labels)
+    trials = draw_trials(base, options.trials, np.concatenate([model.scores for model in models]), options.seed)
     metric = {"num_classes": len(labels), "group_of_weight": options.group_of_weight}
 
     @functools.lru_cache(maxsize=1)
     def matched(settings: FusionSettings) -> Entries:
         return score(truth, fuse_all(models, settings, options.threads), **metric)[0]
 
-    settings = draw_trials(base, options.trials, np.concatenate([model.scores for model in models]), options.seed)
-    choices = [*(fold != f for f in range(options.folds)), np.ones(len(fold), dtype=bool)]
+    others = [*(fold != f for f in range(options.folds)), None]
     maps = []
-    for trial in progress(settings):
+    for trial in progress(trials):
         curves = Curves(matched(trial), truth, **metric)
-        maps.append([curves.mean_average_precision(images) for images in choices])
+        maps.append([curves.mean_average_precision(images) for images in others])
     maps = np.nan_to_num(maps)
-    has_equal = np.array([len(set(trial.weights)) == 1 for trial in settings])[:, None]
-    best, columns = [], []  # of the base, of equal weights, of all: the first best trial for each choice of images
-    for values in (maps[:1], np.where(has_equal, maps, -1.0), maps):
-        best.append(np.argmax(values >= values.max(axis=0) - ROUNDING, axis=0))
-        of_folds = enumerate(best[-1][:-1])
-        columns.append([Curves(matched(settings[i]), truth, images=fold == f, **metric) for f, i in of_folds])
-    draws = bootstrap(lambda times: [mean_of_folds(column, times) for column in columns], fold, DRAWS, options.seed)
 
-    def gain(column: int, over: int = 0) -> Gain:
-        *of_folds, of_all = best[column]
-        mean = mean_of_folds(columns[column]) - mean_of_folds(columns[over])
-        pairs = zip(columns[column], columns[over], strict=True)
-        each = (one.mean_average_precision() - other.mean_average_precision() for one, other in pairs)
-        return Gain(
-            settings=settings[of_all],
-            in_fold=float(maps[of_all, -1] - maps[0, -1]),
-            out_of_fold=mean,
-            interval_95=interval_95(mean, draws[:, column] - draws[:, over]),
-            folds=tuple(None if np.isnan(value) else value for value in each),
-            fold_settings=tuple(settings[trial] for trial in of_folds),
-        )
+    def best(allowed: Sequence[bool]) -> Choice:
+        """The first of the best trials among the allowed ones."""
+        values = np.where(np.array(allowed)[:, None], maps, -1.0)
+        *of_folds, of_all = np.argmax(values >= values.max(axis=0) - ROUNDING, axis=0)
+        curves = [Curves(matched(trials[i]), truth, images=fold == f, **metric) for f, i in enumerate(of_folds)]
+        measure = functools.partial(mean_of_folds, curves)
+        folds = np.array([one.mean_average_precision() for one in curves])
+        draws = bootstrap(measure, fold, DRAWS, options.seed)
+        return Choice(trials[of_all], tuple(trials[i] for i in of_folds), maps[of_all, -1], measure(), folds, draws)
 
-    candidates = [gain(0), gain(1), gain(2)]
-    kept = int(candidates[1].is_beyond_noise())
-    by_weights = gain(2, over=kept)
-    if by_weights.is_beyond_noise() and not has_equal[best[2][-1]]:
-        kept = 2
-    return Tuning(
-        settings=candidates[kept].settings,
-        verdict=list(VERDICTS)[kept],
-        expected=candidates[kept] if kept else None,
-        options=options,
-        base=base,
-        base_map=float(maps[0, -1]),
-        equal_weights=candidates[1],
-        free_weights=candidates[2],
-        by_weights=by_weights,
-        boxes=tuple(len(model.scores) for model in models),
-        missing=tuple(files.missing),
+    equal = best([len(set(trial.weights)) == 1 for trial in trials])
+    return judge(best([trial is base for trial in trials]), equal, best([True] * len(trials)), options)
+
+
+def judge(base: Choice, equal: Choice, free: Choice, options: SearchOptions) -> Tuning:
+    """Keeps the simplest choice that no other beats beyond noise."""
+    kept, verdict = base, "inside the noise"
+    equal_weights = compare(equal, base)
+    if equal_weights.is_beyond_noise():
+        kept, verdict = equal, "gain with equal weights"
+    free_weights = compare(free, kept)
+    if free_weights.is_beyond_noise():
+        kept, verdict = free, "gain"
+    return Tuning(verdict, compare(kept, base), equal_weights, free_weights, base.in_fold, options)
+
+
+def compare(one: Choice, other: Choice) -> Gain:
+    """The gain of one choice over another."""
+    gain = one.out_of_fold - other.out_of_fold
+    return Gain(
+        settings=one.settings,
+        fold_settings=one.fold_settings,
+        in_fold=float(one.in_fold - other.in_fold),
+        out_of_fold=gain,
+        interval_95=interval_95(gain, one.draws - other.draws),
+        folds=tuple(None if np.isnan(value) else value for value in (one.folds - other.folds).tolist()),
     )
 
 
 def boxes_that_count(files: ModelFiles, truth: GroundTruth, labels: Sequence[str]) -> list[Boxes]:
     """Reads the boxes of each model whose class is verified in their image; the metric ignores all others.
 
-    Args:
-        files: the prediction files, opened for the images of the ground truth.
-        truth: the ground truth, expanded.
-        labels: its class list.
-
-    Returns:
-        The boxes of each model; their labels are class indices.
+    The arguments are those of `tune`. The labels of the boxes become class indices.
 
     Raises:
         InputError: a file has no image of the ground truth, or no file has a box that counts.

@@ -11,7 +11,6 @@ The settings fit prediction files of the same names in the same order only: weig
 nobody would notice. `measured` is for people and is never read.
 """
 
-import collections
 import dataclasses
 import json
 import os
@@ -21,9 +20,8 @@ from pathlib import Path
 from oid.files import InputError, replacing, require_file
 from oid.fusion.fuse import CONF_TYPES
 
-FORMAT, VERSION, METHOD = "fusion settings", 1, "wbf"
+CONSTANTS = {"format": "fusion settings", "version": 1, "method": "wbf"}
 LARGEST = 1e6  # weight or threshold
-KEYS = ("format", "version", "method", "models", "weights", "fusion_iou", "skip_box_threshold", "conf_type")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,28 +56,20 @@ def model_names(paths: Sequence[str | os.PathLike]) -> list[str]:
     Raises:
         InputError: two files have the same name.
     """
-    names = [Path(path).name.removesuffix(".gz").removesuffix(".csv") for path in paths]
-    name, count = collections.Counter(names).most_common(1)[0]
-    if count > 1:
-        first, second = [path for path, other in zip(paths, names, strict=True) if other == name][:2]
-        raise InputError(f"{first} and {second} have the same name, by which settings know a model: rename one of them")
-    return names
+    found = {}
+    for path in paths:
+        name = Path(path).name.removesuffix(".gz").removesuffix(".csv")
+        if name in found:
+            raise InputError(f"{found[name]} and {path} have the same name, by which settings know a model: rename one")
+        found[name] = path
+    return list(found)
 
 
 def write_settings(
     path: str | os.PathLike, names: Sequence[str], settings: FusionSettings, verdict: str, measured: dict[str, object]
 ) -> None:
-    """Writes a settings file, all or nothing.
-
-    Args:
-        path: the file.
-        names: the models, see `model_names`.
-        settings: what is to be applied.
-        verdict: one of `oid.fusion.search.VERDICTS`.
-        measured: numbers, texts, lists and dictionaries; no nan.
-    """
-    content = {"format": FORMAT, "version": VERSION, "method": METHOD, "models": list(names)}
-    content |= {"weights": settings.weights, "fusion_iou": settings.iou_threshold}
+    """Writes a settings file, all or nothing; `measured` has numbers, texts, lists and dictionaries, no nan."""
+    content = CONSTANTS | {"models": list(names), "weights": settings.weights, "fusion_iou": settings.iou_threshold}
     content |= {"skip_box_threshold": settings.skip_box_threshold, "conf_type": settings.conf_type}
     content |= {"verdict": verdict, "measured": measured}
     with replacing(path) as temporary:
@@ -99,35 +89,29 @@ def read_settings(path: str | os.PathLike, names: Sequence[str]) -> FusionSettin
     path = require_file(path, "settings are the result of a search")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a JSON file ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f'{path} is not a settings file: "format" is not {FORMAT!r}')
-    _, version, method, models, weights, iou, skip, conf_type = (content.get(key) for key in KEYS)
-    for key, is_fine, allowed in (
-        ("version", version == VERSION, str(VERSION)),
-        ("method", method == METHOD, METHOD),
-        ("models", isinstance(models, list) and all(isinstance(name, str) for name in models), "a list of names"),
-        ("weights", _are_weights(weights), f"a list of numbers from 0 to {LARGEST:g}, not all 0"),
+    if not isinstance(content, dict) or content.get("format") != CONSTANTS["format"]:
+        raise InputError(f'{path} is not a settings file: "format" is not {CONSTANTS["format"]!r}')
+    weights, iou, skip, conf_type = map(content.get, ("weights", "fusion_iou", "skip_box_threshold", "conf_type"))
+    expected = CONSTANTS | {"models": list(names)}
+    checks = [(key, content.get(key) == value, value) for key, value in expected.items()]
+    checks += [
+        ("weights", _are_weights(weights, len(names)), f"{len(names)} numbers from 0 to {LARGEST:g}, not all 0"),
         ("fusion_iou", _is_number(iou, 0.0, 1.0), "a number from 0 to 1"),
-        ("skip_box_threshold", _is_number(skip), f"a number up to {LARGEST:g}"),
+        ("skip_box_threshold", _is_number(skip, -LARGEST), f"a number up to {LARGEST:g}"),
         ("conf_type", conf_type in CONF_TYPES, f"one of {', '.join(CONF_TYPES)}"),
-    ):
+    ]
+    for key, is_fine, allowed in checks:
         if not is_fine:
             raise InputError(f"{path}: {key} is {content.get(key)!r}, it must be {allowed}")
-    if len(weights) != len(models):
-        raise InputError(f"{path} has {len(weights)} weights for {len(models)} models")
-    if models != list(names):
-        raise InputError(
-            f"{path} is for the models {' '.join(models)}, but the files are {' '.join(names)}: "
-            "fuse files of these names in this order"
-        )
     return FusionSettings(tuple(map(float, weights)), float(iou), float(skip), conf_type)
 
 
-def _are_weights(value: object) -> bool:
-    return isinstance(value, list) and all(_is_number(weight, 0.0) for weight in value) and any(value)
+def _are_weights(value: object, count: int) -> bool:
+    is_list = isinstance(value, list) and len(value) == count
+    return is_list and all(_is_number(weight) for weight in value) and any(value)
 
 
-def _is_number(value: object, low: float = -LARGEST, high: float = LARGEST) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+def _is_number(value: object, low: float = 0.0, high: float = LARGEST) -> bool:
+    return type(value) in (int, float) and low <= value <= high  # True is an int, too, but no number here

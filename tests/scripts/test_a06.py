@@ -199,7 +199,7 @@ def test_tuned_settings_are_found_saved_and_applied(tmp_path, capsys):
     skip = found["skip_box_threshold"]
     a06.main(predictions=file_paths, ensemble=str(out), skip_box_threshold=skip, **names)
     assert out.read_bytes() == by_settings
-    with pytest.raises(InputError, match=r"for the models good bad, but the files are bad good.*: give --predictions"):
+    with pytest.raises(InputError, match=r"models is \['good', 'bad'\], it must be .*: give --predictions"):
         a06.main(**(shared | {"predictions": file_paths[::-1]}))
 
 

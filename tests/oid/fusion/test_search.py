@@ -111,34 +111,33 @@ def noisy():
 
 def test_a_model_that_is_noise_gets_little_weight(noisy):
     _, _, tuning = noisy
-    assert (tuning.verdict, tuning.expected) == ("gain", tuning.free_weights)
-    assert tuning.settings == tuning.free_weights.settings != tuning.equal_weights.settings
-    for weights in (tuning.settings.weights, *(one.weights for one in tuning.free_weights.fold_settings)):
+    free, equal = tuning.free_weights, tuning.equal_weights
+    assert (tuning.verdict, tuning.kept.settings) == ("gain", free.settings)
+    for weights in (one.weights for one in (free.settings, *free.fold_settings)):
         assert weights[1] < min(weights[0], weights[2])
-    assert 0.05 < tuning.expected.interval_95[0] < tuning.expected.out_of_fold < tuning.expected.interval_95[1]
-    assert 0.0 < tuning.by_weights.interval_95[0] < tuning.by_weights.out_of_fold
-    assert all(gain > 0.0 for gain in tuning.free_weights.folds)
-    equal = tuning.equal_weights
     assert {one.weights for one in (equal.settings, *equal.fold_settings)} == {(1.0, 1.0, 1.0)}
+    assert 0.05 < tuning.kept.interval_95[0] < tuning.kept.out_of_fold < tuning.kept.interval_95[1]
+    assert 0.0 < free.interval_95[0] < free.out_of_fold
+    assert all(gain > 0.0 for gain in tuning.kept.folds)
 
 
 def test_the_expected_gain_is_what_other_images_show(noisy):
     _, _, tuning = noisy
     truth = ground_truth(200, seed=9)
     models = [detector(truth, 11), noise(truth, 12), detector(truth, 13)]
-    gain = mean_average_precision(truth, models, tuning.settings) - mean_average_precision(truth, models, base(3))
-    assert gain == pytest.approx(tuning.expected.out_of_fold, abs=0.08)
+    gain = mean_average_precision(truth, models, tuning.kept.settings) - mean_average_precision(truth, models, base(3))
+    assert gain == pytest.approx(tuning.kept.out_of_fold, abs=0.08)
 
 
 def test_reported_gains_are_those_of_fusion_and_metric(noisy):
     truth, models, tuning = noisy
     assert tuning.base_map == pytest.approx(mean_average_precision(truth, models, base(3)), abs=1e-12)
-    for gain in (tuning.equal_weights, tuning.free_weights):
+    for gain in (tuning.equal_weights, tuning.kept):
         found = mean_average_precision(truth, models, gain.settings)
         assert gain.in_fold == pytest.approx(found - tuning.base_map, abs=1e-12)
         assert gain.out_of_fold == pytest.approx(fold_gain(truth, models, gain.fold_settings), abs=1e-12)
-    simpler = tuning.equal_weights.out_of_fold if tuning.equal_weights.is_beyond_noise() else 0.0
-    assert tuning.by_weights.out_of_fold == pytest.approx(tuning.free_weights.out_of_fold - simpler)
+    before = tuning.equal_weights.out_of_fold if tuning.equal_weights.is_beyond_noise() else 0.0
+    assert tuning.free_weights.out_of_fold == pytest.approx(tuning.kept.out_of_fold - before)
 
 
 def test_equal_models_keep_the_base():
@@ -146,10 +145,10 @@ def test_equal_models_keep_the_base():
     truth = ground_truth(40)
     tuning = search([detector(truth, 1, error=0.25, false=0)] * 3, truth, trials=30)
     assert 0.1 < tuning.base_map < 0.9
-    for gain in (tuning.equal_weights, tuning.free_weights):
+    for gain in (tuning.equal_weights, tuning.free_weights, tuning.kept):
         assert gain.in_fold == gain.out_of_fold == 0.0
         assert {gain.settings, *gain.fold_settings} == {base(3)}
-    assert (tuning.verdict, tuning.settings, tuning.expected) == ("inside the noise", base(3), None)
+    assert tuning.verdict == "inside the noise"
 
 
 def test_a_gain_inside_the_noise_is_not_kept():
@@ -160,22 +159,19 @@ def test_a_gain_inside_the_noise_is_not_kept():
     tuning = search(models, truth, good)
     assert tuning.free_weights.in_fold > 0.005
     assert tuning.free_weights.interval_95[0] < 0.0
-    assert tuning.settings == tuning.base == good != tuning.free_weights.settings
-    lines = tuning.lines("abc")
-    assert "inside the noise: equal weights and the default settings are kept" in lines
-    assert not any(line.startswith("expected") for line in lines)
+    assert tuning.kept.settings == good != tuning.free_weights.settings
+    assert tuning.kept.out_of_fold == 0.0
+    assert f"inside the noise; kept: {good}" in tuning.lines()
 
 
 def test_equal_models_can_gain_by_other_settings_but_not_by_weights():
     truth = ground_truth(60)
     models = [detector(truth, seed, error=0.15, false=8) for seed in (1, 2, 3)]
     tuning = search(models, truth, dataclasses.replace(base(3), iou_threshold=0.8))
-    assert tuning.verdict == "gain with equal weights"
-    assert tuning.settings == tuning.equal_weights.settings
-    assert tuning.settings.weights == (1.0, 1.0, 1.0)
-    assert tuning.settings.iou_threshold < 0.65
-    assert tuning.expected.out_of_fold > tuning.expected.interval_95[0] > 0.05
-    assert "gain with equal weights: equal weights are kept" in tuning.lines("abc")
+    assert (tuning.verdict, tuning.kept) == ("gain with equal weights", tuning.equal_weights)
+    assert tuning.kept.settings.weights == (1.0, 1.0, 1.0)
+    assert tuning.kept.settings.iou_threshold < 0.65
+    assert tuning.kept.out_of_fold > tuning.kept.interval_95[0] > 0.05
 
 
 @pytest.mark.parametrize(
@@ -190,13 +186,13 @@ def test_equal_models_can_gain_by_other_settings_but_not_by_weights():
     ],
 )
 def test_a_gain_beyond_noise_needs_its_interval_and_most_folds(interval, folds, certain):
-    assert Gain(base(2), 0.1, 0.02, interval, folds, ()).is_beyond_noise() is certain
+    assert Gain(base(2), (), 0.1, 0.02, interval, folds).is_beyond_noise() is certain
 
 
 def test_the_gain_in_fold_is_never_called_the_expected_one(noisy):
     _, _, tuning = noisy
-    lines = tuning.lines("abc")
-    assert f"expected gain {tuning.free_weights}" in lines
+    lines = tuning.lines()
+    assert f"expected gain {tuning.kept}" in lines
     for gain in (tuning.equal_weights, tuning.free_weights):
         (line,) = (line for line in lines if f"{gain.in_fold:+.4f}" in line)
         assert line.startswith("  gain in fold")
@@ -254,31 +250,39 @@ def test_folds_divide_the_images_evenly():
         divide(3, 4, 0)
 
 
+def with_boxes(truth: GroundTruth, kept: np.ndarray | slice) -> GroundTruth:
+    """The same ground truth with only some of its boxes."""
+    columns = {name: getattr(truth, name)[kept] for name in ("box_image", "box_class", "boxes", "box_group_of")}
+    return dataclasses.replace(truth, **columns)
+
+
 def test_input_that_cannot_be_tuned_is_refused():
     truth = ground_truth(10)
     model = detector(truth, 1)
     elsewhere = dataclasses.replace(model, image_ids=[f"x{name}" for name in model.image_ids])
-    with pytest.raises(InputError, match="prediction file 2 has no image of the ground truth"):
-        search([model, elsewhere], truth)
-    with pytest.raises(InputError, match="no prediction file has a box of a class that is verified in its image"):
-        search([dataclasses.replace(model, labels=["x", "y", "z"])], truth)
-    columns = (column[:0] for column in (truth.box_image, truth.box_class, truth.boxes, truth.box_group_of))
-    with pytest.raises(InputError, match="the ground truth has no box"):
-        search([model], GroundTruth(truth.image_ids, *columns, truth.label_image, truth.label_class))
+    for models, known, said in (
+        ([model, elsewhere], truth, "prediction file 2 has no image of the ground truth"),
+        (
+            [dataclasses.replace(model, labels=["x", "y", "z"])],
+            truth,
+            "no prediction file has a box of a class that is",
+        ),
+        ([model], with_boxes(truth, slice(0)), "the ground truth has no box"),
+    ):
+        with pytest.raises(InputError, match=said):
+            search(models, known)
 
 
 def test_one_trial_is_the_base_and_one_model_has_weight_1():
     truth = ground_truth(20)
     tuning = search([detector(truth, 1)], truth, trials=1, folds=2)
-    assert {tuning.settings, tuning.free_weights.settings, *tuning.free_weights.fold_settings} == {base(1)}
+    assert {tuning.kept.settings, tuning.free_weights.settings, *tuning.free_weights.fold_settings} == {base(1)}
     assert search([detector(truth, 1)], truth, trials=10, folds=2).free_weights.settings.weights == (1.0,)
 
 
 def test_a_fold_without_ground_truth_has_no_gain():
     truth = ground_truth(10)
-    first = truth.box_image == 0
-    columns = (column[first] for column in (truth.box_image, truth.box_class, truth.boxes, truth.box_group_of))
-    few = GroundTruth(truth.image_ids, *columns, truth.label_image, truth.label_class)
+    few = with_boxes(truth, truth.box_image == 0)
     tuning = search([detector(truth, 1), detector(truth, 2)], few, trials=12)
     assert tuning.free_weights.folds.count(None) == 4
     assert tuning.free_weights.fold_settings[divide(10, 5, 0)[0]] == base(2)

@@ -37,6 +37,17 @@ def in_folder(trained, folder: Path, **flags: object) -> tuple[dict, Path]:
     return flags, folder / "weights" / flags["run"]
 
 
+def small_flags(photographs: tuple[Path, Path], output: Path, **flags: object) -> dict:
+    """Flags of a03 for the smallest training on the fixture `photographs`, with changes."""
+    small = {"backbone": "tiny", "precision": "float32", "image_size": 64, "tums": 1, "scales": 1, "channels": 16}
+    return {"dataset_path": str(photographs[0]), "output_path": str(output), **small, "batch_size": 2, **flags}
+
+
+def words(flags: dict) -> list[str]:
+    """Flags as a command line."""
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
 def tensors(path: Path | BinaryIO) -> dict[str, np.ndarray]:
     """All arrays of a NumPy or HDF5 file by their names."""
     if isinstance(path, Path) and path.suffix == ".npz":

@@ -17,7 +17,6 @@ import a04_inference as a04
 import models
 from models.detector import Detector
 from oid import paths
-from oid.files import InputError
 from oid.images.read import read_image
 from oid.predictions.files import read_predictions
 from tests.helpers.project import refused
@@ -123,29 +122,26 @@ def test_the_batch_size_does_not_change_boxes(run, tmp_path):
     np.testing.assert_allclose(one.boxes, four.boxes, atol=1e-5)
 
 
-def test_a_compressed_file(run, tmp_path):
-    plain, packed = predict(run, tmp_path / "a.csv"), predict(run, tmp_path / "a.csv.gz")
-    assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
-
-
-def test_folders_of_the_first_three_characters(run, tmp_path):
-    ids = [path.stem for path in sorted((run.data_set / "validation").iterdir())]
-    for path in (run.data_set / "validation").iterdir():
+def test_compressed_files_and_nested_folders_give_the_same_rows(run, tmp_path):
+    """Folders are named by the first three characters of an id."""
+    images = run.data_set / "validation"
+    for path in images.iterdir():
         (tmp_path / "deep" / path.stem[:3]).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / "deep" / path.stem[:3])
-    deep = predict(run, tmp_path / "deep.csv", images=str(tmp_path / "deep"))
-    flat = predict(run, tmp_path / "flat.csv", images=str(run.data_set / "validation"))
-    assert deep.read_bytes() == flat.read_bytes()
-    assert list(rows(deep)) == ids
+    plain = predict(run, tmp_path / "flat.csv", images=str(images))
+    deep = predict(run, tmp_path / "deep.csv.gz", images=str(tmp_path / "deep"))
+    assert gzip.decompress(deep.read_bytes()) == plain.read_bytes()
+    assert list(rows(plain)) == sorted(path.stem for path in images.iterdir())
 
 
 # === Images that cannot be read ======================================================================================
 def test_an_unreadable_image_has_an_empty_row_and_is_named(run, tmp_path, capsys):
-    folder = tmp_path / "images"
-    shutil.copytree(run.images, folder)
+    folder = shutil.copytree(run.images, tmp_path / "images")
     (cut,) = folder.glob("10.*")
     cut.write_bytes(cut.read_bytes()[:200])
     (folder / "c.jpg").write_bytes(b"")
+    (folder / os.fsdecode(b"\xff.jpg")).write_bytes(b"")  # no CSV in UTF-8 can hold it
+    (folder / "notes.txt").write_text("")
     before = rows(predict(run, tmp_path / "before.csv"))
     capsys.readouterr()
     after = rows(predict(run, tmp_path / "after.csv", images=str(folder)))
@@ -154,60 +150,59 @@ def test_an_unreadable_image_has_an_empty_row_and_is_named(run, tmp_path, capsys
     assert f"empty row: {cut} is cut short" in printed
     assert f"empty row: {folder / 'c.jpg'} is empty" in printed
     assert "8 images, 2 of them unreadable" in printed
+    assert f"passed over: '{folder / 'notes.txt'}' has none of the suffixes" in printed
+    assert "\\udcff.jpg' " in printed
 
 
 # === Stopping and going on ===========================================================================================
-def stop_after(run, monkeypatch, batches: int):
-    """Makes the detector stop like a killed process after so many batches."""
-    detector, count = models.load_model(run.folder, precision="float32"), iter(range(100))
-    detect = detector.detect
+@pytest.fixture
+def stopped(run, monkeypatch):
+    """A function like `predict` that stops like a killed process after two batches."""
 
-    def limited(*arguments, **options):
-        if next(count) == batches:
-            raise KeyboardInterrupt
-        return detect(*arguments, **options)
+    def predict_and_stop(target: Path, **flags) -> None:
+        detector, count = models.load_model(run.folder, precision="float32"), iter(range(100))
+        detect = detector.detect
 
-    monkeypatch.setattr(detector, "detect", limited)
+        def limited(*arguments, **options):
+            if next(count) == 2:
+                raise KeyboardInterrupt
+            return detect(*arguments, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(detector, "detect", limited)
+            with pytest.raises(KeyboardInterrupt):
+                predict(run, target, **flags)
+
+    return predict_and_stop
 
 
-def test_a_stopped_run_goes_on_to_the_same_file(run, tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_goes_on_to_the_same_file(run, stopped, tmp_path, capsys):
     whole = predict(run, tmp_path / "whole.csv")
-    folder = tmp_path / "images"
-    shutil.copytree(run.images, folder)
+    folder = shutil.copytree(run.images, tmp_path / "images")
     (broken,) = folder.glob("007.*")
     good = broken.read_bytes()
     broken.write_bytes(b"")
-    with monkeypatch.context() as patch:
-        stop_after(run, patch, batches=2)
-        with pytest.raises(KeyboardInterrupt):
-            predict(run, tmp_path / "out.csv", images=str(folder))
+    stopped(tmp_path / "out.csv", images=str(folder))
     assert not (tmp_path / "out.csv").exists()
     (journal,) = tmp_path.glob(".out.csv.*")
     with journal.open("a") as file:
         file.write('["Z", "half a li')  # killed while writing
     broken.write_bytes(good)  # an image that could not be read is looked at again
-    capsys.readouterr()
-    predict(run, tmp_path / "out.csv", images=str(folder))
-    assert "going on after 3 of 7 images" in capsys.readouterr().out
-    assert (tmp_path / "out.csv").read_bytes() == whole.read_bytes()
-    assert not list(tmp_path.glob(".*"))
-    predict(run, tmp_path / "out.csv", images=str(folder))  # a finished one is made anew
-    assert "going on" not in capsys.readouterr().out
-    assert (tmp_path / "out.csv").read_bytes() == whole.read_bytes()
+    for going_on in (True, False):  # a finished file is made anew
+        capsys.readouterr()
+        predict(run, tmp_path / "out.csv", images=str(folder))
+        assert ("going on after 3 of 7 images" in capsys.readouterr().out) == going_on
+        assert (tmp_path / "out.csv").read_bytes() == whole.read_bytes()
+        assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(
     "change",
     [{"score_threshold": 0.02}, {"nms_iou": 0.3}, {"nms": "linear"}, {"precision": "bfloat16"}, {"run": ("copy",)}],
 )
-def test_rows_made_with_other_settings_are_not_taken(run, tmp_path, monkeypatch, capsys, change):
-    copy = run.output / "weights" / "copy"
-    if not copy.exists():
-        shutil.copytree(run.folder, copy)
-    with monkeypatch.context() as patch:
-        stop_after(run, patch, batches=2)
-        with pytest.raises(KeyboardInterrupt):
-            predict(run, tmp_path / "out.csv")
+def test_rows_made_with_other_settings_are_not_taken(run, stopped, tmp_path, capsys, change):
+    shutil.copytree(run.folder, run.output / "weights" / "copy", dirs_exist_ok=True)
+    stopped(tmp_path / "out.csv")
     capsys.readouterr()
     predict(run, tmp_path / "out.csv", **change)
     assert "going on" not in capsys.readouterr().out
@@ -255,17 +250,16 @@ def test_where_predictions_go_by_default(run, name, file):
 def test_without_run_every_finished_run_predicts(run, tmp_path):
     for name in ("second", "first", "unfinished"):
         shutil.copytree(run.folder, tmp_path / "weights" / name)
-    state = tmp_path / "weights" / "unfinished" / "checkpoint" / "state.json"
-    state.write_text('{"epochs": 1, "total": 2}')
-    shutil.rmtree(tmp_path / "weights" / "unfinished" / "checkpoint.previous")
+    (tmp_path / "weights/unfinished/checkpoint/state.json").write_text('{"epochs": 1, "total": 2}')
+    shutil.rmtree(tmp_path / "weights/unfinished/checkpoint.previous")
     places = {"output_path": str(tmp_path), "images": str(run.images), "split": "test", "batch_size": 2}
     a04.main(**places)
     first, second = sorted((tmp_path / "predictions" / "test").iterdir())
     assert (first.name, second.name) == ("first.csv", "second.csv")
     assert first.read_bytes() == second.read_bytes()
-    with pytest.raises(InputError, match="--predictions is for one run, not for first second: name one by --run"):
+    with refused("--predictions is for one run, not for first second: name one by --run"):
         a04.main(**places, predictions=str(tmp_path / "x.csv"))
-    with pytest.raises(InputError, match=r"nothing.weights has no run that .*: run a03 first, or name a run by --run"):
+    with refused("nothing/weights has no run that ", ": run a03 first, or name a run by --run"):
         a04.main(**places | {"output_path": str(tmp_path / "nothing")})
 
 
@@ -290,21 +284,11 @@ def test_mistakes_are_one_sentence_and_leave_nothing_behind(run, tmp_path, chang
 
 def test_a_folder_without_images_and_a_folder_as_target(run, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty has no image: name the folder with the images by --images"):
+    with refused("empty has no image: name the folder with the images by --images"):
         predict(run, tmp_path / "out.csv", images=str(tmp_path / "empty"))
-    with pytest.raises(InputError, match="is a folder: give another place by --predictions"):
+    with refused("is a folder: give another place by --predictions"):
         predict(run, tmp_path / "empty")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
-
-
-def test_files_with_other_names_than_images_are_named(run, tmp_path, capsys):
-    shutil.copytree(run.images, tmp_path / "images")
-    (tmp_path / "images" / os.fsdecode(b"\xff.jpg")).write_bytes(b"")  # no CSV in UTF-8 can hold it
-    (tmp_path / "images" / "notes.txt").write_text("")
-    assert list(rows(predict(run, tmp_path / "out.csv", images=str(tmp_path / "images")))) == run.ids
-    printed = capsys.readouterr().out
-    assert f"passed over: '{tmp_path / 'images' / 'notes.txt'}' has none of the suffixes" in printed
-    assert "\\udcff.jpg' " in printed
 
 
 @pytest.mark.parametrize(("interpolation", "exact"), [("linear", True), ("area", False)])

@@ -8,26 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.drawn_objects import check_places, check_sample, empty, picture
-from training import augmentation, crops
+from training import augmentation
 from training.augmentation import augment, mixup, mosaic
 from training.samples import Sample
+
+pytestmark = pytest.mark.usefixtures("dark_outside")
 
 SIDE = 128
 SEEDS = st.integers(0, 2**32 - 1)
 SIDES = st.sampled_from([64, 97, 128, 201])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def dark_outside():
-    """What lies outside the picture is as dark as its ground, so that only objects have a colour."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crops, "FILL", (0, 0, 0))
-        yield
-
-
-@pytest.fixture
-def true_colours(monkeypatch):
-    monkeypatch.setattr(augmentation, "jitter_colours", lambda image, rng: image)
 
 
 def flat(value: int, verified=None) -> Sample:
@@ -37,7 +26,7 @@ def flat(value: int, verified=None) -> Sample:
 
 # === Boxes ===========================================================================================================
 @pytest.mark.parametrize("crop", ["zoom", "ssd"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=SEEDS, side=SIDES, keep_aspect=st.booleans())
 def test_the_boxes_of_a_changed_picture(crop, seed, side, keep_aspect):
     """With the colours changed as in training, each box is full of its class's colour."""
@@ -52,7 +41,7 @@ def test_the_boxes_of_a_changed_picture(crop, seed, side, keep_aspect):
             assert (inside[..., label] > inside[..., others].max(axis=2) + 40).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=SEEDS, side=SIDES, keep_aspect=st.booleans())
 def test_the_boxes_of_a_mosaic(seed, side, keep_aspect):
     """Four pictures of which three have one object each; the rectangles of a class lie in one tile."""
@@ -65,7 +54,7 @@ def test_the_boxes_of_a_mosaic(seed, side, keep_aspect):
 
 
 @pytest.mark.parametrize("crop", ["zoom", "ssd"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=SEEDS, side=SIDES, tiles=st.sampled_from([1, 4]))
 def test_the_boxes_of_a_mixture(crop, seed, side, tiles):
     """Red, or red and green, in a picture or a mosaic; blue in the picture that is blended in: all half as bright."""
@@ -88,27 +77,24 @@ def test_the_tests_above_have_seen_whole_objects():
     assert whole > 40
 
 
-def test_a_box_without_area_disappears():
-    before = dataclasses.replace(
-        picture(np.random.default_rng(6)),
-        boxes=np.array([[0.2, 0.2, 0.2, 0.6], [0.5, 0.5, 0.5, 0.5], [0.2, 0.2, 0.6, 0.6]], "float32"),
-        labels=np.array([0, 1, 2], "int32"),
-    )
+@pytest.mark.parametrize("crop", ["zoom", "ssd"])
+def test_a_box_without_area_disappears(crop):
+    boxes = np.array([[0.2, 0.2, 0.2, 0.6], [0.5, 0.5, 0.5, 0.5], [0.2, 0.2, 0.6, 0.6]], "float32")
+    before = dataclasses.replace(picture(np.random.default_rng(6)), boxes=boxes, labels=np.arange(3, dtype="int32"))
     for seed in range(20):
-        for crop in ("zoom", "ssd"):
-            after = augment([before], SIDE, np.random.default_rng(seed), crop=crop)
-            check_sample(after, SIDE)
-            assert set(after.labels) | set(after.region_labels) <= {2}
+        after = augment([before], SIDE, np.random.default_rng(seed), crop=crop)
+        check_sample(after, SIDE)
+        assert set(after.labels) | set(after.region_labels) <= {2}
 
 
 @pytest.mark.parametrize("crop", ["zoom", "ssd"])
-def test_pictures_without_boxes(crop):
-    rng = np.random.default_rng(7)
-    for samples in ([flat(9)], [flat(9)] * 4):
-        for mixed in (None, flat(30)):
-            after = augment(samples, SIDE, rng, mixed=mixed, crop=crop)
-            check_sample(after, SIDE)
-            assert len(after.labels) == len(after.region_labels) == 0
+@pytest.mark.parametrize("mixed", [None, flat(30)], ids=["alone", "mixed"])
+@pytest.mark.parametrize("tiles", [1, 4])
+def test_pictures_without_boxes_or_verified_classes(crop, mixed, tiles):
+    after = augment([flat(9)] * tiles, SIDE, np.random.default_rng(7), mixed=mixed, crop=crop)
+    check_sample(after, SIDE)
+    assert len(after.labels) == len(after.region_labels) == 0
+    assert after.verified is None
 
 
 @pytest.mark.parametrize("crop", ["zoom", "ssd"])
@@ -150,19 +136,13 @@ def test_the_parts_of_a_mosaic_are_its_tiles(side):
         assert np.all((centre > 0.29) & (centre < 0.71))
 
 
-def test_a_single_picture_is_one_part(true_colours):
+@pytest.mark.parametrize("crop", ["zoom", "ssd"])
+@pytest.mark.parametrize("keep_aspect", [False, True])
+def test_a_single_picture_is_one_part(crop, keep_aspect):
     (known,) = rows((0, 1, 1))
-    for crop in ("zoom", "ssd"):
-        for keep_aspect in (False, True):
-            sample = flat(50, known)
-            after = augment([sample], SIDE, np.random.default_rng(1), crop=crop, keep_aspect=keep_aspect)
-            np.testing.assert_array_equal(after.parts, [[0, 0, 1, 1]])
-            np.testing.assert_array_equal(after.verified, known)
-
-
-def test_without_verified_classes_there_are_none_afterwards():
-    for samples in ([flat(1)], [flat(1)] * 4):
-        assert augment(samples, SIDE, np.random.default_rng(0), mixed=flat(2)).verified is None
+    after = augment([flat(50, known)], SIDE, np.random.default_rng(1), crop=crop, keep_aspect=keep_aspect)
+    np.testing.assert_array_equal(after.parts, [[0, 0, 1, 1]])
+    np.testing.assert_array_equal(after.verified, known)
 
 
 def test_a_mixture_is_verified_where_both_are():

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,11 +11,12 @@ import numpy as np
 import pytest
 
 from oid.files import InputError
+from tests.helpers.data_sets import data_set_of
 from tests.helpers.project import refused
 from tests.helpers.runs import assert_same_batch
 from training import batches as module
 from training import pictures
-from training.batches import Batches, BatchSequence, check_images
+from training.batches import Batches, BatchSequence
 from training.data_set import read_data_set
 from training.sampling import epoch_order
 
@@ -39,7 +39,7 @@ def test_a_batch_depends_on_seed_and_step_alone(data, options):
     steps = [0, 1, 2, 7, 150]
     first = make(data, **options)
     expected = {step: first.batch(step) for step in steps}
-    for other in (first, make(data, **options), make(data, cache_bytes=0, **options)):
+    for other in (first, make(data, **options), make(data, cache_bytes=30_000, **options)):
         for step in reversed(steps):
             assert_same_batch(other.batch(step), expected[step])
     assert not np.array_equal(make(data, seed=1, **options).batch(0)[0], expected[0][0])
@@ -54,26 +54,13 @@ def test_threads_do_not_change_batches(data):
             assert_same_batch(found, one.batch(step))
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 30_000])
-def test_a_small_cache_does_not_change_batches(data, cache_bytes):
-    cached, other = make(data), make(data, cache_bytes=cache_bytes)
-    for step in (0, 1, 2, 0, 60):
-        assert_same_batch(cached.batch(step), other.batch(step))
-    held = other.pictures.cached_bytes
-    assert held <= cache_bytes
-    assert (held > 0) == (cache_bytes > 0)
-
-
 def test_shapes_types_and_padding(data):
     images, targets = make(data).batch(3)
-    assert images.shape == (5, SIDE, SIDE, 3)
-    assert images.dtype == np.uint8
-    for boxes, labels, width in (("boxes", "labels", 8), ("regions", "region_labels", module.MAX_REGIONS)):
-        assert targets[boxes].shape == (5, width, 4)
-        assert targets[labels].shape == (5, width)
-        assert targets[boxes].dtype == np.float32
-        assert targets[labels].dtype == np.int32
-        meanings = len(data.region_classes) if boxes == "regions" else 3
+    assert (images.shape, images.dtype) == ((5, SIDE, SIDE, 3), np.uint8)
+    widths = {"boxes": ("labels", 8, 3), "regions": ("region_labels", module.MAX_REGIONS, len(data.region_classes))}
+    for boxes, (labels, width, meanings) in widths.items():
+        assert (targets[boxes].shape, targets[boxes].dtype) == ((5, width, 4), np.float32)
+        assert (targets[labels].shape, targets[labels].dtype) == ((5, width), np.int32)
         assert set(np.unique(targets[labels])) <= set(range(-1, meanings))
         assert np.all(targets[boxes][targets[labels] < 0] == 0)
         assert np.all(np.diff((targets[labels] < 0).astype(int), axis=1) >= 0)  # padding comes last
@@ -99,19 +86,9 @@ def test_each_pass_shows_each_image_once(data):
     assert together == [image_id for order in passes for image_id in order][:35]
 
 
-def numbered(data):
-    """The data set with pictures of one colour each, by which they can be told, and no boxes."""
-    nothing = dataclasses.replace(
-        data.objects,
-        offsets=np.zeros(len(data) + 1, "int64"),
-        boxes=np.zeros((0, 4), "float32"),
-        labels=np.zeros(0, "int32"),
-    )
-    return dataclasses.replace(data, objects=nothing, regions=nothing)
-
-
-@pytest.mark.parametrize("mosaic", [0.0, 1.0, 0.5])
-def test_the_ids_of_a_batch_are_those_of_its_images(data, monkeypatch, mosaic):
+@pytest.mark.parametrize(("mosaic", "mixup", "each"), [(0.0, 0.0, 1), (0.5, 0.0, None), (1.0, 0.0, 4), (1.0, 1.0, 5)])
+def test_the_ids_of_a_batch_are_those_of_its_images(data, monkeypatch, mosaic, mixup, each):
+    """Mosaics of four images, and pictures that are blended in, end at `close_at`."""
     read = []
 
     def note(path, **options):
@@ -120,25 +97,14 @@ def test_the_ids_of_a_batch_are_those_of_its_images(data, monkeypatch, mosaic):
 
     monkeypatch.setattr(pictures, "read_image", note)
     monkeypatch.setattr(pictures, "RECENT_PICTURES", 0)
-    batches = make(numbered(data), mosaic=mosaic, close_at=10, cache_bytes=0)
-    lengths = set()
+    empty = dataclasses.replace(data_set_of([[]] * len(data)), image_ids=data.image_ids, paths=data.paths)
+    batches = make(empty, mosaic=mosaic, mixup=mixup, close_at=10, cache_bytes=0)
     for step in (0, 4, 9, 10, 33):
         read.clear()
         batches.batch(step)
         assert read == batches.ids(step)
-        lengths.add((step < 10, len(read)))
-    if mosaic == 1.0:
-        assert lengths == {(True, 20), (False, 5)}  # four images each, until mosaics end
-    if mosaic == 0.0:
-        assert lengths == {(True, 5), (False, 5)}
-
-
-def test_pictures_to_blend_in_are_among_the_ids_and_end_with_the_mosaics(data):
-    plain = make(data, mosaic=1.0)
-    mixed = make(data, mosaic=1.0, mixup=1.0, close_at=10)
-    assert len(mixed.ids(9)) == 5 * 5
-    assert len(plain.ids(9)) == 5 * 4
-    assert len(mixed.ids(10)) == 5
+        if each:
+            assert len(read) == 5 * (each if step < 10 else 1)
 
 
 def test_weights_say_how_often_an_image_is_drawn(data):
@@ -210,26 +176,19 @@ def test_parts_say_what_is_verified_in_their_pictures(data, mosaic):
     seen = set()
     for step in range(8):
         _, targets = batches.batch(step)
-        assert targets["parts"].shape == (5, 4, 4)
-        assert targets["parts"].dtype == np.float32
-        assert targets["verified"].shape == (5, 4, 3)
-        assert targets["verified"].dtype == np.uint8
+        parts, verified = targets["parts"], targets["verified"]
+        assert (parts.shape, parts.dtype) == ((5, 4, 4), np.float32)
+        assert (verified.shape, verified.dtype) == ((5, 4, 3), np.uint8)
         ids = np.array(batches.ids(step)).reshape(5, -1)
-        for row in range(5):
-            for part, image_id in enumerate(ids[row]):
-                classes = data.verified_of(data.image_ids.index(image_id))
-                assert np.flatnonzero(targets["verified"][row, part]).tolist() == classes.tolist()
-                seen.add(tuple(classes))
-        sides = targets["parts"][..., 2:] - targets["parts"][..., :2]
+        for (row, part), image_id in np.ndenumerate(ids):
+            classes = data.verified_of(data.image_ids.index(image_id))
+            assert np.flatnonzero(verified[row, part]).tolist() == classes.tolist()
+            seen.add(tuple(classes))
+        sides = parts[..., 2:] - parts[..., :2]
         np.testing.assert_allclose(np.prod(sides, axis=-1).sum(axis=1), 1, rtol=1e-5)
-        assert (targets["parts"][:, ids.shape[1] :] == 0).all()
-        assert (targets["verified"][:, ids.shape[1] :] == 0).all()
+        assert not parts[:, ids.shape[1] :].any()
+        assert not verified[:, ids.shape[1] :].any()
     assert len(seen) > 1
-
-
-def test_targets_of_500_classes_are_a_few_kilobytes(data):
-    _, targets = make(data, mosaic=1.0, max_gt_boxes=100, verified=True, num_classes=500).batch(0)
-    assert sum(value.nbytes for value in targets.values()) / 5 <= 16 * 1024
 
 
 # === Limits and mistakes =============================================================================================
@@ -252,24 +211,13 @@ def test_boxes_beyond_the_limit_are_ignored_regions_and_counted_once(data):
             assert kept == [box for box in every if box in kept]
             assert len(kept) == min(2, len(every))
             assert regions == before + [box for box in every if box not in kept]
-        beyond = int((all_targets["labels"][:, 2:] >= 0).sum())
-        assert narrow.boxes_left_out(range(step, step + 1)) == beyond
-        total += beyond
+        total += int((all_targets["labels"][:, 2:] >= 0).sum())
+        assert narrow.boxes_left_out(range(step + 1)) == total
     assert total > 0
     for step in (3, 0, 90):  # made again, or prefetched beyond the end: not counted twice, nor at all
         narrow.batch(step)
     assert narrow.boxes_left_out(range(4)) == total
     assert wide.boxes_left_out(range(1000)) == 0
-
-
-def test_an_unreadable_first_image_is_refused_at_once(data, tmp_path):
-    check_images(data, "stored")
-    with pytest.raises(InputError, match="no training image"):
-        check_images(dataclasses.replace(data, image_ids=[], paths=[]), "stored")
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(data.paths[0].read_bytes()[:200])
-    with pytest.raises(InputError, match=r"broken\.jpg"):
-        check_images(dataclasses.replace(data, paths=[broken, *data.paths[1:]]), "stored")
 
 
 # === What fit sees ===================================================================================================
@@ -307,30 +255,25 @@ def test_fit_sees_the_steps_in_order(data, workers, start, epochs):
 
 
 @pytest.mark.parametrize(("workers", "bad_step"), [(1, 5), (2, 0), (2, 5)])
-def test_an_image_that_cannot_be_read_stops_fit_with_its_name(data, tmp_path, workers, bad_step):
-    broken = tmp_path / "broken.jpg"
-    shutil.copy(data.paths[0], broken)
-    broken.write_bytes(broken.read_bytes()[:100])
-
-    class Failing(Numbers):
-        def batch(self, step, image_size=None):
-            if step == bad_step:
-                module.read_image(broken, orientation="stored")
-            return super().batch(step)
-
-    with refused("broken.jpg is cut short"):
+def test_an_image_that_cannot_be_read_stops_fit_with_its_sentence(data, monkeypatch, workers, bad_step):
+    monkeypatch.setattr(Failing, "bad_steps", (bad_step,))
+    with refused(f"step {bad_step} has no picture"):
         steps_seen_by_fit(data, workers=workers, start=0, epochs=2, kind=Failing)
 
 
-def test_waiting_for_a_batch_says_why_there_is_none(data):
-    """That of the batch asked for, whichever was prepared first."""
+class Failing(Numbers):
+    """Some of its steps have no picture."""
 
-    class Failing(Numbers):
-        def batch(self, step, image_size=None):
-            if step in (6, 8):
-                raise InputError(f"step {step} has no picture")
-            return super().batch(step)
+    bad_steps = (6, 8)
 
+    def batch(self, step: int, image_size=None):
+        if step in self.bad_steps:
+            raise InputError(f"step {step} has no picture")
+        return super().batch(step)
+
+
+def test_waiting_for_a_batch_raises_the_error_of_that_batch(data):
+    """Whichever was prepared first."""
     sequence = BatchSequence(Failing(data, image_size=8, batch_size=1), start=5)
     waiting = threading.Thread(target=sequence.wait_for, args=(0,), daemon=True)
     waiting.start()
@@ -342,38 +285,17 @@ def test_waiting_for_a_batch_says_why_there_is_none(data):
     sequence[0]
     waiting.join(60)
     assert not waiting.is_alive()
-    with pytest.raises(InputError, match="step 6 has no picture"):
-        sequence.wait_for(1)
     sequence.wait_for(2)
-    with pytest.raises(InputError, match="step 8 has no picture"):
-        sequence.wait_for(3)
+    for index, step in ((1, 6), (3, 8)):
+        with refused(f"step {step} has no picture"):
+            sequence.wait_for(index)
 
 
-def test_a_mistake_around_the_steps_is_not_taken_for_one_of_a_batch(data):
-    class Failing(Numbers):
-        def batch(self, step, image_size=None):
-            raise InputError("no picture")
-
-    sequence = BatchSequence(Failing(data, image_size=8, batch_size=1))
-    with pytest.raises(InputError, match="no picture"):
-        sequence[0]
-    with pytest.raises(InputError, match="the disk is full"), sequence.mistakes_as_they_are():
-        raise InputError("the disk is full")
-
-
-def test_other_exceptions_pass_unchanged(data):
-    sequence = BatchSequence(make(data))
+def test_an_error_around_the_steps_is_not_taken_for_one_of_a_batch(data):
+    sequence = BatchSequence(Failing(data, image_size=8, batch_size=1), start=5)
     with pytest.raises(KeyError, match="bug"), sequence.mistakes_as_they_are():
         raise KeyError("bug")
-
-
-def test_regions_beyond_the_limit_are_left_out_and_counted_once(data, monkeypatch):
-    batches = make(data, mosaic=1.0)
-    found = [(batches.batch(step)[1]["region_labels"] >= 0).sum(axis=1) for step in range(4)]
-    assert max(map(max, found)) > 1, "the data set must have pictures with several regions"
-    monkeypatch.setattr(module, "MAX_REGIONS", 1)
-    narrow = make(data, mosaic=1.0)
-    for step in (0, 1, 1, 2, 3):
-        narrow.batch(step)
-    assert narrow.regions_left_out(range(4)) == sum(int((counts - 1).clip(0).sum()) for counts in found)
-    assert narrow.boxes_left_out(range(4)) == 0
+    with refused("no picture"):
+        sequence[1]
+    with refused("the disk is full"), sequence.mistakes_as_they_are():
+        raise InputError("the disk is full")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from oid.files import InputError
+from tests.helpers.killed_runs import OPERATIONS
 from tests.helpers.project import refused
 from training import checkpoints
 from training.checkpoints import NEWEST, PREVIOUS, UNFINISHED, find_checkpoint, new_state, open_run, write_checkpoint
@@ -140,12 +141,11 @@ def test_changed_training_images_are_reported(capsys):
 
 
 # === Whenever it is killed ===========================================================================================
-CHANGES = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "shutil.rmtree", "shutil.copyfile"}
 _watch = {"do": None}
 
 
 def _hook(event, arguments):
-    if _watch["do"] and event in CHANGES:
+    if _watch["do"] and event in OPERATIONS:
         do, _watch["do"] = _watch["do"], None  # what it does itself is not watched
         try:
             do()
@@ -296,7 +296,7 @@ def test_a_damaged_best_model_comes_back_from_the_checkpoint(run, damage, monkey
     assert capsys.readouterr().out == ""
 
 
-def test_where_the_best_model_is_lost_the_next_one_is_the_best(run, capsys):
+def test_after_the_best_model_is_lost_the_next_one_is_the_best(run, capsys):
     flip(run / "model.keras")  # all its links are one file
     state = open_run(run)
     assert (state["best"], state["best_model"], state["step"]) == (-1.0, "", 2)

@@ -13,6 +13,8 @@ from training import crops
 from training.crops import affine_view, rectangle_view, ssd_patch, ssd_view, zoomed_view
 from training.samples import Sample
 
+pytestmark = pytest.mark.usefixtures("dark_outside")
+
 SIDE = 128
 SEEDS = st.integers(0, 2**32 - 1)
 SIDES = st.sampled_from([64, 97, 128, 201])
@@ -23,18 +25,10 @@ VIEWS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def dark_outside():
-    """What lies outside the picture is as dark as its ground, so that only objects have a colour."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crops, "FILL", (0, 0, 0))
-        yield
-
-
 # === Every view ======================================================================================================
 @pytest.mark.parametrize("view_name", VIEWS)
 @pytest.mark.parametrize("keep_aspect", [False, True], ids=["warp", "letterbox"])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=SEEDS, side=SIDES)
 @example(seed=18681931, side=201)  # far zoom stretches 94 x 93 pixels twelvefold and cuts an object in its blur
 def test_boxes_stay_on_their_objects(view_name, keep_aspect, seed, side):
@@ -87,25 +81,22 @@ def test_regions_stay_regions_and_labels_stay_attached():
     rng = np.random.default_rng(5)
     corner = rng.uniform(0, 0.8, (40, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(0.02, 0.2, (40, 2))], axis=1).astype("float32")
-    image = np.zeros((90, 70, 3), "uint8")
-    sample = Sample(image, boxes[:20], np.arange(20, dtype="int32"), boxes[20:], np.arange(20, 40, dtype="int32"))
+    labels = np.arange(40, dtype="int32")
+    sample = Sample(np.zeros((90, 70, 3), "uint8"), boxes[:20], labels[:20], boxes[20:], labels[20:])
     became_regions = 0
     for _ in range(50):
         after = zoomed_view(sample, SIDE, SIDE, (0.6, 3.0), SIDE, rng)
         check_sample(after, SIDE)
+        found = np.concatenate([after.labels, after.region_labels])
+        assert len(set(found)) == len(found)
         assert set(after.labels) <= set(range(20))
-        cut = after.region_labels[after.region_labels < 20]
-        became_regions += len(cut)
-        assert not set(cut) & set(after.labels)
-        both = np.concatenate([after.labels, after.region_labels])
-        assert len(set(both)) == len(both)
-        # a view keeps the order along each axis up to the mirror, so it can be told where each label must be
+        became_regions += sum(after.region_labels < 20)
+        # a view maps y linearly, so the old boxes say where each label must be
         kept = np.concatenate([after.boxes, after.regions])
         inner = np.all((kept > 0.001) & (kept < 0.999), axis=1)
         if inner.sum() >= 3:
-            y_before, y_after = boxes[both[inner], 1], kept[inner, 1]
-            slope, offset = np.polyfit(y_before, y_after, 1)
-            np.testing.assert_allclose(slope * y_before + offset, y_after, atol=1e-4)
+            y_before, y_after = boxes[found[inner], 1], kept[inner, 1]
+            np.testing.assert_allclose(np.polyval(np.polyfit(y_before, y_after, 1), y_before), y_after, atol=1e-4)
     assert became_regions > 20
 
 
@@ -175,7 +166,7 @@ def test_a_view_keeps_what_is_verified():
 
 
 # === SSD's patches ===================================================================================================
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=SEEDS, boxes=st.booleans())
 def test_a_patch_has_the_published_size_and_shape(seed, boxes):
     x0, y0, x1, y1 = ssd_patch(np.array([[0.2, 0.3, 0.6, 0.9]] * boxes).reshape(-1, 4), np.random.default_rng(seed))

@@ -103,34 +103,16 @@ def test_a_coarse_box_is_one_region_that_means_the_classes_below(photographs):
     assert other.coarse_names == data.coarse_names
 
 
-@pytest.fixture
-def rewritten(photographs, tmp_path):
-    """Puts other rows for t_kind's region, given by their labels; returns the new OUTPUT."""
-
-    def rewrite(*labels: str):
-        copy_level(photographs[1], tmp_path / "out")
-        path = paths.level_ignored_regions(tmp_path / "out", "1", "train")
-        lines = path.read_text().splitlines()
-        (coarse,) = [line for line in lines if line.endswith(",ancestor_class")]
-        place = lines.index(coarse)
-        lines[place : place + 1] = [coarse.replace(",fruit,", f",{label},") for label in labels]
-        path.write_text("\n".join(lines) + "\n")
-        return tmp_path / "out"
-
-    return rewrite
-
-
-def test_regions_of_leaf_classes_keep_their_class(photographs, rewritten):
-    data = read_data_set(photographs[0], rewritten("tomato", "apple"), "1", "train")
-    boxes, labels = data.regions.of(data.image_ids.index("t_kind"))
-    assert labels.tolist() == [0, 1]
-    np.testing.assert_array_equal(boxes[0], boxes[1])
-
-
 @pytest.mark.parametrize("labels", [("fruit", "dragon"), ("dragon", "tomato")])
-def test_a_coarse_label_that_the_hierarchy_does_not_explain(photographs, rewritten, labels):
+def test_a_coarse_label_that_the_hierarchy_does_not_explain(photographs, tmp_path, labels):
+    path = paths.level_ignored_regions(copy_level(photographs[1], tmp_path), "1", "train")
+    lines = path.read_text().splitlines()
+    (coarse,) = [line for line in lines if line.endswith(",ancestor_class")]
+    place = lines.index(coarse)
+    lines[place : place + 1] = [coarse.replace(",fruit,", f",{label},") for label in labels]
+    path.write_text("\n".join(lines) + "\n")
     with refused("classes below dragon, which has no class ", " run a01"):
-        read_data_set(photographs[0], rewritten(*labels), "1", "train")
+        read_data_set(photographs[0], tmp_path, "1", "train")
 
 
 def test_coarse_regions_need_the_hierarchy(photographs, tmp_path):
@@ -158,8 +140,10 @@ def depicted(photographs, tmp_path):
     return rewrite
 
 
-def test_depictions_become_ignored_regions(photographs, depicted):
-    output = depicted("0", "1", "-1")
+@pytest.mark.parametrize("values", [("0", "1", "-1"), ("1",)], ids=["some", "all"])
+def test_depictions_become_ignored_regions(photographs, depicted, values):
+    """An image with nothing else stays."""
+    output = depicted(*values)
     rows = [row for row in rows_of(paths.level_boxes(output, "1", "train")) if row["LabelName"]]
     plain = read_data_set(photographs[0], output, "1", "train")
     data = read_data_set(photographs[0], output, "1", "train", leave_out_depictions=True)
@@ -167,12 +151,10 @@ def test_depictions_become_ignored_regions(photographs, depicted):
     classes = list(read_classes(output, "1"))
     for index, image_id in enumerate(data.image_ids):
         mine = [row for row in rows if row["ImageID"] == image_id]
-        kept = [row for row in mine if row["IsDepiction"] != "1"]
-        left_out = [row for row in mine if row["IsDepiction"] == "1"]
+        kept, left_out = ([row for row in mine if (row["IsDepiction"] == "1") == is_one] for is_one in (False, True))
         assert [tuple(box) for box in data.objects.of(index)[0].tolist()] == [corners(row) for row in kept]
         boxes, labels = data.regions.of(index)
-        here = slice(data.regions.offsets[index], data.regions.offsets[index + 1])
-        depiction = data.depiction[here]
+        depiction = data.depiction[data.regions.offsets[index] : data.regions.offsets[index + 1]]
         assert [tuple(box) for box in boxes[depiction].tolist()] == [corners(row) for row in left_out]
         assert [classes[label] for label in labels[depiction]] == [row["LabelName"] for row in left_out]
         for found, expected in zip((boxes[~depiction], labels[~depiction]), plain.regions.of(index), strict=True):
@@ -184,13 +166,6 @@ def test_depictions_become_ignored_regions(photographs, depicted):
     assert not plain.depiction.any()
 
 
-def test_an_image_with_depictions_only_stays(photographs, depicted):
-    data = read_data_set(photographs[0], depicted("1"), "1", "train", leave_out_depictions=True)
-    assert data.objects.boxes.shape == (0, 4)
-    assert data.objects.labels.dtype == np.int32
-    assert data.image_ids == read_data_set(*photographs, "1", "train").image_ids
-
-
 def test_a_depiction_that_is_neither_yes_nor_no(photographs, depicted):
     output = depicted("0", "maybe")
     read_data_set(photographs[0], output, "1", "train")
@@ -199,27 +174,16 @@ def test_a_depiction_that_is_neither_yes_nor_no(photographs, depicted):
 
 
 # === Missing images ==================================================================================================
-@pytest.fixture
-def without_two(photographs, tmp_path):
-    """The data set without the files of two images: DATASET, OUTPUT, their ids."""
-    data_set, output = photographs
-    shutil.copytree(data_set, tmp_path / "data")
-    gone = sorted((tmp_path / "data" / "train").iterdir())[2:4]
-    for path in gone:
-        path.unlink()
-    return tmp_path / "data", output, [path.stem for path in gone]
-
-
-def test_missing_images_are_refused_with_their_number_and_the_first(without_two):
-    data_set, output, gone = without_two
+def test_missing_images_are_refused_or_left_out_and_counted(photographs, tmp_path):
+    data_set = shutil.copytree(photographs[0], tmp_path / "data")
+    gone = [path.stem for path in sorted((data_set / "train").iterdir())[2:4]]
+    for path in (data_set / "train").iterdir():
+        if path.stem in gone:
+            path.unlink()
     with refused("2 of 12 images", gone[0], "--skip_missing"):
-        read_data_set(data_set, output, "1", "train")
-
-
-def test_missing_images_are_left_out_and_counted(without_two, photographs):
-    data_set, output, gone = without_two
+        read_data_set(data_set, photographs[1], "1", "train")
     whole = read_data_set(*photographs, "1", "train")
-    part = read_data_set(data_set, output, "1", "train", skip_missing=True)
+    part = read_data_set(data_set, photographs[1], "1", "train", skip_missing=True)
     assert part.missing == 2
     assert part.image_ids == [image_id for image_id in whole.image_ids if image_id not in gone]
     for index, image_id in enumerate(part.image_ids):
@@ -251,26 +215,23 @@ def test_a_missing_level_names_the_remedy(photographs):
     ],
 )
 def test_damaged_files_are_named(photographs, tmp_path, line, old, new, message):
-    shutil.copytree(photographs[1], tmp_path / "out")
-    path = paths.level_boxes(tmp_path / "out", "1", "train")
+    path = paths.level_boxes(copy_level(photographs[1], tmp_path), "1", "train")
     lines = path.read_bytes().splitlines(keepends=True)
     assert old in lines[line]
     lines[line] = lines[line].replace(old, new)
     path.write_bytes(b"".join(lines))
     with refused(path.name, message):
-        read_data_set(photographs[0], tmp_path / "out", "1", "train")
+        read_data_set(photographs[0], tmp_path, "1", "train")
 
 
 # === A part of the images ============================================================================================
 def test_at_most_is_always_the_same_part(photographs):
     whole = read_data_set(*photographs, "1", "train")
-    part = read_data_set(*photographs, "1", "train", at_most=5)
+    part, again = (read_data_set(*photographs, "1", "train", at_most=5) for _ in range(2))
     assert len(part) == 5
-    assert part.image_ids == read_data_set(*photographs, "1", "train", at_most=5).image_ids
-    assert set(part.image_ids) < set(whole.image_ids)
-    assert part.image_ids != whole.image_ids[:5]  # chosen at random, not the first
+    assert part.image_ids == again.image_ids
     order = [whole.image_ids.index(image_id) for image_id in part.image_ids]
-    assert order == sorted(order)
+    assert order == sorted(order) != list(range(5))  # chosen at random, not the first
     for index, position in enumerate(order):
         np.testing.assert_array_equal(part.objects.of(index)[0], whole.objects.of(position)[0])
     for many in (0, len(whole), 1000):
@@ -297,38 +258,31 @@ def test_ground_truth_has_boxes_group_of_boxes_and_verified_classes(photographs)
     assert labels == sorted((row[0], row[1]) for row in result.image_labels)
 
 
-def detections(truth, boxes, class_index=None) -> Detections:
+@pytest.mark.parametrize(
+    ("shift", "other_class", "lowest", "highest"), [(0, 0, 1.0, 1.0), (0.7, 0, 0.0, 0.0), (0, 1, 0.0, 0.5)]
+)
+def test_perfect_detections_reach_1_and_wrong_ones_do_not(photographs, shift, other_class, lowest, highest):
+    truth = ground_truth(read_data_set(*photographs, "1", "validation"))
     ordinary = ~truth.box_group_of
-    return Detections(
+    detections = Detections(
         image=truth.box_image[ordinary],
-        class_index=truth.box_class[ordinary] if class_index is None else class_index,
+        class_index=(truth.box_class[ordinary] + other_class) % 3,
         scores=np.linspace(0.9, 0.5, ordinary.sum()),
-        boxes=boxes[ordinary],
+        boxes=truth.boxes[ordinary] + shift,
     )
-
-
-def test_perfect_detections_reach_1_and_wrong_ones_0(photographs):
-    data = read_data_set(*photographs, "1", "validation")
-    truth = ground_truth(data)
-    assert evaluate(truth, detections(truth, truth.boxes), num_classes=3).mean_average_precision == 1.0
-    aside = truth.boxes + 0.7
-    assert evaluate(truth, detections(truth, aside), num_classes=3).mean_average_precision == 0.0
-    other = (truth.box_class + 1) % 3
-    assert evaluate(truth, detections(truth, truth.boxes, other), num_classes=3).mean_average_precision < 0.5
+    assert lowest <= evaluate(truth, detections, num_classes=3).mean_average_precision <= highest
 
 
 def test_the_order_of_the_rows_does_not_matter(photographs, tmp_path):
-    shutil.copytree(photographs[1], tmp_path / "out")
-    path = paths.level_boxes(tmp_path / "out", "1", "validation")
+    path = paths.level_boxes(copy_level(photographs[1], tmp_path), "1", "validation")
     header, *lines = path.read_text().splitlines()
     path.write_text("\n".join([header, *reversed(lines)]) + "\n")
-    turned = read_data_set(photographs[0], tmp_path / "out", "1", "validation")
-    assert turned.image_ids != read_data_set(*photographs, "1", "validation").image_ids
-    a, b = ground_truth(turned), ground_truth(read_data_set(*photographs, "1", "validation"))
+    turned, usual = (read_data_set(photographs[0], out, "1", "validation") for out in (tmp_path, photographs[1]))
+    assert turned.image_ids != usual.image_ids
+    a, b = ground_truth(turned), ground_truth(usual)
     assert a.image_ids == b.image_ids
     boxes = [sorted(zip(t.box_image, t.box_class, map(tuple, t.boxes), strict=True)) for t in (a, b)]
     assert boxes[0] == boxes[1]
-    assert evaluate(b, detections(a, a.boxes), num_classes=3).mean_average_precision == 1.0
 
 
 def test_a_level_without_images_in_a_split_is_an_empty_data_set(photographs, tmp_path):

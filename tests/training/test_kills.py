@@ -13,27 +13,24 @@ import numpy as np
 import pytest
 
 from tests.helpers.project import ROOT, run_on_backend
-from tests.helpers.runs import assert_same_training, copy_level, history, tensors
+from tests.helpers.runs import assert_same_training, copy_level, history, small_flags, tensors, words
 from training.checkpoints import find_checkpoint
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the trainings are forks of one process")
 
 STEPS = 40
-# with gradients that are half-collected at odd steps, and batches made by two threads
-FLAGS = (
-    "--backbone tiny --precision float32 --image_size 64 --tums 1 --scales 1 --channels 16 --batch_size 2 --epochs 4 "
-)
-FLAGS += "--steps_per_epoch 10 --accumulate 2 --ema true --workers 2 --checkpoint_steps 3 --validate_every 2 "
-FLAGS += "--deterministic "
+# gradients are half-collected at odd steps, and two threads make the batches
+FLAGS = {"epochs": 4, "steps_per_epoch": 10, "accumulate": 2, "ema": True, "workers": 2, "checkpoint_steps": 3}
+FLAGS |= {"validate_every": 2, "deterministic": True}
 KILLS = int(os.environ.get("KILLS", "100"))  # of the slow test
 
 
 class Trainings:
     """The program `killed_runs.py`, and the runs that it makes."""
 
-    def __init__(self, data_set: Path, output: Path):
-        self.output = output
-        self.arguments = [*FLAGS.split(), "--dataset_path", str(data_set), "--output_path", str(output)]
+    def __init__(self, photographs: tuple[Path, Path], output: Path):
+        self.output = copy_level(photographs[1], output)
+        self.arguments = words(small_flags(photographs, output, **FLAGS))
         self.program = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "helpers" / "killed_runs.py")],
             stdin=subprocess.PIPE,
@@ -71,10 +68,7 @@ class Trainings:
 
 @pytest.fixture(scope="module")
 def trainings(photographs, tmp_path_factory):
-    data_set, output = photographs
-    mine = tmp_path_factory.mktemp("kills")
-    copy_level(output, mine)
-    made = Trainings(data_set, mine)
+    made = Trainings(photographs, tmp_path_factory.mktemp("kills"))
     yield made
     made.close()
 
@@ -174,8 +168,7 @@ a03.main(run="stopped", **flags)
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
 def test_on_every_backend_a_stopped_run_goes_on_in_the_middle_of_an_epoch(photographs, tmp_path, backend):
-    flags = {"dataset_path": str(photographs[0]), "output_path": str(copy_level(photographs[1], tmp_path))}
-    flags |= {"backbone": "tiny", "precision": "float32", "image_size": 64, "tums": 1, "scales": 1, "channels": 16}
-    flags |= {"batch_size": 2, "epochs": 2, "steps_per_epoch": 6, "accumulate": 2, "checkpoint_steps": 3}
-    run_on_backend(backend, STOPPED.format(flags=json.dumps(flags | {"deterministic": True})))
+    length = {"epochs": 2, "steps_per_epoch": 6, "accumulate": 2, "checkpoint_steps": 3, "deterministic": True}
+    flags = small_flags(photographs, copy_level(photographs[1], tmp_path), **length)
+    run_on_backend(backend, STOPPED.format(flags=json.dumps(flags)))
     assert_same_training(tmp_path / "weights" / "whole", tmp_path / "weights" / "stopped", atol=2e-6)

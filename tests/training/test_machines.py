@@ -12,13 +12,12 @@ import time
 import numpy as np
 import pytest
 
-from oid.files import InputError
 from tests.helpers.project import ROOT, refused
-from tests.helpers.runs import copy_level, history
+from tests.helpers.runs import copy_level, history, small_flags, words
+from tests.helpers.two_devices import FLAGS
 from training import machines
 from training.machines import Sharing
 
-FLAGS = {"strategy": "auto", "devices": None, "coordinator": None, "processes": 1, "process": 0, "accumulate": 1}
 TWO = {"processes": 2, "coordinator": "10.0.0.1:1234"}
 GPUS = [f"gpu:{number}" for number in range(4)]
 
@@ -74,28 +73,25 @@ def test_invalid_device_options_are_refused(monkeypatch, backend, change, messag
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
-def test_one_device_is_never_refused(monkeypatch, backend):
+@pytest.mark.parametrize("change", [{}, {"strategy": "one", "accumulate": 4}])
+def test_one_device_is_never_refused(monkeypatch, backend, change):
     monkeypatch.setattr(machines.keras.backend, "backend", lambda: backend)
-    machines.check_flags(FLAGS)
-    machines.check_flags(FLAGS | {"strategy": "one", "accumulate": 4})
+    machines.check_flags(FLAGS | change)
 
 
-def test_more_devices_than_there_are():
+def test_devices_that_do_not_exist_or_share_a_batch_unevenly_are_refused():
     with refused("--devices is 5, and 4 were found (gpu:0 gpu:1 gpu:2 gpu:3): take at most 4"):
         machines.choose(FLAGS | {"devices": 5}, GPUS)
-
-
-def test_a_batch_is_shared_evenly():
     Sharing(tuple(GPUS)).check_batch_size(8)
     Sharing().check_batch_size(7)
-    with pytest.raises(InputError, match="--batch_size 6 cannot be shared by 4 devices evenly: take 4, for example"):
+    with refused("--batch_size 6 cannot be shared by 4 devices evenly: take 4, for example"):
         Sharing(tuple(GPUS)).check_batch_size(6)
 
 
 def test_one_process_does_not_communicate(tmp_path):
     assert machines.is_first()
     assert machines.share_of(8) is None
-    assert machines.from_first(lambda: tmp_path) is tmp_path  # not even told in JSON
+    assert machines.from_first(lambda: tmp_path) is tmp_path  # not even turned to JSON
     assert machines.from_any("SIGTERM") == "SIGTERM"
     with machines.copy_of_first(tmp_path / "file") as path:
         assert path == tmp_path / "file"
@@ -110,7 +106,6 @@ def test_the_shares_of_the_processes_are_the_batch(monkeypatch):
 
 
 # === Two processes ===================================================================================================
-STEPS = {"epochs": 3, "steps_per_epoch": 6}
 
 
 class Training:
@@ -118,15 +113,12 @@ class Training:
 
     def __init__(self, photographs, output, log, *arguments):
         self.log = log
-        flags = {"dataset_path": photographs[0], "output_path": output, "run": "run", "backbone": "tiny"}
-        flags |= {"batch_size": 4, "image_size": 96, "tums": 1, "scales": 1, "channels": 16, "precision": "float32"}
-        flags |= {"optimizer": "sgd"}
-        flags |= {"learning_rate": 0.01, "checkpoint_steps": 2, **STEPS}
-        words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+        changes = {"epochs": 3, "steps_per_epoch": 6, "checkpoint_steps": 2, "batch_size": 4}
+        flags = small_flags(photographs, output, run="run", **changes, optimizer="sgd", learning_rate=0.01)
         variables = {"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
         with open(log, "w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.helpers.tiny_training", *map(str, arguments), *words],
+                [sys.executable, "-m", "tests.helpers.tiny_training", *map(str, arguments), *words(flags)],
                 env=os.environ | variables,
                 stdout=file,
                 stderr=subprocess.STDOUT,

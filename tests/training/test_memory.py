@@ -10,8 +10,8 @@ from keras import layers
 from models.cost import result_bytes, weight_bytes
 from models.detector import network_from_settings
 from oid.files import InputError
-from tests.helpers.project import run_script
-from tests.helpers.runs import copy_level
+from tests.helpers.project import refused, run_script
+from tests.helpers.runs import copy_level, small_flags, words
 from tests.helpers.tiny_network import tiny_settings
 from training import memory
 
@@ -58,15 +58,20 @@ def test_activations_and_pictures_grow_with_the_batch(network):
     assert all(eight[name] == four[name] for name in ("weights", "optimizer", "graph"))
 
 
-def test_optimizer_memory_by_its_parts(network):
-    """Gradients, moments, the moving average, the sum of gradients: as many numbers as weights that are learned."""
-    learned = weight_bytes(network)[1]
-    assert expected(network)["optimizer"] == 4 * learned
-    assert expected(network, ema=False)["optimizer"] == 3 * learned
-    assert expected(network, optimizer="sgd", ema=False)["optimizer"] == 2 * learned
-    assert expected(network, accumulate=4)["optimizer"] == 5 * learned
-    assert expected(network, copies=2)["optimizer"] == 8 * learned
-    assert expected(network, copies=2)["weights"] == 2 * expected(network)["weights"]
+@pytest.mark.parametrize(
+    ("changes", "numbers"),
+    [
+        ({}, 4),
+        ({"ema": False}, 3),
+        ({"optimizer": "sgd", "ema": False}, 2),
+        ({"accumulate": 4}, 5),
+        ({"copies": 2}, 8),
+    ],
+)
+def test_the_optimizer_has_as_many_numbers_per_weight_as_its_parts(network, changes, numbers):
+    """Gradients, moments, the moving average, the sum of gradients."""
+    assert expected(network, **changes)["optimizer"] == numbers * weight_bytes(network)[1]
+    assert expected(network, **changes)["weights"] == changes.get("copies", 1) * expected(network)["weights"]
 
 
 def test_a_larger_size_among_several_counts(network):
@@ -84,15 +89,12 @@ def test_pictures_up_to_the_cache(network):
 
 
 # === What is said ====================================================================================================
-PARTS = {
-    **{"weights": 2**30, "optimizer": 2**30, "activations": 6 * 2**30, "assignment": 2 * 2**30},
-    **{"graph": 0, "pictures": 2**28},
-}
+PARTS = {"weights": 2**30, "optimizer": 2**30, "activations": 6 * 2**30, "assignment": 2**31, "graph": 0}
+PARTS |= {"pictures": 2**28}
 
 
 def test_a_training_that_fits_is_one_line():
-    said = memory.report(PARTS, program=2**30, free=16 * 2**30, batch_size=8)
-    assert said == (
+    assert memory.report(PARTS, program=2**30, free=16 * 2**30, batch_size=8) == (
         "memory: 11.2 GiB expected at the peak (program 1.0, weights 1.0, optimizer and gradients 1.0, activations "
         "6.0, assignment and losses 2.0, graph 0.0, pictures 0.2); 16.0 GiB are free"
     )
@@ -137,11 +139,9 @@ def test_the_estimate_is_near_the_measured_peak():
 def test_no_growth_over_2000_steps(photographs, tmp_path):
     """a03 itself: the mean of the memory over 100 steps, 2,000 steps apart."""
     copy_level(photographs[1], tmp_path)
-    flags = {"dataset_path": photographs[0], "output_path": tmp_path, "run": "growth", "backbone": "tiny"}
-    flags |= {"image_size": 64, "tums": 1, "scales": 1, "channels": 16, "batch_size": 2, "precision": "float32"}
-    flags |= {"epochs": 1, "steps_per_epoch": 2200, "checkpoint_steps": 500, "workers": 2}
-    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
-    lines = run("tests.helpers.tiny_training", *words).splitlines()
+    length = {"epochs": 1, "steps_per_epoch": 2200, "checkpoint_steps": 500, "workers": 2}
+    flags = small_flags(photographs, tmp_path, run="growth", **length)
+    lines = run("tests.helpers.tiny_training", *words(flags)).splitlines()
     sizes = np.array([int(line.split()[-1]) for line in lines if line.startswith("loss ")])
     assert len(sizes) == 2200
     before, after = sizes[100:200].mean(), sizes[2100:2200].mean()
@@ -158,27 +158,22 @@ SHORTAGES = [  # of TensorFlow, PyTorch, JAX and Python
 ]
 
 
+def shortage(checkpoint: str = ""):
+    return memory.shortage_in_one_sentence(batch_size=8, image_size=192, checkpoint=checkpoint)
+
+
 @pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("checkpoint", ["", "the last good checkpoint, runs/one/checkpoint of step 7"])
 def test_no_memory_is_one_sentence_with_the_remedy(error, checkpoint):
-    with (
-        pytest.raises(InputError) as found,
-        memory.shortage_in_one_sentence(batch_size=8, image_size=192, checkpoint=checkpoint),
-    ):
+    sentence = "the memory does not suffice for a step of 8 images of 192 pixels: "
+    go_on = [f"{checkpoint}, goes on by the same command", "another --run start from its weights by --init_from"]
+    flags = ["--batch_size", "--accumulate", "--image_size"]
+    with refused(sentence, *flags, *(go_on if checkpoint else [])), shortage(checkpoint):
         raise error
-    said = str(found.value)
-    assert said.startswith("the memory does not suffice for a step of 8 images of 192 pixels: ")
-    assert all(flag in said for flag in ("--batch_size", "--accumulate", "--image_size"))
-    assert "\n" not in said
-    assert (f"{checkpoint}, goes on by the same command" in said) == bool(checkpoint)
-    assert ("another --run start from its weights by --init_from" in said) == bool(checkpoint)  # it may not change
 
 
 @pytest.mark.parametrize("error", [XlaRuntimeError("INTERNAL: no"), InputError("a file"), KeyboardInterrupt()])
 def test_other_errors_pass_unchanged(error):
-    with (
-        pytest.raises(type(error)) as found,
-        memory.shortage_in_one_sentence(batch_size=8, image_size=192, checkpoint=""),
-    ):
+    with pytest.raises(type(error)) as found, shortage():
         raise error
     assert found.value is error

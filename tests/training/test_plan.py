@@ -10,7 +10,6 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from models.backbones import BACKBONES, all_layers, build_backbone
-from oid import machine
 from oid.anchors.grids import smallest_image
 from oid.files import InputError
 from tests.helpers.project import refused
@@ -40,8 +39,7 @@ def test_times_are_read(text, seconds):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "20", "m", "20 m", "-5m", "20M", "20min", "0s", "0h0m", "1h-5m", "1..5h", "h1", "None", "inf", "nan", "1e3s"],
+    "text", ["", "20", "m", "20 m", "20M", "20min", "0h0m", "1h-5m", "1..5h", "None", "nan", "1e3s"]
 )
 def test_invalid_times_are_one_sentence(text):
     with refused(f"--time_budget {text} is no time: write 90s, 20m, 1h30m or 2d, or none"):
@@ -100,11 +98,6 @@ def has_batch_norm(backbone: str) -> bool:
     return any(isinstance(layer, keras.layers.BatchNormalization) for layer in all_layers(build_backbone(backbone, 64)))
 
 
-def test_the_usual_backbones_lack_what_their_substitutes_have():
-    assert not has_batch_norm(plan.PAPER["backbone"])
-    assert not BACKBONES[plan.SMALL["backbone"]].pretrained
-
-
 def test_a_file_of_weights_needs_its_backbone():
     with refused("--backbone_weights file.h5 needs --backbone: name the one whose weights they are"):
         plan.fill_in(OPEN | {"backbone_weights": "file.h5"}, facts())
@@ -113,21 +106,14 @@ def test_a_file_of_weights_needs_its_backbone():
 
 
 @pytest.mark.parametrize(
-    ("change", "rates", "why"),
-    [
-        ({}, {"adamw": 2e-3, "sgd": 2e-2}, "the weights begin at random"),
-        ({"backbone_weights": "imagenet"}, {"adamw": 2e-4, "sgd": 2e-3}, "the weights have learned already"),
-        ({"backbone_weights": "file.h5"}, {"adamw": 2e-4, "sgd": 2e-3}, "the weights have learned already"),
-        ({"init_from": "other"}, {"adamw": 2e-4, "sgd": 2e-3}, "the weights have learned already"),
-    ],
+    "change", [{}, {"backbone_weights": "imagenet"}, {"backbone_weights": "x.h5"}, {"init_from": "x"}]
 )
-@pytest.mark.parametrize(("optimizer", "decay"), [("adamw", 0.03), ("sgd", 5e-4)])
-def test_weights_that_have_learned_are_changed_less_and_each_optimizer_has_its_rates(
-    change, rates, why, optimizer, decay
-):
+@pytest.mark.parametrize(("optimizer", "random_rate", "decay"), [("adamw", 2e-3, 0.03), ("sgd", 2e-2, 5e-4)])
+def test_weights_that_have_learned_are_changed_less(change, optimizer, random_rate, decay):
+    rate, why = (random_rate / 10, "have learned already") if change else (random_rate, "begin at random")
     chosen, reasons = plan.fill_in(OPEN | {"backbone": "vgg16", "optimizer": optimizer} | change, facts())
-    assert (chosen["learning_rate"], chosen["weight_decay"]) == (rates[optimizer], decay)
-    assert f"learning rate {rates[optimizer]:g} for {optimizer}, because {why}" in reasons
+    assert (chosen["learning_rate"], chosen["weight_decay"]) == (pytest.approx(rate), decay)
+    assert f"learning rate {rate:g} for {optimizer}, because the weights {why}" in reasons
     assert f"weight decay {decay:g}, because the optimizer is {optimizer}" in reasons
 
 
@@ -166,13 +152,9 @@ def test_the_precision_is_what_the_machine_is_fast_in(has_it, precision):
     assert plan.processor_has_bfloat16() in (True, False)
 
 
-def test_the_cache_takes_half_of_the_free_memory():
+def test_the_cache_takes_half_of_the_free_memory_and_says_what_stays_in_it():
+    """1,000 pictures of 4 by 3, whose longer side is kept at `KEPT_SIDE` times the network's, 3 bytes per pixel."""
     assert plan.fill_in(OPEN, facts(free=6 * 2**30))[0]["cache_gb"] == 3.0
-    assert machine.free_memory() > 2**20
-
-
-def test_the_cache_says_what_stays_in_memory():
-    """1,000 pictures of 4 by 3, kept at so many times the network's side, 3 bytes per pixel."""
     need = 1000 * 3 * (plan.KEPT_SIDE * 192) * (plan.KEPT_SIDE * 192 * 0.75) / 2**30
     assert plan.cache_reason(1000, 192, 4.0) == f"1000 images: cache on, they need {need:.2f} of 4 GB"
     half = round(need / 2, 3)
@@ -228,10 +210,8 @@ def test_too_short_a_budget_is_one_sentence_with_the_remedy(seconds, step, valid
         plan.budget_length(seconds, step=step, validation=validation)
     need = 20 * step + validation
     start, minutes = str(error.value).rsplit(": give it at least ", 1)
-    assert start == (
-        f"--time_budget leaves {max(seconds, 0):.0f} s after the start, and 20 steps with their validation need "
-        f"{need:.0f} s"
-    )
+    assert start.startswith(f"--time_budget leaves {max(seconds, 0):.0f} s after the start, and 20 steps with their ")
+    assert start.endswith(f"validation need {need:.0f} s")
     more = int(minutes.removesuffix(" minutes more"))
     plan.budget_length(seconds + 60 * more, step=step, validation=validation)  # which is enough
     assert more <= math.ceil((need - seconds) / 60) + 1
@@ -240,12 +220,10 @@ def test_too_short_a_budget_is_one_sentence_with_the_remedy(seconds, step, valid
 @pytest.mark.parametrize(
     ("seconds", "done", "planned", "expected"),
     [
-        (1000.0, 1, 11, 11),  # ten more of 95 s each: as planned
-        (970.0, 1, 11, 11),
+        (970.0, 1, 11, 11),  # ten more of 95 s each: as planned
         (500.0, 1, 11, 6),  # everything takes twice as long
         (2000.0, 1, 11, 21),  # or half
-        (5000.0, 10, 60, 60),  # 52 fit, 50 are left: off by 4 %, which is left as it is
-        (0.0, 3, 11, 3),
+        (5000.0, 10, 60, 60),  # 52 fit, 50 are left: off by 4 %, so the plan stays
         (-50.0, 3, 11, 3),
         (90.0, 10, 11, 10),  # the last one does not fit
     ],
@@ -275,16 +253,6 @@ def test_epochs_that_fit_include_their_validations(epoch, validation, every, don
     assert plan.epochs_that_fit(left / (1 - plan.MARGIN / 2), epoch, **options) == expected
 
 
-@given(seconds=st.floats(-1e3, 1e6), epoch=st.floats(0.01, 1e4), done=st.integers(1, 1000), more=st.integers(0, 1000))
-def test_a_new_plan_ends_in_time_or_nearly(seconds, epoch, done, more):
-    planned = done + more
-    total = plan.epochs_that_fit(seconds, epoch, done=done, planned=planned)
-    assert total >= done
-    assert (total - done) * epoch <= max(seconds, 0) + 0.05 * more * epoch + epoch * 1e-6
-    if total != planned:
-        assert total == done or (total - done + 1) * epoch > seconds * 0.99 * (1 - 1e-9)  # one more would not fit
-
-
 @pytest.mark.parametrize(
     ("change", "classes", "head"),
     [
@@ -301,21 +269,23 @@ def test_the_small_network_has_the_light_head(change, classes, head):
 
 
 # === Cores ===========================================================================================================
+THREADS = "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"
+
+
 @pytest.mark.parametrize(
-    ("channels", "cores", "expected"),
-    [(None, 2, ("1", "2")), (64, 4, ("1", "4")), (64, 8, (None, None)), (128, 2, (None, None))],
+    ("before", "channels", "cores", "expected"),
+    [
+        ({}, None, 2, ("1", "2")),
+        ({}, 64, 4, ("1", "4")),
+        ({}, 64, 8, (None, None)),
+        ({}, 128, 2, (None, None)),
+        (dict(zip(THREADS, ("3", "5"), strict=True)), None, 2, ("3", "5")),  # the user's own stay
+    ],
 )
-def test_few_cores_are_shared_by_the_layers_of_a_thin_network(monkeypatch, channels, cores, expected):
-    names = "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"
-    for name in names:
-        monkeypatch.setenv(name, "")  # so that what is set below goes again
-        monkeypatch.delenv(name)
+def test_few_cores_are_shared_by_the_layers_of_a_thin_network(monkeypatch, before, channels, cores, expected):
+    for name in THREADS:
+        monkeypatch.setenv(name, before.get(name, ""))  # monkeypatch restores what is set below
+        if name not in before:
+            monkeypatch.delenv(name)
     plan.share_few_cores(channels, cores)
-    assert tuple(os.environ.get(name) for name in names) == expected
-
-
-def test_threads_that_the_user_has_set_stay(monkeypatch):
-    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "3")
-    monkeypatch.setenv("TF_NUM_INTEROP_THREADS", "5")
-    plan.share_few_cores(None, 2)
-    assert (os.environ["TF_NUM_INTRAOP_THREADS"], os.environ["TF_NUM_INTEROP_THREADS"]) == ("3", "5")
+    assert tuple(os.environ.get(name) for name in THREADS) == expected

@@ -28,7 +28,7 @@ else:
 class Others:
     """Process 0's pulse in this process, and others in processes of their own."""
 
-    def __init__(self, count: int, *, silence: float = 30.0):
+    def __init__(self, count: int, silence: float = 30.0):
         self.lost = threading.Event()
         self.pulse = Pulse(self.lost.set, beat=0.05, silence=silence)
         command = [sys.executable, "-c", OTHER, str(self.pulse.listen()), str(silence)]
@@ -37,21 +37,17 @@ class Others:
         self.pulse.accept(count)
         assert all(process.stdout.readline() == "connected\n" for process in self.processes)
 
-    def tell(self, which: int, word: str) -> None:
-        self.processes[which].stdin.write(f"{word}\n")
-        self.processes[which].stdin.flush()
-
 
 @pytest.fixture
 def others(request):
-    made = Others(request.param)
+    made = Others(*request.param)
     yield made
     for process in made.processes:
         process.kill()
         process.communicate()
 
 
-@pytest.mark.parametrize("others", [2], indirect=True)
+@pytest.mark.parametrize("others", [(2,)], indirect=True)
 def test_a_process_that_is_killed_is_missed(others):
     time.sleep(0.3)
     assert not others.lost.is_set()
@@ -59,16 +55,17 @@ def test_a_process_that_is_killed_is_missed(others):
     assert others.lost.wait(20)
 
 
-@pytest.mark.parametrize("others", [1], indirect=True)
+@pytest.mark.parametrize("others", [(1,)], indirect=True)
 def test_the_others_miss_process_0(others):
     for connection in others.pulse._connections:
         connection.close()  # as the system does when it is killed
     assert others.processes[0].stdout.readline() == "lost\n"
 
 
-@pytest.mark.parametrize("others", [1], indirect=True)
+@pytest.mark.parametrize("others", [(1,)], indirect=True)
 def test_a_process_that_leaves_is_not_missed(others):
-    others.tell(0, "leave")
+    others.processes[0].stdin.write("leave\n")
+    others.processes[0].stdin.flush()
     assert others.processes[0].wait(20) == 0
     others.pulse.wait_for_others(20)
     assert not others.lost.wait(0.3)
@@ -76,16 +73,12 @@ def test_a_process_that_leaves_is_not_missed(others):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="the system cannot stop a process")
-def test_a_process_that_is_silent_is_missed():
-    others = Others(1, silence=1.0)
-    try:
-        time.sleep(1.5)
-        assert not others.lost.is_set()
-        os.kill(others.processes[0].pid, signal.SIGSTOP)
-        assert others.lost.wait(20)
-    finally:
-        others.processes[0].kill()
-        others.processes[0].communicate()
+@pytest.mark.parametrize("others", [(1, 1.0)], indirect=True)
+def test_a_process_that_is_silent_is_missed(others):
+    time.sleep(1.5)
+    assert not others.lost.is_set()
+    os.kill(others.processes[0].pid, signal.SIGSTOP)
+    assert others.lost.wait(20)
 
 
 def test_waiting_for_processes_times_out():

@@ -62,6 +62,8 @@ def test_images_are_all_alike():
     weights = image_weights(data_of(LABELS), sampling="images", exponent=0.5)
     np.testing.assert_array_equal(weights, np.ones(10))
     assert not weights.flags.writeable
+    with pytest.raises(ValueError, match="'boxes': images, classes or repeat_factor"):
+        image_weights(data_of(LABELS), sampling="boxes")
 
 
 @pytest.mark.parametrize("sampling", ["images", "classes", "repeat_factor"])
@@ -84,28 +86,22 @@ def test_negatives_are_that_share_of_every_epoch(sampling, negatives):
 def test_class_sampling_keeps_the_share_of_images_without_objects():
     weights = image_weights(data_of(LABELS), sampling="classes", exponent=0)
     assert weights[3] == weights[7] == pytest.approx(1)
-    assert image_weights(data_of([[], []]), sampling="classes").tolist() == [1, 1]
-    assert image_weights(data_of([[0], [1]]), sampling="classes").tolist() == [1, 1]
+    for labels in ([[], []], [[0], [1]]):
+        assert image_weights(data_of(labels), sampling="classes").tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("sampling", ["images", "classes", "repeat_factor"])
 def test_no_images_at_all(sampling):
     weights = image_weights(data_of([]), sampling=sampling)
-    assert weights.shape == (0,)
-    assert epoch_order(weights, 0, 0).shape == (0,)
+    assert weights.shape == epoch_order(weights, 0, 0).shape == (0,)
 
 
 @pytest.mark.parametrize("sampling", ["images", "classes", "repeat_factor"])
 @pytest.mark.parametrize(
     ("labels", "flags", "message"),
     [
-        (LABELS, {"exponent": -0.1}, "--sampling_exponent -0.1"),
-        (LABELS, {"exponent": 1.1}, "--sampling_exponent 1.1"),
-        (LABELS, {"exponent": math.nan}, "--sampling_exponent nan"),
-        (LABELS, {"negatives": -0.1}, "--negatives -0.1"),
-        (LABELS, {"negatives": 1.0}, "--negatives 1.0"),
-        (LABELS, {"negatives": math.nan}, "--negatives nan"),
-        ([[], []], {"negatives": 1.1}, "--negatives 1.1"),
+        *((LABELS, {"exponent": value}, f"--sampling_exponent {value}") for value in (-0.1, 1.1, math.nan)),
+        *((LABELS, {"negatives": value}, f"--negatives {value}") for value in (-0.1, 1.0, math.nan)),
         ([[0], [1]], {"negatives": 0.2}, "every training image has an object"),
         ([[], []], {"negatives": 0.2}, "no training image has an object"),
     ],
@@ -113,11 +109,6 @@ def test_no_images_at_all(sampling):
 def test_values_that_make_no_sense_name_their_flag(sampling, labels, flags, message):
     with refused(message):
         image_weights(data_of(labels), sampling=sampling, **flags)
-
-
-def test_a_sampling_that_does_not_exist():
-    with pytest.raises(ValueError, match="'boxes': images, classes or repeat_factor"):
-        image_weights(data_of(LABELS), sampling="boxes")
 
 
 # === The order of an epoch ===========================================================================================

@@ -15,13 +15,17 @@ from training.trainer import DetectionTrainer
 COMBINATIONS = list(itertools.product(ASSIGNMENTS, CLASS_LOSSES, BOX_WEIGHTS))
 
 
+def tiny_network() -> tuple[keras.Model, dict]:
+    """A network and its anchors."""
+    settings = tiny_settings(image_size=32, scales=2, channels=16)
+    keras.utils.set_random_seed(0)
+    return network_from_settings(settings), settings["anchors"]
+
+
 @pytest.fixture(scope="module")
 def stepping():
     """A trainer that runs operation by operation, so that it can change its losses from step to step."""
-    settings = tiny_settings(image_size=32, scales=2, channels=16)
-    keras.utils.set_random_seed(0)
-    network = network_from_settings(settings)
-    trainer = DetectionTrainer(network, settings["anchors"])
+    trainer = DetectionTrainer(*tiny_network())
     trainer.compile(optimizer=keras.optimizers.SGD(0.001), run_eagerly=True)
     return trainer
 
@@ -94,9 +98,7 @@ class Repeated(keras.utils.PyDataset):
 @pytest.fixture(scope="module")
 def fitted():
     """A function from the batch size that the trainer is told to the losses of a `fit` and the images of its pieces."""
-    settings = tiny_settings(image_size=32, scales=2, channels=16)
-    keras.utils.set_random_seed(0)
-    network = network_from_settings(settings)
+    network, anchors = tiny_network()
 
     def fit(batch_size: int | None, piece: int) -> tuple[list[float], set[int | None]]:
         seen, pure = set(), losses.task_aligned_assignment
@@ -105,7 +107,7 @@ def fitted():
             seen.add(logits.shape[0])
             return pure(logits, *others)
 
-        trainer = DetectionTrainer(network, settings["anchors"], batch_size=batch_size)
+        trainer = DetectionTrainer(network, anchors, batch_size=batch_size)
         trainer.compile(optimizer=keras.optimizers.SGD(0.0), jit_compile=False)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(losses, "task_aligned_assignment", noted)

@@ -177,17 +177,3 @@ def test_a_mixture_has_the_boxes_and_regions_of_both():
 
 
 # === Chance ==========================================================================================================
-@pytest.mark.parametrize("crop", ["zoom", "ssd"])
-def test_the_random_generator_alone_decides(crop):
-    samples = [picture(np.random.default_rng(seed)) for seed in range(4)]
-    before = [sample.image.copy() for sample in samples]
-    for parts in (samples[:1], samples):
-        for mixed in (None, samples[2]):
-            one, two, other = (
-                augment(parts, SIDE, np.random.default_rng(seed), mixed=mixed, crop=crop) for seed in (11, 11, 12)
-            )
-            for field in dataclasses.fields(Sample):
-                np.testing.assert_array_equal(getattr(one, field.name), getattr(two, field.name))
-            assert not np.array_equal(one.image, other.image)
-    for sample, image in zip(samples, before, strict=True):
-        np.testing.assert_array_equal(sample.image, image)  # the source is not touched

@@ -33,7 +33,9 @@ def make(data, **options) -> Batches:
 
 
 # === A pure function =================================================================================================
-@pytest.mark.parametrize("options", [{}, {"mixup": 0.5}, {"crop": "ssd"}, {"resize": "letterbox", "close_at": 0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"mixup": 0.5}, {"crop": "ssd", "mixup": 0.5}, {"resize": "letterbox", "close_at": 0}]
+)
 def test_a_batch_depends_on_seed_and_step_alone(data, options):
     """Whichever object makes it, in which order, with or without a cache."""
     steps = [0, 1, 2, 7, 150]

@@ -1,7 +1,5 @@
 """Proves that boxes stay on their objects in every view: drawn rectangles are found again by their colours."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -153,16 +151,6 @@ def test_a_box_cut_below_the_limit_becomes_a_region(shift):
     np.testing.assert_allclose(found, visible, atol=1e-6)
     assert len(other) == 0
     assert (after.labels if enough else after.region_labels).tolist() == [2] * len(visible)
-
-
-def test_a_view_keeps_what_is_verified():
-    verified = np.array([[0, 1, 1]], "uint8")
-    before = dataclasses.replace(picture(np.random.default_rng(6)), verified=verified)
-    for view in VIEWS.values():
-        for keep_aspect in (False, True):
-            after = view(before, SIDE, np.random.default_rng(7), keep_aspect=keep_aspect)
-            np.testing.assert_array_equal(after.verified, verified)
-            np.testing.assert_array_equal(after.parts, [[0, 0, 1, 1]])
 
 
 # === SSD's patches ===================================================================================================

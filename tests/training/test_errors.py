@@ -76,10 +76,9 @@ def test_stand_ins_follow_the_sampling(data):
     weights[0], weights[1] = 0.0, 2.0
     data.paths[4].unlink()
     batches = make(data, max_bad_images=3, weights=weights)
-    seen = set()
     for step in range(40):
         batches.batch(step)
-        seen |= set(batches.ids(step))
+    seen = {image_id for step in range(40) for image_id in batches.ids(step)}
     assert seen == {image_id for number, image_id in enumerate(data.image_ids) if number not in (0, 4)}
 
 

@@ -53,15 +53,12 @@ def thawed(trained, tmp_path_factory):
 
 def test_the_backbone_keeps_its_weights_until_it_thaws(thawed, trained):
     start = {weight.path: np.array(weight) for weight in load_model(trained.folder).model.weights}
-    names = {path for path in start if path.split("_")[0].split("/")[-1] in ("first", "shallow", "deep")}
-    assert len(names) >= 15  # three convolutions with batch norm, moving statistics included
+    backbone = {path for path in start if path.split("_")[0].split("/")[-1] in ("first", "shallow", "deep")}
+    assert len(backbone) >= 15  # three convolutions with batch norm, moving statistics included
     first, second = thawed.seen[:2]
-    for name in names:
-        np.testing.assert_array_equal(first[name], start[name], err_msg=name)
-    assert all(np.any(second[name] != first[name]) for name in names)
-    others = [path for path in first if path not in names and path.endswith("kernel")]
-    assert others
-    assert all(np.any(first[name] != start[name]) for name in others)
+    others = {path for path in first if path.endswith("kernel")} - backbone
+    assert {path for path in first if np.any(first[path] != start[path])} & (backbone | others) == others
+    assert all(np.any(second[path] != first[path]) for path in backbone)
 
 
 def test_the_rate_goes_on_when_a_new_optimizer_begins(thawed):
@@ -446,11 +443,10 @@ def planned(clock, monkeypatch):
 
 def test_a_plan_measures_the_steps_after_the_thaw_and_builds_twice(planned):
     frozen = planned.with_flags({"freeze_backbone_epochs": 3})
-    assert planned.done == ["epoch 3", "measured"]
-    assert 0.95 * 1100 < frozen["total"] * frozen["steps"] <= 1100
     never = planned.with_flags({})
-    assert planned.done[2:] == ["measured"]
-    assert 0.95 * 1150 < never["total"] * never["steps"] <= 1150
+    assert planned.done == ["epoch 3", "measured", "measured"]
+    for state, seconds in ((frozen, 1100), (never, 1150)):
+        assert 0.95 * seconds < state["total"] * state["steps"] <= seconds
 
 
 def test_a_plan_that_is_too_short_for_its_flags_is_refused(planned):

@@ -29,11 +29,8 @@ GPUS = [f"gpu:{number}" for number in range(4)]
         ({}, ["cpu:0"], 0, ""),
         ({}, ["cpu:0", "cpu:1"], 0, ""),  # nobody asked for what JAX was told to pretend
         ({}, [], 0, ""),  # PyTorch
-        ({"devices": 1}, [], 0, ""),
-        ({}, ["gpu:0"], 0, ""),
         ({}, GPUS, 4, "devices: 4 (gpu) share each batch"),
         ({"devices": 2}, GPUS, 2, "devices: 2 (gpu) share each batch"),
-        ({"devices": 1}, GPUS, 0, "devices: one (gpu); --strategy mirrored would use all 4"),
         ({"strategy": "one"}, GPUS, 0, "devices: one (gpu); --strategy mirrored would use all 4"),
         ({"accumulate": 2}, GPUS, 0, "devices: one (gpu) of 4, because TensorFlow cannot --accumulate on several"),
         ({"strategy": "mirrored"}, ["gpu:0"], 0, "changes nothing with one"),
@@ -60,7 +57,6 @@ def test_the_devices_that_share_a_batch(monkeypatch, change, found, used, said):
         ("jax", TWO | {"coordinator": "host"}, "--coordinator host is no address:port"),
         ("jax", TWO | {"process": 2}, "--process is 2: it must be from 0 to 1"),
         ("jax", TWO | {"strategy": "one"}, "--strategy one is one device"),
-        ("jax", {"devices": 2, "strategy": "one"}, "--strategy one is one device"),
         ("torch", {"strategy": "mirrored"}, "--strategy mirrored needs TensorFlow or JAX"),
         ("torch", {"devices": 2}, "--strategy mirrored needs TensorFlow or JAX"),
         ("tensorflow", {"strategy": "mirrored", "accumulate": 2}, "--accumulate 2 does not work with --strategy"),

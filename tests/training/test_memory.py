@@ -100,18 +100,19 @@ def test_a_training_that_fits_is_one_line():
     )
 
 
-def test_a_training_that_does_not_fit_says_what_to_lower():
-    """8 GiB for 8 images, 3.25 for the rest: of 8 GiB four images' worth is left."""
-    fits, lower = memory.report(PARTS, program=2**30, free=8 * 2**30, batch_size=8).splitlines()
-    assert fits.endswith("8.0 GiB are free")
-    assert lower == (
-        "memory: it will not fit: lower --batch_size to 4 (with --accumulate 2), or --image_size, or --tums, "
-        "or --channels"
-    )
-    _, lower = memory.report(PARTS, program=2**30, free=3 * 2**30, batch_size=8).splitlines()
-    assert "--batch_size" not in lower  # not one image fits
-    _, lower = memory.report(PARTS | {"pictures": 4 * 2**30}, program=0, free=2**30, batch_size=8).splitlines()
-    assert "--cache_gb, whose pictures take 4.0 GiB" in lower
+@pytest.mark.parametrize(
+    ("change", "free", "lower"),
+    [
+        # 8 GiB for 8 images, 3.25 for the rest: 8 GiB have room for four images
+        ({}, 8, "lower --batch_size to 4 (with --accumulate 2), or --image_size, or --tums, or --channels"),
+        ({}, 3, "lower --image_size, or --tums, or --channels"),  # not one image fits
+        ({"pictures": 2**32}, 1, "lower --cache_gb, whose pictures take 4.0 GiB, or --image_size, or "),
+    ],
+)
+def test_a_training_that_does_not_fit_says_what_to_lower(change, free, lower):
+    fits, found = memory.report(PARTS | change, program=2**30, free=free * 2**30, batch_size=8).splitlines()
+    assert fits.endswith(f"{free}.0 GiB are free")
+    assert found.startswith(f"memory: it will not fit: {lower}")
 
 
 # === What is measured ================================================================================================

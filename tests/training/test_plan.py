@@ -87,10 +87,7 @@ def test_an_open_backbone_can_begin_with_the_weights_that_are_asked_for(detector
     assert f"(backbone {name}, image_size " in reasons[0]
     usual = (plan.SMALL if not large else plan.PAPER if detector == "m2det" else plan.RETINANET)["backbone"]
     assert sum(reason.startswith(f"backbone {name}, because ") for reason in reasons) == (name != usual)
-    if weights == "imagenet":
-        assert BACKBONES[name].pretrained
-    else:
-        assert has_batch_norm(name)
+    assert BACKBONES[name].pretrained if weights == "imagenet" else has_batch_norm(name)
 
 
 @functools.cache

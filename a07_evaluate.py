@@ -66,23 +66,22 @@ def main(
     Args:
         dataset_path: folder of the data set.
         output_path: folder of all results.
-        split: the split that is measured, where --predictions, --boxes or --image_labels do not name a file.
+        split: the split to measure, for files that no other flag names.
         predictions: prediction CSV to measure; by default a06's submission.
         boxes: CSV of ground-truth boxes; by default the data set's.
-        image_labels: CSV of human-verified image-level labels, or "none"; by default the data set's where it has them,
-            but none where --boxes names another file. Without them only the classes of an image's boxes count in it.
+        image_labels: CSV of human-verified image-level labels, or "none"; by default the data set's if it has them and
+            --boxes names no other file. Without them only the classes of an image's boxes count in it.
         hierarchy: nested JSON of the classes, by which boxes are copied to ancestors, or "none"; by default the data
-            set's where it has one.
-        class_descriptions: CSV of the classes to evaluate, or "none" = all that occur; by default the challenge's where
-            the data set has it, else all boxable classes where it has these.
-        group_of_weight: what a group-of box counts, 0 to 1: 1 in the challenges of 2018 and 2019, 0 = neither found
-            nor missed.
+            set's if it has one.
+        class_descriptions: CSV of the classes to evaluate, or "none" = all that occur; by default the challenge's if
+            the data set has it, else the boxable classes.
+        group_of_weight: weight of a group-of box, 0 to 1: 1 in the challenges of 2018 and 2019, 0 = ignored.
         iou: smallest overlap (intersection over union) of a match, above 0, at most 1.
-        coco: also COCO's twelve numbers, as pycocotools has them: every class counts in every image, a group-of box is
-            a crowd, small and large are pixels of a02's sizes.
+        coco: also COCO's twelve numbers, equal to those of pycocotools: every class counts in every image, a group-of
+            box is a crowd, areas are in pixels of a02's sizes.
         image_params: a02's table for --coco; by default that of the split.
-        errors: also what each kind of error costs, as TIDE defines them, and which classes are confused.
-        curve: labels or names of classes whose curve of precision and recall is written.
+        errors: also the cost of each kind of error that TIDE defines, and the confused classes.
+        curve: labels or names of the classes whose precision-recall curve is written.
         classes_shown: how many classes the printed tables have; 0 = none. The file has all.
         metrics: JSON file to write; by default X.metrics.json beside the predictions X.csv.
     """

@@ -210,10 +210,7 @@ class Selection:
 def average_precisions(class_index: np.ndarray, labels: np.ndarray, num_gt: np.ndarray) -> np.ndarray:
     """AP of each class `(C,)`, nan where `num_gt` `(C,)` is 0.
 
-    Args:
-        class_index: `(E,)` integers in descending order of score; -1 leaves an entry out.
-        labels: `(E,)` float64 as in `Entries`.
-        num_gt: `(C,)` float64, the number of ground truth.
+    Classes and labels `(E,)` of the entries are in descending order of score; class -1 leaves an entry out.
     """
     order, first = rows_by_class(class_index, len(num_gt))
     return areas_below(labels[order], first, num_gt)

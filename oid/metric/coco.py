@@ -7,7 +7,7 @@ Its rules differ from the challenge's:
 2. There are ten IoU thresholds, .50 to .95. In descending score a detection takes the free box of its class that it
    overlaps most; of equal overlaps the last. A group-of box is a crowd: overlap is intersection / area of the
    detection, any number of detections may match it, and these are neither right nor wrong. Ordinary boxes come first.
-3. Boxes outside of a range of areas are ignored in the same way, as are detections outside of it that match nothing.
+3. Boxes outside a range of areas are ignored in the same way, as are detections outside it that match nothing.
    Small is up to 32 x 32 pixels, medium up to 96 x 96. The area is the box's (COCO's own files have the outline's).
 4. AP is the mean of the highest precision at recall 0, .01, .. 1 or beyond. AR is the highest recall of the best 1, 10
    and 100 detections per image and class. Both are means over thresholds and the classes with ground truth.
@@ -41,13 +41,8 @@ class CocoMetrics(NamedTuple):
 class CocoMatcher:
     """Matches detections block by block, all detections of an image in one block. Keeps 57 bytes for each detection.
 
-    Args:
-        truth: the ground truth; boxes normalised.
-        sizes: `(images, 2)` float64, width and height in pixels.
-        num_classes: number of classes.
-
-    Raises:
-        ValueError: arrays that do not fit each other, indices out of range, or a size that is not positive.
+    Boxes are normalised; `sizes` `(images, 2)` are width and height in pixels. Raises a ValueError for a size that is
+    not positive, and as `evaluate`.
     """
 
     def __init__(self, truth: GroundTruth, sizes: np.ndarray, *, num_classes: int):
@@ -119,7 +114,7 @@ def _match(cell, boxes, state, gt_cell, gt_boxes, crowd, gt_ignored):
     """Writes which detections are right, and which ignored, for all areas and thresholds.
 
     Args:
-        cell, boxes: `(N,)` and `(N, 4)`, in pixels, x, y, width, height; ordered by cell, then descending score.
+        cell, boxes: `(N,)`, `(N, 4)` as `in_pixels` returns them; ordered by cell, then descending score.
         state: `(N, areas, thresholds)` uint8, written; on entry what a detection is if it matches nothing.
         gt_cell, gt_boxes, crowd, gt_ignored: `(G,)`, `(G, 4)`, `(G,)` bool and `(G, areas)` bool; ordered by cell.
     """
@@ -163,15 +158,9 @@ def _overlap(box, target, crowd):
 
 @numba.njit(cache=True, nogil=True)
 def _accumulate(state, rank, num_gt):
-    """Precision and recall of one class for each range of areas and threshold; nan without ground truth.
+    """Mean precision at `RECALLS` `(areas, thresholds)` and recall `(areas, thresholds, limits)` of one class, or nan.
 
-    Args:
-        state: `(N, areas, thresholds)`, in descending score.
-        rank: `(N,)`, the place of each detection in its image and class.
-        num_gt: `(areas,)`.
-
-    Returns:
-        `(areas, thresholds)`, the mean precision at `RECALLS`, and `(areas, thresholds, limits)`, the recall.
+    States `(N, areas, thresholds)` and ranks `(N,)`, the places in image and class, are in descending order of score.
     """
     shape = len(AREAS), len(IOUS)
     precision, recall = np.full(shape, np.nan), np.full((*shape, len(MAX_DETECTIONS)), np.nan)

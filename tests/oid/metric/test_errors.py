@@ -28,11 +28,22 @@ def only(**counts: int) -> dict[str, int]:
 # === By hand =========================================================================================================
 
 
-def test_perfect_predictions_have_no_error():
-    found = report([([[A, UNIT, 0]], [[A, UNIT, 0.9]], ALL)])
-    assert found.counts == only()
-    assert set(found.costs.values()) == set(found.shares.values()) == {0.0}
-    assert (found.false_positives, found.false_negatives, found.confusions) == (0, 0, [])
+@pytest.mark.parametrize(
+    ("gt", "detections", "counts", "costs"),
+    [
+        pytest.param([[A, UNIT, 0]], [[A, UNIT, 0.9]], only(), only(), id="perfect"),
+        pytest.param(
+            [[A, UNIT, 0]], [[A, [0, 0, 1, 0.3], 0.9]], only(localisation=1), only(localisation=1), id="IoU 0.3"
+        ),
+        pytest.param(
+            [[A, UNIT, 0], [A, [5, 5, 6, 6], 0]], [[A, UNIT, 0.9]], only(missed=1), only(missed=0.5), id="missed"
+        ),
+    ],
+)
+def test_one_kind_of_error(gt: list, detections: list, counts: dict, costs: dict):
+    found = report([(gt, detections, ALL)])
+    assert (found.counts, found.costs, found.confusions) == (counts, costs, [])
+    assert (found.false_positives, found.false_negatives) == (0, costs["missed"])
 
 
 def test_classification():
@@ -43,13 +54,6 @@ def test_classification():
     assert found.shares["classification"] == 1
     assert found.confusions == [Confusion(B, A, 1, 0.9)]
     assert (found.false_positives, found.false_negatives) == (0, 1)
-
-
-def test_localisation():
-    """IoU 0.3: fixed, the box is found."""
-    found = report([([[A, UNIT, 0]], [[A, [0, 0, 1, 0.3], 0.9]], ALL)])
-    assert found.counts == only(localisation=1)
-    assert found.costs == only(localisation=1)
 
 
 def test_both():
@@ -74,14 +78,6 @@ def test_background():
     assert report([(gt, [[A, [0, 0, 1, 0.09], 0.9]], ALL)]).counts == only(background=1, missed=2)
     assert report([(gt, [[A, [0, 0, 1, 0.1], 0.9]], ALL)]).counts == only(localisation=1, missed=1)
     assert report([([], [[A, UNIT, 0.9]], ALL)]).counts == only(background=1)
-
-
-def test_missed():
-    """One of two boxes: AP 1/2, and 1 without the other in the ground truth."""
-    found = report([([[A, UNIT, 0], [A, [5, 5, 6, 6], 0]], [[A, UNIT, 0.9]], ALL)])
-    assert found.counts == only(missed=1)
-    assert found.costs == only(missed=0.5)
-    assert found.false_negatives == 0.5
 
 
 def test_a_class_with_nothing_left_to_find():

@@ -164,13 +164,10 @@ def test_mistake_in_the_label_file(tmp_path, lines: list[str], message: str):
     assert str(tmp_path / "labels.csv") in str(error.value)
 
 
-def test_label_outside_the_class_list_without_hierarchy(tmp_path):
-    with pytest.raises(InputError, match=r"line 2: the label 'b' is not in the class descriptions"):
-        read_ground_truth(written(tmp_path / "boxes.csv", BOX_HEADER, GOOD_BOX), None, None, ["c"])
-
-
-def test_files_that_are_none(tmp_path):
+def test_files_that_do_not_fit(tmp_path):
     boxes = written(tmp_path / "boxes.csv", BOX_HEADER, GOOD_BOX)
+    with pytest.raises(InputError, match=r"line 2: the label 'b' is not in the class descriptions"):
+        read_ground_truth(boxes, None, None, ["c"])
     for path in (tmp_path / "nowhere.csv", tmp_path):
         for arguments in ((path,), (boxes, path)):
             with pytest.raises(InputError, match=r"does not exist|is a folder"):

@@ -64,15 +64,17 @@ def picture_html(pixels: np.ndarray, alternative: str) -> str:
     return _image_html("jpeg", jpeg.tobytes(), alternative)
 
 
-def plot_html(figure, alternative: str) -> str:
-    """A Matplotlib figure inside the page, and the text for those who cannot see it."""
+def plot_html(figure, alternative: str, *, legend: bool = False) -> str:
+    """A Matplotlib figure inside the page, with a legend below its axes, and the text for those who cannot see it."""
+    if legend:
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return _image_html("png", buffer.getvalue(), alternative)
 
 
-def new_plot(width: float, height: float, title: str):
-    """A Matplotlib figure of a size in inches, and its axes."""
+def new_plot(width: float, height: float, title: str, *, log2: str = ""):
+    """A Matplotlib figure of a size in inches, and its axes; those named in `log2` ("x", "xy") are logarithmic."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -81,6 +83,9 @@ def new_plot(width: float, height: float, title: str):
     axes.grid(color="#eeeeee", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_title(title, fontsize=10, loc="left")
+    for axis in log2:
+        getattr(axes, f"set_{axis}scale")("log", base=2)
+        getattr(axes, f"{axis}axis").set_major_formatter("{x:g}")
     return figure, axes
 
 

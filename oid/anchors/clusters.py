@@ -6,7 +6,7 @@ from oid.anchors.coverage import COVERED, best_ious
 from oid.anchors.grids import settings_of_sizes
 
 MOST = 30_000  # boxes for k-means, drawn by seed
-LEAST_CELLS = (2.0, 3.0, 4.0, 6.0)  # candidates for the width in cells from which on a map learns boxes
+LEAST_CELLS = (2.0, 3.0, 4.0, 6.0)  # candidates for c
 
 Sizes = list[list[list[float]]]  # (width, height) pairs of each map
 
@@ -16,14 +16,13 @@ def cluster_sizes(
 ) -> Sizes | None:
     """Chooses the sizes of an anchor grid by k-means.
 
-    1. Each box goes to the coarsest map on which it is some cells wide (square root of the area), else to the finest.
-       With larger cells there would be no anchor near it, whatever the sizes.
-    2. k-means in each map over the logarithms of width and height. Where one of two boxes with a common centre contains
-       the other, their IoU is exp(-|difference of log w| - |difference of log h|): what counts is by which factor
-       sides differ, not by how many pixels. k-means with 1 - IoU (Redmon and Farhadi 2017, YOLO9000, section 2) has the
-       same aim, with centres that are no means. Within a map, where sizes are alike, plain distances cover as much.
-    3. A map with too few boxes has the sizes of its neighbour, as many cells wide as there.
-    4. Of several numbers of cells for step 1, the one is kept with which the anchors cover most boxes.
+    1. Each box goes to the coarsest map on which it is at least c cells wide (square root of the area), else to the
+       finest: no anchor would be near it on a map with larger cells.
+    2. k-means in each map over the logarithms of width and height. For two boxes with one centre, one inside the other,
+       the IoU is exp(-|difference of log w| - |difference of log h|). So this has the aim of k-means with 1 - IoU
+       (Redmon and Farhadi 2017, YOLO9000, section 2).
+    3. A map with too few boxes takes its neighbour's sizes, in cells.
+    4. The c of LEAST_CELLS is kept with which the anchors cover most boxes.
 
     Args:
         boxes: `(N, 4)` xyxy, normalised.

@@ -9,8 +9,8 @@ CHUNK = 5_000  # boxes at a time, so that the arrays stay in the processor's cac
 def best_ious(boxes: np.ndarray, anchors: dict[str, object]) -> np.ndarray:
     """The highest IoU of each box with any anchor of a grid.
 
-    On each axis the intersection grows, and the union shrinks, as centres come nearer. So the best anchor of a size is
-    the one with the nearest centre, and no other place has to be looked at.
+    On each axis the intersection grows, and the union shrinks, as centres come nearer. So the best anchor of each size
+    is the one with the nearest centre.
 
     Args:
         boxes: `(N, 4)` xyxy, normalised.
@@ -43,15 +43,8 @@ def _best_ious(boxes: np.ndarray, anchors: dict[str, object]) -> np.ndarray:
     return best
 
 
-def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
-    """The mean of values `(N,)`; NaN without values."""
-    return float(np.average(values, weights=weights)) if len(values) else float("nan")
-
-
 def weighted_quantiles(values: np.ndarray, weights: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """For each share the least value up to which at least this share of the weight lies; NaN without values."""
-    if not len(values):
-        return np.full(len(shares), np.nan)
+    """For each share the smallest value up to which at least this share of the weight lies."""
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weights[order])
     places = np.searchsorted(reached, np.asarray(shares) * reached[-1] * (1 - 1e-12))

@@ -1,7 +1,7 @@
-"""Anchors: the boxes that the network's outputs are relative to. NumPy only: they can be looked at without Keras.
+"""Anchors: the boxes that the network's outputs are relative to.
 
-An anchor set is described by a few numbers (`anchor_settings`), which are stored in a run's `settings.json` and inside
-its model file. Training and inference build the anchors from the same description (`make_anchors`).
+A run's `settings.json` and its model file hold a description of the anchors (`anchor_settings`), from which training
+and inference build them (`make_anchors`).
 """
 
 import itertools
@@ -24,9 +24,8 @@ RETINANET_SCALES = tuple(float(np.float32(2.0 ** (k / 3))) for k in range(3))  #
 RETINANET_RATIOS = (0.5, 1.0, 2.0)  # height / width
 RETINANET_SIZE = 4  # strides: 32 pixels on the finest level
 
-# The released configurations of four image sizes: the smallest anchor as a share of the image, the next one, and so on;
-# and the distance of the centres in pixels, map by map. They were typed by hand: at 320 and 800 pixels the last centres
-# of some maps are a little outside their cells.
+# By image size: the released sizes as shares of the image, and the distances of the centres in pixels. They were typed
+# by hand: at 320 and 800 pixels some centres are a little outside their cells.
 RELEASED_PATTERNS = {
     320: ((0.08, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05), (8, 16, 32, 64, 107, 320)),
     512: ((0.06, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05), (8, 16, 32, 64, 128, 256)),
@@ -39,8 +38,8 @@ RELEASED_PATTERNS = {
 def feature_map_sides(image_size: int, scales: int) -> list[int]:
     """Sides of M2Det's maps, largest first: an eighth of the image, then halved, each rounded up.
 
-    Of six maps, as published, the last comes from a 3x3 convolution without padding. It has 2 cells less than the one
-    before: 320 pixels give 40, 20, 10, 5, 3, 1.
+    The last of six maps, as published, comes from a 3x3 convolution without padding: it has 2 cells less than the one
+    before.
 
     Raises:
         InputError: the image is too small for this number of maps.
@@ -52,11 +51,7 @@ def feature_map_sides(image_size: int, scales: int) -> list[int]:
 
 
 def pyramid_sides(image_size: int, scales: int) -> list[int]:
-    """Sides of RetinaNet's P3, P4, ...: an eighth of the image, then halved, each rounded up.
-
-    Raises:
-        InputError: the image is too small for this number of levels.
-    """
+    """Sides of RetinaNet's P3, P4, ...: as `feature_map_sides`, but without an exception for six maps."""
     return _checked_sides(_halved_sides(image_size, scales), image_size, 2 ** (scales + 1) + 1)
 
 
@@ -87,22 +82,20 @@ def scales_that_fit(image_size: int, most: int) -> int:
 def anchor_settings(image_size: int, scales: int, *, anchors: str = "square") -> dict[str, object]:
     """Describes a set of M2Det's anchors in a form that JSON can hold.
 
-    "square" is one anchor per cell, four cells wide, for assignments that look at the predictions. "official" is the
-    published set, six per cell. With s and t the sizes of this map and of the next: squares of s and of the geometric
-    mean of s and t, and boxes of the area of the first square, 2, 1/2, 3 and 1/3 times as wide as high. At 320, 512,
-    704 and 800 pixels with six scales these are the released numbers. Elsewhere the sizes run from 0.08 and 0.15 of the
-    image to 1.05 in equal steps, and centres are the middles of the cells.
+    "square" is one anchor per cell, four cells wide. "official" is the published set, six per cell. With s and t the
+    sizes of this map and of the next: squares of s and of the geometric mean of s and t, and boxes of the area of the
+    first square with aspect ratios of 2, 1/2, 3 and 1/3. At 320, 512, 704 and 800 pixels with six scales these are the
+    released numbers. Elsewhere the sizes run from 0.08 and 0.15 of the image to 1.05 in equal steps.
 
     Args:
         image_size: side of the network's input in pixels.
         scales: number of maps.
-        anchors: "square", "official", or a JSON file with `{"sizes": [[[width, height], ...], ...]}`: a list of pairs
-            for each map, finest first, normalised to the network's square, so that it serves images of any size. Other
-            entries are ignored.
+        anchors: "square", "official", or a JSON file with `{"sizes": [[[width, height], ...], ...]}`: the anchors of a
+            cell for each map, finest first, normalised to the network's square.
 
     Returns:
-        `feature_map_sides`; `steps`, the distance of the centres, and `sizes`, a list of (width, height) pairs, for
-        each map, normalised to the image; `clip`, whether centres and sizes are cut to 1.
+        For each map `feature_map_sides` in cells, `steps` between the centres, and `sizes`, (width, height) pairs, both
+        normalised; `clip`, whether centres and sizes are cut to 1.
 
     Raises:
         InputError: the image is too small for this number of maps, or the file does not exist or does not fit.
@@ -128,8 +121,7 @@ def anchor_settings(image_size: int, scales: int, *, anchors: str = "square") ->
 
 
 def retinanet_anchor_settings(image_size: int, scales: int, *, anchors: str = "square") -> dict[str, object]:
-    """Describes RetinaNet's anchors on a square image. As `anchor_settings`, but for levels from P3 (stride 8) on, and
-    with the nine anchors of `retinanet_sizes` in each cell as "official"."""
+    """As `anchor_settings` for RetinaNet's levels from P3 (stride 8) on; "official" is `retinanet_sizes`."""
     sides = pyramid_sides(image_size, scales)
     if anchors != "official":
         return _square_or_from_file(anchors, sides)
@@ -154,27 +146,22 @@ def _read_sizes(path: str | os.PathLike, scales: int) -> list[list[list[float]]]
     if not Path(path).is_file():
         raise InputError(f"anchors {path} are neither square nor official, nor a file: a02 makes such files")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        sizes = [[[float(w), float(h)] for w, h in pairs] for pairs in content["sizes"]]
-    except (ValueError, KeyError, TypeError) as error:
-        problem = f"no JSON ({error})" if isinstance(error, json.JSONDecodeError) else "without lists of pairs in sizes"
-        raise InputError(f"{path} is {problem}: a02 makes such files") from None
-    if not sizes:
-        raise InputError(f"{path} has no sizes: a02 makes such files")
+        sizes = np.array(json.loads(Path(path).read_text(encoding="utf-8"))["sizes"], "float64")
+    except (ValueError, KeyError, TypeError):
+        sizes = np.zeros(0)
+    if sizes.ndim != 3 or sizes.shape[2] != 2 or not sizes.size:
+        wanted = '{"sizes": [[[width, height], ...], ...]}, as many pairs for each map'
+        raise InputError(f"{path} does not hold {wanted}: a02 makes such files")
     if len(sizes) != scales:
         raise InputError(f"{path} has sizes for {len(sizes)} maps, not for {scales}: take {len(sizes)} scales")
-    if len({len(pairs) for pairs in sizes}) != 1 or not sizes[0]:
-        counts = " ".join(str(len(pairs)) for pairs in sizes)
-        raise InputError(f"{path} has {counts} sizes: give each map the same number, at least one")
-    for side in itertools.chain(*itertools.chain(*sizes)):
-        if not 0 < side <= LARGEST_ANCHOR:
-            raise InputError(f"{path} has a side of {side:g}: sides are shares of the image, above 0")
-    return sizes
+    for side in sizes[~((sizes > 0) & (sizes <= LARGEST_ANCHOR))][:1]:
+        raise InputError(f"{path} has a side of {side:g}: sides are shares of the image, above 0")
+    return sizes.tolist()
 
 
 def retinanet_sizes(scales: int) -> list[list[tuple[float, float]]]:
     """(width, height) in pixels of the nine anchors of each level (Lin et al. 2017, section 4): three shapes of three
-    sizes each, with equal areas for equal sizes. Shape by shape, as in keras-retinanet."""
+    areas each, shape by shape, as in keras-retinanet."""
     levels = []
     for k in range(scales):
         areas = [(RETINANET_SIZE * 8 * 2**k * scale) ** 2 for scale in RETINANET_SCALES]
@@ -186,11 +173,9 @@ def retinanet_sizes(scales: int) -> list[list[tuple[float, float]]]:
 def anchors_of_picture(scales: int, height: int, width: int) -> np.ndarray:
     """RetinaNet's nine anchors per cell on an image of any shape.
 
-    The centre of a cell in column j is (j + 0.5) * stride pixels. On the right and at the bottom, where the image ends
-    within a cell, the centre may be outside.
-
     Returns:
-        float32 `(anchors, 4)`: xyxy in pixels, not clipped, in the order of `make_anchors`.
+        float32 `(anchors, 4)`: xyxy in pixels, not clipped, in the order of `make_anchors`. Centres in the last row or
+        column may lie outside of the image.
     """
     levels = []
     for k, sizes in enumerate(retinanet_sizes(scales)):
@@ -204,9 +189,7 @@ def anchors_of_picture(scales: int, height: int, width: int) -> np.ndarray:
 
 
 def make_anchors(settings: dict[str, object]) -> np.ndarray:
-    """Builds the anchors that `settings` describes.
-
-    The centre of a cell in column j is (j + 0.5) * step. With steps of 1 / side it is always inside the image.
+    """Builds the anchors that `settings` describes; the centre of a cell in column j is (j + 0.5) * step.
 
     Returns:
         float32 `(anchors, 4)`: xyxy, normalised, not clipped as a box. Order: map (largest first), row, column, size.
@@ -236,7 +219,6 @@ def anchors_per_level(settings: dict[str, object]) -> list[int]:
 
 
 def cell_sides(settings: dict[str, object]) -> np.ndarray:
-    """The side of each anchor's cell (the stride of its map), normalised: float32 `(anchors,)`."""
-    return np.repeat([1.0 / side for side in settings["feature_map_sides"]], anchors_per_level(settings)).astype(
-        "float32"
-    )
+    """The side of each anchor's cell, normalised: float32 `(anchors,)`."""
+    sides = np.asarray(settings["feature_map_sides"])
+    return np.repeat(1.0 / sides, anchors_per_level(settings)).astype("float32")

@@ -1,6 +1,5 @@
 """How well anchors cover the boxes of a level, those of k-means included: for each class, as a table, and for all."""
 
-import functools
 import json
 import os
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from oid.anchors.clusters import cluster_sizes
-from oid.anchors.coverage import COVERED, best_ious, weighted_mean, weighted_quantiles
+from oid.anchors.coverage import COVERED, best_ious, weighted_quantiles
 from oid.anchors.grids import anchors_per_cell, settings_of_sizes
 from oid.anchors.sampled_boxes import SampledBoxes
 from oid.files import replacing
@@ -24,15 +23,10 @@ Percentiles = list[tuple[str, list[float]]]  # the name of a quantity, and its P
 
 @dataclass(frozen=True)
 class AnchorSet:
-    """Anchors with a name for tables and plots.
+    """Anchors with a name for tables and plots."""
 
-    Attributes:
-        name: "square", "official", a file's, or "k-means".
-        settings: the description that `oid.anchors.grids.make_anchors` takes.
-    """
-
-    name: str
-    settings: dict[str, object]
+    name: str  # "square", "official", a file's, or "k-means"
+    settings: dict[str, object]  # as `oid.anchors.grids.make_anchors` takes it
 
     @property
     def per_cell(self) -> int:
@@ -47,21 +41,15 @@ class AnchorSet:
 
 @dataclass(frozen=True)
 class Coverage:
-    """The boxes of a split, and their best IoU with each of several anchor sets.
-
-    Attributes:
-        split: "train" or "validation".
-        boxes: drawn from a01's file.
-        ious: float64 `(N,)` for each set.
-    """
+    """The boxes of a split, and their best IoU with each of several anchor sets."""
 
     split: str
     boxes: SampledBoxes
-    ious: tuple[np.ndarray, ...]
+    ious: tuple[np.ndarray, ...]  # float64 (N,) for each set
 
     def share(self, number: int) -> float:
         """The share of the boxes that a set covers, by its position."""
-        return weighted_mean(self.ious[number] >= COVERED, self.boxes.weights)
+        return float(np.average(self.ious[number] >= COVERED, weights=self.boxes.weights))
 
     def class_shares(self, number: int) -> np.ndarray:
         """For each class the share of its boxes that a set covers, NaN without boxes: float64 `(classes,)`."""
@@ -72,25 +60,17 @@ class Coverage:
 
 @dataclass(frozen=True)
 class LevelReport:
-    """The boxes of a level, and how well anchors cover them.
-
-    Attributes:
-        level: its name.
-        coverages: of its splits.
-        sets: anchor sets, in the order of `Coverage.ious`; the first is compared with k-means.
-        clusters: position of the set by k-means with the wanted number of anchors; None if there are too few boxes.
-        classes: see `class_table`.
-    """
+    """The boxes of a level, and how well anchors cover them."""
 
     level: str
-    coverages: Sequence[Coverage]
-    sets: Sequence[AnchorSet]
-    clusters: int | None
-    classes: pl.DataFrame
+    coverages: Sequence[Coverage]  # of its splits
+    sets: Sequence[AnchorSet]  # in the order of `Coverage.ious`
+    clusters: int | None  # position of the set by k-means with the wanted number of anchors; None: too few boxes
+    classes: pl.DataFrame  # see `class_table`
 
     @property
     def compared(self) -> list[int]:
-        """Positions of the sets that are compared: the first, and that by k-means."""
+        """Positions of the first set, and of the set by k-means."""
         return [0] if self.clusters is None else [0, self.clusters]
 
 
@@ -107,10 +87,10 @@ def report_level(
 
     Args:
         level: its name.
-        samples: {split: boxes}; k-means looks at the first.
+        samples: {split: boxes}; k-means learns from the first.
         names: {label: name} of the classes.
-        sets: to be compared with k-means, the most important first.
-        per_cell: the number of anchors per cell that k-means is wanted for; it is tried with PER_CELL as well.
+        sets: the first is compared with k-means.
+        per_cell: wanted number of anchors by k-means per cell; PER_CELL are tried as well.
         seed: of k-means.
     """
     boxes, sides, sets, clusters = next(iter(samples.values())), sets[0].settings["feature_map_sides"], [*sets], None
@@ -119,20 +99,17 @@ def report_level(
         if sizes is not None:
             clusters = len(sets) if count == per_cell else clusters
             sets.append(AnchorSet("k-means", settings_of_sizes(sizes, sides)))
-    coverages = []
-    for split, boxes in samples.items():
-        ious = tuple(best_ious(boxes.boxes, anchors.settings) for anchors in sets)
-        coverages.append(Coverage(split, boxes, ious))
+    coverages = [
+        Coverage(split, boxes, tuple(best_ious(boxes.boxes, anchors.settings) for anchors in sets))
+        for split, boxes in samples.items()
+    ]
     return LevelReport(level, coverages, sets, clusters, class_table(coverages, names, clusters))
 
 
 def class_table(coverages: Sequence[Coverage], names: dict[str, str], clusters: int | None) -> pl.DataFrame:
-    """A row for each split and class, in each split the worst covered by the first set first, those without boxes last.
+    """A row for each split and class; in each split the classes that the first set covers worst come first.
 
-    Args:
-        coverages: of the splits.
-        names: {label: name}, in the order of the classes.
-        clusters: position of a second set; None = there is none.
+    `names` is {label: name}; `clusters` is the position of a second set, None if there is none.
     """
     tables = []
     for coverage in coverages:
@@ -150,9 +127,8 @@ def class_table(coverages: Sequence[Coverage], names: dict[str, str], clusters: 
             "boxes": boxes.counts,
             "drawn": boxes.sampled,
         }
-        table = pl.DataFrame(classes).join(
-            of_boxes.agg(pl.col(*sizes).median(), pl.col(*shares).mean()), on="class", how="left", maintain_order="left"
-        )
+        measured = of_boxes.agg(pl.col(*sizes).median(), pl.col(*shares).mean())
+        table = pl.DataFrame(classes).join(measured, on="class", how="left", maintain_order="left")
         table = table.drop("class").with_columns(pl.col(pl.Float64).fill_nan(None).round(4))
         tables.append(table.sort("covered", "boxes", descending=[False, True], nulls_last=True, maintain_order=True))
     return pl.concat(tables)
@@ -186,24 +162,20 @@ def write_anchor_file(path: str | os.PathLike, report: LevelReport, seed: int) -
 
 
 def box_percentiles(boxes: SampledBoxes) -> Percentiles:
-    """Of the boxes' width, height and square root of the area, in pixels, and of width / height."""
+    """Of the boxes' width, height and square root of the area, in pixels of the square, and of width / height."""
     width, height = boxes.sizes.T
-    quantities = {
-        "box width, pixels": width,
-        "box height, pixels": height,
-        "square root of the area, pixels": np.sqrt(width * height),
-        "box width / height": width / height,
-    }
-    return _percentiles(quantities, boxes.weights)
+    quantities = {"width": width, "height": height, "size (square root of the area)": np.sqrt(width * height)}
+    return _percentiles("box", quantities, boxes.weights)
 
 
 def image_percentiles(image_sizes: pl.DataFrame) -> Percentiles:
     """Of the images' width and height in pixels, and of width / height; see `read_image_sizes`."""
     width, height = image_sizes.select("width", "height").to_numpy().T.astype("float64")
-    quantities = {"image width, pixels": width, "image height, pixels": height, "image width / height": width / height}
-    return _percentiles(quantities, np.ones(len(width)))
+    return _percentiles("image", {"width": width, "height": height}, np.ones(len(width)))
 
 
-def _percentiles(quantities: dict[str, np.ndarray], weights: np.ndarray) -> Percentiles:
-    of = functools.partial(weighted_quantiles, weights=weights, shares=np.asarray(PERCENTILES) / 100)
-    return [(name, of(values).tolist()) for name, values in quantities.items()]
+def _percentiles(kind: str, lengths: dict[str, np.ndarray], weights: np.ndarray) -> Percentiles:
+    quantities = {f"{kind} {name}, pixels": values for name, values in lengths.items()}
+    quantities[f"{kind} width / height"] = lengths["width"] / lengths["height"]
+    shares = np.asarray(PERCENTILES) / 100
+    return [(name, weighted_quantiles(values, weights, shares).tolist()) for name, values in quantities.items()]

@@ -18,39 +18,29 @@ MOST_PER_CLASS = 5_000  # boxes: 19 of 20 shares are off by 1.4 percentage point
 
 @dataclass(frozen=True)
 class SampledBoxes:
-    """Boxes drawn by seed, up to a number for each class.
+    """Boxes drawn by seed, up to a number for each class."""
 
-    Attributes:
-        boxes: float64 `(N, 4)`, xyxy, normalised to the network's square.
-        classes: int64 `(N,)`.
-        counts: int64 `(classes,)`, boxes of each class in the file.
-        without_size: drawn boxes that are left out because a02's table lacks their image.
-        without_area: drawn boxes that are left out because they have no area.
-        image_size: side of the network's square in pixels.
-        resize: how images become square.
-    """
-
-    boxes: np.ndarray
-    classes: np.ndarray
-    counts: np.ndarray
-    without_size: int
-    without_area: int
-    image_size: int
+    boxes: np.ndarray  # float64 (N, 4), xyxy, normalised to the network's square
+    classes: np.ndarray  # int64 (N,)
+    counts: np.ndarray  # int64 (classes,), boxes in the file
+    without_size: int  # drawn, but left out because a02's table lacks their image
+    without_area: int  # drawn, but left out because they have no area
+    image_size: int  # side of the network's square in pixels
     resize: Resize
 
     @property
     def drawn(self) -> int:
-        """How many boxes were drawn, those that are left out included."""
+        """Number of drawn boxes, including those left out."""
         return len(self.boxes) + self.without_size + self.without_area
 
     @property
     def sampled(self) -> np.ndarray:
-        """How many boxes of each class are in `boxes`: int64 `(classes,)`."""
+        """Number of `boxes` of each class: int64 `(classes,)`."""
         return np.bincount(self.classes, minlength=len(self.counts))
 
     @property
     def weights(self) -> np.ndarray:
-        """How many boxes of the file each box stands for: float64 `(N,)`."""
+        """How many boxes of the file each box represents: float64 `(N,)`."""
         return (self.counts / np.maximum(self.sampled, 1))[self.classes]
 
     @property
@@ -86,11 +76,11 @@ def sample_boxes(
     seed: int,
     most_per_class: int = MOST_PER_CLASS,
 ) -> SampledBoxes:
-    """Reads boxes of an annotation file. In a class with more than `most_per_class` each has the same probability.
+    """Reads boxes of an annotation file; in a class with more than `most_per_class` each has the same probability.
 
     Args:
-        path: a CSV with the columns of Open Images; rows without a label (negative images) are skipped.
-        labels: the classes; rows of others are skipped.
+        path: a CSV with the columns of Open Images.
+        labels: the classes; other rows are skipped, also those without a label (negative images).
         image_sizes: see `read_image_sizes`.
         image_size: side of the network's square in pixels.
         resize: how images become square.
@@ -135,7 +125,7 @@ def sample_boxes(
 
 
 def _hashed(column: str, seed: int) -> pl.Expr:
-    """Maps a whole number to one from 0 to HASH - 1, in the same way in every version and on every machine."""
+    """Maps integers to 0 ... HASH - 1, the same in every version of polars and on every machine."""
     value = pl.col(column).cast(pl.UInt64) * 2_654_435_761 + seed % HASH * 40_503
     for factor, shift in ((2_246_822_519, 2**15), (3_266_489_917, 2**13)):
         value = value % HASH

@@ -131,7 +131,7 @@ def test_the_table_has_each_class_of_each_split_worst_first(made, capsys):
 def test_the_page_needs_no_other_file_and_is_the_same_again(made):
     a02.main(**made)
     page = Path(made["output_path"], "data_set.html").read_text()
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == 4
     assert "http" not in page
     assert page.index("worst-covered classes") < page.index("sizes of the images")
     assert "<td>official</td><td>6</td>" in page

@@ -129,19 +129,16 @@ def test_sizes_of_a_file_lie_around_the_middles_of_the_cells(tmp_path):
     ("content", "words"),
     [
         (None, "neither square nor official, nor a file"),
-        ("{", "is no JSON"),
-        ("[]", "without lists of pairs"),
-        ('{"sizes": 3}', "without lists of pairs"),
-        ('{"sizes": [[[0.1, 0.2, 0.3]], [[1, 1]]]}', "without lists of pairs"),
-        ('{"sizes": [[["a", 0.2]], [[1, 1]]]}', "without lists of pairs"),
-        ('{"sizes": []}', "has no sizes"),
+        *(
+            (content, "does not hold")
+            for content in ("{", "[]", '{"sizes": 3}', '{"sizes": []}', '{"sizes": [[], []]}')
+        ),
+        ('{"sizes": [[[0.1, 0.2, 0.3]], [[1, 1]]]}', "does not hold"),
+        ('{"sizes": [[["a", 0.2]], [[1, 1]]]}', "does not hold"),
+        ('{"sizes": [[[0.1, 0.2]], [[0.1, 0.2], [0.3, 0.4]]]}', "does not hold"),
         ('{"sizes": [[[0.1, 0.2]]]}', "has sizes for 1 maps, not for 2"),
-        ('{"sizes": [[], []]}', "has 0 0 sizes"),
-        ('{"sizes": [[[0.1, 0.2]], [[0.1, 0.2], [0.3, 0.4]]]}', "has 1 2 sizes"),
-        ('{"sizes": [[[0.1, 0]], [[1, 1]]]}', "side of 0"),
-        ('{"sizes": [[[0.1, -1]], [[1, 1]]]}', "side of -1"),
-        ('{"sizes": [[[0.1, NaN]], [[1, 1]]]}', "side of nan"),
-        ('{"sizes": [[[32, 64]], [[1, 1]]]}', "side of 32: sides are shares of the image"),
+        *((f'{{"sizes": [[[0.1, {side}]], [[1, 1]]]}}', f"side of {side}") for side in ("0", "-1", "32")),
+        ('{"sizes": [[[0.1, NaN]], [[1, 1]]]}', "side of nan: sides are shares of the image"),
     ],
 )
 def test_a_file_of_sizes_that_cannot_be_used_is_refused(tmp_path, content, words):

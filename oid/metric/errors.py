@@ -23,11 +23,11 @@ The cost of a kind, dAP, is what mAP gains if all errors of this kind, and no ot
 
 - localisation and classification: the best detection that aims at an unfound box becomes its true positive; the other
   detections are removed;
-- missed: the boxes are removed from the ground truth. A class with nothing left to find has AP 0, or leaves the mean if
-  it has no detection either; if all classes leave it, mAP is 1;
+- missed: the boxes leave the ground truth. A class with no box left has AP 0, or leaves the mean if it has no detection
+  either; if all classes leave it, mAP is 1;
 - the other kinds: the detections are removed.
 
-The costs do not add up to 1 - mAP: fixing two kinds may gain more, or less, than the sum.
+The costs need not add up to 1 - mAP.
 """
 
 from dataclasses import dataclass
@@ -43,12 +43,12 @@ BACKGROUND_OVERLAP = 0.1  # t_b
 
 
 class Confusion(NamedTuple):
-    """How often one class was taken for another: class indices, number of detections, and the sum of their scores."""
+    """How often one class was taken for another."""
 
-    predicted: int
-    actual: int
-    count: int
-    score: float
+    predicted: int  # class index
+    actual: int  # class index
+    count: int  # detections
+    score: float  # the sum of their scores
 
 
 @dataclass(frozen=True)

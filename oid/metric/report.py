@@ -126,11 +126,7 @@ def find_class(wanted: str, names: Mapping[str, str], num_gt: np.ndarray) -> int
 
 
 def write_results(target: Path, results: Results, curves: Sequence[int]) -> list[Path]:
-    """Writes X.metrics.json (`target`), and the tables and the curves of the classes `curves` beside it.
-
-    Returns:
-        The files that were written.
-    """
+    """Writes X.metrics.json (`target`), tables, and the curves of the classes `curves`; returns all paths."""
     tables = {".classes.csv": class_table(results)}
     if results.errors:
         tables[".confusions.csv"] = confusion_table(results)

@@ -84,12 +84,6 @@ EDGE_CASES = {
 }
 
 
-def expected_of(name: str, weight: int) -> tuple:
-    """AP, number of ground truth, scores and labels of a micro case."""
-    _, *expected = EDGE_CASES[name]
-    return expected[0] if weight else expected[-1]
-
-
 def arrays(images: list[tuple[list, list, list]]) -> tuple[GroundTruth, Detections]:
     """The arrays of images written as in EDGE_CASES."""
 

@@ -19,7 +19,6 @@ from tests.helpers.metric_cases import (
     B,
     C,
     arrays,
-    expected_of,
     rows_of,
     scenes,
     thresholds,
@@ -41,7 +40,8 @@ def scored_list(images: list, weight: float, iou: float = 0.5) -> tuple[list, li
 @pytest.mark.parametrize("weight", [1, 0])
 @pytest.mark.parametrize("name", EDGE_CASES)
 def test_edge_case(name: str, weight: int):
-    images, (average_precision, num_gt, scores, labels) = EDGE_CASES[name][0], expected_of(name, weight)
+    images, *expected = EDGE_CASES[name]
+    average_precision, num_gt, scores, labels = expected[0 if weight else -1]
     result = evaluate(*arrays(images), num_classes=2, group_of_weight=weight)
     wanted = np.nan if average_precision is None else average_precision
     np.testing.assert_array_equal(result.average_precision, [wanted, np.nan])
@@ -59,7 +59,7 @@ def test_the_micro_cases_are_those_of_the_shared_file():
             assert [label - 1 for label in image.get("verified", [])] == listed[2]
         for weight in (1, 0):
             found = case[f"weight_{weight}"]
-            expected = expected_of(name, weight)
+            expected = EDGE_CASES[name][1 if weight else -1]
             assert (found["AP_A"], found["num_gt"][0], found["scores_A"], found["labels_A"]) == expected
 
 

@@ -1,14 +1,10 @@
-"""Anchors lie where the network's outputs are, in its order, and offsets always decode to proper boxes near them."""
+"""Anchors lie at the middles of the cells, in the order of the network's outputs."""
 
 import json
 
-import keras
 import numpy as np
 import pytest
 
-from models.box_coding import decode_distances
-from models.heads import convolutional_head
-from models.m2det import build_m2det
 from oid.anchors.grids import (
     anchor_settings,
     anchors_per_cell,
@@ -148,96 +144,3 @@ def test_a_file_of_sizes_that_cannot_be_used_is_refused(tmp_path, content, words
     with pytest.raises(InputError, match=words) as error:
         anchor_settings(64, 2, anchors=str(path))
     assert str(path) in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("backbone", "image_size", "scales", "kind"),
-    [
-        ("residual_small", 100, 4, "official"),
-        ("residual_small", 272, 6, "official"),
-        ("residual_small", 165, 1, "square"),
-        ("vgg_small", 101, 3, "official"),
-        ("mobilenet_v2_0.35", 100, 2, "square"),
-    ],
-)
-@pytest.mark.parametrize("variant", ["paper", "released"])
-def test_the_network_has_one_output_per_anchor(backbone, image_size, scales, kind, variant):
-    settings = anchor_settings(image_size, scales, anchors=kind)
-    network = build_m2det(
-        backbone=backbone,
-        num_classes=2,
-        image_size=image_size,
-        tums=1,
-        scales=scales,
-        channels=16,
-        variant=variant,
-        anchors_per_cell=anchors_per_cell(settings),
-    )
-    anchors = make_anchors(settings)
-    assert network.output["boxes"].shape == (None, len(anchors), 4)
-    assert network.output["classes"].shape == (None, len(anchors), 2)
-
-
-@pytest.fixture(scope="module")
-def head():
-    """The head alone on maps of 8, 4 and 2 cells, two anchors each, all kernels 1: what goes in at a cell comes out."""
-    sides = feature_map_sides(64, 3)
-    maps = [keras.Input((side, side, 1)) for side in sides]
-    model = keras.Model(maps, convolutional_head(maps, 3, 2))
-    for layer in model.layers:
-        layer.set_weights([np.full_like(weight, weight.ndim > 1) for weight in layer.get_weights()])
-    return model
-
-
-@pytest.mark.parametrize(("scale", "row", "column"), [(0, 2, 5), (0, 6, 1), (1, 1, 2)])
-@pytest.mark.parametrize("output", ["classes", "boxes"])
-def test_a_cell_of_a_map_moves_the_anchors_around_it(head, scale, row, column, output):
-    settings = anchor_settings(64, 3)
-    settings["sizes"] = [2 * pairs for pairs in settings["sizes"]]
-    maps = [np.zeros((1, side, side, 1), "float32") for side in settings["feature_map_sides"]]
-    maps[scale][0, row, column] = 1.0
-    values = keras.ops.convert_to_numpy(head(maps)[output])[0]
-    moved = (values != 0).any(-1)
-    anchors, side = make_anchors(settings), settings["feature_map_sides"][scale]
-    assert 2 <= moved.sum() <= 2 * 9  # a 3x3 kernel at most
-    np.testing.assert_allclose(cell_sides(settings)[moved], 1 / side)
-    np.testing.assert_allclose(
-        centres(anchors)[moved].mean(axis=0), [(column + 0.5) / side, (row + 0.5) / side], atol=1e-6
-    )
-
-
-def test_the_anchors_of_a_cell_are_consecutive_outputs():
-    maps = [keras.Input((4, 4, 1))]
-    model = keras.Model(maps, convolutional_head(maps, 3, 2))
-    for layer in model.layers:
-        if layer.get_weights():
-            *kernels, bias = layer.get_weights()
-            layer.set_weights([*(np.zeros_like(k) for k in kernels), np.arange(len(bias), dtype="float32")])
-    outputs = model([np.zeros((1, 4, 4, 1), "float32")])
-    boxes, classes = (keras.ops.convert_to_numpy(outputs[name])[0] for name in ("boxes", "classes"))
-    np.testing.assert_array_equal(boxes, np.tile([[0, 1, 2, 3], [4, 5, 6, 7]], (16, 1)))
-    np.testing.assert_array_equal(classes, np.tile([[0, 1, 2], [3, 4, 5]], (16, 1)))
-
-
-def decode(offsets, anchors):
-    return keras.ops.convert_to_numpy(decode_distances(np.asarray(offsets, "float32"), anchors))
-
-
-def test_offsets_are_logarithms_of_distances_in_half_sides():
-    anchor = np.array([[0.2, 0.4, 0.6, 0.6]], "float32")  # centre 0.4, 0.5; half sides 0.2, 0.1
-    box = decode(np.log([[2.0, 0.5, 0.5, 3.0]]), anchor)
-    np.testing.assert_allclose(box, [[0.4 - 0.4, 0.5 - 0.05, 0.4 + 0.1, 0.5 + 0.3]], atol=1e-6)
-
-
-@pytest.mark.parametrize("scale", [1.0, 10.0, 1e4, 1e30, np.inf])
-def test_sides_never_swap_and_nothing_overflows(scale):
-    anchors = make_anchors(anchor_settings(64, 3, anchors="official"))
-    offsets = np.random.default_rng(0).choice([-1.0, -0.3, 0.0, 0.3, 1.0], (64, len(anchors), 4))
-    with np.errstate(invalid="ignore"):
-        offsets = np.nan_to_num((offsets * scale).astype("float32"), nan=0.0, posinf=np.inf, neginf=-np.inf)
-    boxes = decode(offsets, anchors)
-    assert np.isfinite(boxes).all()
-    assert (boxes[..., 2:] > boxes[..., :2]).all()
-    middle = centres(anchors)
-    assert (boxes[..., :2] < middle).all()
-    assert (boxes[..., 2:] > middle).all()

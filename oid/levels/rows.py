@@ -13,10 +13,11 @@ from pathlib import Path
 
 import polars as pl
 
-from oid.annotations import csv_errors, read_boxes, read_image_labels, scan_rows
+from oid.annotations import csv_errors, read_boxes, read_header, read_image_labels, scan_rows
 from oid.columns import BOX_COLUMNS, CORNERS
 
 BATCH = 100_000  # rows whose text is in memory at a time
+_FIRST_COLUMNS = ("ImageID", "Source", "Confidence")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def read_box_rows(path: Path, labels: pl.Enum) -> Rows:
 
     # Equal hashes of different images do no harm, because rectangles are grouped by image as well. Two rectangles of
     # one image have equal hashes in fewer than one of 10^10 files of Open Images' size.
-    is_shared = rows["rectangle"].is_duplicated() & rows["label"].is_not_null()
+    is_shared = _is_repeated(rows["rectangle"]) & rows["label"].is_not_null()
     shared = rows.filter(is_shared).with_row_index("pattern", offset=len(patterns))
     first = pl.col("pattern").first().over("image", "rectangle")
     patterns = patterns.vstack(shared.select("pattern", "label", "group_of", rectangle=first))
@@ -85,12 +86,39 @@ def no_image_labels(labels: pl.Enum) -> Rows:
 
 
 def read_text(path: Path, rows: Rows) -> Iterator[pl.DataFrame]:
-    """Yields BOX_COLUMNS without LabelName in batches, with `pattern`: `len(rows.patterns)` if that is unknown."""
-    text = scan_rows(path, BOX_COLUMNS).drop("line", "LabelName")
+    """Yields the text of box rows in batches, as it stands in a CSV file: with quotes where a value needs them.
+
+    The columns are ImageID, Source, Confidence, `rest` (the values from XMin on, with commas between) and `pattern`:
+    `len(rows.patterns)` if that is unknown.
+    """
+    with open(path, "rb") as file:
+        has_quotes = any(b'"' in block for block in iter(lambda: file.read(1 << 20), b""))
+    if has_quotes or read_header(path, BOX_COLUMNS) != list(BOX_COLUMNS):
+        values = {name: as_csv(name) if has_quotes else pl.col(name) for name in BOX_COLUMNS}
+        rest = pl.concat_str([values[name] for name in BOX_COLUMNS[4:]], separator=",")
+        text = scan_rows(path, BOX_COLUMNS).select(*(values[name] for name in _FIRST_COLUMNS), rest=rest)
+    else:  # whole lines are read in half the time, with a separator that no text contains
+        lines = pl.scan_csv(path, infer_schema=False, glob=False, separator="\0", quote_char=None, new_columns=["line"])
+        parts = lines.select(pl.col("line").str.splitn(",", 5).struct.rename_fields([*BOX_COLUMNS[:4], "rest"]))
+        text = parts.unnest("line").filter(pl.col("ImageID") != "").drop("LabelName")
     pattern = rows.pattern.fill_null(len(rows.patterns)).to_frame()
     with csv_errors(path):
         both = pl.concat([text, pattern.lazy()], how="horizontal")
-        yield from both.collect_batches(chunk_size=BATCH, maintain_order=True, engine="streaming")
+        for batch in both.collect_batches(chunk_size=BATCH, maintain_order=True, engine="streaming"):
+            yield batch.rechunk()  # which makes it five times as fast to take rows from it
+
+
+def as_csv(column: str) -> pl.Expr:
+    """Returns the column with quotes around the values that need them in a CSV file."""
+    text = pl.col(column)
+    quoted = '"' + text.str.replace_all('"', '""', literal=True) + '"'
+    return pl.when(text.str.contains(r'[",\r\n]|^$')).then(quoted).otherwise(text).alias(column)
+
+
+def _is_repeated(values: pl.Series) -> pl.Series:
+    """Like `is_duplicated`, in a third of its time."""
+    ordered = values.sort()
+    return values.is_in(ordered.filter(ordered == ordered.shift(1)).unique().implode())
 
 
 def _image() -> pl.Expr:

@@ -12,7 +12,7 @@ from oid import paths
 from oid.columns import BOX_COLUMNS, IGNORED_REGION_COLUMNS, IMAGE_LABEL_COLUMNS
 from oid.files import replacing
 from oid.levels.classes import Classes
-from oid.levels.rows import Rows, read_text
+from oid.levels.rows import Rows, as_csv, read_text
 from oid.levels.rules import REASONS, find_boxes, find_image_labels, find_regions
 
 IMAGES = 100_000  # images whose labels are expanded at a time
@@ -106,7 +106,9 @@ def _apply_rules(name: str, classes: Classes, labels: list[str], split: Split) -
 
 
 def _list_by_pattern(rows: pl.DataFrame, patterns: pl.DataFrame) -> pl.DataFrame:
-    """Makes a list of the rows of each pattern, to be looked up by its number."""
+    """Makes a list of the rows of each pattern, to be looked up by its number; labels become text of a CSV file."""
+    labels = rows["LabelName"].dtype.categories.to_frame("label").select(as_csv("label")).to_series()
+    rows = rows.with_columns(LabelName=labels.cast(pl.Enum(labels))[rows["LabelName"].to_physical()])
     lists = rows.group_by("pattern").agg(pl.all())
     every = pl.int_range(len(patterns) + 1, dtype=pl.UInt32, eager=True).alias("pattern").to_frame()
     return every.join(lists, on="pattern", how="left", maintain_order="left").drop("pattern")
@@ -134,12 +136,19 @@ def _write_box_rows(
         file.write(f"{','.join(IGNORED_REGION_COLUMNS)}\n".encode())
     for text in read_text(split.path, split.boxes):
         for level, box_file, region_file in zip(levels, box_files, region_files, strict=True):
-            targets = (level.boxes, BOX_COLUMNS, box_file), (level.regions, IGNORED_REGION_COLUMNS, region_file)
-            for rows, columns, file in targets:
-                found = rows[text["pattern"]].with_row_index("row").drop_nulls().explode(rows.columns)
-                copied = text.select(column for column in columns if column in text.columns)[found["row"]]
-                copied.hstack(found.drop("row")).select(columns).write_csv(file, include_header=False)
+            boxes, regions = _explode(level.boxes[text["pattern"]]), _explode(level.regions[text["pattern"]])
+            copied = text.drop("pattern")[boxes["row"]].insert_column(2, boxes["LabelName"])
+            copied.write_csv(box_file, include_header=False, quote_style="never")
+            copied = text.select("ImageID", "rest")[regions["row"]].insert_column(1, regions["LabelName"])
+            corners = pl.col("rest").str.splitn(",", 5).struct.rename_fields([*BOX_COLUMNS[4:8], "flags"])
+            copied = copied.with_columns(corners).unnest("rest").with_columns(flags=regions["Reason"])
+            copied.write_csv(region_file, include_header=False, quote_style="never")
         progress(len(text))
+
+
+def _explode(lists: pl.DataFrame) -> pl.DataFrame:
+    """Returns a row for each entry of the lists, with the `row` of its list."""
+    return lists.with_row_index("row").drop_nulls().explode(lists.columns)
 
 
 def _group_by_image(rows: Rows) -> tuple[pl.Series, pl.DataFrame]:
@@ -171,11 +180,15 @@ def _write_image_labels(
 def _expand_image_labels(images: pl.Series, rows: pl.DataFrame, meaning: pl.DataFrame) -> Iterator[pl.DataFrame]:
     """Yields each image and class once, in order: `ImageID`, `LabelName`, `positive`, `conflict` (both signs met)."""
     labels = meaning["LabelName"].dtype.categories.cast(meaning["LabelName"].dtype)
-    key = pl.col("image").cast(pl.UInt64) * len(labels) + pl.col("LabelName").to_physical()  # one number sorts fast
+    place = pl.col("image").cast(pl.UInt64) * len(labels) + pl.col("LabelName").to_physical()
+    key = place * 2 + ~pl.col("positive")  # one number sorts fast; of two signs the positive one comes first
     for first in range(0, len(images), IMAGES):
         start, end = rows["image"].search_sorted(pl.Series([first, first + IMAGES], dtype=pl.UInt32))
-        found = rows[start:end].join(meaning, on="pattern").group_by(key.alias("key"))
-        positive = pl.col("positive")
-        table = found.agg(positive.any(), conflict=positive.any() & ~positive.all()).sort("key")
-        image, label = images[table["key"] // len(labels)], labels[table["key"] % len(labels)]
-        yield table.with_columns(image.alias("ImageID"), label.alias("LabelName"))
+        keys = rows[start:end].join(meaning, on="pattern").select(key=key).to_series().sort()
+        keys = keys.filter(keys.ne_missing(keys.shift()))
+        places = keys // 2
+        signs = pl.DataFrame({"positive": keys % 2 == 0, "conflict": places.eq_missing(places.shift(-1))})
+        is_first = places.ne_missing(places.shift())
+        places = places.filter(is_first)
+        image, label = images[places // len(labels)], labels[places % len(labels)]
+        yield signs.filter(is_first).with_columns(image.alias("ImageID"), label.alias("LabelName"))

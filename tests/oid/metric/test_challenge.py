@@ -63,7 +63,7 @@ def test_the_micro_cases_are_those_of_the_shared_file():
             assert (found["AP_A"], found["num_gt"][0], found["scores_A"], found["labels_A"]) == expected
 
 
-# Class A is "cat", B "dog", C "elephant". T1, T2 and T7 are the facts of docs/oid_metric.md.
+# The reference's own tests of its challenge (T1), V2 (T2) and base (T7) evaluators; A is a cat, B a dog, C an elephant.
 SMALL, NEAR, FAR = [10, 10, 11, 11], [10, 10, 12, 12], [500, 500, 510, 510]
 AWAY, WIDE = [100, 100, 120, 120], [100, 100, 220, 220]
 FOUND = [[A, SMALL, 0.7], [A, AWAY, 0.8]]

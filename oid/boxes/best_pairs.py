@@ -51,7 +51,8 @@ def best_pairs(
     if count < 1:
         raise ValueError(f"count is {count}, expected at least 1")
     if activation == "sigmoid":
-        pairs, values = _best_of_logits(logits, count, _logit_below(score_threshold))
+        no_shift = np.zeros(len(logits), np.float32)
+        pairs, values = _best_entries(logits, row_maxima(logits), no_shift, _logit_below(score_threshold), count)
         with np.errstate(over="ignore"):  # exp(750) is infinite and 1 / infinity is the 0 that is wanted
             scores = 1.0 / (1.0 + np.exp(-values.astype(np.float64)))
     elif activation == "softmax":
@@ -63,14 +64,8 @@ def best_pairs(
     return pairs[good], scores[good]
 
 
-def _best_of_logits(logits: np.ndarray, count: int, lowest: float) -> tuple[np.ndarray, np.ndarray]:
-    """The best entries that are at least `lowest`: flat indices, and values in descending order."""
-    best = row_maxima(logits)
-    return _best_entries(logits, best, np.zeros(len(best), np.float32), lowest, count)
-
-
 def _best_of_softmax(logits: np.ndarray, count: int, score_threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """The same for the logarithms of the probabilities, in float64, without column 0."""
+    """The best entries of the logarithms of the probabilities without column 0: flat indices, and float64 values."""
     best, highest, sums = _softmax_rows(logits, logits.view(np.int32))
     with np.errstate(invalid="ignore"):  # infinity - infinity: such a row is left out
         shift = highest + np.log(sums.astype(np.float64))
@@ -84,7 +79,7 @@ def _best_entries(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The best entries of `logits - shift[:, None]` that are at least `lowest`; `best` are the maxima of its rows.
 
-    Only the rows that matter are read, and `shift` is subtracted only from entries that may be among the best.
+    Returns flat indices, and values in descending order. Only rows that may have one of the best entries are read.
     """
     rows = np.flatnonzero(best >= lowest)
     rows = rows[_best(best[rows], count)]

@@ -40,16 +40,10 @@ def iou_matrix(boxes_a, boxes_b):
 
 @numba.njit(cache=True, nogil=True)
 def classwise_nms(boxes, order, class_of, num_classes, iou_threshold, limit):
-    """Keeps each box, best score first, unless a kept box of its class overlaps it by more than the threshold.
+    """Keeps each box unless a kept box of its class overlaps it by more than the threshold; at most `limit` boxes.
 
-    Args:
-        boxes: `(N, 4)`.
-        order: `(M,)` indices of the boxes to consider, in descending score.
-        class_of: `(N,)` class numbers below `num_classes`.
-        limit: maximum number of kept boxes.
-
-    Returns:
-        `(K,)` indices of the kept boxes, in the order of `order`.
+    `order` are the `(M,)` indices of the boxes to consider, in descending score; `class_of` are `(N,)` numbers below
+    `num_classes`. Returns the `(K,)` indices of the kept boxes, in the order of `order`.
     """
     # The kept boxes of a class form a chain: last[c] is the newest of class c, previous[i] was kept before box i.
     last = np.full(num_classes, -1, np.int64)
@@ -74,14 +68,8 @@ def classwise_nms(boxes, order, class_of, num_classes, iou_threshold, limit):
 def classwise_soft_nms(boxes, scores, by_class, starts, method, iou_threshold, sigma, score_threshold, limit):
     """Soft non-maximum suppression of each class by itself; lowers `scores` in place.
 
-    Args:
-        boxes, scores: `(N, 4)` and `(N,)`.
-        by_class, starts: the indices of the boxes of class c are `by_class[starts[c]:starts[c + 1]]`.
-        method: LINEAR, GAUSSIAN or HARD.
-        limit: maximum number of kept boxes of one class.
-
-    Returns:
-        `(K,)` indices of the kept boxes, class by class, in descending new score within a class.
+    The boxes of class c are `by_class[starts[c]:starts[c + 1]]`; at most `limit` of them are kept. `method` is LINEAR,
+    GAUSSIAN or HARD. Returns the `(K,)` indices of the kept boxes, class by class, in descending new score.
     """
     kept = np.empty(len(by_class), np.int64)
     count = 0
@@ -133,8 +121,7 @@ def vote_boxes(boxes, scores, by_class, kept, first, last, iou_threshold):
     """Moves box `kept[k]` to the mean of the boxes `by_class[first[k]:last[k]]` that overlap it, weighted by score."""
     voted = boxes[kept]
     for k in range(len(kept)):
-        voters, total = 0, 0.0
-        sums = np.zeros(4)
+        voters, total, sums = 0, 0.0, np.zeros(4)
         for i in by_class[first[k] : last[k]]:
             if iou(boxes[kept[k]], boxes[i]) >= iou_threshold:
                 voters += 1
@@ -208,10 +195,8 @@ def count_unusual(boxes, scores, skip_box_threshold):
     clean = np.empty(4)
     outside = without_area = below = 0
     for i in range(len(boxes)):
-        reaches_out = False
-        for k in range(4):
-            reaches_out |= boxes[i, k] < 0.0 or boxes[i, k] > 1.0
-        outside += reaches_out
+        a, b, c, d = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
+        outside += min(a, b, c, d) < 0.0 or max(a, b, c, d) > 1.0
         without_area += not _clean(boxes[i], clean)
         below += scores[i] < skip_box_threshold
     return outside, without_area, below
@@ -221,13 +206,8 @@ def count_unusual(boxes, scores, skip_box_threshold):
 def rank(scores, founder, image_stops, limit):
     """Orders the fused boxes of each image by descending score; equal scores by the index of their founder.
 
-    Args:
-        scores, founder: `(K,)` from a fusion method: image after image.
-        image_stops: as of `prepare`.
-        limit: maximum number of boxes per image.
-
-    Returns:
-        `(M,)` positions in `scores`, and `(images + 1,)` offsets of the images in them.
+    `scores` and `founder` are from a fusion method, `image_stops` from `prepare`; at most `limit` boxes of an image are
+    kept. Returns `(M,)` positions in `scores`, and `(images + 1,)` offsets of the images in them.
     """
     ranking, offsets = np.empty(len(scores), np.int64), np.zeros(len(image_stops) + 1, np.int64)
     start = count = 0
@@ -248,8 +228,7 @@ def nms(boxes, scores, order, runs, iou_threshold):
     """Non-maximum suppression of every run; returns the same as `wbf`."""
     class_of = np.empty(len(order), np.int64)
     for run in range(len(runs) - 1):
-        for k in range(runs[run], runs[run + 1]):
-            class_of[order[k]] = run
+        class_of[order[runs[run] : runs[run + 1]]] = run
     kept = classwise_nms(boxes, order, class_of, len(runs) - 1, iou_threshold, len(order))
     return boxes[kept], scores[kept], kept
 
@@ -324,9 +303,7 @@ def wbf(boxes, scores, order, runs, iou_threshold, model_of, weights, conf_type,
                     fused[c, k] = np.float64(np.float32(np.float64(sums[c, k]) / confidences[c]))
                 areas[c] = _area(fused[c])
     fused_scores = np.empty(count)
-    total, highest = pairwise_sum(weights), 0.0
-    for weight in weights:
-        highest = max(highest, weight)
+    total, highest = pairwise_sum(weights), weights.max() if len(weights) else 1.0
     for c in range(count):
         score, weight = scores[founder[c]], weight_sums[c]
         if members[c] > 1:
@@ -386,6 +363,5 @@ def nmw(boxes, scores, order, runs, iou_threshold):
                 sums[c, k] += weight * boxes[i, k]
     for c in range(count):
         if members[c] > 1 and confidences[c] != 0.0:
-            for k in range(4):
-                founders[c, k] = sums[c, k] / confidences[c]
+            founders[c] = sums[c] / confidences[c]
     return founders[:count], scores[founder[:count]], founder[:count]

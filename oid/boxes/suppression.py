@@ -16,24 +16,12 @@ SOFT_NMS_METHODS = ("linear", "gaussian", "hard")
 
 
 def iou_matrix(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
-    """Computes the IoU of every box of one set with every box of another.
-
-    Args:
-        boxes_a: `(N, 4)` xyxy.
-        boxes_b: `(M, 4)` xyxy, in the same unit.
-
-    Returns:
-        `(N, M)` float64 in [0, 1].
-    """
+    """Computes the `(N, M)` float64 IoU of `(N, 4)` boxes with `(M, 4)` others in the same unit, both xyxy."""
     return kernels.iou_matrix(_as_boxes(boxes_a), _as_boxes(boxes_b))
 
 
 def classwise_nms(
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    labels: np.ndarray,
-    iou_threshold: float,
-    max_boxes: int | None = None,
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, iou_threshold: float, max_boxes: int | None = None
 ) -> np.ndarray:
     """Greedy non-maximum suppression within each class.
 
@@ -108,9 +96,9 @@ def classwise_soft_nms(
     by_class = np.argsort(class_of, kind="stable")
     starts = np.searchsorted(class_of[by_class], np.arange(len(classes) + 1))
     limit = len(boxes) if max_boxes is None else max_boxes
-    numbers = (float(iou_threshold), float(sigma), float(score_threshold))
-    new_scores, kind = scores.copy(), SOFT_NMS_METHODS.index(method)
-    kept = kernels.classwise_soft_nms(boxes, new_scores, by_class, starts, kind, *numbers, limit)
+    options = SOFT_NMS_METHODS.index(method), float(iou_threshold), float(sigma), float(score_threshold)
+    new_scores = scores.copy()
+    kept = kernels.classwise_soft_nms(boxes, new_scores, by_class, starts, *options, limit)
     kept = kept[np.lexsort((kept, -new_scores[kept]))[:limit]]
     return kept, new_scores[kept]
 
@@ -128,8 +116,7 @@ def _as_boxes_and_scores(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarr
 def _as_boxes(boxes: np.ndarray) -> np.ndarray:
     """`(N, 4)` float64, contiguous; an empty list becomes `(0, 4)`."""
     boxes = np.ascontiguousarray(boxes, dtype=np.float64)
-    if boxes.size == 0:
-        return boxes.reshape(0, 4)
+    boxes = boxes if boxes.size else boxes.reshape(0, 4)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes have the shape (N, 4), not {boxes.shape}")
     return boxes

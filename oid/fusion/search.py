@@ -70,11 +70,10 @@ class Tuning:
         """The result in words; the last lines say what is expected and kept."""
         lines = [f"mAP with equal weights and the default settings {self.base_map:.4f}"]
         for title, gain in (("equal", self.equal_weights), ("free", self.free_weights)):
-            folds = " ".join("none" if value is None else f"{value:+.4f}" for value in gain.folds)
             lines += [
                 f"best with {title} weights: {gain.settings}",
                 f"  gain in fold {gain.in_fold:+.4f}: not to be expected, because these images chose the settings",
-                f"  gain out of fold {gain}; in each fold {folds}",
+                f"  gain out of fold {gain}",
             ]
         return [*lines, f"{self.verdict}; kept: {self.kept.settings}", f"expected gain {self.kept}"]
 
@@ -190,10 +189,8 @@ def boxes_that_count(files: ModelFiles, truth: GroundTruth, labels: Sequence[str
             image = np.repeat(np.arange(images.start, images.stop), np.diff(offsets))
             kept = verified[image, classes[label]]
             part.append((boxes[kept], scores[kept], classes[label][kept], image[kept]))
-    found = []
-    for part in parts:
-        *columns, image = (np.concatenate(column) for column in zip(*part, strict=True))
-        found.append(Boxes(*columns, np.searchsorted(image, np.arange(num_images + 1))))
+    columns = [[np.concatenate(column) for column in zip(*part, strict=True)] for part in parts]
+    found = [Boxes(*rest, np.searchsorted(image, np.arange(num_images + 1))) for *rest, image in columns]
     if not any(len(model.scores) for model in found):
         raise InputError("no prediction file has a box of a class that is verified in its image")
     return found
@@ -213,9 +210,7 @@ def as_detections(found: Boxes) -> Detections:
 def draw_trials(base: FusionSettings, count: int, scores: np.ndarray, seed: int) -> list[FusionSettings]:
     """Draws `count` settings at random, the base first.
 
-    Args:
-        base: the settings of the first trial.
-        scores: `(N,)` of all boxes. Skip thresholds are quantiles of them, since each detector has its own scale.
+    Skip thresholds are quantiles of `scores`, `(N,)` of all boxes, since each detector has its own scale.
     """
     rng, scores = np.random.default_rng([seed, 0]), np.sort(scores)
     trials = [base]
@@ -230,11 +225,7 @@ def draw_trials(base: FusionSettings, count: int, scores: np.ndarray, seed: int)
 
 
 def divide(num_images: int, folds: int, seed: int) -> np.ndarray:
-    """`(num_images,)` int64, the fold of each image, at random.
-
-    Raises:
-        InputError: fewer than 2 folds, or fewer images than folds.
-    """
+    """`(num_images,)` int64, the fold of each image, at random. Raises InputError unless each fold has an image."""
     if not 2 <= folds <= num_images:
         raise InputError(f"{num_images} images cannot be divided into {folds} folds")
     return np.random.default_rng([seed, 1]).permutation(np.arange(num_images) % folds)

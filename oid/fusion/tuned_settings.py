@@ -77,11 +77,7 @@ def write_settings(
 
 
 def read_settings(path: str | os.PathLike, names: Sequence[str]) -> FusionSettings:
-    """Reads a settings file for the models that are to be fused.
-
-    Args:
-        path: the file.
-        names: the models, see `model_names`, in the order in which they are fused.
+    """Reads a settings file for models in the order in which they are fused; `names` are from `model_names`.
 
     Raises:
         InputError: there is no such file, it is not a settings file, a value is out of range, or the models differ.
@@ -94,12 +90,12 @@ def read_settings(path: str | os.PathLike, names: Sequence[str]) -> FusionSettin
     if not isinstance(content, dict) or content.get("format") != CONSTANTS["format"]:
         raise InputError(f'{path} is not a settings file: "format" is not {CONSTANTS["format"]!r}')
     weights, iou, skip, conf_type = map(content.get, ("weights", "fusion_iou", "skip_box_threshold", "conf_type"))
-    expected = CONSTANTS | {"models": list(names)}
-    checks = [(key, content.get(key) == value, value) for key, value in expected.items()]
+    checks = [(key, content.get(key) == value, value) for key, value in (CONSTANTS | {"models": list(names)}).items()]
+    fits = isinstance(weights, list) and len(weights) == len(names) and any(weights)
     checks += [
-        ("weights", _are_weights(weights, len(names)), f"{len(names)} numbers from 0 to {LARGEST:g}, not all 0"),
-        ("fusion_iou", _is_number(iou, 0.0, 1.0), "a number from 0 to 1"),
-        ("skip_box_threshold", _is_number(skip, -LARGEST), f"a number up to {LARGEST:g}"),
+        ("weights", fits and _are_numbers(weights, 0, LARGEST), f"{len(names)} numbers up to {LARGEST:g}, not all 0"),
+        ("fusion_iou", _are_numbers([iou], 0, 1), "a number from 0 to 1"),
+        ("skip_box_threshold", _are_numbers([skip], -LARGEST, LARGEST), f"a number up to {LARGEST:g}"),
         ("conf_type", conf_type in CONF_TYPES, f"one of {', '.join(CONF_TYPES)}"),
     ]
     for key, is_fine, allowed in checks:
@@ -108,10 +104,5 @@ def read_settings(path: str | os.PathLike, names: Sequence[str]) -> FusionSettin
     return FusionSettings(tuple(map(float, weights)), float(iou), float(skip), conf_type)
 
 
-def _are_weights(value: object, count: int) -> bool:
-    is_list = isinstance(value, list) and len(value) == count
-    return is_list and all(_is_number(weight) for weight in value) and any(value)
-
-
-def _is_number(value: object, low: float = 0.0, high: float = LARGEST) -> bool:
-    return type(value) in (int, float) and low <= value <= high  # True is an int, too, but no number here
+def _are_numbers(values: list, low: float, high: float) -> bool:
+    return all(type(value) in (int, float) and low <= value <= high for value in values)  # true is no number

@@ -109,7 +109,7 @@ class Training:
 
     def __init__(self, photographs, output, log, *arguments):
         self.log = log
-        changes = {"epochs": 3, "steps_per_epoch": 6, "checkpoint_steps": 2, "batch_size": 4}
+        changes = {"epochs": 3, "steps_per_epoch": 6, "checkpoint_steps": 2, "batch_size": 4, "image_size": 96}
         flags = small_flags(photographs, output, run="run", **changes, optimizer="sgd", learning_rate=0.01)
         variables = {"KERAS_BACKEND": "jax", "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1"}
         with open(log, "w") as file:

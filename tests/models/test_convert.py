@@ -22,7 +22,7 @@ from models.released import COCO_NAMES, read_structure
 from oid.anchors.grids import make_anchors
 from oid.boxes.suppression import classwise_nms
 from oid.files import InputError
-from tests.helpers.project import run_script
+from tests.helpers.project import refused, run_script
 from tests.helpers.released_checkpoint import MEAN_BGR, golden, random_state
 
 SMALL = {"channels": 8, "tums": 2, "outputs": 4, "sfam": True}
@@ -159,21 +159,15 @@ def test_the_classes_of_coco():
     assert {name: places[name] for name in known} == known
 
 
-def test_classes_from_a_file(csv_file):
+def test_classes_of_a_file_must_be_those_of_the_checkpoint(csv_file):
     assert convert.read_classes(3, "x.pth", str(csv_file)) == CLASSES
-
-
-@pytest.mark.parametrize(
-    ("outputs", "words"), [(81, "has 3 classes and x.pth has 80"), (3, "has 3 classes and x.pth has 2")]
-)
-def test_too_many_or_too_few_classes(csv_file, outputs, words):
-    with pytest.raises(InputError, match=words):
-        convert.read_classes(outputs - 1, "x.pth", str(csv_file), background=True)
-
-
-def test_other_classes_than_coco_must_be_named():
-    with pytest.raises(InputError, match=r"x\.pth has 20 classes, not the 80 of COCO: name them by --classes"):
-        convert.read_classes(20, "x.pth", None)
+    for count, file, words in (
+        (80, str(csv_file), "has 3 classes and x.pth has 80"),
+        (2, str(csv_file), "has 3 classes and x.pth has 2"),
+        (20, None, "x.pth has 20 classes, not the 80 of COCO: name them by --classes"),
+    ):
+        with refused(words):
+            convert.read_classes(count, "x.pth", file, background=True)
 
 
 # === Refusals ========================================================================================================
@@ -193,23 +187,17 @@ def test_image_sizes_that_do_not_fit(tmp_path, image_size):
     refuse(words, tmp_path / "x.pth", tmp_path / "run", image_size=image_size)
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "is empty"),
-        (b"hello\n", "is neither a PyTorch checkpoint"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(99), "cannot be read as HDF5"),
-    ],
-)
-def test_files_that_are_no_checkpoint(tmp_path, content, words):
-    (tmp_path / "x.pth").write_bytes(content)
-    refuse(f"x.pth {words}", tmp_path / "x.pth", tmp_path / "run")
-
-
-def test_a_folder_or_nothing_in_place_of_a_checkpoint(tmp_path):
-    (tmp_path / "folder").mkdir()
-    refuse("folder is a folder, not a file", tmp_path / "folder", tmp_path / "run")
-    refuse("nothing does not exist", tmp_path / "nothing", tmp_path / "run")
+def test_files_that_are_no_checkpoint(tmp_path):
+    for name, content, words in (
+        ("empty", b"", "is empty"),
+        ("text", b"hello\n", "is neither a PyTorch checkpoint"),
+        ("damaged", b"\x89HDF\r\n\x1a\n" + bytes(99), "cannot be read as HDF5"),
+        ("absent", None, "does not exist"),
+        ("", None, "is a folder, not a file"),
+    ):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        refuse(f"{name} {words}", tmp_path / name, tmp_path / "run")
 
 
 def test_without_pytorch_or_with_an_old_one(tmp_path, monkeypatch):
@@ -313,15 +301,6 @@ def test_every_form_of_the_file(little, tmp_path, legacy, prefix, wrap):
 
 
 @needs_torch
-@pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_from_the_file_to_the_detections(state, csv_file, detector, tmp_path, legacy, prefix):
-    path = save(tensors(state, prefix), tmp_path / "small.pth", legacy=legacy)
-    convert.main(str(path), output=str(tmp_path / "run"), classes=str(csv_file), image_size=272)
-    assert_same_detections(tmp_path / "run", detector)
-
-
-@needs_torch
 def test_half_precision_becomes_float32(tmp_path):
     import torch
 
@@ -380,7 +359,7 @@ def test_other_files_that_pytorch_reads(tmp_path):
 
 
 @needs_torch
-def test_the_command_and_a04(state, csv_file, tmp_path):
+def test_the_command_and_a04(state, csv_file, detector, tmp_path):
     path = save(tensors(state, "module."), tmp_path / "small.pth", legacy=True)
     images = tmp_path / "images"
     images.mkdir()
@@ -389,6 +368,7 @@ def test_the_command_and_a04(state, csv_file, tmp_path):
     done = run_script("models.convert", path, "--output", tmp_path / "run", "--classes", csv_file, "--image_size", 272)
     assert done.returncode == 0, done.stderr
     assert "* file" in done.stdout
+    assert_same_detections(tmp_path / "run", detector)
     line = re.search(r"wrote .*: python (.*) --images FOLDER --predictions FILE.csv", done.stdout)[1].split()
     flags = ["--images", str(images), "--predictions", str(tmp_path / "out.csv"), "--score_threshold", "0.2"]
     done = run_script(*line, *flags)

@@ -6,9 +6,7 @@ import math
 import keras
 import numpy as np
 import pytest
-from keras import layers
 
-from models.blocks import ResizeTo, conv_bn_relu
 from models.m2det import build_m2det
 from models.released import Structure, aliases, layer_names, load_state, read_structure
 from oid.files import InputError
@@ -16,7 +14,6 @@ from tests.helpers.project import refused
 from tests.helpers.released_checkpoint import (
     MEAN_BGR,
     alias_of,
-    convolve,
     golden,
     golden_description,
     random_state,
@@ -141,14 +138,6 @@ def test_second_names_are_those_of_shared_modules(small):
     assert not set(layer_names(structure)) & set(modules)
 
 
-def test_laterals_and_smoothings_count_from_the_smallest_map(small):
-    names = layer_names(small[2])
-    assert names["unet2.latlayer.0.conv"] == "tum2_lateral5_conv"
-    assert names["unet2.latlayer.4.bn"] == "tum2_lateral1_bn"
-    assert names["unet1.smooth.0.conv"] == "tum1_smooth5_conv"
-    assert names["unet1.layers.0.conv"] == "tum1_down1_conv"
-
-
 def test_published_numbers_of_parameters():
     """At 320 pixels with 81 outputs; SFAM's two layers make the difference."""
     structure = Structure(channels=256, tums=8, scales=6, outputs=81, sfam=True)
@@ -156,42 +145,6 @@ def test_published_numbers_of_parameters():
     sizes = {layer.name: sum(math.prod(w.shape) for w in layer.trainable_weights) for layer in network.layers}
     assert sum(sizes.values()) == 133_159_604
     assert sum(sizes.values()) - sizes["sfam_reduce"] - sizes["sfam_excite"] == 132_633_140
-
-
-def test_batch_norm_has_pytorch_s_epsilon(small):
-    def batch_norms(model):
-        for layer in model.layers:
-            if hasattr(layer, "layers"):
-                yield from batch_norms(layer)
-            elif isinstance(layer, layers.BatchNormalization):
-                yield layer
-
-    found = list(batch_norms(small[0]))
-    assert len(found) == 2 * 16 + 4  # of two TUMs; reduce, up_reduce, leach, Norm
-    assert {layer.epsilon for layer in found} == {1e-5}
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "rows"), [(3, 5, [0, 0, 1, 1, 2]), (1, 3, [0, 0, 0]), (2, 4, [0, 0, 1, 1])]
-)
-def test_nearest_rows(before, after, rows):
-    x = np.random.default_rng(0).normal(size=(2, before, before, 3)).astype("float32")
-    found = keras.ops.convert_to_numpy(ResizeTo(after, "nearest")(x))
-    np.testing.assert_array_equal(found, x[:, rows][:, :, rows])
-
-
-@pytest.mark.parametrize("side", [7, 8])
-def test_symmetric_padding(side):
-    """An even side is where TensorFlow's own padding differs."""
-    image = keras.Input((side, side, 2))
-    model = keras.Model(image, conv_bn_relu(image, 3, 3, strides=2, padding="symmetric", relu=False, name="block"))
-    model.get_layer("block_bn").epsilon = 0.0
-    rng = np.random.default_rng(side)
-    x, kernel = rng.normal(size=(1, side, side, 2)), rng.normal(size=(3, 3, 2, 3))
-    model.get_layer("block_conv").set_weights([kernel])
-    expected = convolve(x[0].transpose(2, 0, 1), kernel.transpose(3, 2, 0, 1), stride=2, padding=1)
-    found = model.predict_on_batch(x.astype("float32"))[0]
-    np.testing.assert_allclose(found, expected.transpose(1, 2, 0), atol=1e-5)
 
 
 # === Checkpoints that are refused ====================================================================================
@@ -257,10 +210,3 @@ def test_other_networks_are_refused(small, case):
     name, value, words = NO_M2DET[case]
     with refused("some.pth", words):
         read_structure(changed(small[1], {name: value}) if name else value, "some.pth")
-
-
-def test_a_released_resnet_checkpoint_is_refused_by_name():
-    tensors = golden_description("resnet50_sfam_small")["tensors"]
-    state = {name: np.empty(tensor["shape"]) for name, tensor in tensors.items()}
-    with pytest.raises(InputError, match=r"ResNet as its backbone \(base\.conv1\.weight\)"):
-        read_structure(state, "resnet.pth")

@@ -79,7 +79,7 @@ def test_a_higher_score_of_the_right_class_is_better_aligned():
     assert assign(truth, right_class)[1][0, runner_up] > before[0, runner_up]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(2e-3, 1), st.floats(2e-3, 1))
 def test_a_box_with_area_has_an_anchor(x, y, width, height):
     """Anywhere, also on the border between cells or at the edge, and however much smaller than a cell."""
@@ -102,7 +102,7 @@ def test_a_tiny_box_on_the_border_of_cells_has_an_anchor(side):
     assert (assigned == 0).any(axis=1).all()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_assignment_equals_the_reference(seed):
     offsets, logits, truth = random_case(seed)
     scores, boxes = 1 / (1 + np.exp(-logits)), numpy(decode_distances(offsets, ANCHORS))
@@ -118,21 +118,14 @@ def test_assignment_equals_the_reference(seed):
         np.testing.assert_allclose(target[image], expected[1], rtol=1e-3, atol=1e-6)
 
 
-def test_the_order_of_the_boxes_does_not_matter():
-    offsets, logits, truth = random_case(7)
-    scores, boxes = 1 / (1 + np.exp(-logits)), numpy(decode_distances(offsets, ANCHORS))
-    assigned, target = assign(truth, scores, boxes)
-    order = np.array([3, 0, 4, 2, 1])
-    permuted = {name: value[:, order] for name, value in truth.items()}
-    assigned_permuted, target_permuted = assign(permuted, scores, boxes)
-    back = np.where(assigned_permuted >= 0, order[assigned_permuted], -1)
-    np.testing.assert_array_equal(back, assigned)
-    np.testing.assert_allclose(target_permuted, target, rtol=1e-5)
-
-
-def test_a_box_listed_with_two_classes_has_both():
+def test_a_box_listed_with_two_classes_has_both_and_the_mean_of_their_scores():
     box = (0.2, 0.2, 0.7, 0.7)
     truth = targets([[(0, *box), (2, *box), (1, 0.6, 0.6, 1, 1)]])
+    logits = np.random.default_rng(0).normal(size=(1, 7, NUM_CLASSES)).astype("float32")
+    p = 1 / (1 + np.exp(-logits[0]))
+    mean = (p[:, 0] + p[:, 2]) / 2
+    scores = numpy(scores_of_boxes(logits, truth["boxes"], truth["labels"]))[0]
+    np.testing.assert_allclose(scores[:3], [mean, mean, p[:, 1]], rtol=1e-5)
     classes = numpy(classes_of_boxes(truth["boxes"], truth["labels"], NUM_CLASSES))
     assert classes[0].tolist() == [[1, 0, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]]
     gradient = logit_gradient(truth)[0]
@@ -141,20 +134,7 @@ def test_a_box_listed_with_two_classes_has_both():
     np.testing.assert_array_equal(gradient[:, 0] < 0, gradient[:, 2] < 0)
 
 
-@pytest.mark.parametrize("num_classes", [2, 3, 40])
-def test_scores_of_boxes_are_means_over_their_classes(num_classes):
-    rng = np.random.default_rng(num_classes)
-    a, b = (0.1, 0.1, 0.5, 0.5), (0.2, 0.2, 0.9, 0.9)
-    truth = targets([[(0, *a), (1, *a), (0, *a), (1, *b), (1, *b)]], width=6)
-    logits = rng.normal(size=(1, 7, num_classes)).astype("float32")
-    p = 1 / (1 + np.exp(-logits[0]))
-    score = numpy(scores_of_boxes(logits, truth["boxes"], truth["labels"]))[0]
-    for row in range(3):
-        np.testing.assert_allclose(score[row], (p[:, 0] + p[:, 1]) / 2, rtol=1e-5)
-    np.testing.assert_allclose(score[3:5], np.stack([p[:, 1]] * 2), rtol=1e-5)
-
-
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0.01, 1), st.floats(0.01, 1))
 def test_an_anchor_that_is_half_covered_has_its_centre_in_the_box(x, y, width, height):
     """So the rule of ignored regions contains the published one, IoA >= 0.5."""
@@ -225,21 +205,6 @@ def test_max_iou_by_hand():
     truth = targets([[(1, 0, 0, 0.2, 0.2), (0, 0.98, 0.98, 1, 1)]])
     assert max_iou(truth, anchors).tolist() == [[0, -1, -2, 1]]
     assert max_iou(targets([[]]), anchors).tolist() == [[-1, -1, -1, -1]]
-
-
-def test_an_anchor_of_two_boxes_goes_to_the_better_one():
-    anchors = np.array([[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]], "float32")
-    worse, better = (0, 0, 0, 0.2, 0.2), (1, 0, 0, 0.3, 0.2)
-    assert max_iou(targets([[worse, better]]), anchors).tolist() == [[1, -1]]
-    assert max_iou(targets([[better, worse]]), anchors).tolist() == [[0, -1]]
-    assert max_iou(targets([[worse, (2, *worse[1:])]]), anchors).tolist() == [[0, -1]]  # equal: the first row
-
-
-def test_a_small_box_takes_the_nearest_of_the_anchors_that_hold_it():
-    """All anchors of one size that contain it have the same IoU."""
-    middle = CENTRES[27]
-    assigned = max_iou(targets([[(0, *(middle - 0.01), *(middle + 0.012))]]))[0]
-    assert np.flatnonzero(assigned == 0).tolist() == [27]
 
 
 FLAT_BOXES = [(0.5, 0.5, 0.5, 0.5), (0.2, 0.3, 0.2, 0.9), (0, 0, 1, 0), (0.7, 0.7, 0.3, 0.3)]

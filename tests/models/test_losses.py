@@ -57,29 +57,6 @@ def element_case():
     return np.where(rng.random(200) < 0.5, 0, rng.random(200)).astype("float32"), logits
 
 
-def test_giou_by_hand():
-    """The shifted squares of before: 1/7 - (2.25 - 1.75) / 2.25. Squares side by side with a gap of 1: 0 - 1/3."""
-    a = np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 2, 2]], "float32")
-    b = np.array([[0.5, 0.5, 1.5, 1.5], [2, 0, 3, 1], [0, 0, 1, 1], [0, 0, 1, 1]], "float32")
-    np.testing.assert_allclose(numpy(generalised_iou(a, b)), [1 / 7 - 0.5 / 2.25, -1 / 3, 1, 0.25], rtol=1e-5)
-
-
-def test_giou_equals_the_reference_and_is_symmetric():
-    _, _, truth = random_case(1)
-    a, b = truth["boxes"].reshape(-1, 4), truth["regions"].reshape(-1, 4)
-    value = numpy(generalised_iou(a, b))
-    expected = [reference_giou(x, y) for x, y in zip(a.astype("float64"), b.astype("float64"), strict=True)]
-    np.testing.assert_allclose(value, expected, atol=1e-5)
-    np.testing.assert_allclose(numpy(generalised_iou(b, a)), value, atol=1e-6)
-    assert value.min() < 0 < value.max()
-
-
-def test_cross_entropy_equals_the_reference():
-    target, logits = element_case()
-    expected = [reference_cross_entropy(*map(float, row)) for row in zip(target, logits, strict=True)]
-    np.testing.assert_allclose(numpy(cross_entropy(target, logits)), expected, rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize("logit", [-1e4, -100, 100, 1e4])
 def test_cross_entropy_is_finite_at_extreme_logits(logit):
     value = numpy(cross_entropy(np.array([0, 0.5, 1], "float32"), np.full(3, logit, "float32")))
@@ -121,10 +98,11 @@ def test_focal_loss_is_that_of_keras():
     np.testing.assert_allclose(numpy(focal(target, logits)), expected, rtol=1e-4, atol=1e-7)
 
 
-def test_quality_losses_equal_their_formulas():
+def test_losses_of_classes_equal_their_formulas():
     target, logits = element_case()
     p = 1 / (1 + np.exp(-logits.astype("float64")))
     entropy = np.array([reference_cross_entropy(*map(float, row)) for row in zip(target, logits, strict=True)])
+    np.testing.assert_allclose(numpy(cross_entropy(target, logits)), entropy, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(numpy(quality_focal(target, logits)), (target - p) ** 2 * entropy, rtol=1e-3, atol=1e-6)
     weight = np.where(target > 0, target, 0.75 * p**2)
     np.testing.assert_allclose(numpy(varifocal(target, logits)), weight * entropy, rtol=1e-3, atol=1e-6)
@@ -143,17 +121,20 @@ def reference_ciou(a, b) -> float:
     return iou - distance / diagonal - v * v / (1 - iou + v)
 
 
-def test_ciou_equals_the_reference():
+@pytest.mark.parametrize(("function", "reference"), [(generalised_iou, reference_giou), (complete_iou, reference_ciou)])
+def test_ious_equal_the_reference_and_are_1_of_equal_boxes(function, reference):
     _, _, truth = random_case(1)
     a, b = truth["boxes"].reshape(-1, 4), truth["regions"].reshape(-1, 4)
-    expected = [reference_ciou(x, y) for x, y in zip(a.astype("float64"), b.astype("float64"), strict=True)]
-    np.testing.assert_allclose(numpy(complete_iou(a, b)), expected, atol=1e-5)
-    np.testing.assert_allclose(numpy(complete_iou(a, a)), 1, atol=1e-5)
+    expected = [reference(x, y) for x, y in zip(a.astype("float64"), b.astype("float64"), strict=True)]
+    np.testing.assert_allclose(numpy(function(a, b)), expected, atol=1e-5)
+    np.testing.assert_allclose(numpy(function(a, a)), 1, atol=1e-5)
+    assert min(expected) < 0 < max(expected)
 
 
-def test_ciou_by_hand():
-    """Two unit squares with a gap of 1: no overlap, centres 2 apart, a hull of 3 x 1, equal shapes."""
+def test_ious_by_hand():
+    """Two unit squares with a gap of 1: no overlap; a hull of 3 x 1 has a third of it empty, its diagonal is 10."""
     a, b = np.array([[0, 0, 1, 1]], "float32"), np.array([[2, 0, 3, 1]], "float32")
+    np.testing.assert_allclose(numpy(generalised_iou(a, b)), [-1 / 3], rtol=1e-5)
     np.testing.assert_allclose(numpy(complete_iou(a, b)), [-4 / 10], rtol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Measures every image: width, height, channels, size in bytes, MD5. Later steps see here which images are there.
+"""Measures every image: width, height, channels, size in bytes, MD5. Later steps read here which images exist.
 Then describes images and boxes, and how well anchors cover the boxes.
 
 Reads:  DATASET/<split>/, flat or in folders of the id's first three characters; OUTPUT/level_<n>_files/ (a01).
@@ -9,7 +9,7 @@ Writes: OUTPUT/<split>_image_params.csv (id,width,height,channel,size,md5, order
         OUTPUT/anchors_level_<n>.json, anchors by k-means for a03 --anchors;
         OUTPUT/data_set.html, plots of all this.
 Takes:  5 to 10 minutes on 2 cores for the 1.7 million images of Open Images if the disk keeps up; with --no_md5 one or
-        two. Stopped and started again it goes on where it was; run later it reads only what has changed.
+        two. A second run continues an interrupted one, and reads only files that have changed.
 
     python a02_find_image_parameters.py
     python a02_find_image_parameters.py --dataset_path demo_data/data_set --splits validation
@@ -64,19 +64,18 @@ def main(
         dataset_path: the folder with train/, validation/ and test/.
         output_path: where the tables go.
         splits: which folders to measure.
-        orientation: width and height as "stored" in the file, or turned as "exif" says; the same as in a03 and a04.
-        no_md5: leave the column md5 empty, by which equal images are found: then only the beginning and the end of each
-            file are read, in a fraction of the time.
+        orientation: width and height as "stored" in the file, or turned as "exif" says; as in a03 and a04.
+        no_md5: leave out the MD5s, which find equal images. Much faster: only the ends of each file are read.
         threads: how many files to read at a time; 0 = one per core.
         statistics: describe images, boxes and anchors; false = measure the images only.
-        levels: of a01, to describe (default: all that it has made).
-        detector: whose anchors, as in a03.
+        levels: levels of a01 to describe (default: all).
+        detector: the detector of a03 whose anchors are described.
         image_size: side of the network's square in pixels (default: 192, a03's small network).
         scales: maps of the network, as in a03 (default: 4, or fewer where the image is small).
         resize: how images become square, as in a03.
         anchors: to compare with k-means: square, official, or a file, as in a03 (default: square).
-        anchors_per_cell: anchors by k-means in each cell (default: as many as --anchors has).
-        seed: of k-means, and of the boxes that are drawn from a class with more than 5,000.
+        anchors_per_cell: number of anchors by k-means in each cell (default: as in --anchors).
+        seed: of k-means, and of the sample of boxes from a class with more than 5,000.
     """
     check_flag(threads >= 0, "threads", threads, "0 for one per core, or more")
     check_flag(image_size is None or image_size >= SMALLEST, "image_size", image_size, f"{SMALLEST} or more")
@@ -118,7 +117,7 @@ def compared_sets(detector: str, image_size: int, scales: int, anchors: str) -> 
 
 
 def measure_split(dataset_path: str, output_path: str, split: str, measure: Callable[..., Counts]) -> bool:
-    """Writes the tables of one split by `measure_images`, and prints its counts. Returns whether there are images."""
+    """Measures one split, and prints its counts. Returns whether it has images."""
     folder = Path(dataset_path) / split
     images = list_images(folder) if folder.is_dir() else None
     if not images or not images.names:
@@ -141,12 +140,12 @@ def read_tables(output_path: str, measured: list[str]) -> dict[str, pl.DataFrame
     sizes = {split: table for split, table in sizes.items() if len(table)}
     for split, table in sizes.items():
         print(f"{split}: {len(table)} images")
-        print_percentiles(report.image_percentiles(table))
+        print_percentiles(report.percentiles("image", table.select("width", "height").to_numpy()))
     return sizes
 
 
 def chosen_levels(output_path: str, levels: tuple[str, ...] | None) -> list[str]:
-    """The levels that were asked for, else all that a01 has made."""
+    """The levels of the flag, or all that a01 has made."""
     folders = [file.parent.name for file in sorted(Path(output_path).glob("level_*_files/class-descriptions-*.csv"))]
     made = [folder.removeprefix("level_").removesuffix("_files") for folder in folders]
     for level in levels or ():
@@ -158,7 +157,7 @@ def chosen_levels(output_path: str, levels: tuple[str, ...] | None) -> list[str]
 
 
 def read_boxes(output_path: str, level: str, labels: list[str], image_sizes: dict, sample: Callable) -> dict:
-    """Reads the boxes of a level by `sample_boxes` and describes them. Returns {split: boxes} of splits with boxes."""
+    """Reads the boxes of a level and prints their statistics. Returns {split: boxes} of the splits that have some."""
     samples = {}
     for split, sizes in image_sizes.items():
         path = paths.level_boxes(output_path, level, split)
@@ -173,19 +172,19 @@ def read_boxes(output_path: str, level: str, labels: list[str], image_sizes: dic
                 print(f"  {count} boxes are left out, because {reason}")
         if len(boxes.boxes):
             samples[split] = boxes
-            print_percentiles(report.box_percentiles(boxes))
+            print_percentiles(report.percentiles("box", boxes.sizes, boxes.weights))
     return samples
 
 
 def print_percentiles(percentiles: report.Percentiles) -> None:
-    """A line for each quantity, with some of its percentiles."""
+    """Prints some percentiles of each quantity."""
     for name, values in percentiles:
         value_of = dict(zip(report.PERCENTILES, values, strict=True))
         print(f"  {name}: " + ", ".join(f"{share} % up to {value_of[share]:.4g}" for share in (5, 50, 95)))
 
 
 def write_report(output_path: str, made: report.LevelReport, per_cell: int, seed: int) -> None:
-    """Writes the table of the classes and the anchors of a level, and prints the shares of all boxes."""
+    """Writes a level's table of classes and anchors, and prints the shares of covered boxes."""
     table, anchors = paths.level_coverage(output_path, made.level), paths.level_anchors(output_path, made.level)
     report.write_class_table(table, made)
     print(f"  worst-covered classes: {table}")

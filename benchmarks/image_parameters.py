@@ -60,8 +60,9 @@ def main(*, images: int = 6000, rounds: int = 5, many: int = 1_900_000, boxes: i
 # === Speed ============================================================================================================
 def speed(folder: Path, images: int, rounds: int) -> None:
     """Prints the table of the ways that take turns."""
-    make_images(folder / "large" / "train", names(images), 1024, 768)
-    files = [str(path) for path in (folder / "large" / "train").glob("*/*")]
+    made = [folder / "large" / "train" / f"{name}.jpg" for name in names(images)]  # flat, as they are downloaded
+    make_images(made, 1024, 768)
+    files = [str(path) for path in made]
     ways = {
         "a02": lambda: run_a02(folder, no_md5=False),
         "Pillow and hashlib": lambda: in_threads(pillow_and_md5, files),
@@ -93,12 +94,11 @@ def names(count: int) -> list[str]:
     return [f"{number * 2_654_435_761 % 2**32:08x}{number:08x}" for number in range(count)]
 
 
-def make_images(folder: Path, ids: list[str], width: int, height: int) -> None:
-    """Makes FILES JPEGs of soft shapes with grain, and hard links to them, below folders of three characters."""
+def make_images(places: list[Path], width: int, height: int) -> None:
+    """Makes FILES JPEGs of soft shapes with grain, and hard links to them."""
     rng = np.random.default_rng(0)
-    for prefix in {image_id[:3] for image_id in ids}:
-        (folder / prefix).mkdir(parents=True)
-    places = [folder / image_id[:3] / f"{image_id}.jpg" for image_id in ids]
+    for folder in {place.parent for place in places}:
+        folder.mkdir(parents=True)
     for place in places[:FILES]:
         picture = cv2.resize(rng.uniform(0, 255, (6, 8, 3)).astype("float32"), (width, height))
         picture += rng.normal(0, 9, (height, width, 1))
@@ -134,7 +134,7 @@ def in_threads(function, files: list[str]) -> None:
 def whole_runs(folder: Path, many: int, boxes: int) -> None:
     """Prints time and memory of a02 on `many` names."""
     ids = names(many)
-    make_images(folder / "many" / "train", ids, 64, 48)
+    make_images([folder / "many" / "train" / name[:3] / f"{name}.jpg" for name in ids], 64, 48)
     command = [sys.executable, a02.__file__, "--dataset_path", str(folder / "many"), "--splits", "train"]
     command += ["--output_path", str(folder / "output")]
     print(f"{many:,} images")

@@ -9,7 +9,7 @@ import polars as pl
 
 from oid import paths
 from oid.anchors.coverage import COVERED, weighted_quantiles
-from oid.anchors.report import PERCENTILES, LevelReport, Percentiles, box_percentiles, image_percentiles
+from oid.anchors.report import PERCENTILES, LevelReport, Percentiles, percentiles
 from oid.page import Table, new_plot, plot_html, table_html, write_page
 
 WORST = 30  # classes in the plot
@@ -25,17 +25,15 @@ body { max-width: 1180px; } img { width: auto; max-width: 100%; } h2 { font-size
 def write_data_set_page(
     path: str | os.PathLike, image_sizes: dict[str, pl.DataFrame], reports: Sequence[LevelReport]
 ) -> None:
-    """Writes the page, all or nothing.
+    """Writes the page as an HTML file, all or nothing.
 
-    Args:
-        path: the HTML file.
-        image_sizes: of each split, see `oid.anchors.sampled_boxes.read_image_sizes`.
-        reports: of the levels.
+    `image_sizes` has the result of `oid.anchors.sampled_boxes.read_image_sizes` for each split.
     """
     parts = [part for report in reports for part in level_html(report)]
     parts += ["<h2>Images</h2><p>As a02 measured them.</p>", images_plot(image_sizes)]
     for split, sizes in image_sizes.items():
-        parts.append(percentile_table(f"{split}: percentiles of {len(sizes):,} images", image_percentiles(sizes)))
+        caption = f"{split}: percentiles of {len(sizes):,} images"
+        parts.append(percentile_table(caption, percentiles("image", sizes.select("width", "height").to_numpy())))
     write_page(path, "Data set", parts, style=STYLE)
 
 
@@ -56,7 +54,8 @@ def level_html(report: LevelReport) -> list[str]:
     ]
     for coverage in report.coverages:
         caption = f"{coverage.split}: percentiles of the boxes at {boxes.image_size} pixels"
-        parts.append(percentile_table(caption, box_percentiles(coverage.boxes)))
+        rows = percentiles("box", coverage.boxes.sizes, coverage.boxes.weights)
+        parts.append(percentile_table(caption, rows))
     return parts
 
 
@@ -73,9 +72,9 @@ def sets_table(report: LevelReport) -> str:
     return table_html(Table("Anchor sets", header, rows))
 
 
-def percentile_table(caption: str, percentiles: Percentiles) -> str:
+def percentile_table(caption: str, rows: Percentiles) -> str:
     """A row for each quantity."""
-    cells = [[name, *(f"{v:.2f}" if v < 10 else f"{v:.0f}" for v in values)] for name, values in percentiles]
+    cells = [[name, *(f"{v:.2f}" if v < 10 else f"{v:.0f}" for v in values)] for name, values in rows]
     return table_html(Table(caption, ["", *(f"{share} %" for share in PERCENTILES)], cells))
 
 

@@ -66,7 +66,7 @@ def _checked_sides(sides: list[int], image_size: int, least: int) -> list[int]:
 
 
 def smallest_image(scales: int) -> int:
-    """The smallest image, in pixels and a multiple of 16, whose pyramid has `scales` maps."""
+    """The smallest multiple of 16 pixels for `scales` maps."""
     cells = 2 ** (scales - 2) + 1 if scales > 1 else 1  # the last map but one has 2 cells
     if scales == PUBLISHED_SCALES:
         cells = 33  # the last map but one has 3
@@ -74,7 +74,7 @@ def smallest_image(scales: int) -> int:
 
 
 def scales_that_fit(image_size: int, most: int) -> int:
-    """The largest number of maps, from 1 to `most`, that an image has room for."""
+    """The largest number of M2Det's maps, from 1 to `most`, for an image."""
     return max((scales for scales in range(1, most + 1) if smallest_image(scales) <= image_size), default=1)
 
 

@@ -141,15 +141,14 @@ def write_class_table(path: str | os.PathLike, report: LevelReport) -> None:
 
 
 def write_anchor_file(path: str | os.PathLike, report: LevelReport, seed: int) -> None:
-    """Writes the anchors by k-means as `anchor_settings` reads them, all or nothing. Without them it removes the file
-    of an earlier run."""
+    """Writes the anchors by k-means as `anchor_settings` reads them, or removes the file of an earlier run."""
     if report.clusters is None:
         Path(path).unlink(missing_ok=True)
         return
     chosen, coverage = report.sets[report.clusters], report.coverages[0]
-    source = f"k-means over {coverage.split} of level {report.level}, seed {seed}"
+    source = f"a02_find_image_parameters.py, k-means over {coverage.split} of level {report.level}, seed {seed}"
     content = {
-        "made_by": f"a02_find_image_parameters.py, {source}",
+        "made_by": source,
         "image_size": coverage.boxes.image_size,
         "resize": coverage.boxes.resize,
         "scales": len(chosen.settings["sizes"]),
@@ -161,21 +160,16 @@ def write_anchor_file(path: str | os.PathLike, report: LevelReport, seed: int) -
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def box_percentiles(boxes: SampledBoxes) -> Percentiles:
-    """Of the boxes' width, height and square root of the area, in pixels of the square, and of width / height."""
-    width, height = boxes.sizes.T
-    quantities = {"width": width, "height": height, "size (square root of the area)": np.sqrt(width * height)}
-    return _percentiles("box", quantities, boxes.weights)
+def percentiles(kind: str, sizes: np.ndarray, weights: np.ndarray | None = None) -> Percentiles:
+    """Percentiles of widths, heights, their geometric means, and aspect ratios.
 
-
-def image_percentiles(image_sizes: pl.DataFrame) -> Percentiles:
-    """Of the images' width and height in pixels, and of width / height; see `read_image_sizes`."""
-    width, height = image_sizes.select("width", "height").to_numpy().T.astype("float64")
-    return _percentiles("image", {"width": width, "height": height}, np.ones(len(width)))
-
-
-def _percentiles(kind: str, lengths: dict[str, np.ndarray], weights: np.ndarray) -> Percentiles:
-    quantities = {f"{kind} {name}, pixels": values for name, values in lengths.items()}
-    quantities[f"{kind} width / height"] = lengths["width"] / lengths["height"]
-    shares = np.asarray(PERCENTILES) / 100
-    return [(name, weighted_quantiles(values, weights, shares).tolist()) for name, values in quantities.items()]
+    Args:
+        kind: "box" or "image".
+        sizes: `(N, 2)`, widths and heights in pixels.
+        weights: `(N,)`, how often each counts; None = once.
+    """
+    width, height = sizes.astype("float64").T
+    quantities = {"width, pixels": width, "height, pixels": height, "width / height": width / height}
+    quantities["square root of the area, pixels"] = np.sqrt(width * height)
+    weights, shares = np.ones(len(sizes)) if weights is None else weights, np.asarray(PERCENTILES) / 100
+    return [(f"{kind} {name}", weighted_quantiles(q, weights, shares).tolist()) for name, q in quantities.items()]

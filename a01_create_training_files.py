@@ -13,7 +13,7 @@ Writes to OUTPUT/level_<n>_files/
     class-descriptions-boxable-level-<n>.csv                label,name without a header, in the order of the outputs
     left-out-classes-level-<n>.csv                          the same for classes with fewer boxes than --min_boxes
     image-ids-level-<n>.txt                                 train/<id> and validation/<id> of every image, sorted
-All files appear together at the end, and the same input gives the same bytes.
+The same input gives the same bytes. The files of all levels appear together at the end.
 
     python a01_create_training_files.py --dataset_path data/open_images --levels 1 2 all
     python a01_create_training_files.py --dataset_path demo_data/data_set --output_path demo_data/try --levels 1
@@ -21,32 +21,29 @@ All files appear together at the end, and the same input gives the same bytes.
     python a01_create_training_files.py --dataset_path data/voc --export coco --export_path data/voc_as_coco
 
 The rules
-Classes. The classes of the challenge file are kept if that is present, otherwise those of class-descriptions-boxable,
-  in the order of the file. --labels_filter and --parent_label keep a part of them. All others are "excluded". Ancestors
-  are those of the full hierarchy; a class outside the hierarchy is a leaf without ancestors.
-Levels. A level is a height in the hierarchy contracted to the kept classes: the children of a dropped class move up, a
-  leaf has height 1, an inner class is 1 above its highest child. `all` has every kept class, `rare` those with fewer
-  than --rare_below training boxes. Classes with fewer than --min_boxes training boxes are left out. Training boxes are
-  counted as they are written, and validation files have the classes that were chosen on train.
-Boxes. A box becomes a box of each class of the level that is its own or an ancestor. If several have equal image, class
-  and coordinates (as numbers), the first is written. Order: the source's rows, then the classes.
-Ignored regions. A region gives a class no gradient, neither as object nor as background. Order: rows, then labels.
-  group_of        A box with IsGroupOf 1 is a region of its own class and of every ancestor in the level.
-  excluded_class  A box of an excluded class is a region of every ancestor in the level. Of these two reasons, the first
-                  that applies is written, once for each image, class and rectangle.
-  ancestor_class  A box labelled `Fruit` may be an apple: its region covers every class of the level below LabelName,
-                  not LabelName itself, which need not be in the level. One row for each image, label and rectangle. No
-                  row if the level has no class below, or if an equal box of the image has a class below the label.
-Image labels. A positive label counts for all ancestors, a negative one for all descendants. Each image and class of the
-  level is written once; if both signs meet, positive wins. Boxes add no image labels: readers take the union.
-Negatives. An image with an image label of the level, but without box and region, becomes a row with only its ImageID.
-Labels that neither hierarchy nor descriptions know are dropped and counted.
+Classes. Kept are the challenge file's classes, or without that file all described ones, in the order of the file.
+  --labels_filter and --parent_label keep a part of them. All other known classes are "excluded". Ancestors are those of
+  the full hierarchy; a class outside it has none. Rows of unknown labels are dropped and counted.
+Levels. A level is a height in the hierarchy of the kept classes, in which the children of a dropped class move up: a
+  leaf has height 1, another class 1 more than its highest child. `all` has every kept class, `rare` those with fewer
+  than --rare_below training boxes. Classes with fewer than --min_boxes are left out. What counts is the number of
+  training boxes that are written; validation files have the same classes.
+Boxes. A box is written for its own class and each ancestor, if these are in the level. Boxes with equal image, class
+  and coordinates (as numbers) are written once, as the first of them. Order: the rows of the source, then the classes.
+Ignored regions. Inside a region a class gets no gradient. Order: the rows of the source, then the labels.
+  group_of        A box with IsGroupOf 1 is a region of its class and each ancestor in the level.
+  excluded_class  A box of an excluded class is a region of each ancestor in the level. An image, class and rectangle
+                  has one row for these two reasons, with the first that applies.
+  ancestor_class  A box of `Fruit` may be an apple: it is a region of all classes of the level below LabelName, which
+                  itself need not be in the level. An image, label and rectangle has one such row. It has none if no
+                  class of the level is below, or if an equal box of the image has a class below the label.
+Image labels. A positive label counts for all ancestors, a negative one for all descendants. An image and class has one
+  row; positive wins against negative. Boxes add no image labels: readers take the union.
+Negatives. An image with an image label of the level, but without box and region, is a row with only its ImageID.
 """
 
 import contextlib
-import dataclasses
 import functools
-import math
 import os
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -58,17 +55,18 @@ from tqdm import tqdm
 
 from a00_utils_and_constants import DATASET_PATH, LEVELS, OUTPUT_PATH
 from oid import paths
-from oid.annotations import write_class_descriptions
 from oid.command_line import check_flag, run_script
-from oid.files import InputError, remedy, require_file, require_folder
-from oid.levels.classes import Classes, choose_by_boxes, read_classes
-from oid.levels.rows import Rows, no_image_labels, read_box_rows, read_image_label_rows
-from oid.levels.rules import count_boxes
-from oid.levels.write import Split, write_levels
+from oid.files import InputError, remedy, require_folder
+from oid.levels.classes import Classes, read_classes
+from oid.levels.rows import Split, read_split
+from oid.levels.rules import choose_by_boxes
+from oid.levels.write import write_levels
 from oid.sources.base import FolderError
 from oid.sources.export import export as write_export
 from oid.sources.splits import SplitChoice, SplitError
 from oid.sources.write import convert
+
+image_bar = functools.partial(tqdm, unit="image", leave=False, disable=None)
 
 
 def main(
@@ -111,36 +109,34 @@ def main(
     """
     check_flag(min_boxes >= 0, "min_boxes", min_boxes, "0, which keeps every class, or more")
     check_flag(rare_below >= 1, "rare_below", rare_below, "1 or more")
+    is_one_part = labels_filter is None or parent_label is None
+    check_flag(is_one_part, "parent_label", parent_label, "this flag or --labels_filter, not both")
     if (export is None) != (export_path is None):
         raise InputError("--export and --export_path belong together: the format, and the folder to be made")
     convert_source(source, source_path, dataset_path, SplitChoice(source_splits, validation_folds, fold))
     require_folder(dataset_path, "set --dataset_path, or OID_PATH, to the folder of Open Images")
-    classes = read_kept_classes(dataset_path, labels_filter, parent_label)
+    classes = choose_classes(dataset_path, labels_filter, parent_label)
     if export:
         with name_flags("export_path"):
             print(*write_export(export, Path(dataset_path), Path(export_path), classes.names, image_bar), sep="\n")
         return
-    is_part = labels_filter is not None or parent_label is not None
-    candidates = classes_of_levels(classes, levels, is_part=is_part)
-    splits = [read_split(dataset_path, name, classes) for name in ("train", "validation")]
-    chosen, left_out = {}, {}
-    train = splits[0].boxes
-    for level, labels in candidates.items():
-        counts = count_boxes(classes, labels, train.patterns, train.counts)
-        limit = rare_below if level == "rare" else math.inf
-        chosen[level], left_out[level] = choose_by_boxes(level, counts, min_boxes, limit)
+    with remedy("change --levels"):
+        candidates = classes.of_levels(levels, optional=LEVELS if levels == LEVELS else ())
+    print_names("levels left out, because no class has them", [level for level in levels if level not in candidates])
+    splits = [read_split(dataset_path, name, classes.labels) for name in ("train", "validation")]
+    for split in splits:
+        print_dropped_rows(split, classes)
+    chosen, left_out = choose_by_boxes(classes, candidates, splits[0].boxes, min_boxes, rare_below)
     with tqdm(total=sum(len(split.boxes.pattern) for split in splits), unit=" boxes", disable=None) as bar:
-        counts = write_levels(output_path, classes, chosen, splits, bar.update)
+        counts = write_levels(output_path, classes, chosen, left_out, splits, bar.update)
     for level, labels in chosen.items():
-        write_class_descriptions(paths.level_class_descriptions(output_path, level), classes.names_of(labels))
-        left_out_file = paths.level_folder(output_path, level) / f"left-out-classes-level-{level}.csv"
-        write_class_descriptions(left_out_file, classes.names_of(left_out[level]))
         print(f"\nlevel {level}: {len(labels)} classes, in {paths.level_folder(output_path, level)}")
-        print_table(counts[level])
+        print(" " * 36 + "".join(f"{split.name:>12}" for split in splits))
+        for name in counts[level]["train"]:
+            print(f"  {name:34}" + "".join(f"{counts[level][split.name][name]:>12}" for split in splits))
         print_names(f"left out, fewer than --min_boxes {min_boxes}", classes.names_of(left_out[level]).values())
 
 
-# === Other formats ===================================================================================================
 def convert_source(source: str, source_path: str | None, dataset_path: str, choice: SplitChoice) -> None:
     """Makes DATASET from the data set in `source_path`, if that is given, and prints what was made."""
     if source_path is None:
@@ -165,94 +161,41 @@ def name_flags(folder: str) -> Iterator[None]:
         raise InputError(f"{error} by --{folder}") from error
 
 
-image_bar = functools.partial(tqdm, unit="image", leave=False, disable=None)
-
-
-# === Classes and levels ==============================================================================================
-def read_kept_classes(dataset_path: str, labels_filter: tuple[str, ...] | None, parent_label: str | None) -> Classes:
+def choose_classes(dataset_path: str, labels_filter: tuple[str, ...] | None, parent_label: str | None) -> Classes:
     """Reads hierarchy and descriptions, and prints which classes are kept."""
-    both = labels_filter is not None and parent_label is not None
-    check_flag(not both, "parent_label", parent_label, "this flag or --labels_filter, not both")
-    classes, deciding = read_classes(dataset_path)
-    root = classes.hierarchy.root
-    undescribed = [name for label, name in deciding.items() if label not in classes.described]
-    print_names(f"not in {paths.CLASS_DESCRIPTIONS}, dropped", undescribed)
-    print_names("the root of the hierarchy is no class, dropped", [deciding[root]] if root in deciding else [])
+    classes, dropped = read_classes(dataset_path)
+    print_names(f"dropped, because they are the hierarchy's root or not in {paths.CLASS_DESCRIPTIONS}", dropped)
     if labels_filter is not None:
         with remedy("change --labels_filter"):
-            part = classes.find_all(labels_filter)
-        check_flag(bool(part), "labels_filter", labels_filter, "names or labels, for example Helmet,Tree")
+            classes = classes.part(classes.find_all(labels_filter))
     elif parent_label is not None:
         with remedy("change --parent_label"):
-            part = [classes.find(parent_label)]
-        part += classes.below(part[0])
-    if labels_filter is not None or parent_label is not None:
-        classes = dataclasses.replace(classes, names=classes.names_of(part))
-        print_names("of these only", classes.names.values())
+            parent = classes.find(parent_label)
+        classes = classes.part([parent, *classes.below(parent)])
+    print_names("of these only", classes.names.values() if classes.is_part else [])
     outside = [name for label, name in classes.names.items() if label not in classes.hierarchy]
     print_names(f"not in {paths.HIERARCHY}, taken as leaves without ancestors", outside)
-    kept, known = len(classes.names), len(classes.labels.categories)
-    file = paths.evaluated_class_descriptions(dataset_path).name
-    print(f"{kept} classes of {file}, {known - kept} others are excluded")
+    excluded, file = classes.labels.categories[len(classes.names) :], paths.evaluated_class_descriptions(dataset_path)
+    print(f"{len(classes.names)} classes of {file.name}, {len(excluded)} others are excluded")
     return classes
 
 
-def classes_of_levels(classes: Classes, levels: tuple[str, ...], *, is_part: bool) -> dict[str, list[str]]:
-    """Returns {level: its kept classes}, before classes with too few boxes are left out.
-
-    A level without classes is left out if it is one of the default levels, or if a part of the classes lacks a height
-    that the hierarchy has. At least one level must be left.
-    """
-    found = {level: classes.of_level(level) for level in levels}
-    absent = [level for level, labels in found.items() if not labels]
-    heights = {str(classes.hierarchy.height(label)) for label in classes.hierarchy.labels}
-    for level in absent:
-        may_be_absent = levels == LEVELS or (is_part and level in heights)
-        choice = " ".join([*sorted(set(classes.heights.values()), key=int), "all", "rare"])
-        check_flag(may_be_absent and len(absent) < len(found), "levels", level, f"a height that a class has: {choice}")
-    if absent:
-        print(f"left out, because the chosen classes have no such height: level {', '.join(absent)}")
-    return {level: labels for level, labels in found.items() if labels}
-
-
-# === Annotations =====================================================================================================
-def read_split(dataset_path: str, name: str, classes: Classes) -> Split:
-    """Reads and checks boxes and image labels of a split, and prints which rows are dropped."""
-    boxes_path = paths.box_annotations(dataset_path, name)
-    require_file(boxes_path, f"a01 needs the {name} boxes, see https://storage.googleapis.com/openimages/web/")
-    boxes = read_box_rows(boxes_path, classes.labels)
-    print_rows(boxes_path.name, boxes, classes)
-    labels_path = paths.image_label_annotations(dataset_path, name)
-    if labels_path.exists():
-        image_labels = read_image_label_rows(labels_path, classes.labels)
-        print_rows(labels_path.name, image_labels, classes)
-    else:
-        image_labels = no_image_labels(classes.labels)
-        print(f"{labels_path} does not exist: {name} gets no image labels and no negative images")
-    return Split(name, boxes_path, boxes, image_labels)
-
-
-def print_rows(name: str, rows: Rows, classes: Classes) -> None:
-    """Prints the number of rows of a file, and the number that is dropped."""
-    counts = rows.patterns.join(rows.counts, on="pattern")
-    excluded = counts.filter(pl.col("label").to_physical() >= len(classes.names))["count"].sum()
-    unknown = rows.unknown_labels
-    dropped = f"{excluded} of excluded classes, {len(unknown)} of unknown labels dropped"
-    print(f"{name}: {len(rows.pattern)} rows, {dropped}", flush=True)
-    print_names("unknown labels", unknown.unique(maintain_order=True))
-
-
-def print_table(columns: dict[str, dict[str, int]]) -> None:
-    """Prints the counts of a level, one column for each split."""
-    print(" " * 36 + "".join(f"{split:>12}" for split in columns))
-    for name in columns["train"]:
-        print(f"  {name:34}" + "".join(f"{column[name]:>12}" for column in columns.values()))
+def print_dropped_rows(split: Split, classes: Classes) -> None:
+    """Prints the number of rows of each file, and the number that is dropped."""
+    for path, rows in ((split.boxes_path, split.boxes), (split.labels_path, split.image_labels)):
+        if not path.exists():
+            print(f"{path} does not exist: {split.name} gets no image labels and no negative images")
+            continue
+        counts, unknown = rows.patterns.join(rows.counts, on="pattern"), rows.unknown_labels
+        excluded = counts.filter(pl.col("label").to_physical() >= len(classes.names))["count"].sum()
+        dropped = f"{excluded} of excluded classes, {len(unknown)} of unknown labels dropped"
+        print(f"{path.name}: {len(rows.pattern)} rows, {dropped}", flush=True)
+        print_names("unknown labels", unknown.unique(maintain_order=True))
 
 
 def print_names(title: str, names: Iterable[str], most: int = 50) -> None:
     """Prints the number of names and the first of them, or nothing if there are none."""
-    names = list(names)
-    if names:
+    if names := list(names):
         more = f" and {len(names) - most} more" if len(names) > most else ""
         text = f"{title}: {len(names)} ({', '.join(names[:most])}{more})"
         print(textwrap.fill(text, width=118, subsequent_indent="    "))

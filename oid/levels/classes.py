@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Iterable
 from functools import cached_property
 
@@ -22,11 +21,13 @@ class Classes:
         names: {label: name} of the kept classes, in the order of the network's outputs.
         hierarchy: the full one, excluded classes included.
         described: every label that has a description.
+        is_part: the user has chosen a part of the classes.
     """
 
     names: dict[str, str]
     hierarchy: Hierarchy
     described: tuple[str, ...]
+    is_part: bool = False
 
     @cached_property
     def labels(self) -> pl.Enum:
@@ -51,6 +52,28 @@ class Classes:
     def of_level(self, level: str) -> list[str]:
         """Returns the kept classes of a level in their order; all of them for "all" and "rare"."""
         return [label for label, height in self.heights.items() if level in (height, "all", "rare")]
+
+    def of_levels(self, levels: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, list[str]]:
+        """Returns {level: its classes} without those of `levels` that have no class.
+
+        Raises:
+            InputError: no level has a class, or a level without classes is neither in `optional` nor, for a part of the
+                classes, a height of the full hierarchy.
+        """
+        found = {level: labels for level in levels if (labels := self.of_level(level))}
+        optional = {*optional, *(str(self.hierarchy.height(label)) for label in self.hierarchy.labels if self.is_part)}
+        for level in levels:
+            if level not in found and (level not in optional or not found):
+                heights = " ".join(sorted(set(self.heights.values()), key=int))
+                raise InputError(f"no class has level {level}: choose from {heights} all rare")
+        return found
+
+    def part(self, labels: Iterable[str]) -> "Classes":
+        """Returns the same with fewer kept classes. Raises an InputError if there are none."""
+        names = self.names_of(labels)
+        if not names:
+            raise InputError("no class is named: give names or labels, for example Helmet,Tree")
+        return dataclasses.replace(self, names=names, is_part=True)
 
     def names_of(self, labels: Iterable[str]) -> dict[str, str]:
         """Returns {label: name} of some kept classes, in the order of all."""
@@ -81,11 +104,11 @@ class Classes:
         return found[0]
 
 
-def read_classes(dataset_path: str) -> tuple[Classes, dict[str, str]]:
+def read_classes(dataset_path: str) -> tuple[Classes, list[str]]:
     """Reads class descriptions and hierarchy.
 
     Returns:
-        The classes, and {label: name} of the deciding file, which may have more (the root, for example).
+        The classes, and the names of the other classes in the deciding file: the root, and those without description.
 
     Raises:
         InputError: a file is missing or damaged, or no class is left.
@@ -100,22 +123,4 @@ def read_classes(dataset_path: str) -> tuple[Classes, dict[str, str]]:
     kept = {label: name for label, name in names.items() if label in described and label != hierarchy.root}
     if not kept:
         raise InputError(f"{deciding_path} and {boxable_path} have no class in common: they must use the same labels")
-    return Classes(kept, hierarchy, tuple(described)), names
-
-
-def choose_by_boxes(
-    level: str, counts: dict[str, int], min_boxes: int, fewer_than: float = math.inf
-) -> tuple[list[str], list[str]]:
-    """Divides the classes of a level by `counts`, {label: number of training boxes}.
-
-    Returns:
-        The classes with `min_boxes` or more and fewer than `fewer_than`, and those with fewer than `min_boxes`.
-
-    Raises:
-        InputError: the first list is empty.
-    """
-    chosen = [label for label, count in counts.items() if min_boxes <= count < fewer_than]
-    if not chosen:
-        wanted = f"{min_boxes} or more" + ("" if fewer_than == math.inf else f" and fewer than {fewer_than}")
-        raise InputError(f"level {level}: none of its {len(counts)} classes has {wanted} training boxes: leave it out")
-    return chosen, [label for label, count in counts.items() if count < min_boxes]
+    return Classes(kept, hierarchy, tuple(described)), [name for label, name in names.items() if label not in kept]

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import polars as pl
 
+from oid import paths
 from oid.annotations import csv_errors, read_boxes, read_header, read_image_labels, scan_rows
 from oid.columns import BOX_COLUMNS, CORNERS
+from oid.files import require_file
 
 BATCH = 100_000  # rows whose text is in memory at a time
 _FIRST_COLUMNS = ("ImageID", "Source", "Confidence")
@@ -41,6 +43,37 @@ class Rows:
     def counts(self) -> pl.DataFrame:
         """`pattern` and `count` (UInt32), the number of rows of each pattern that occurs."""
         return self.pattern.drop_nulls().value_counts()
+
+
+@dataclass(frozen=True)
+class Split:
+    """The annotations of a split.
+
+    Attributes:
+        name: "train" or "validation".
+        boxes_path, boxes: the box file and its rows.
+        labels_path, image_labels: the image-label file, which need not exist, and its rows.
+    """
+
+    name: str
+    boxes_path: Path
+    boxes: Rows
+    labels_path: Path
+    image_labels: Rows
+
+
+def read_split(dataset_path: str, name: str, labels: pl.Enum) -> Split:
+    """Reads the boxes and, if there are any, the image labels of a split; `labels` are the known ones.
+
+    Raises:
+        InputError: the box file is missing, or a file is damaged.
+    """
+    labels_path = paths.image_label_annotations(dataset_path, name)
+    boxes_path = paths.box_annotations(dataset_path, name)
+    require_file(boxes_path, f"the {name} boxes are needed, see https://storage.googleapis.com/openimages/web/")
+    boxes = read_box_rows(boxes_path, labels)
+    image_labels = read_image_label_rows(labels_path, labels) if labels_path.exists() else no_image_labels(labels)
+    return Split(name, boxes_path, boxes, labels_path, image_labels)
 
 
 def read_box_rows(path: Path, labels: pl.Enum) -> Rows:

@@ -5,11 +5,14 @@ Each function takes the patterns of rows (`oid.levels.rows`) and returns what ea
 several classes, or none.
 """
 
+import math
 from collections.abc import Callable, Iterable
 
 import polars as pl
 
+from oid.files import InputError
 from oid.levels.classes import Classes
+from oid.levels.rows import Rows
 
 REASONS = ("group_of", "excluded_class", "ancestor_class")  # of the first two, the first that applies is written
 
@@ -44,11 +47,30 @@ def find_image_labels(classes: Classes, level_labels: Iterable[str], patterns: p
     return pl.concat([positive, negative]).sort("pattern", "LabelName").select("pattern", "LabelName", "positive")
 
 
-def count_boxes(classes: Classes, level_labels: Iterable[str], patterns: pl.DataFrame, counts: pl.DataFrame) -> dict:
-    """Returns {label: number of boxes} of a level's classes; `counts` has the `count` of rows of each `pattern`."""
-    found = find_boxes(classes, level_labels, patterns).join(counts, on="pattern")
-    number = dict(found.group_by("LabelName").agg(pl.col("count").sum()).iter_rows())
-    return {label: number.get(label, 0) for label in level_labels}
+def choose_by_boxes(
+    classes: Classes, levels: dict[str, list[str]], train: Rows, min_boxes: int, rare_below: int
+) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Divides the classes of each level by their number of training boxes, counted as they are written.
+
+    Returns:
+        {level: classes with `min_boxes` or more, and fewer than `rare_below` in level "rare"}, and
+        {level: classes with fewer than `min_boxes`}.
+
+    Raises:
+        InputError: the first list of a level is empty.
+    """
+    chosen, left_out = {}, {}
+    for level, labels in levels.items():
+        found = find_boxes(classes, labels, train.patterns).join(train.counts, on="pattern")
+        counts = dict.fromkeys(labels, 0) | dict(found.group_by("LabelName").agg(pl.col("count").sum()).iter_rows())
+        limit = rare_below if level == "rare" else math.inf
+        chosen[level] = [label for label in labels if min_boxes <= counts[label] < limit]
+        left_out[level] = [label for label in labels if counts[label] < min_boxes]
+        if not chosen[level]:
+            wanted = f"{min_boxes} or more" + (f" and fewer than {rare_below}" if level == "rare" else "")
+            none = f"none of its {len(labels)} classes has {wanted} training boxes"
+            raise InputError(f"level {level}: {none}: leave it out")
+    return chosen, left_out
 
 
 def _related(

@@ -9,29 +9,14 @@ from typing import IO
 import polars as pl
 
 from oid import paths
+from oid.annotations import write_class_descriptions
 from oid.columns import BOX_COLUMNS, IGNORED_REGION_COLUMNS, IMAGE_LABEL_COLUMNS
 from oid.files import replacing
 from oid.levels.classes import Classes
-from oid.levels.rows import Rows, as_csv, read_text
+from oid.levels.rows import Rows, Split, as_csv, read_text
 from oid.levels.rules import REASONS, find_boxes, find_image_labels, find_regions
 
 IMAGES = 100_000  # images whose labels are expanded at a time
-
-
-@dataclass(frozen=True)
-class Split:
-    """The annotations of a split.
-
-    Attributes:
-        name: "train" or "validation".
-        path: the box file, which `boxes` are the rows of.
-        boxes, image_labels: the rows of the two files.
-    """
-
-    name: str
-    path: Path
-    boxes: Rows
-    image_labels: Rows
 
 
 @dataclass(frozen=True)
@@ -57,15 +42,17 @@ def write_levels(
     output_path: str,
     classes: Classes,
     levels: dict[str, list[str]],
+    left_out: dict[str, list[str]],
     splits: list[Split],
     progress: Callable[[int], object] = lambda rows: None,
 ) -> dict[str, dict[str, dict[str, int]]]:
-    """Writes boxes, ignored regions, image labels and image ids of all levels. All files appear at the end, or none.
+    """Writes all training files, which appear together at the end, or not at all.
 
     Args:
         output_path: OUTPUT.
         classes: the kept classes.
         levels: {level: its classes}.
+        left_out: {level: classes with too few boxes}.
         splits: train and validation.
         progress: called with the number of box rows written since the last call.
 
@@ -80,6 +67,11 @@ def write_levels(
             return stack.enter_context(open(stack.enter_context(replacing(path)), "wb"))
 
         folders = {level: paths.level_folder(output_path, level) for level in levels}
+        for level, labels in levels.items():
+            described = paths.level_class_descriptions(output_path, level)
+            others = folders[level] / f"left-out-classes-level-{level}.csv"
+            for path, part in ((described, labels), (others, left_out[level])):
+                write_class_descriptions(stack.enter_context(replacing(path)), classes.names_of(part))
         id_files = [new_file(folder / f"image-ids-level-{level}.txt") for level, folder in folders.items()]
         for split in splits:
             parts = [_apply_rules(name, classes, labels, split) for name, labels in levels.items()]
@@ -134,7 +126,7 @@ def _write_box_rows(
         file.write(f"{','.join(BOX_COLUMNS)}\n".encode())
     for file in region_files:
         file.write(f"{','.join(IGNORED_REGION_COLUMNS)}\n".encode())
-    for text in read_text(split.path, split.boxes):
+    for text in read_text(split.boxes_path, split.boxes):
         for level, box_file, region_file in zip(levels, box_files, region_files, strict=True):
             boxes, regions = _explode(level.boxes[text["pattern"]]), _explode(level.regions[text["pattern"]])
             copied = text.drop("pattern")[boxes["row"]].insert_column(2, boxes["LabelName"])

@@ -124,11 +124,11 @@ def test_bad_files_are_named(tmp_path, name, text, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"levels": ("4",)}, "--levels is 4: give a height that a class has: 1 2 3 all rare"),
-        ({"levels": ("1", "All")}, "--levels is All"),
-        ({"levels": ("01",)}, "--levels is 01"),
-        ({"levels": ("2", "3"), "parent_label": "car"}, "--levels is 2: give a height"),
-        ({"levels": ("1", "9"), "parent_label": "fruit"}, "--levels is 9: give a height"),
+        ({"levels": ("4",)}, "no class has level 4: choose from 1 2 3 all rare: change --levels"),
+        ({"levels": ("1", "All")}, "no class has level All"),
+        ({"levels": ("01",)}, "no class has level 01"),
+        ({"levels": ("2", "3"), "parent_label": "car"}, "no class has level 2: choose"),
+        ({"levels": ("1", "9"), "parent_label": "fruit"}, "no class has level 9: choose"),
         ({"min_boxes": -1}, "--min_boxes is -1"),
         ({"rare_below": 0}, "--rare_below is 0"),
         ({"levels": ("1",), "min_boxes": 9}, "none of its 5 classes has 9 or more training boxes"),
@@ -138,7 +138,10 @@ def test_bad_files_are_named(tmp_path, name, text, message):
             {"labels_filter": ("apple", "tomatoe")},
             "name or label tomatoe, did you mean tomato, all?: change --",
         ),
-        ({"labels_filter": (",",)}, "--labels_filter is ,: give names or labels"),
+        (
+            {"labels_filter": (",",)},
+            "no class is named: give names or labels, for example Helmet,Tree: change --labels_filter",
+        ),
         ({"parent_label": "fruits, all"}, "name or label fruits, all, did you mean fruit, all?: change --parent_label"),
         ({"parent_label": "entity"}, "no class has the name or label entity"),
         ({"labels_filter": ("apple",), "parent_label": "fruit"}, "give this flag or --labels_filter, not both"),

@@ -21,7 +21,7 @@ def test_a01_converts_exports_and_does_it_again(tmp_path):
         done = run_script("a01_create_training_files.py", "--source", "voc", "--source_path", source, *flags)
         assert done.returncode == 0, done.stderr
         assert "train: 4 images, 1 without boxes, 5 boxes" in done.stdout
-        assert "the chosen classes have no such height: level 2" in done.stdout
+        assert "no class has them: 1 (2)" in done.stdout
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["level_1_files", "level_all_files"]
     assert len(Result(tmp_path / "out", "1").boxes) == 5
     flags = ("--dataset_path", data_set, "--output_path", tmp_path / "none", "--export", "coco")
@@ -74,7 +74,7 @@ def test_a_mistake_is_one_sentence(flags, sentence, tmp_path):
 
 def test_a_level_that_somebody_asks_for_must_exist(tmp_path):
     flags = {"source": "csv", "source_path": str(write_csv_source(tmp_path / "source")), "levels": ("1", "2")}
-    with pytest.raises(InputError, match="--levels is 2: give a height that a class has: 1 all rare"):
+    with pytest.raises(InputError, match="no class has level 2: choose from 1 all rare"):
         a01.main(dataset_path=str(tmp_path / "data"), output_path=str(tmp_path / "out"), **flags)
 
 

@@ -63,7 +63,7 @@ def test_classes_outside_hierarchy_or_descriptions(tmp_path, capsys):
     assert result.shown() == [("a", "unicorn"), ("c", "car")]
     printed = capsys.readouterr().out
     assert "taken as leaves without ancestors: 1 (unicorn, all)" in printed
-    assert "the root of the hierarchy is no class, dropped: 1 (entity, all)" in printed
+    assert "root or not in class-descriptions-boxable.csv: 1 (entity, all)" in printed
     assert "4 rows, 0 of excluded classes, 2 of unknown labels dropped" in printed
     assert "unknown labels: 2 (dragon, entity)" in printed
 
@@ -132,7 +132,7 @@ def test_a_part_has_the_heights_that_are_left(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         f"level_{level}_files" for level in ("1", "2", "all")
     }
-    assert "left out, because the chosen classes have no such height: level 3" in capsys.readouterr().out
+    assert "left out, because no class has them: 1 (3)" in capsys.readouterr().out
     assert list(Result(tmp_path / "out", "1").classes) == ["tomato", "apple"]
     assert list(Result(tmp_path / "out", "2").classes) == ["fruit"]
 

@@ -64,8 +64,7 @@ def test_centres_lie_inside_the_image_and_are_the_middles_of_cells(image_size, k
     expected = {"square": 1, "official": 6}[kind] * sum(side**2 for side in feature_map_sides(image_size, 3))
     assert len(anchors) == len(cells) == expected
     middle = centres(anchors) / cells[:, None]
-    assert (centres(anchors) > 0).all()
-    assert (centres(anchors) < 1).all()
+    assert 0 < centres(anchors).min() <= centres(anchors).max() < 1
     np.testing.assert_allclose(middle - np.floor(middle), 0.5, atol=1e-3)
 
 
@@ -74,8 +73,7 @@ def test_official_anchors_of_other_sizes_lie_inside_and_grow(image_size):
     """Six scales, as published, at sizes for which nothing was released."""
     settings = anchor_settings(image_size, 6, anchors="official")
     anchors = make_anchors(settings)
-    assert (centres(anchors) > 0).all()
-    assert (centres(anchors) < 1).all()
+    assert 0 < centres(anchors).min() < centres(anchors).max() < 1
     first = [np.asarray(pairs)[0, 0] for pairs in settings["sizes"]]
     np.testing.assert_allclose(first, [0.08, 0.15, 0.33, 0.51, 0.69, 0.87], atol=0.01 / image_size)
 
@@ -98,14 +96,6 @@ def test_official_anchors_equal_the_released_ones(image_size):
         expected = file[f"m2det{image_size}_vgg"]
     anchors = make_anchors(anchor_settings(image_size, 6, anchors="official"))
     np.testing.assert_allclose(np.concatenate([centres(anchors), sizes(anchors)], axis=1), expected, atol=1e-6)
-
-
-def test_the_smallest_set_by_hand():
-    """16 pixels: a map of 2 x 2 and one of 1 x 1; the squares are four cells wide."""
-    anchors = make_anchors(anchor_settings(16, 2))
-    centre = [(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)]  # x, y: along the row first
-    expected = [(x - 1, y - 1, x + 1, y + 1) for x, y in centre] + [(-1.5, -1.5, 2.5, 2.5)]
-    np.testing.assert_allclose(anchors, expected, atol=1e-7)
 
 
 def test_sizes_of_a_file_lie_around_the_middles_of_the_cells(tmp_path):

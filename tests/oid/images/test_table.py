@@ -92,22 +92,14 @@ def test_exif_swaps_sides_and_the_table_is_not_reused_for_the_other_orientation(
     folder.measure()
     assert folder.measure(orientation="exif") == (6, 0, 2)
     rows = folder.rows()
-    assert (rows["exif"]["width"], rows["exif"]["height"]) == ("30", "40")
-    assert (rows["long"]["width"], rows["long"]["height"]) == ("40", "30")
-
-
-def test_an_interrupted_run_is_resumed(folder, monkeypatch):
-    folder.interrupt(monkeypatch, "long")
-    counts = folder.measure()
-    assert counts.kept >= 3  # of abc123, cmyk, exif and gray
-    assert sum(counts[:2]) == 6
-    assert len(folder.rows()) == 6
+    assert [rows[name]["width"] for name in ("exif", "long")] == ["30", "40"]
 
 
 @pytest.mark.parametrize("second", ["exif", "gray"])
 def test_two_interruptions_lose_no_row(folder, monkeypatch, second):
     """The second run is interrupted before it has come as far as the first."""
     folder.interrupt(monkeypatch, "long")
+    assert len(list(folder.output.glob("*unfinished*"))) == 1
     save(folder.images / f"{second}.jpg", size=(50, 20))  # changed in between
     folder.interrupt(monkeypatch, second)
     counts = folder.measure()

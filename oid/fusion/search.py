@@ -69,9 +69,13 @@ class Tuning:
     def lines(self) -> list[str]:
         """The result in words; the last lines say what is expected and kept."""
         lines = [f"mAP with equal weights and the default settings {self.base_map:.4f}"]
-        for title, gain in (("equal", self.equal_weights), ("free", self.free_weights)):
+        steps = (
+            ("equal weights, over the base", self.equal_weights),
+            ("free weights, over those kept", self.free_weights),
+        )
+        for title, gain in steps:
             lines += [
-                f"best with {title} weights: {gain.settings}",
+                f"best with {title}: {gain.settings}",
                 f"  gain in fold {gain.in_fold:+.4f}: not to be expected, because these images chose the settings",
                 f"  gain out of fold {gain}",
             ]

@@ -93,9 +93,9 @@ def read_settings(path: str | os.PathLike, names: Sequence[str]) -> FusionSettin
     checks = [(key, content.get(key) == value, value) for key, value in (CONSTANTS | {"models": list(names)}).items()]
     fits = isinstance(weights, list) and len(weights) == len(names) and any(weights)
     checks += [
-        ("weights", fits and _are_numbers(weights, 0, LARGEST), f"{len(names)} numbers up to {LARGEST:g}, not all 0"),
-        ("fusion_iou", _are_numbers([iou], 0, 1), "a number from 0 to 1"),
-        ("skip_box_threshold", _are_numbers([skip], -LARGEST, LARGEST), f"a number up to {LARGEST:g}"),
+        ("weights", fits and _in_range(weights, 0, LARGEST), f"{len(names)} numbers from 0 to {LARGEST:g}, not all 0"),
+        ("fusion_iou", _in_range([iou], 0, 1), "a number from 0 to 1"),
+        ("skip_box_threshold", _in_range([skip], -LARGEST, LARGEST), f"a number up to {LARGEST:g}"),
         ("conf_type", conf_type in CONF_TYPES, f"one of {', '.join(CONF_TYPES)}"),
     ]
     for key, is_fine, allowed in checks:
@@ -104,5 +104,5 @@ def read_settings(path: str | os.PathLike, names: Sequence[str]) -> FusionSettin
     return FusionSettings(tuple(map(float, weights)), float(iou), float(skip), conf_type)
 
 
-def _are_numbers(values: list, low: float, high: float) -> bool:
+def _in_range(values: list, low: float, high: float) -> bool:
     return all(type(value) in (int, float) and low <= value <= high for value in values)  # true is no number

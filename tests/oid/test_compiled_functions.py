@@ -46,15 +46,9 @@ def test_a_change_of_a_called_function_is_seen_in_a_new_process(tmp_path):
     code = "import numpy, kernels; box = numpy.array([[0, 0, 1, 1.0]]); print(kernels.iou_matrix(box, box)[0, 0])"
 
     def run() -> float:
-        done = subprocess.run(
-            [sys.executable, "-B", "-c", code],
-            cwd=tmp_path,
-            env=os.environ | {"NUMBA_CACHE_DIR": cache},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return float(done.stdout)
+        command = [sys.executable, "-B", "-c", code]
+        environment = os.environ | {"NUMBA_CACHE_DIR": cache}
+        return float(subprocess.check_output(command, cwd=tmp_path, env=environment))
 
     text = (ROOT / "oid" / "boxes" / "kernels.py").read_text(encoding="utf-8")
     copy.write_text(text)

@@ -96,8 +96,7 @@ def plain_soft_nms(detections, method, iou_threshold, sigma, score_threshold):
         for i in list(rest):
             iou = plain_iou(detections[best][0], detections[i][0])
             too_much = iou > iou_threshold
-            weight = {"linear": 1 - iou * too_much, "gaussian": np.exp(-(iou**2) / sigma), "hard": 1}[method]
-            rest[i] *= weight
+            rest[i] *= {"linear": 1 - iou * too_much, "gaussian": np.exp(-(iou**2) / sigma), "hard": 1}[method]
             if iou > 0 and (rest[i] < score_threshold or (method == "hard" and too_much)):
                 del rest[i]
     return kept
@@ -106,17 +105,19 @@ def plain_soft_nms(detections, method, iou_threshold, sigma, score_threshold):
 METHODS = st.sampled_from(["linear", "gaussian", "hard"])
 
 
-@settings(deadline=None)
-@given(
-    st.lists(DETECTION, max_size=20),
-    METHODS,
-    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
-    st.sampled_from([0.1, 0.5]),
-    st.sampled_from([0.0, 0.001, 0.3]),
+THRESHOLDS = st.fixed_dictionaries(
+    {
+        "iou_threshold": st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+        "sigma": st.sampled_from([0.1, 0.5]),
+        "score_threshold": st.sampled_from([0.0, 0.001, 0.3]),
+    }
 )
-def test_soft_nms_equals_the_plain_version_also_with_ties(detections, method, iou_threshold, sigma, score_threshold):
+
+
+@settings(deadline=None)
+@given(st.lists(DETECTION, max_size=20), METHODS, THRESHOLDS)
+def test_soft_nms_equals_the_plain_version_also_with_ties(detections, method, options):
     boxes, scores, _ = arrays(detections)
-    options = {"iou_threshold": iou_threshold, "sigma": sigma, "score_threshold": score_threshold}
     kept, new_scores = soft_nms(boxes, scores, method=method, **options)
     expected = plain_soft_nms(detections, method, **options)
     assert (kept.dtype, new_scores.dtype) == (np.int64, np.float64)
@@ -159,23 +160,16 @@ def wider(boxes):
     return np.add(boxes, [0, 0, 1, 1], dtype=np.float64)
 
 
-@pytest.mark.parametrize(
-    ("method", "name"), [("linear", "soft_linear"), ("gaussian", "soft_gauss"), ("hard", "soft_hard")]
-)
-def test_soft_nms_equals_the_reference(method, name):
-    reference = np.load(shared("golden", "m2det", "softnms.npz"))
-    boxes, scores = reference["dets"][:, :4], reference["dets"][:, 4]
-    kept, new_scores = soft_nms(wider(boxes), scores, method=method)
-    assert np.array_equal(boxes[kept], reference[name][:, :4])
-    np.testing.assert_allclose(new_scores, reference[name][:, 4], rtol=0, atol=1e-6)
-
-
-def test_nms_equals_the_reference():
+def test_nms_and_soft_nms_equal_the_reference():
     """The reference suppresses at an IoU equal to the threshold, too; here none is."""
     reference = np.load(shared("golden", "m2det", "softnms.npz"))
-    boxes = wider(reference["dets"][:, :4])
+    boxes, scores = wider(reference["dets"][:, :4]), reference["dets"][:, 4]
+    for method, name in (("linear", "soft_linear"), ("gaussian", "soft_gauss"), ("hard", "soft_hard")):
+        kept, new_scores = soft_nms(boxes, scores, method=method)
+        assert np.array_equal(boxes[kept], wider(reference[name][:, :4]))
+        np.testing.assert_allclose(new_scores, reference[name][:, 4], rtol=0, atol=1e-6)
     assert not (iou_matrix(boxes, boxes) == 0.45).any()
-    assert np.array_equal(nms(boxes, reference["dets"][:, 4], 0.45), reference["nms_045_keep"])
+    assert np.array_equal(nms(boxes, scores, 0.45), reference["nms_045_keep"])
 
 
 def test_no_boxes_give_no_boxes():

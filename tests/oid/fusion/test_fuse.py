@@ -162,8 +162,8 @@ def test_nmw_equals_the_package_before_it_rounds():
 
 def test_two_boxes_become_their_weighted_mean():
     lists = [[[0.0, 0.0, 0.5, 0.5]], [[0.25, 0.0, 0.75, 0.5]]], [[0.75], [0.25]], [[7], [7]]
-    boxes, scores, labels, offsets = (part.tolist() for part in fuse("wbf", *lists, iou_threshold=0.3))
-    assert (boxes, scores, labels, offsets) == ([[0.0625, 0.0, 0.5625, 0.5]], [0.5], [7], [0, 1])
+    found = [part.tolist() for part in fuse("wbf", *lists, iou_threshold=0.3)]
+    assert found == [[[0.0625, 0.0, 0.5625, 0.5]], [0.5], [7], [0, 1]]
 
 
 def test_a_box_of_one_model_in_three_gets_a_third_of_its_score_and_is_not_rounded():
@@ -257,16 +257,12 @@ def test_only_the_ratio_of_weights_counts_and_the_input_is_not_changed(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_skip_threshold_applies_to_the_score_without_weight(method):
-    boxes = [[[0, 0, 0.2, 0.2], [0.5, 0.5, 0.7, 0.7]], [[0.5, 0, 0.7, 0.2]]]
-    scores, labels = [[0.3, 0.29], [0.3]], [[1, 2], [3]]
-    assert sorted(fuse(method, boxes, scores, labels, weights=[1, 9], skip_box_threshold=0.3).labels) == [1, 3]
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_corners_are_ordered_and_clipped_and_boxes_without_area_dropped(method):
+def test_boxes_are_cleaned_and_the_skip_threshold_applies_to_the_score_without_weight(method):
+    """Corners are ordered and clipped, boxes without area dropped."""
     boxes = [[0.2, 0.2, 0.2, 0.9], [1.1, 0, 2, 1], [0.5, 0, -1, 1]]
     assert fuse(method, [boxes], [[0.5] * 3], [[0] * 3]).boxes.tolist() == [[0, 0, 0.5, 1]]
+    boxes, scores, labels = [[BOX, BOX], [BOX]], [[0.3, 0.29], [0.3]], [[1, 2], [3]]
+    assert sorted(fuse(method, boxes, scores, labels, weights=[1, 9], skip_box_threshold=0.3).labels) == [1, 3]
 
 
 def test_unusual_boxes_are_counted():

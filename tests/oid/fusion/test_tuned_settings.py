@@ -56,14 +56,14 @@ def test_the_file_is_for_people_too(tmp_path):
             {"models": NAMES[::-1]},
             r"models is \['b.expanded', 'a.expanded'\], it must be \['a.expanded', 'b.expanded'\]",
         ),
-        ({"weights": [1.0]}, r"weights is \[1.0\], it must be 2 numbers up to 1e.06, not all 0"),
+        ({"weights": [1.0]}, r"weights is \[1.0\], it must be 2 numbers from 0 to 1e.06, not all 0"),
         ({"weights": 1}, "weights is 1"),
         ({"weights": [0, 0]}, "not all 0"),
-        ({"weights": [1, -0.5]}, "2 numbers up to"),
-        ({"weights": [1, "1"]}, "2 numbers up to"),
-        ({"weights": [1, True]}, "2 numbers up to"),
-        ({"weights": [1, float("nan")]}, "2 numbers up to"),
-        ({"weights": [1, 10**400]}, "2 numbers up to"),
+        ({"weights": [1, -0.5]}, "numbers from 0"),
+        ({"weights": [1, "1"]}, "numbers from 0"),
+        ({"weights": [1, True]}, "numbers from 0"),
+        ({"weights": [1, float("nan")]}, "numbers from 0"),
+        ({"weights": [1, 10**400]}, "numbers from 0"),
         ({"fusion_iou": 1.5}, "fusion_iou is 1.5, it must be a number from 0 to 1"),
         ({"fusion_iou": "0.5"}, "fusion_iou is '0.5'"),
         ({"fusion_iou": float("nan")}, "fusion_iou is nan"),
@@ -81,10 +81,9 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path, changes, said):
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "\xff", "[" * 100_000])
 def test_other_files_are_refused(tmp_path, text):
-    path = tmp_path / "x.tuned.json"
-    path.write_text(text, encoding="latin-1")
+    (tmp_path / "x.tuned.json").write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=r"x\.tuned\.json is not a (JSON|settings) file"):
-        read_settings(path, NAMES)
+        read_settings(tmp_path / "x.tuned.json", NAMES)
 
 
 def test_a_model_is_known_by_the_name_of_its_file():

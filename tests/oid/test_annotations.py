@@ -55,21 +55,15 @@ def test_quoting_and_text_ids(tmp_path):
         ("/m/a b,Ant\n", "white space"),
         ('/m/a,"Ant\n', "not CSV"),
         (b"/m/a,Caf\xe9\n", "not UTF-8"),
+        (None, "is a folder"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, message):
-    path = written(tmp_path, text)
+    path = tmp_path if text is None else written(tmp_path, text)
     with pytest.raises(InputError) as error:
         read_class_descriptions(path)
     assert str(path) in str(error.value)
     assert message in str(error.value)
-
-
-def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
-        read_class_descriptions(tmp_path / "none.csv")
-    with pytest.raises(InputError, match="is a folder"):
-        read_class_descriptions(tmp_path)
 
 
 printable = st.text(st.characters(blacklist_categories=("C", "Z")), min_size=1, max_size=8)
@@ -92,13 +86,10 @@ def test_boxes_are_text_in_file_order(tmp_path):
     assert read_boxes(path, ["XMin"]).to_series().to_list() == ["0.5", "0.5", ".500"]
 
 
-def test_image_labels_are_text_in_file_order(tmp_path):
-    path = written(tmp_path, "LabelName,ImageID,Confidence\nx,007,1\ny,1e5,0\nz,007,0\n")
-    assert read_image_labels(path).rows() == [("007", "x", "1"), ("1e5", "y", "0"), ("007", "z", "0")]
-
-
-def test_image_labels_may_be_a_header_only(tmp_path):
-    assert read_image_labels(written(tmp_path, "ImageID,LabelName,Confidence\n")).is_empty()
+@pytest.mark.parametrize("rows", [[("007", "x", "1"), ("1e5", "y", "0"), ("007", "z", "0")], []])
+def test_image_labels_are_text_in_file_order(tmp_path, rows):
+    lines = ["LabelName,ImageID,Confidence", *(f"{label},{image},{sign}" for image, label, sign in rows)]
+    assert read_image_labels(written(tmp_path, "\n".join([*lines, ""]))).rows() == rows
 
 
 def test_columns_are_text_in_the_asked_order(tmp_path):
@@ -120,11 +111,15 @@ def test_bad_headers_are_named(tmp_path, text, message):
         scan_rows(written(tmp_path, text), ("A", "C", "D"))
 
 
-def test_the_first_rows_of_the_official_files():
-    snippets = ("data", "oid_rows", "format_snippets")
-    for name in ("v6-train-annotations-bbox.head.csv", "v4-freeform-annotations-bbox.head.csv"):
-        path = shared(*snippets, name)
-        assert len(read_boxes(path)) == len(path.read_text().splitlines()) - 1
-    for name in ("train-human-imagelabels-boxable.head.csv", "v4-human-imagelabels.head.csv"):
-        path = shared(*snippets, name)
-        assert len(read_image_labels(path)) == len(path.read_text().splitlines()) - 1
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (read_boxes, "v6-train-annotations-bbox.head.csv"),
+        (read_boxes, "v4-freeform-annotations-bbox.head.csv"),
+        (read_image_labels, "train-human-imagelabels-boxable.head.csv"),
+        (read_image_labels, "v4-human-imagelabels.head.csv"),
+    ],
+)
+def test_the_first_rows_of_the_official_files(read, name):
+    path = shared("data", "oid_rows", "format_snippets", name)
+    assert len(read(path)) == len(path.read_text().splitlines()) - 1

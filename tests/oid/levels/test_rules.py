@@ -81,14 +81,11 @@ def test_classes_with_too_few_boxes_are_left_out_and_named(tmp_path, capsys):
 
 
 def test_a_class_left_out_still_counts_for_its_ancestors(tmp_path):
-    rows = [box("a", "apple"), box("b", "fruit"), box("c", "tomato"), box("d", "tomato")]
+    rows = [box("a", "apple"), box("b", "fruit"), box("c", "tomato"), box("d", "tomato"), box("e", "wheel")]
     result = run(tmp_path, "all", rows, min_boxes=2)
     assert list(result.classes) == ["tomato", "food", "vegetable", "fruit"]
-    assert [found for found in result.shown() if found[0] == "a"] == [("a", "food"), ("a", "fruit")]
-
-
-def test_min_boxes_0_keeps_every_class(tmp_path):
-    assert list(run(tmp_path, "all", [box("a", "apple")], min_boxes=0).classes) == list(CLASSES)
+    shown = [found for found in result.shown() if found[0] in "ac"]
+    assert shown == [("a", "food"), ("a", "fruit"), *(("c", name) for name in result.classes)]
 
 
 def test_rare_classes(tmp_path):
@@ -117,8 +114,10 @@ def test_labels_filter_excludes_all_others(tmp_path):
 
 
 def test_parent_label_keeps_all_below(tmp_path):
+    found = run(tmp_path / "part", "all", ONE_OF_EACH, challenge=("food", "carrot", "car"), parent_label="food")
+    assert list(found.classes.values()) == ["Food", "Carrot"]
     rows = [box("a", "tomato"), box("b", "fruit"), box("c", "car"), box("d", "carrot")]
-    result = run(tmp_path, "all", rows, parent_label="Vegetable, ALL", min_boxes=0)
+    result = run(tmp_path, "all", rows, parent_label="Vegetable, ALL", min_boxes=0)  # 0 keeps every class
     assert list(result.classes) == ["tomato", "vegetable", "carrot"]
     expected = [("a", "tomato"), ("a", "vegetable"), ("d", "vegetable"), ("d", "carrot")]
     assert result.shown() == expected
@@ -135,11 +134,6 @@ def test_a_part_has_the_heights_that_are_left(tmp_path, capsys):
     assert "left out, because no class has them: 1 (3)" in capsys.readouterr().out
     assert list(Result(tmp_path / "out", "1").classes) == ["tomato", "apple"]
     assert list(Result(tmp_path / "out", "2").classes) == ["fruit"]
-
-
-def test_a_part_is_of_the_challenge_classes_where_these_count(tmp_path):
-    result = run(tmp_path, "all", ONE_OF_EACH, challenge=("food", "carrot", "car"), parent_label="food")
-    assert list(result.classes.values()) == ["Food", "Carrot"]
 
 
 # === Boxes ===========================================================================================================
@@ -163,11 +157,6 @@ def test_a_box_counts_for_the_classes_above_it_once(tmp_path):
     ]
 
 
-def test_level_all_copies_boxes_to_all_ancestors(tmp_path):
-    result = run(tmp_path, "all", [box("a", "tomato"), box("b", "wheel")])
-    assert result.shown() == [("a", name) for name in ("tomato", "food", "vegetable", "fruit")] + [("b", "wheel")]
-
-
 @pytest.mark.parametrize(("newline", "encoding"), [("\n", "utf-8"), ("\r\n", "utf-8-sig")])
 def test_text_of_v6_files_stays_as_it_is(tmp_path, newline, encoding):
     rectangle = ("0.23454899999999998", "1.000000", "1e-05", "00.50")
@@ -184,15 +173,6 @@ def test_text_of_v6_files_stays_as_it_is(tmp_path, newline, encoding):
     assert result.image_ids == ["train/007", "train/0x,1", "train/1e5", "validation/007"]
 
 
-def test_blank_lines_are_skipped_and_lines_still_fit(tmp_path):
-    data_set = make_data_set(tmp_path / "data", [box("a", "apple"), box("b", "carrot")])
-    path = paths.box_annotations(data_set, "train")
-    lines = path.read_text().splitlines()
-    path.write_text(f"{lines[0]}\n\n{lines[1]}\n\n\n{lines[2]}\n\n")
-    main(dataset_path=str(data_set), output_path=str(tmp_path / "out"), levels=("1",))
-    assert Result(tmp_path / "out", "1").boxes == [box("a", "apple"), box("b", "carrot")]
-
-
 # === Ignored regions =================================================================================================
 def test_group_of_boxes_are_ignored_for_their_class_and_all_above(tmp_path):
     rows = [box("a", "apple"), box("b", "apple", RIGHT, group="1"), box("c", "apple", group="-1")]
@@ -200,12 +180,6 @@ def test_group_of_boxes_are_ignored_for_their_class_and_all_above(tmp_path):
     assert [found for found in result.shown() if found[0] == "b"] == []
     assert [found for found in result.shown() if found[1] == "apple"] == [("a", "apple"), ("c", "apple")]
     assert result.regions == [("b", name, *RIGHT, "group_of") for name in ("food", "apple", "fruit")]
-
-
-def test_group_of_boxes_at_a_higher_level(tmp_path):
-    result = run(tmp_path, "2", [box("a", "apple"), box("b", "apple", group="1"), box("b", "fruit", group="1")])
-    assert result.shown() == [("a", "fruit")]
-    assert result.ignored() == [("b", "fruit", "group_of")]
 
 
 @pytest.mark.parametrize("group", ["0", "1"])
@@ -232,39 +206,51 @@ def test_a_box_of_an_ancestor_is_one_row_for_the_classes_below(tmp_path, capsys)
     assert counts == [["2", "0"]]
 
 
-def test_a_label_without_a_class_of_the_level_below_it_is_no_region(tmp_path):
-    rows = [box("a", "apple"), box("b", "vegetable"), box("c", "food"), box("d", "food", RIGHT), box("d", "fruit")]
-    result = run(tmp_path, "1", rows)  # no box of a tomato or a carrot: they are left out
-    assert result.ignored() == [("c", "food", "ancestor_class")] + [
-        ("d", name, "ancestor_class") for name in ("food", "fruit")
-    ]
-    assert result.image_ids == [f"train/{image}" for image in "acd"] + ["validation/a"]
+REGION_CASES = {  # name: level, rows, regions, whose reason is ancestor_class by default
+    "a group is a region of the classes above": (
+        "2",
+        [box("a", "apple"), box("b", "apple", group="1"), box("b", "fruit", group="1")],
+        [("b", "fruit", *LEFT, "group_of")],
+    ),
+    "a label without a class of the level below is no region": (  # no box of a carrot or a tomato: they are left out
+        "1",
+        [box("a", "apple"), box("b", "vegetable"), box("c", "food"), box("d", "food", RIGHT), box("d", "fruit")],
+        [("c", "food", *LEFT), ("d", "food", *RIGHT), ("d", "fruit", *LEFT)],
+    ),
+    "equal coarse boxes are one row": (
+        "1",
+        [box("a", "apple"), box("b", "fruit", group="1"), box("b", "fruit"), box("b", "fruit", BIG)],
+        [("b", "fruit", *LEFT), ("b", "fruit", *BIG)],
+    ),
+    "an equal box with a class below says what a box is": (  # c: another rectangle; d: not a class below
+        "1",
+        [
+            *(box("a", name) for name in ("apple", "tomato", "carrot")),
+            *(box("b", "apple"), box("b", "fruit", ("0.10", "0.4", "0.1", "0.5"))),
+            *(box("c", "apple"), box("c", "fruit", RIGHT), box("d", "carrot"), box("d", "fruit")),
+        ],
+        [("c", "fruit", *RIGHT), ("d", "fruit", *LEFT)],
+    ),
+    "an inner box is ignored below its class": (
+        "all",
+        [box("a", "apple"), box("a", "tomato"), box("b", "fruit")],
+        [("b", "fruit", *LEFT)],
+    ),
+}
 
 
-def test_equal_coarse_boxes_are_one_row(tmp_path):
-    rows = [box("a", "apple"), box("b", "fruit", group="1"), box("b", "fruit"), box("b", "fruit", BIG)]
-    result = run(tmp_path, "1", rows)
-    assert result.regions == [("b", "fruit", *place, "ancestor_class") for place in (LEFT, BIG)]
+@pytest.mark.parametrize(("level", "rows", "expected"), REGION_CASES.values(), ids=REGION_CASES)
+def test_regions(tmp_path, level, rows, expected):
+    result = run(tmp_path, level, rows)
+    assert result.regions == [row if row[-1] == "group_of" else (*row, "ancestor_class") for row in expected]
+    if level == "all":
+        assert [name for image, name in result.shown() if image == "b"] == ["food", "fruit"]
+    images = {row[0] for row in (*result.boxes, *result.regions)}
+    assert result.image_ids == [f"train/{image}" for image in sorted(images)] + ["validation/a"]
 
 
 def test_an_excluded_ancestor_is_ignored_for_the_classes_below(tmp_path):
     result = run(tmp_path, "1", [box("a", "apple"), box("b", "fruit")], challenge=("apple", "car"))
-    assert result.ignored() == [("b", "fruit", "ancestor_class")]
-
-
-def test_an_equal_box_with_a_class_below_says_what_an_ancestor_box_is(tmp_path):
-    known = [box("a", name) for name in ("apple", "tomato", "carrot")]
-    # b: the same rectangle twice; c: another rectangle; d: not a class below, so both stay ambiguous
-    rows = [*known, box("b", "apple"), box("b", "fruit", ("0.10", "0.4", "0.1", "0.5"))]
-    rows += [box("c", "apple"), box("c", "fruit", RIGHT), box("d", "carrot"), box("d", "fruit")]
-    result = run(tmp_path, "1", rows)
-    assert result.ignored() == [(image, "fruit", "ancestor_class") for image in "cd"]
-
-
-def test_in_level_all_an_inner_box_is_a_box_of_its_class_and_ignored_below(tmp_path):
-    rows = [box("a", "apple"), box("a", "tomato"), box("b", "fruit")]
-    result = run(tmp_path, "all", rows)
-    assert [name for image, name in result.shown() if image == "b"] == ["food", "fruit"]
     assert result.ignored() == [("b", "fruit", "ancestor_class")]
 
 

@@ -96,8 +96,18 @@ some_labels = st.lists(
 )
 
 
-def check(result: Result, expected: tuple) -> None:
-    """Compares a level with the first four of `reference`."""
+def run(folder, rows, level, kept=CLASSES, labels=None, tree=TREE) -> Result:
+    """Makes DATASET in `folder / "data"`, and the files of a level in `folder / "out"`."""
+    text = [box(image, label, rectangle, str(int(group))) for image, label, rectangle, group in rows]
+    challenge = [label for label in CLASSES if label in kept]
+    data_set = make_data_set(folder / "data", text, None, labels, challenge=challenge)
+    (data_set / "annotations" / paths.HIERARCHY).write_text(json.dumps(tree))
+    main(dataset_path=str(data_set), output_path=str(folder / "out"), levels=(level,), min_boxes=0)
+    return Result(folder / "out", level)
+
+
+def check(folder, level: str, result: Result, expected: tuple) -> None:
+    """Compares a level, and what a training leaves without gradient, with `reference`."""
     found = (
         [(row[0], row[2], *row[4:8]) for row in result.boxes],
         result.regions,
@@ -109,32 +119,24 @@ def check(result: Result, expected: tuple) -> None:
         assert len(rows_found) == len(rows_expected)  # nothing twice
     used = {row[0] for row in (*result.boxes, *result.regions, *result.negatives)}
     assert {line for line in result.image_ids if line.startswith("train/")} == {f"train/{image}" for image in used}
+    assert read_silenced(folder / "data", folder / "out", level) == expected[-1]
+
+
+some_classes, some_levels = st.sets(st.sampled_from(CLASSES), min_size=1), st.sampled_from(["1", "all"])
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    some_rows,
-    some_labels,
-    st.sets(st.sampled_from(CLASSES), min_size=1),
-    st.sampled_from(["1", "all"]),
-    st.sampled_from([1, 3, 100]),
-)
+@given(some_rows, some_labels, some_classes, some_levels, st.sampled_from([1, 3, 100]))
 def test_against_the_rules_row_by_row(tmp_path_factory, rows, labels, kept, level, batch):
     folder = tmp_path_factory.mktemp("case")
-    text = [box(image, label, rectangle, str(int(group))) for image, label, rectangle, group in rows]
-    challenge = [label for label in CLASSES if label in kept]
-    data_set = make_data_set(folder / "data", text, None, labels, challenge=challenge)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(annotation_rows, "BATCH", batch)
         patch.setattr(level_files, "IMAGES", batch)
-        main(dataset_path=str(data_set), output_path=str(folder / "out"), levels=(level,), min_boxes=0)
-    result = Result(folder / "out", level)
+        result = run(folder, rows, level, kept, labels)
     contracted = Hierarchy(TREE).contract(kept)
-    expected = [label for label in challenge if level == "all" or contracted.height(label) == 1]
+    expected = [label for label in CLASSES if label in kept and (level == "all" or contracted.height(label) == 1)]
     assert list(result.classes) == expected
-    found = reference(rows, labels, kept, expected, Hierarchy(TREE))
-    check(result, found)
-    assert read_silenced(data_set, folder / "out", level) == found[-1]
+    check(folder, level, result, reference(rows, labels, kept, expected, Hierarchy(TREE)))
 
 
 @st.composite
@@ -151,45 +153,23 @@ def trees(draw) -> dict:
     return root
 
 
-def made_with(tree, folder, rows, kept, level):
-    """DATASET and OUTPUT for rows under a hierarchy, and the `reference` for them."""
-    text = [box(image, label, rectangle, str(int(group))) for image, label, rectangle, group in rows]
-    challenge = [label for label in CLASSES if label in kept]
-    data_set = make_data_set(folder / "data", text, None, [], challenge=challenge)
-    (data_set / "annotations" / paths.HIERARCHY).write_text(json.dumps(tree))
-    main(dataset_path=str(data_set), output_path=str(folder / "out"), levels=(level,), min_boxes=0)
-    labels = list(read_classes(folder / "out", level))
-    return data_set, folder / "out", reference(rows, [], kept, labels, Hierarchy(tree))
-
-
 @settings(max_examples=20, deadline=None)
-@given(trees(), some_rows, st.sets(st.sampled_from(CLASSES), min_size=1), st.sampled_from(["1", "all"]))
+@given(trees(), some_rows, some_classes, some_levels)
 def test_under_any_hierarchy_the_regions_silence_what_a_row_for_each_class_would(
     tmp_path_factory, tree, rows, kept, level
 ):
-    data_set, output, expected = made_with(tree, tmp_path_factory.mktemp("case"), rows, kept, level)
-    check(Result(output, level), expected)
-    assert read_silenced(data_set, output, level) == expected[-1]
+    folder = tmp_path_factory.mktemp("case")
+    result = run(folder, rows, level, kept, [], tree)
+    check(folder, level, result, reference(rows, [], kept, list(result.classes), Hierarchy(tree)))
 
 
 @settings(max_examples=10, deadline=None)
 @given(some_rows, st.sampled_from(["1", "2", "all"]))
 def test_a_source_that_is_expanded_already_gives_the_same(tmp_path_factory, rows, level):
-    hierarchy = Hierarchy(TREE)
-    expanded = [
-        (image, name, rectangle, group)
-        for image, label, rectangle, group in rows
-        for name in (label, *hierarchy.ancestors(label))
-    ]
-    results = []
-    for case in (rows, expanded):
-        folder = tmp_path_factory.mktemp("case")
-        text = [box(image, label, rectangle, str(int(group))) for image, label, rectangle, group in case]
-        data_set = make_data_set(folder / "data", text)
-        main(dataset_path=str(data_set), output_path=str(folder / "out"), levels=(level,), min_boxes=0)
-        results.append(Result(folder / "out", level))
-    assert results[0].boxes == results[1].boxes
-    assert results[0].regions == results[1].regions
+    above = Hierarchy(TREE).ancestors
+    expanded = [(image, name, *rest) for image, label, *rest in rows for name in (label, *above(label))]
+    first, second = (run(tmp_path_factory.mktemp("case"), case, level) for case in (rows, expanded))
+    assert (first.boxes, first.regions) == (second.boxes, second.regions)
 
 
 # === Real rows =======================================================================================================
@@ -220,7 +200,6 @@ def test_real_boxes_under_the_real_hierarchy(tmp_path, level):
     plain = [(row[0], row[2], row[4:8], row[10] == "1") for row in rows]
     verified = [(image, label, int(confidence)) for image, label, confidence in labels]
     found = reference(plain, verified, set(kept), list(result.classes), hierarchy)
-    check(result, found)
-    assert read_silenced(data_set, tmp_path / "out", level) == found[-1]
+    check(tmp_path, level, result, found)
     assert len(result.boxes) > 1000
     assert len(result.regions) > 1000

@@ -59,13 +59,13 @@ def table_html(table: Table) -> str:
 
 
 def picture_html(pixels: np.ndarray, alternative: str) -> str:
-    """A picture inside the page: uint8 `(height, width, 3)`, RGB, and the text for those who cannot see it."""
+    """Embeds a picture, uint8 RGB `(height, width, 3)`, with an alternative text."""
     jpeg = cv2.imencode(".jpg", pixels[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
     return _image_html("jpeg", jpeg.tobytes(), alternative)
 
 
 def plot_html(figure, alternative: str, *, legend: bool = False) -> str:
-    """A Matplotlib figure inside the page, with a legend below its axes, and the text for those who cannot see it."""
+    """Embeds a Matplotlib figure with an alternative text, and a legend below its axes if wanted."""
     if legend:
         figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     buffer = io.BytesIO()
@@ -74,7 +74,7 @@ def plot_html(figure, alternative: str, *, legend: bool = False) -> str:
 
 
 def new_plot(width: float, height: float, title: str, *, log2: str = ""):
-    """A Matplotlib figure of a size in inches, and its axes; those named in `log2` ("x", "xy") are logarithmic."""
+    """Makes a Matplotlib figure of a size in inches, and its axes; those in `log2` ("x", "xy") are logarithmic."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -95,7 +95,7 @@ def _image_html(kind: str, content: bytes, alternative: str) -> str:
 
 
 def scaled(pixels: np.ndarray, longer_side: int) -> np.ndarray:
-    """A picture `(height, width, 3)`, enlarged or reduced until its longer side has this number of pixels."""
+    """A picture `(height, width, 3)`, resized so that its longer side has this number of pixels."""
     scale = longer_side / max(pixels.shape[:2])
     width, height = (max(1, round(side * scale)) for side in (pixels.shape[1], pixels.shape[0]))
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
@@ -103,20 +103,20 @@ def scaled(pixels: np.ndarray, longer_side: int) -> np.ndarray:
 
 
 def corners(box: Sequence[float], picture: np.ndarray) -> tuple[int, int, int, int]:
-    """A normalised xyxy box in pixels of a picture, cut far outside of it."""
+    """Converts a normalised xyxy box to pixels of a picture; it may reach one picture size outside."""
     height, width = picture.shape[:2]
     return tuple(np.round(np.clip(box, -1, 2) * (width, height, width, height)).astype(int).tolist())
 
 
 def draw_outline(picture: np.ndarray, box: Sequence[float], colour: tuple[int, int, int]) -> None:
-    """Draws the outline of a box, xyxy normalised, into an RGB picture, on white so that it shows on any ground."""
+    """Draws the outline of a normalised xyxy box into an RGB picture, with a white border so that it always shows."""
     x0, y0, x1, y1 = corners(box, picture)
     cv2.rectangle(picture, (x0, y0), (x1, y1), WHITE, 4, cv2.LINE_AA)
     cv2.rectangle(picture, (x0, y0), (x1, y1), colour, 2, cv2.LINE_AA)
 
 
 def draw_name(picture: np.ndarray, box: Sequence[float], text: str, colour: tuple[int, int, int]) -> None:
-    """Writes a text above the upper left corner of a box, xyxy normalised, or as near to it as the picture allows."""
+    """Writes a text above the upper left corner of a normalised xyxy box, but inside the picture."""
     height, width = picture.shape[:2]
     x0, y0, _, _ = corners(box, picture)
     (text_width, text_height), below = cv2.getTextSize(text, FONT, FONT_SCALE, 1)

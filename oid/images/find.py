@@ -1,4 +1,4 @@
-"""The images of a folder, by their ids."""
+"""Lists the images of a folder by their ids."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ class ImageList(NamedTuple):
 
 
 def image_id(name: str) -> str:
-    """The id of an image: the name of its file without the last suffix."""
+    """The name of the file without folder and last suffix."""
     return name[name.rfind("/") + 1 : name.rfind(".")]
 
 

@@ -105,7 +105,7 @@ def image_parameters(
 
 
 def turn(pixels: np.ndarray, exif_orientation: int) -> np.ndarray:
-    """Applies an EXIF orientation, 1 to 8, to pixels `(H, W, C)`; 5 to 8 swap height and width."""
+    """Turns pixels `(H, W, C)` as an EXIF orientation from 1 to 8 says; 5 to 8 swap height and width."""
     if exif_orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if exif_orientation in (3, 4, 7, 8):
@@ -138,7 +138,7 @@ def _errors_with_path(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _header_of_ends(file: int, size: int) -> tuple[_Header | None, bytes]:
-    """The header of an open file, and the first bytes, which hold it; no header if the whole file must be read."""
+    """The header of an open file and the bytes that it was read from; None if the whole file must be read."""
     tail = os.pread(file, TAIL, max(0, size - TAIL))
     for length in FIRST_READS:
         data = os.pread(file, length, 0)
@@ -148,26 +148,21 @@ def _header_of_ends(file: int, size: int) -> tuple[_Header | None, bytes]:
 
 
 def _header(data: bytes, tail: bytes, size: int) -> _Header:
-    """Reads the header, and checks that the file is not cut short.
-
-    Args:
-        data: the file or its beginning.
-        tail: the file or its end.
-        size: bytes of the whole file.
+    """Reads the header from the file or its beginning, and checks by the file or its end that nothing is cut off.
 
     Raises:
-        _BadFile: the file is empty, no image, damaged or cut short, or `data` is too short to say.
+        _BadFile: the file is empty, no image, damaged or cut short, or `data` is too short to tell.
     """
     if not size:
         raise _BadFile("is empty")
     try:
         header = _jpeg_header(data) if data.startswith(JPEG) else _other_header(data)
+        if header.width * header.height > MOST_PIXELS or max(header.width, header.height) > LONGEST_SIDE:
+            raise Image.DecompressionBombError
     except Image.DecompressionBombError:
         raise _BadFile("has too many pixels") from None
     except PILLOW_ERRORS:
         raise _BadFile("has a damaged header" if _has_end(data, tail, size) else "is cut short") from None
-    if header.width * header.height > MOST_PIXELS or max(header.width, header.height) > LONGEST_SIDE:
-        raise _BadFile("has too many pixels")
     # Coded pixels never contain JPEG's end mark, but an EXIF thumbnail does: it counts only behind the header.
     if not _has_end(data, tail, size, start=header.end if len(tail) == size else 0):
         raise _BadFile("is cut short")

@@ -1,4 +1,4 @@
-"""Dark pictures with one rectangle per class in that class's pure colour, and the search for them by these colours."""
+"""Draws dark images with one rectangle per class in the colour of the class, and finds the rectangles again."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255)], "uint8")  # of class
 
 
 def picture(rng: np.random.Generator, labels: tuple[int, ...] = (0, 1, 2), *, verified=None) -> Sample:
-    """A dark picture of any size with a filled rectangle for each label, side by side."""
+    """A dark image of random size with a filled rectangle for each label, side by side."""
     height, width = (int(side) for side in rng.integers(60, 220, 2))
     image, boxes = np.zeros((height, width, 3), "uint8"), []
     for place, label in enumerate(rng.permutation(labels)):
@@ -28,7 +28,7 @@ def empty(image: np.ndarray, **options) -> Sample:
 
 
 def found_box(image: np.ndarray, label: int, edge: float = 132) -> np.ndarray | None:
-    """The box in pixels around what has the colour of a class; half of its brightness, and a little, is the edge."""
+    """The box in pixels around the colour of a class; `edge` is slightly above half of its brightness."""
     seen = image[..., label] > edge  # the colours are pure: one channel each
     if not seen.any():
         return None
@@ -37,7 +37,7 @@ def found_box(image: np.ndarray, label: int, edge: float = 132) -> np.ndarray | 
 
 
 def check_sample(sample: Sample, side: int) -> None:
-    """What holds for every augmented picture."""
+    """Checks dtypes, shapes and ranges of an augmented image."""
     for boxes, labels in ((sample.boxes, sample.labels), (sample.regions, sample.region_labels)):
         assert boxes.dtype == np.float32
         assert labels.dtype == np.int32
@@ -50,9 +50,8 @@ def check_sample(sample: Sample, side: int) -> None:
 
 
 def check_places(sample: Sample, labels: tuple[int, ...] = (0, 1, 2), edge: float = 132) -> dict[int, str]:
-    """Looks for each class by its colour, of which the sample has one rectangle at most, and compares the place with
-    its box or region to within a pixel and a quarter, because interpolation blurs an edge.
-    Returns what became of each: whole, cut or gone."""
+    """Compares each class's rectangle, at most one, with its box or region: at most 1.25 pixels apart, because
+    interpolation blurs edges. Returns {label: "whole", "cut" or "gone"}."""
     side = sample.image.shape[0]
     boxes = np.concatenate([sample.boxes, sample.regions]) * side
     known = np.concatenate([sample.labels, sample.region_labels])

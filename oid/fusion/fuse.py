@@ -146,10 +146,9 @@ def fuse(
 
 def _joined(fuse_part: Callable[[slice], Boxes], num_images: int, num_parts: int, threads: int) -> Boxes:
     """Calls `fuse_part` with slices of the images, in several threads, and joins the results."""
-    num_parts = min(num_parts, num_images)
-    if num_parts < 2:
+    if min(num_parts, num_images) < 2:
         return fuse_part(slice(None))
-    cuts = np.linspace(0, num_images, num_parts + 1).astype(int)
+    cuts = np.linspace(0, num_images, min(num_parts, num_images) + 1).astype(int)
     with ThreadPoolExecutor(threads) as pool:
         parts = list(pool.map(fuse_part, map(slice, cuts[:-1], cuts[1:])))
     *columns, offsets = zip(*parts, strict=True)
@@ -165,10 +164,8 @@ def _factors(method: str, weights: Sequence[float] | None, num_models: int) -> n
     weights = np.asarray(weights, dtype=np.float64)
     if weights.shape != (num_models,):
         raise ValueError(f"{weights.size} weights for {num_models} models")
-    if not np.all(np.isfinite(weights)) or np.any(weights < 0.0):
-        raise ValueError(f"weights {weights.tolist()}: one is negative or not finite")
-    if num_models and not np.any(weights > 0.0):
-        raise ValueError("all weights are 0")
+    if not np.all(np.isfinite(weights) & (weights >= 0.0)) or (num_models and not weights.any()):
+        raise ValueError(f"weights {weights.tolist()}: one is negative or not finite, or all are 0")
     factors[:, 0] = weights / weights.max(initial=0.0) if method == "nmw" else weights
     if method not in ("wbf", "nmw"):
         factors[:, 1] = weights.sum()

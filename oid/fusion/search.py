@@ -69,16 +69,11 @@ class Tuning:
     def lines(self) -> list[str]:
         """The result in words; the last lines say what is expected and kept."""
         lines = [f"mAP with equal weights and the default settings {self.base_map:.4f}"]
-        steps = (
-            ("equal weights, over the base", self.equal_weights),
-            ("free weights, over those kept", self.free_weights),
-        )
-        for title, gain in steps:
-            lines += [
-                f"best with {title}: {gain.settings}",
-                f"  gain in fold {gain.in_fold:+.4f}: not to be expected, because these images chose the settings",
-                f"  gain out of fold {gain}",
-            ]
+        steps = {"equal weights over the base": self.equal_weights, "free weights over those kept": self.free_weights}
+        for title, gain in steps.items():
+            lines.append(f"best with {title}: {gain.settings}")
+            lines.append(f"  gain in fold {gain.in_fold:+.4f}: not to be expected, because these images chose it")
+            lines.append(f"  gain out of fold {gain}")
         return [*lines, f"{self.verdict}; kept: {self.kept.settings}", f"expected gain {self.kept}"]
 
 
@@ -124,11 +119,8 @@ def tune(
         return score(truth, fuse_all(models, settings, options.threads), **metric)[0]
 
     others = [*(fold != f for f in range(options.folds)), None]
-    maps = []
-    for trial in progress(trials):
-        curves = Curves(matched(trial), truth, **metric)
-        maps.append([curves.mean_average_precision(images) for images in others])
-    maps = np.nan_to_num(maps)
+    curves_of_trials = (Curves(matched(trial), truth, **metric) for trial in progress(trials))
+    maps = np.nan_to_num([[curves.mean_average_precision(of) for of in others] for curves in curves_of_trials])
 
     def best(allowed: Sequence[bool]) -> Choice:
         """The first of the best trials among the allowed ones."""

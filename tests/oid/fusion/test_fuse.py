@@ -287,7 +287,7 @@ def test_no_boxes_give_no_boxes(method):
     ("change", "match"),
     [
         ({"method": "soft"}, r"'soft'.*wbf, nms"),
-        ({"weights": [0, 0]}, "all weights are 0"),
+        ({"weights": [0, 0]}, "all are 0"),
         ({"weights": [1, -1]}, "negative"),
         ({"weights": [1, np.nan]}, "not finite"),
         ({"weights": [1]}, "1 weights for 2 models"),

@@ -52,10 +52,7 @@ def test_the_file_is_for_people_too(tmp_path):
         ({"models": "ab"}, r"models is 'ab', it must be \['a.expanded', 'b.expanded'\]"),
         ({"models": NAMES[:1]}, "models is"),
         ({"models": [*NAMES, "c"]}, "models is"),
-        (
-            {"models": NAMES[::-1]},
-            r"models is \['b.expanded', 'a.expanded'\], it must be \['a.expanded', 'b.expanded'\]",
-        ),
+        ({"models": NAMES[::-1]}, r"\['b.expanded', 'a.expanded'\], it must be \['a.expanded', 'b.expanded'\]"),
         ({"weights": [1.0]}, r"weights is \[1.0\], it must be 2 numbers from 0 to 1e.06, not all 0"),
         ({"weights": 1}, "weights is 1"),
         ({"weights": [0, 0]}, "not all 0"),

@@ -67,11 +67,8 @@ def test_labels_are_any_text_and_are_matched_by_text_not_by_position(ensemble):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_result_is_that_of_the_fusion_module_image_by_image(tmp_path, method):
     file_paths, ids, labels, models = random_files(tmp_path)
-    options = {"weights": (2.0, 1.0, 0.5), "skip_box_threshold": 0.1}
-    if method == "wbf":
-        options |= {"conf_type": "avg", "allows_overflow": True}
-    if method == "soft_nms_gaussian":
-        options |= {"sigma": 0.2, "score_threshold": 0.05}
+    own = {"wbf": {"allows_overflow": True}, "soft_nms_gaussian": {"sigma": 0.2, "score_threshold": 0.05}}
+    options = {"weights": (2.0, 1.0, 0.5), "skip_box_threshold": 0.1} | own.get(method, {})
     out = str(tmp_path / "out.csv")
     a06.main(predictions=file_paths, ensemble=out, method=method, fusion_iou=0.4, limit=9, **options)
     result = read_predictions(out)

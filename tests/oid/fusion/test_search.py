@@ -239,12 +239,6 @@ def test_boxes_that_cannot_count_change_nothing_and_are_left_out_before_fusion()
     assert all(0 < len(kept.scores) < len(model.scores) for model, kept in zip(models, data, strict=True))
 
 
-def test_folds_divide_the_images_evenly():
-    assert sorted(np.bincount(divide(11, 3, 0))) == [3, 4, 4]
-    with pytest.raises(InputError, match="3 images cannot be divided into 4 folds"):
-        divide(3, 4, 0)
-
-
 def with_boxes(truth: GroundTruth, kept: np.ndarray | slice) -> GroundTruth:
     """The same ground truth with only some of its boxes."""
     columns = {name: getattr(truth, name)[kept] for name in ("box_image", "box_class", "boxes", "box_group_of")}
@@ -266,6 +260,12 @@ def test_input_that_cannot_be_tuned_is_refused():
     ):
         with pytest.raises(InputError, match=said):
             search(models, known)
+    with pytest.raises(InputError, match="10 images cannot be divided into 11 folds"):
+        search([model], truth, folds=11)
+
+
+def test_folds_divide_the_images_evenly():
+    assert sorted(np.bincount(divide(11, 3, 0))) == [3, 4, 4]
 
 
 def test_one_trial_is_the_base_and_one_model_has_weight_1():
@@ -287,8 +287,7 @@ def test_a_fold_without_ground_truth_has_no_gain():
 def test_trials_are_valid_settings_with_equal_weights_in_every_second_one():
     scores = np.random.default_rng(0).random(100)
     trials = draw_trials(base(3), 200, scores, seed=1)
-    assert len(set(trials)) == 200
-    assert trials[0] == base(3)
+    assert (len(set(trials)), trials[0]) == (200, base(3))
     assert trials == draw_trials(base(3), 200, scores, seed=1)
     assert sum(trial.weights == (1.0, 1.0, 1.0) for trial in trials) == 100
     assert sum(0.0 in trial.weights for trial in trials) > 10

@@ -77,6 +77,12 @@ def randomised(model: keras.Model, seed: int = 0) -> keras.Model:
     return model
 
 
+def saved(model: keras.Model, file: Path) -> Path:
+    """Writes the weights to a `.weights.h5`, and the whole model to any other file."""
+    (model.save_weights if file.name.endswith(".weights.h5") else model.save)(file)
+    return file
+
+
 def arrays(outputs: dict) -> dict[str, np.ndarray]:
     """A dictionary of tensors as NumPy arrays."""
     return {name: keras.ops.convert_to_numpy(value) for name, value in outputs.items()}

@@ -24,17 +24,9 @@ def network():
     return build_m2det(**TINY)
 
 
-@pytest.fixture
-def mixed_precision():
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    yield
-    keras.config.set_dtype_policy(before)
-
-
 @pytest.mark.parametrize(
     ("image_size", "scales", "tums", "channels", "num_classes", "per_cell"),
-    [(64, 1, 1, 16, 1, 1), (64, 4, 1, 16, 3, 2), (96, 3, 2, 16, 5, 1), (100, 3, 4, 4, 2, 3), (32, 2, 2, 8, 2, 1)],
+    [(64, 1, 1, 16, 1, 1), (96, 4, 1, 16, 5, 2), (100, 3, 4, 4, 2, 3)],
 )
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("head", HEADS)
@@ -56,14 +48,6 @@ def test_the_head_follows_the_classes():
     assert [default_head(num_classes) for num_classes in (1, 100, 101)] == ["conv", "conv", "shared"]
 
 
-def test_the_light_head_has_one_convolution_before_each_output():
-    light = build_m2det(**(TINY | {"head": "light"}))
-    subnets = {layer.name for layer in light.layers if "_subnet" in layer.name and layer.name.endswith("_conv")}
-    assert subnets == {"classes_subnet1_conv", "boxes_subnet1_conv"}
-    shared = build_m2det(**(TINY | {"head": "shared"}))
-    assert light.count_params() < shared.count_params()
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("sfam", [False, True])
@@ -80,6 +64,14 @@ def test_every_weight_reaches_the_outputs(variant, head, sfam):
     assert not dead
 
 
+@pytest.mark.parametrize(("head", "convolutions"), [("light", 1), ("shared", 4)])
+def test_scales_share_the_convolutions_of_a_subnet_but_not_their_statistics(head, convolutions):
+    network = build_m2det(**(TINY | {"head": head}))
+    kernels = [w.path for w in network.trainable_weights if "subnet" in w.path and "kernel" in w.path]
+    means = [w.path for w in network.non_trainable_weights if "subnet" in w.path and "moving_mean" in w.path]
+    assert (len(kernels), len(means)) == (2 * convolutions, 2 * convolutions * TINY["scales"])
+
+
 def test_scores_start_at_the_prior(network):
     logits = arrays(network(pictures(4)))["classes"]
     probability = 1 / (1 + np.exp(-logits))
@@ -88,12 +80,16 @@ def test_scores_start_at_the_prior(network):
     assert abs(probability.mean() - 0.01) < 0.003
 
 
-def test_outputs_are_float32_in_mixed_precision(mixed_precision, tmp_path):
-    network = build_m2det(**TINY)
+def test_outputs_are_float32_in_mixed_precision():
+    before = keras.config.dtype_policy()
+    try:
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        network = build_m2det(**TINY)
+    finally:
+        keras.config.set_dtype_policy(before)
     assert {layer.compute_dtype for layer in network.layers if isinstance(layer, layers.ReLU)} == {"bfloat16"}
     assert all(weight.dtype == "float32" for weight in network.trainable_weights)
-    settings = tiny_settings()
-    model = inference_model(network, settings)
+    model = inference_model(network, tiny_settings())
     outputs = arrays(network(pictures(1))) | arrays(model(pictures(1)))
     for name in ("classes", "boxes", "scores"):
         assert outputs[name].dtype == np.float32, name
@@ -103,23 +99,12 @@ def test_outputs_are_float32_in_mixed_precision(mixed_precision, tmp_path):
 
 def test_a_picture_alone_equals_the_same_picture_in_a_batch(network):
     model, batch = randomised(keras.models.clone_model(network)), pictures(4)
-    together = arrays(model(batch, training=False))
+    together = arrays(model(batch.astype("float32"), training=False))  # bytes and float32 are the same pictures
     assert np.ptp(together["classes"], axis=0).max() > 1e-3  # the pictures do matter
     for index in range(len(batch)):
         alone = arrays(model(batch[index : index + 1], training=False))
         for name, values in alone.items():
             np.testing.assert_allclose(values[0], together[name][index], rtol=1e-4, atol=1e-4)
-
-
-def test_uint8_and_float_pictures_are_the_same(network):
-    for name, values in arrays(network(pictures(2))).items():
-        np.testing.assert_allclose(values, arrays(network(pictures(2).astype("float32")))[name], atol=1e-6)
-
-
-def test_the_same_seed_makes_the_same_network(network):
-    keras.utils.set_random_seed(0)
-    for a, b in zip(build_m2det(**TINY).weights, network.weights, strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 @pytest.mark.parametrize(
@@ -146,11 +131,6 @@ def test_wrong_sizes_are_one_sentence(changes, words):
         build_m2det(**(TINY | changes))
 
 
-def test_without_sfam_nothing_must_divide():
-    network = build_m2det(**(TINY | {"channels": 5, "sfam": False}))
-    assert network.output["boxes"].shape[1] == 64 + 16 + 4
-
-
 def test_published_defaults():
     arguments = {name: TINY[name] for name in ("backbone", "image_size", "tums", "scales")}
     names = {}
@@ -166,14 +146,6 @@ def test_published_defaults():
     assert wide.kernel.shape == (3, 3, 128, 256)
     narrow = build_m2det(**arguments, num_classes=2).get_layer("tum1_down1_conv")
     assert narrow.kernel.shape == (3, 3, 256, 256)
-
-
-def test_scales_share_the_subnets_but_not_their_statistics():
-    network = build_m2det(**(TINY | {"head": "shared"}))
-    kernels = [w.path for w in network.trainable_weights if "subnet" in w.path and "kernel" in w.path]
-    assert len(kernels) == 2 * 4
-    means = [w.path for w in network.non_trainable_weights if "subnet" in w.path and "moving_mean" in w.path]
-    assert len(means) == 2 * 4 * TINY["scales"]
 
 
 def test_saves_without_code_or_pickle_and_loads_in_safe_mode(network, tmp_path):

@@ -55,20 +55,18 @@ def test_the_copy_gives_the_outputs_of_the_network(variant, sfam, head):
     assert {value.dtype for value in copy.output.values()} == {"float32"}
 
 
-@pytest.mark.parametrize("backbone", ["mobilenet_v2_0.35", "vgg_small"])
-def test_small_backbones_are_folded(backbone):
-    network = m2det(backbone=backbone, tums=1, channels=16)
-    copy = folded(network)
-    assert largest_difference(network, copy) < CLOSE
-    assert count(copy, layers.BatchNormalization) == 0
+QUICK = ("mobilenet_v2_0.35", "vgg_small")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("backbone", sorted(BACKBONES))
+@pytest.mark.parametrize(
+    "backbone", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in sorted(BACKBONES)]
+)
 def test_every_backbone_is_folded(backbone):
     network = m2det(backbone=backbone, image_size=96, tums=1)
+    copy = folded(network)
     x = pictures(2, 96, 96).astype("float32")
-    assert largest_difference(network, folded(network), x) < 5 * CLOSE  # a hundred layers add their rounding
+    assert largest_difference(network, copy, x) < 5 * CLOSE  # a hundred layers add their rounding
+    assert count(copy, layers.BatchNormalization) == 0 or backbone not in QUICK
 
 
 def test_a_batch_norm_by_hand():
@@ -118,9 +116,7 @@ def test_a_shared_convolution_becomes_one_for_each_batch_norm():
     model = randomised(keras.Model([large, small], ends))
     copy = folded(model)
     assert (count(model, layers.Conv2D), count(copy, layers.Conv2D)) == (1, 2)
-    x = [noise(2, 8, 8, 3), noise(2, 4, 4, 3)]
-    for one, other in zip(outputs(model, x), outputs(copy, x), strict=True):
-        np.testing.assert_allclose(one, other, atol=CLOSE)
+    assert largest_difference(model, copy, [noise(2, 8, 8, 3), noise(2, 4, 4, 3)]) < CLOSE
 
 
 def test_a_model_that_is_called_twice_is_dissolved_twice():
@@ -176,8 +172,7 @@ def test_bfloat16():
     network = m2det(variant="released")
     copy = folded(network, dtype="bfloat16")
     assert {value.dtype for value in copy.output.values()} == {"float32"}
-    precise = [layer for layer in copy.layers if layer.compute_dtype == "float32" and layer.weights]
-    assert not precise
+    assert not [layer for layer in copy.layers if layer.compute_dtype == "float32" and layer.weights]
     assert {layer.compute_dtype for layer in copy.layers if isinstance(layer, Preprocessing)} == {"float32"}
     assert 0 < largest_difference(network, copy) < 0.1  # 8 bits, 30 layers
 
@@ -197,13 +192,9 @@ def test_the_network_stays_as_it_is():
 def test_the_copy_is_saved_and_loaded(dtype, tmp_path):
     copy = folded(m2det(), dtype=dtype)
     copy.save(tmp_path / "model.keras")
+    assert dtype or largest_difference(copy, folded(copy)) < CLOSE
     loaded = keras.saving.load_model(tmp_path / "model.keras", safe_mode=True)
     assert largest_difference(copy, loaded) == 0
-
-
-def test_a_copy_of_a_copy():
-    copy = folded(m2det())
-    assert largest_difference(copy, folded(copy)) < CLOSE
 
 
 SCRIPT = """

@@ -6,61 +6,18 @@ import types
 import keras
 import numpy as np
 import pytest
-from keras import layers
 
 from models.backbones import BACKBONES, build_backbone
 from models.vgg import FC1_INPUTS, FC1_OUTPUTS, FC1_SIDE, load_vgg, reduce_fully_connected
-from tests.helpers.project import shared
+from tests.helpers.tiny_network import saved
 
-
-def test_vgg_beyond_the_last_block_is_the_reduced_fc_form():
-    """pool5, fc6 and fc7 against sums written out in NumPy."""
-    body = build_backbone("vgg16", 96).get_layer("backbone")
-    for name in ("fc6", "fc7"):  # biases begin at zero
-        kernel, bias = body.get_layer(name).get_weights()
-        body.get_layer(name).set_weights([kernel, np.random.default_rng(1).normal(size=bias.shape)])
-    pixels = np.random.default_rng(0).normal(size=(1, 96, 96, 3)).astype("float32")
-    conv5, fc7 = keras.Model(body.inputs, [body.get_layer("block5_conv3").output, body.outputs[1]])([pixels])
-    x = np.pad(np.array(conv5)[0], ((1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
-    side = x.shape[0] - 2
-    x = np.max([x[i : i + side, j : j + side] for i in range(3) for j in range(3)], axis=0)
-    x = np.pad(x, ((6, 6), (6, 6), (0, 0)))
-    kernel, bias = body.get_layer("fc6").get_weights()
-    x = sum(x[6 * i : 6 * i + side, 6 * j : 6 * j + side] @ kernel[i, j] for i in range(3) for j in range(3)) + bias
-    kernel, bias = body.get_layer("fc7").get_weights()
-    expected = np.maximum(np.maximum(x, 0) @ kernel[0, 0] + bias, 0)
-    assert np.ptp(expected) > 0
-    np.testing.assert_allclose(np.array(fc7)[0], expected, atol=1e-5 * np.abs(expected).max())
+pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 
 
 def test_only_the_third_pooling_of_vgg_rounds_up():
     shallow, deep = build_backbone("vgg16", 300).outputs
     assert (shallow.shape[1], deep.shape[1]) == (38, 19)  # 300, 150, 75, 38, 19
     assert build_backbone("vgg16", 36).outputs[1].shape[1] == 2  # 36, 18, 9, 5, 2
-
-
-def test_vgg_equals_the_released_code():
-    """Maps of the official PyTorch network, with weights made from their names."""
-    folder = shared("golden", "m2det")
-    source = types.ModuleType("weights_from_names")
-    exec((folder / "weights_from_names.py").read_text(encoding="utf-8"), source.__dict__)
-    description = source.load(folder / "vgg_small.shapes.json")
-    body = build_backbone("vgg16", description["input_size"]).get_layer("backbone")
-    convolutions = [layer for layer in body.layers if isinstance(layer, layers.Conv2D)]
-    numbers = sorted({int(name.split(".")[1]) for name in description["tensors"] if name.startswith("base.")})
-    for layer, number in zip(convolutions, numbers, strict=True):
-        kernel, bias = (
-            source.array(name, description["tensors"][name]["shape"])
-            for name in (f"base.{number}.weight", f"base.{number}.bias")
-        )
-        layer.set_weights([kernel.transpose(2, 3, 1, 0), bias])
-    maps = body([source.input_image(description["input_size"]).transpose(0, 2, 3, 1)])
-    golden = np.load(folder / "vgg_small.npz")
-    for name, actual in zip(("base0", "base1"), maps, strict=True):
-        actual = np.array(actual).transpose(0, 3, 1, 2)
-        expected, actual = golden[name], source.subsample(actual, description["outputs"][name]["strides"])
-        assert actual.shape == expected.shape
-        assert np.abs(actual - expected).max() / np.abs(expected).max() < 1e-5
 
 
 def random_top(outputs: int, inputs: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -97,10 +54,9 @@ def test_the_reduced_form_answers_as_the_fully_connected_one():
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5", pytest.param(".h5", marks=pytest.mark.slow)])
-@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 def test_vgg_takes_the_convolutions_of_a_file_without_the_top(suffix, tmp_path, capsys):
-    source, file = published_vgg(), tmp_path / f"vgg{suffix}"
-    (source.save_weights if suffix == ".weights.h5" else source.save)(file)
+    source = keras.applications.VGG16(include_top=False, weights=None, input_shape=(64, 64, 3))
+    file = saved(source, tmp_path / f"vgg{suffix}")
     model = build_backbone("vgg16", 64, str(file)).get_layer("backbone")
     for layer in source.layers:
         for theirs, path in zip(layer.get_weights(), ("kernel", "bias"), strict=False):
@@ -110,10 +66,6 @@ def test_vgg_takes_the_convolutions_of_a_file_without_the_top(suffix, tmp_path, 
     assert str(file) in printed
     assert "fc6 and fc7 of vgg16 begin with random values" in printed
     assert np.array(model.get_layer("fc6").kernel).std() > 0
-
-
-def published_vgg() -> keras.Model:
-    return keras.applications.VGG16(include_top=False, weights=None, input_shape=(64, 64, 3))
 
 
 def test_vgg_takes_a_file_of_its_own_form(tmp_path, capsys):
@@ -128,10 +80,9 @@ def test_vgg_takes_a_file_of_its_own_form(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
-@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 def test_vgg_makes_fc6_and_fc7_of_a_file_with_the_top(suffix, tmp_path, capsys):
-    source, file = keras.applications.VGG16(weights=None), tmp_path / f"vgg{suffix}"
-    (source.save_weights if suffix == ".weights.h5" else source.save)(file)
+    source = keras.applications.VGG16(weights=None)
+    file = saved(source, tmp_path / f"vgg{suffix}")
     last = np.array(source.get_layer("block5_conv3").kernel)
     wanted = reduce_fully_connected(*(source.get_layer(name).get_weights() for name in ("fc1", "fc2")))
     wanted = [np.array(values) for layer in wanted for values in layer]  # copies: half a gigabyte can go

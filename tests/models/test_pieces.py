@@ -27,18 +27,15 @@ def test_the_result_is_the_same_in_pieces(assignment, monkeypatch):
         return assigned_targets(assignment, logits, boxes, truth, ANCHORS, CELLS, level_sizes=LEVELS, **RULES)
 
     boxes = numpy(decode_distances(offsets, ANCHORS))
-    arguments = (*map(tf.constant, (logits, boxes)), {k: tf.constant(v) for k, v in truth.items()})
+    arguments = tf.nest.map_structure(tf.constant, (logits, boxes, truth))
     unknown = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), arguments)
     whole = all_of(*arguments)
     monkeypatch.setattr(pieces, "PIECE", 2 * 10 * len(ANCHORS))
     assert pieces._images_together(4, 10 * len(ANCHORS)) == 2
     assert pieces._images_together(None, 10 * len(ANCHORS)) == 1
     for signature in (None, unknown):
-        result = tf.function(all_of, input_signature=signature)(*arguments)
-        assigned, target, silent = map(numpy, result)
-        np.testing.assert_array_equal(assigned, numpy(whole[0]))
-        np.testing.assert_allclose(target, numpy(whole[1]), rtol=1e-6)  # the last anchors' sigmoids are not vectorised
-        np.testing.assert_array_equal(silent, numpy(whole[2]))
+        for part, expected in zip(tf.function(all_of, input_signature=signature)(*arguments), whole, strict=True):
+            np.testing.assert_allclose(part, expected, rtol=1e-6)  # the last anchors' sigmoids are not vectorised
 
 
 @pytest.mark.parametrize(

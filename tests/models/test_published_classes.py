@@ -12,9 +12,8 @@ from models.legacy_checkpoint import LegacyStructure
 from models.published_classes import ALL, INNER, LEAVES, in_another_order, main, published_classes
 from oid import paths
 from oid.annotations import read_class_descriptions, write_class_descriptions
-from oid.files import InputError
 from tests.helpers.legacy_checkpoint_files import write_checkpoint
-from tests.helpers.project import shared
+from tests.helpers.project import refused, shared
 
 # SHA-256 of the labels, one a line, that the constants of the published repository give, by its class descriptions
 PUBLISHED = {
@@ -30,6 +29,11 @@ def drawn_classes() -> dict[str, str]:
     return {f"/m/{k:03d}": name for k, name in enumerate([*names, "Excluded"])}
 
 
+def counted_classes() -> dict[str, str]:
+    """The drawn classes that the challenge counts."""
+    return {label: name for label, name in drawn_classes().items() if name != "Excluded"}
+
+
 def data_set(folder: Path, names: dict[str, str], challenge: dict[str, str]) -> Path:
     (folder / "annotations").mkdir(parents=True)
     for name, classes in ((paths.CLASS_DESCRIPTIONS, names), (paths.CHALLENGE_CLASS_DESCRIPTIONS, challenge)):
@@ -41,8 +45,7 @@ def data_set(folder: Path, names: dict[str, str], challenge: dict[str, str]) -> 
 def test_leaves_by_name_and_then_the_inner_classes(tmp_path, capsys):
     """Names are those of all boxable classes: the challenge's file has some twice."""
     names = drawn_classes()
-    challenge = {label: "Bench" for label, name in names.items() if name != "Excluded"}
-    folder = data_set(tmp_path / "data", names, challenge)
+    folder = data_set(tmp_path / "data", names, dict.fromkeys(counted_classes(), "Bench"))
     for number in (LEAVES, ALL):
         main(str(folder), output=str(tmp_path / "out.csv"), number=number)
         found = read_class_descriptions(tmp_path / "out.csv")
@@ -71,18 +74,15 @@ def test_the_published_order(tmp_path, number):
     ],
 )
 def test_other_classes_are_refused(tmp_path, names, challenge, message):
-    drawn = drawn_classes()
-    counted = {label: name for label, name in drawn.items() if name != "Excluded"}
-    folder = data_set(tmp_path / "data", drawn | names, counted | challenge)
-    with pytest.raises(InputError) as error:
+    folder = data_set(tmp_path / "data", drawn_classes() | names, counted_classes() | challenge)
+    with refused(message):
         main(str(folder), output=str(tmp_path / "out.csv"))
-    assert message in str(error.value)
     assert not (tmp_path / "out.csv").exists()
 
 
 def test_another_order_is_noticed():
     drawn = drawn_classes()
-    order = dict(published_classes(drawn, {label for label, name in drawn.items() if name != "Excluded"}))
+    order = dict(published_classes(drawn, set(counted_classes())))
     assert not in_another_order(order)
     assert not in_another_order(dict(list(order.items())[:LEAVES]))
     assert in_another_order({label: name for label, name in drawn.items() if label in order})  # as a01 has them
@@ -91,8 +91,7 @@ def test_another_order_is_noticed():
 
 @pytest.mark.parametrize("published", [True, False])
 def test_the_converter_warns_about_another_order(tmp_path, monkeypatch, capsys, published):
-    drawn = drawn_classes()
-    order = published_classes(drawn, {label for label, name in drawn.items() if name != "Excluded"})[:LEAVES]
+    order = published_classes(drawn_classes(), set(counted_classes()))[:LEAVES]
     write_class_descriptions(tmp_path / "classes.csv", dict(order if published else reversed(order)))
     write_checkpoint(tmp_path / "x.h5", structure=LegacyStructure(50, LEAVES, "explicit"))
     monkeypatch.setattr(convert, "legacy_settings", lambda *arguments: 1 / 0)  # the rest takes seconds

@@ -139,10 +139,7 @@ def test_bad_files_are_named(tmp_path, name, text, message):
         ({"levels": ("1",), "min_boxes": 9}, "none of its 5 classes has 9 or more training boxes"),
         ({"levels": ("rare",), "rare_below": 1}, "none of its 8 classes has 1 or more and fewer than 1 training boxes"),
         ({"dataset_path": "/nowhere/at/all"}, "/nowhere/at/all does not exist"),
-        (
-            {"labels_filter": ("apple", "tomatoe")},
-            "name or label tomatoe, did you mean tomato, all?: change --",
-        ),
+        ({"labels_filter": ("apple", "tomatoe")}, "name or label tomatoe, did you mean tomato, all?: change --"),
         (
             {"labels_filter": (",",)},
             "no class is named: give names or labels, for example Helmet,Tree: change --labels_filter",

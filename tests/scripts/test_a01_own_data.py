@@ -50,10 +50,7 @@ def test_a01_converts_exports_and_does_it_again(tmp_path):
         ("--source csv", "error: --source is csv: give --source_path too"),
         ("--fold 1", "error: --source_splits, --validation_folds and --fold need --source_path"),
         ("--export coco", "error: --export and --export_path belong together"),
-        (
-            "--dataset_path {1} --export coco --export_path {0}/source",
-            "is in use: give another folder by --export_path",
-        ),
+        ("--dataset_path {1} --export coco --export_path {0}/source", "give another folder by --export_path"),
     ],
 )
 def test_a_mistake_is_one_sentence(flags, sentence, tmp_path):
@@ -130,16 +127,8 @@ def test_from_own_data_to_the_metric(form, tmp_path, tiny_backbone, capsys):
 
 def test_a_second_class_file_decides_the_order_of_the_outputs(tmp_path):
     source = write_csv_source(tmp_path / "source")
-    for rows, order in (
-        ([("cat", 0), ("dog", 1)], ["/m/cat", "/m/dog"]),
-        ([("cat", 9), ("dog", 1)], ["/m/dog", "/m/cat"]),
-    ):
-        write_rows(source / "classes.csv", rows)
-        a01.main(
-            source="csv",
-            source_path=str(source),
-            dataset_path=str(tmp_path / "data"),
-            output_path=str(tmp_path / "out"),
-            levels=("1",),
-        )
+    file_paths = {"dataset_path": str(tmp_path / "data"), "output_path": str(tmp_path / "out")}
+    for number, order in ((0, ["/m/cat", "/m/dog"]), (9, ["/m/dog", "/m/cat"])):
+        write_rows(source / "classes.csv", [("cat", number), ("dog", 1)])
+        a01.main(source="csv", source_path=str(source), levels=("1",), **file_paths)
         assert list(Result(tmp_path / "out", "1").classes) == order

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oid.columns import BOX_COLUMNS
-from oid.files import InputError
 from oid.levels import rows as annotation_rows
 from oid.levels.rows import no_image_labels, read_box_rows, read_image_label_rows, read_text
 from tests.helpers.small_open_images import BIG, LEFT, RIGHT, V6_COLUMNS, box, write_rows
@@ -113,9 +112,3 @@ def test_a_missing_file_of_image_labels_is_like_one_without_rows(tmp_path):
     for name in ("image", "pattern", "unknown_labels"):
         one, other = getattr(read, name), getattr(made, name)
         assert (len(one), one.dtype) == (len(other), other.dtype) == (0, one.dtype)
-
-
-def test_mistakes_are_named(tmp_path):
-    good, bad = box("a", "apple"), box("x", "apple", ("0.5", "0.4", "0", "1"))
-    with pytest.raises(InputError, match="line 4: found"):
-        read_box_rows(written(tmp_path, [good, good, bad, good, bad]), LABELS)

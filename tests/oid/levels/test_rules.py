@@ -285,6 +285,9 @@ def test_image_labels_are_expanded_and_restricted_to_the_level(tmp_path):
     main(dataset_path=str(tmp_path / "data"), output_path=str(tmp_path / "out"), levels=("2",))
     expected = [("b", "fruit", "0"), ("a", "vegetable", "1"), ("a", "fruit", "1")]
     assert Result(tmp_path / "out", "2").image_labels == expected
+    labels = [("a", "tomato", "1"), ("b", "fruit", "0"), ("c", "dragon", "1")]  # excluded, excluded, unknown
+    result = run(tmp_path / "part", "all", ONE_OF_EACH, None, labels, challenge=("apple", "food"))
+    assert result.image_labels == [("a", "food", "1"), ("b", "apple", "0")]
 
 
 def test_a_positive_label_wins_over_a_negative_one(tmp_path, capsys):
@@ -302,12 +305,6 @@ def test_a_positive_label_wins_over_a_negative_one(tmp_path, capsys):
     assert "positive against negative 4 0" in " ".join(capsys.readouterr().out.split())  # a: 3, b: 1
 
 
-def test_labels_of_excluded_classes_are_expanded_too(tmp_path):
-    labels = [("a", "tomato", "1"), ("b", "fruit", "0"), ("c", "dragon", "1")]
-    result = run(tmp_path, "all", ONE_OF_EACH, None, labels, challenge=("apple", "food"))
-    assert result.image_labels == [("a", "food", "1"), ("b", "apple", "0")]
-
-
 def test_negatives_have_a_verified_label_and_neither_box_nor_region(tmp_path):
     rows = [box("boxed", "apple"), box("group", "apple", group="1"), box("fruit", "fruit"), box("car", "car")]
     images = ("unlabelled-elsewhere", "zebra", "boxed", "group", "fruit", "car", "absent")
@@ -320,14 +317,10 @@ def test_negatives_have_a_verified_label_and_neither_box_nor_region(tmp_path):
     assert result.image_ids == [f"train/{name}" for name in sorted((*names, "boxed", "group", "fruit", "car"))] + [
         "validation/boxed"
     ]
+    higher = run(tmp_path / "2", "2", rows, None, [("car", "fruit", "0"), ("car", "car", "1")])
+    assert [row[0] for row in higher.negatives] == ["car"]  # it has a box, but of another level
     text = paths.level_boxes(tmp_path / "out", "1", "train").read_text()
     assert text.endswith("zebra,,,,,,,,,,,,\nabsent,,,,,,,,,,,,\nunboxed,,,,,,,,,,,,\n")
-
-
-def test_a_box_of_another_level_does_not_hinder_a_negative(tmp_path):
-    rows = [box("a", "apple"), box("b", "car")]
-    result = run(tmp_path, "2", rows, None, [("b", "fruit", "0"), ("b", "car", "1")])
-    assert [row[0] for row in result.negatives] == ["b"]
 
 
 def test_without_image_labels_there_are_no_negatives(tmp_path, capsys):

@@ -83,8 +83,10 @@ def main(
     images = data_set / "validation"
     run("a04_inference.py", output_path=output, run="ours", images=images, predictions=ours_file)
     result = json.loads((folder / "theirs.json").read_text())
-    found = [columns(result["found"][str(path)]) for path in validation.paths]
-    write_predictions(theirs_file, Predictions.from_images(list(validation.image_ids), classes, found))
+    found = [np.array(result["found"][str(path)], "float64").reshape(-1, 6) for path in validation.paths]
+    image_index, rows = np.repeat(np.arange(len(found)), list(map(len, found))), np.concatenate(found)
+    columns = image_index, rows[:, 0].astype("int64"), rows[:, 1], rows[:, 2:]
+    write_predictions(theirs_file, Predictions(list(validation.image_ids), classes, *columns))
     with open(output / "weights" / "ours" / "history.csv", newline="", encoding="utf-8") as file:
         seen = sum(float(row["images_per_second"]) * float(row["seconds"]) for row in csv.DictReader(file))
     print(f"{backbone}, {minutes:g} minutes on one core each, from random weights:")
@@ -93,12 +95,6 @@ def main(
         run("a05_expand_hierarchy.py", dataset_path=data_set, predictions=file, expanded=expanded)
         at_50, at_all = score([measure(data_set, expanded)])
         print(f"  {name:16} {pictures:7} pictures seen  mAP@.5 {at_50:.4f}  mAP@.5:.95 {at_all:.4f}")
-
-
-def columns(rows: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, scores and boxes of one image."""
-    values = np.array(rows, "float64").reshape(-1, 6)
-    return values[:, 0].astype("int64"), values[:, 1], values[:, 2:]
 
 
 def write_their_files(folder: Path, classes: list[str], train: DataSet, validation: DataSet) -> None:

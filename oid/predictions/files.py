@@ -52,30 +52,6 @@ class Predictions:
     scores: np.ndarray
     boxes: np.ndarray
 
-    @classmethod
-    def from_images(
-        cls,
-        image_ids: Sequence[str],
-        labels: Sequence[str],
-        images: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
-    ) -> "Predictions":
-        """Joins the results of single images.
-
-        Args:
-            image_ids: all images.
-            labels: the label vocabulary.
-            images: for each image, in their order, (n,) indices into `labels`, (n,) scores and (n, 4) xyxy boxes.
-        """
-        found = list(images)
-        if len(found) != len(image_ids):
-            raise ValueError(f"{len(found)} results for {len(image_ids)} images")
-        image_index = np.repeat(np.arange(len(found)), [len(scores) for _, scores, _ in found])
-        found.append(([], [], np.zeros((0, 4))))  # nothing can be joined to nothing
-        label_index, scores, boxes = zip(*found, strict=True)
-        boxes = np.concatenate([np.reshape(corners, (-1, 4)) for corners in boxes]).astype(np.float64)
-        label_index, scores = np.concatenate(label_index).astype(np.int64), np.concatenate(scores).astype(np.float64)
-        return cls(list(image_ids), list(labels), image_index, label_index, scores, boxes)
-
     def offsets(self) -> np.ndarray:
         """(len(image_ids) + 1,) int64: the boxes of image i are offsets[i] to offsets[i + 1]."""
         return np.searchsorted(self.image_index, np.arange(len(self.image_ids) + 1))
@@ -295,8 +271,8 @@ def _csv_field(text: str) -> str:
 @contextlib.contextmanager
 def open_for_writing(path: Path) -> Iterator[TextIO]:
     """Opens a text file for writing, compressed when the name ends in `.gz`."""
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(path, "wb"))
+    with open(path, "wb") as file:
         if path.suffix == ".gz":  # neither time nor name in its header: the same predictions give the same file
-            file = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))
-        yield stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline=""))
+            file = gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0)
+        with io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+            yield text

@@ -70,7 +70,7 @@ class Parser:
         if sorted(self._header) not in (sorted(KAGGLE_COLUMNS), sorted(PREDICTION_COLUMNS)):
             unknown = [name for name in self._header if name not in KAGGLE_COLUMNS + PREDICTION_COLUMNS]
             problem = f"unknown column {_short(unknown[0])}" if unknown else f"columns {','.join(self._header)}"
-            raise self._mistake(self._line, f": {problem}, {expected}")
+            raise self._mistake(self._line, f"{problem}, {expected}")
 
     def blocks(self, allow_swapped_corners: bool) -> Iterator[Block]:
         """Yields the boxes of the file, block by block.
@@ -93,16 +93,10 @@ class Parser:
 
     def _texts(self) -> Iterator[tuple[int, bytes]]:
         """Yields the number of the first line and the text of each block of whole lines."""
-        line, rest = self._line + 1, b""
-        while piece := self._file.read(_BYTES_PER_BLOCK):
-            rest += piece
-            cut = rest.rfind(b"\n") + 1
-            if cut:
-                yield line, rest[:cut]
-            line += rest.count(b"\n")
-            rest = rest[cut:]
-        if rest:
-            yield line, rest + b"\n"
+        line = self._line + 1
+        while lines := self._file.readlines(_BYTES_PER_BLOCK):
+            yield line, b"".join(lines).removesuffix(b"\n") + b"\n"  # the last line may have no line break
+            line += len(lines)
 
     def _parse(self, block: tuple[int, bytes]) -> Block:
         """The boxes of a block of lines."""
@@ -112,17 +106,18 @@ class Parser:
         lines, ids = rows["line"].to_numpy(), rows["ImageId" if self._is_kaggle else "ImageID"]
         is_empty = ids.str.strip_chars() == ""
         if is_empty.any():
-            raise self._mistake(lines[is_empty.arg_max()], ": the image id is empty")
+            raise self._mistake(lines[is_empty.arg_max()], "the image id is empty")
         if self._is_kaggle:
-            boxes, num_boxes = self._split(rows)
+            tokens, num_boxes = self._split(rows)
         else:
-            boxes, runs = rows.select(TOKENS), ids.rle().struct.unnest()
+            tokens, runs = rows.select(pl.concat_list(TOKENS).explode()).to_series(), ids.rle().struct.unnest()
             ids, num_boxes = runs["value"], runs["len"].to_numpy().astype(np.int64)
-        labels = boxes["LabelName"].unique(maintain_order=True)
-        index = pl.col("LabelName").cast(pl.Enum(labels)).to_physical().cast(pl.Float64)
-        table = boxes.select(index, pl.col(TOKENS[1:]).cast(pl.Float64, strict=False)).to_numpy(order="c")
+        names = tokens.gather_every(len(TOKENS))
+        labels = names.unique(maintain_order=True)
+        table = tokens.cast(pl.Float64, strict=False).to_numpy(writable=True).reshape(-1, len(TOKENS))
+        table[:, 0] = names.cast(pl.Enum(labels)).to_physical().to_numpy()
         parsed = Block(ids.to_list(), num_boxes, lines, labels.to_list(), table)
-        self._check(parsed, boxes)
+        self._check(parsed, tokens)
         return parsed
 
     def _rows(self, line: int, text: bytes):
@@ -141,7 +136,7 @@ class Parser:
                 rows.append((number, *self._fields(number, content)))
                 if len(rows[-1]) != len(schema) + 1:
                     problem = f"{len(rows[-1]) - 1} fields, but the header has {len(schema)} columns"
-                    raise self._mistake(number, f": {problem}")
+                    raise self._mistake(number, problem)
         return pl.DataFrame(rows, {"line": pl.Int64, **schema}, orient="row")
 
     def _fields(self, line: int, text: bytes) -> list[str]:
@@ -150,15 +145,13 @@ class Parser:
         try:
             return next(csv.reader([text.decode("utf-8")], strict=True))
         except UnicodeDecodeError as error:
-            raise self._mistake(line, ": not UTF-8 text, save the file as UTF-8") from error
+            raise self._mistake(line, "not UTF-8 text, save the file as UTF-8") from error
         except csv.Error as error:
-            problem = f": {error}, a quotation mark is misplaced or not closed in its line"
+            problem = f"{error}, a quotation mark is misplaced or not closed in its line"
             raise self._mistake(line, problem) from error
 
     def _split(self, rows):
-        """The tokens of the boxes of Kaggle rows as a data frame, and (rows,) the number of boxes."""
-        import polars as pl
-
+        """The tokens of the boxes of Kaggle rows as a series, and (rows,) the number of boxes."""
         strings = rows["PredictionString"]
         if any(strings.str.contains(space, literal=True).any() for space in ("  ", "\t")):
             strings = strings.str.replace_all("[ \t]+", " ")
@@ -168,31 +161,27 @@ class Parser:
         if wrong:
             row, box = wrong[0], "a box is 'label confidence XMin YMin XMax YMax'"
             which = f"{counts[row]} tokens for image {rows['ImageId'][row]!r} (the last is {_short(tokens[row][-1])})"
-            raise self._mistake(rows["line"][row], f": {which} are not a multiple of 6, {box}")
-        tokens = tokens.drop_nulls().explode().to_frame("token")
-        every = {name: pl.col("token").gather_every(len(TOKENS), k) for k, name in enumerate(TOKENS)}
-        return tokens.select(**every), counts // len(TOKENS)
+            raise self._mistake(rows["line"][row], f"{which} are not a multiple of 6, {box}")
+        return tokens.drop_nulls().explode(), counts // len(TOKENS)
 
-    def _check(self, block: Block, boxes) -> None:
-        """Raises the InputError for the first label that is no label, or text that is not a finite number."""
-        for label in block.labels:
+    def _check(self, block: Block, tokens) -> None:
+        """Raises the InputError for the first label that is no label, or token that is not a finite number."""
+        for number, label in enumerate(block.labels):
             if not is_label(label):
-                line, _ = self._place(block, np.argmax(block.table[:, 0] == block.labels.index(label)))
-                raise self._mistake(line, f": the label {label!r} is empty or has white space")
+                box = np.argmax(block.table[:, 0] == number)
+                raise self._box_mistake(block, box, f"the label {label!r} is empty or has white space", column=0)
         if not np.isfinite(block.table).all():
-            box, column = np.argwhere(~np.isfinite(block.table))[0]
-            name, text = TOKENS[column], boxes[TOKENS[column]][int(box)]
-            is_number = boxes[name].slice(box, 1).cast(float, strict=False)[0] is not None
-            line, token = self._place(block, box)
-            place = f", token {token + column}" if token else ""
-            problem = "is not finite" if is_number else "is not a number"
-            raise self._mistake(line, f"{place}: {'the score' if column == 1 else name} {_short(text)} {problem}")
+            box, column = np.argwhere(~np.isfinite(block.table))[0].tolist()
+            token = tokens.slice(box * len(TOKENS) + column, 1)
+            problem = "is not a number" if token.cast(float, strict=False)[0] is None else "is not finite"
+            name = "the score" if column == 1 else TOKENS[column]
+            raise self._box_mistake(block, box, f"{name} {_short(token[0])} {problem}", column)
 
     def _check_repeated(self, block: Block, seen: set[str]) -> None:
         """Raises the InputError for an image that has a second Kaggle row; `seen` are those of the blocks before."""
         for image_id, line in zip(block.ids, block.lines.tolist(), strict=True):
             if image_id in seen:
-                raise self._mistake(line, f": image {image_id!r} has a second row, put all its boxes into one")
+                raise self._mistake(line, f"image {image_id!r} has a second row, put all its boxes into one")
             seen.add(image_id)
 
     def _swapped(self, block: Block) -> str | None:
@@ -202,21 +191,21 @@ class Parser:
         if not len(swapped):
             return None
         box = swapped[0]
-        line, token = self._place(block, box)
-        place = f", tokens {token} to {token + len(TOKENS) - 1}" if token else ""
         low, high, axis = (x_min, x_max, "X") if x_min[box] > x_max[box] else (y_min, y_max, "Y")
-        return str(self._mistake(line, f"{place}: {axis}Min {low[box]} is greater than {axis}Max {high[box]}"))
+        return str(self._box_mistake(block, box, f"{axis}Min {low[box]} is greater than {axis}Max {high[box]}"))
 
-    def _place(self, block: Block, box: int) -> tuple[int, int]:
-        """The line of a box, and in the Kaggle form the number of its first token, from 1."""
+    def _box_mistake(self, block: Block, box: int, what: str, column: int | None = None) -> InputError:
+        """The error about a box or one of its columns. In the Kaggle form it gives the tokens, counted from 1."""
         if not self._is_kaggle:
-            return block.lines[box], 0
+            return self._mistake(block.lines[box], what)
         ends = np.cumsum(block.num_boxes)
         row = np.searchsorted(ends, box, side="right")
-        return block.lines[row], (box - ends[row] + block.num_boxes[row]) * len(TOKENS) + 1
+        first = (box - ends[row] + block.num_boxes[row]) * len(TOKENS) + 1
+        tokens = f"tokens {first} to {first + len(TOKENS) - 1}" if column is None else f"token {first + column}"
+        return self._mistake(f"{block.lines[row]}, {tokens}", what)
 
-    def _mistake(self, line: int, what: str) -> InputError:
-        return InputError(f"{self._path}, line {line}{what}")
+    def _mistake(self, line: int | str, what: str) -> InputError:
+        return InputError(f"{self._path}, line {line}: {what}")
 
 
 def is_label(text: str) -> bool:

@@ -34,7 +34,16 @@ def some_predictions(draw):
         boxes = np.sort(corners, axis=1).reshape(n, 4)
         label_index = draw(st.lists(st.integers(0, len(vocabulary) - 1), min_size=n, max_size=n))
         images.append((label_index, draw(st.lists(st.floats(-1, 2), min_size=n, max_size=n)), boxes))
-    return Predictions.from_images(ids, vocabulary, images)
+    return predictions_of(ids, vocabulary, images)
+
+
+def predictions_of(ids, vocabulary, images):
+    """The predictions of single images: for each (label indices, scores, boxes)."""
+    counts = [len(scores) for _, scores, _ in images]
+    labels, scores, boxes = ([row for image in images for row in image[column]] for column in range(3))
+    label_index, image_index = np.array(labels, np.int64), np.repeat(np.arange(len(images)), counts)
+    scores, boxes = np.array(scores, np.float64), np.array(boxes, np.float64).reshape(-1, 4)
+    return Predictions(list(ids), list(vocabulary), image_index, label_index, scores, boxes)
 
 
 def write(folder, text, name="predictions.csv"):

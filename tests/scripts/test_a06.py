@@ -9,10 +9,11 @@ import a06_ensemble as a06
 from oid import paths
 from oid.files import InputError
 from oid.fusion.fuse import METHODS, fuse
-from oid.predictions.files import Predictions, read_predictions
+from oid.predictions.files import read_predictions
 from oid.predictions.files import write_predictions as write_file
 from tests.helpers.ensemble_case import make_ensemble_case
 from tests.helpers.ensemble_case import write_predictions as write
+from tests.helpers.prediction_cases import predictions_of
 from tests.helpers.project import run_script
 
 A, B = "0.100000 0.100000 0.300000 0.300000", "0.600000 0.600000 0.900000 0.900000"
@@ -34,7 +35,7 @@ def random_files(folder, num_images=8):
             images.append((rng.integers(0, 3, n), rng.random(n).round(9), boxes))
         models.append(images)
         order = rng.permutation(num_images)
-        write_file(path, Predictions.from_images([ids[k] for k in order], labels, [images[k] for k in order]))
+        write_file(path, predictions_of([ids[k] for k in order], labels, [images[k] for k in order]))
     return file_paths, ids, labels, models
 
 

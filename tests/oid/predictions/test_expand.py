@@ -10,7 +10,8 @@ from oid.boxes.suppression import classwise_nms
 from oid.files import InputError
 from oid.hierarchy import Hierarchy
 from oid.predictions.expand import Expansion
-from oid.predictions.files import Predictions, read_predictions, write_predictions
+from oid.predictions.files import read_predictions, write_predictions
+from tests.helpers.prediction_cases import predictions_of
 
 LABELS = ("a", "b", "c", "d", "e", "f", "other")
 BELOW_D = {"LabelName": "d", "Subcategory": [{"LabelName": "e"}, {"LabelName": "f"}]}
@@ -33,12 +34,12 @@ box = st.tuples(*[st.integers(0, 5)] * 4).map(
 image = st.lists(st.tuples(st.integers(0, len(LABELS) - 1), st.integers(-2, 5), box), max_size=14)
 
 
-def predictions_of(images):
+def found_in(images):
     """Few places and few scores, so that there are ties, duplicates and boxes without area."""
     parts = [
         ([label for label, _, _ in boxes], [s / 4 for _, s, _ in boxes], [c for _, _, c in boxes]) for boxes in images
     ]
-    return Predictions.from_images([f"i{k}" for k in range(len(parts))], LABELS, parts)
+    return predictions_of([f"i{k}" for k in range(len(parts))], LABELS, parts)
 
 
 def plain_expansion(found, tree, classes, nms_iou, only_new):
@@ -72,7 +73,7 @@ def rows_of(found):
     st.lists(image, max_size=5), st.sets(st.sampled_from(LABELS)), st.sampled_from([0.0, 0.3, 0.5, 1.0]), st.booleans()
 )
 def test_a_block_is_expanded_as_each_image_by_the_plain_rules(images, classes, nms_iou, only_new):
-    found, tree = predictions_of(images), Hierarchy(TREE)
+    found, tree = found_in(images), Hierarchy(TREE)
     result = Expansion(tree, classes, found.labels).expand(found, nms_iou=nms_iou, only_new=only_new)
     assert result.image_ids == found.image_ids
     assert rows_of(result) == plain_expansion(found, tree, classes, nms_iou, only_new)
@@ -86,7 +87,7 @@ def files(tmp_path):
         [(int(rng.integers(7)), int(rng.integers(6)), [*sorted(rng.integers(0, 5, 2)), 6, 6]) for _ in range(k % 9)]
         for k in range(40)
     ]
-    write_predictions(tmp_path / "in.csv", predictions_of(images))
+    write_predictions(tmp_path / "in.csv", found_in(images))
     (tmp_path / "tree.json").write_text(str(TREE).replace("'", '"'))
     (tmp_path / "classes.csv").write_text("".join(f"{label},{label}\n" for label in LABELS[:-1]))
     names = {"predictions": "in.csv", "hierarchy": "tree.json", "class_descriptions": "classes.csv"}

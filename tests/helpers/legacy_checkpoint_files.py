@@ -1,12 +1,38 @@
-"""HDF5 files as Keras wrote keras-retinanet's networks: for the tests that do not have the reference material."""
+"""HDF5 files as Keras wrote keras-retinanet's networks, with the reference material and without it."""
 
 import h5py
 import numpy as np
+import pytest
 
 from models.legacy_checkpoint import CLASSIFICATION, REGRESSION, LegacyStructure, expected_tensors
+from tests.helpers.project import shared
 
 WEIGHTLESS = ["input_1", "padding_conv1", "conv1_relu", "pool1", "res2a", "P5_upsampled", "regression"]
 HEADS = {REGRESSION: "pyramid_regression", CLASSIFICATION: "pyramid_classification"}
+
+
+def golden_retinanet(folder, name, **options):
+    """The file of a network of ../shared/golden/retinanet, written to `folder`, and keras-retinanet's answers."""
+    directory = shared("golden", "retinanet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(directory))
+        import weights_from_names
+    weights_from_names.write_h5(str(folder / f"{name}.h5"), str(directory / f"{name}.structure.json"), **options)
+    return folder / f"{name}.h5", np.load(directory / f"{name}.npz")
+
+
+def check_detections(found, answers, prefix=""):
+    """The same detections as a set: each one of the reference's has its own partner."""
+    boxes, scores, labels = found
+    height, width = answers[f"{prefix}image"].shape[:2]
+    boxes = boxes * (width, height, width, height)
+    real = answers[f"{prefix}labels"] >= 0
+    expected = [answers[f"{prefix}{name}"][real] for name in ("boxes", "scores", "labels")]
+    assert len(scores) == len(expected[1])
+    near = (labels[:, None] == expected[2]) & (abs(scores[:, None] - expected[1]) < 1e-4)
+    near &= abs(boxes[:, None] - expected[0]).max(-1) < 1e-2
+    assert near.any(0).all()
+    assert near.any(1).all()
 
 
 def weight_names(group: str, count: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Converted M2Det checkpoints have the same detections; only the tests of PyTorch files need PyTorch."""
+"""Converted checkpoints have the same detections, others are refused; only the tests of .pth files need PyTorch."""
 
 import csv
 import importlib.util
@@ -18,10 +18,12 @@ import pytest
 
 from models import convert, load_model
 from models.box_coding import decode_ssd
+from models.legacy_checkpoint import LegacyStructure
 from models.released import COCO_NAMES, read_structure
 from oid.anchors.grids import make_anchors
 from oid.boxes.suppression import classwise_nms
 from oid.files import InputError
+from tests.helpers.legacy_checkpoint_files import write_checkpoint
 from tests.helpers.project import refused, run_script
 from tests.helpers.released_checkpoint import MEAN_BGR, golden, random_state
 
@@ -146,6 +148,15 @@ def test_golden_checkpoint(tmp_path):
         assert np.abs(found[name] - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize(("depth", "sides"), [(50, (768, 1024)), (101, (768, 1024)), (152, (600, 800))])
+def test_sides_of_a_retinanet_are_the_published_ones_unless_said(depth, sides):
+    structure = LegacyStructure(depth, 1, "same")
+    for asked, expected in (((), sides), ((64, 96), (64, 96))):
+        settings = convert.legacy_settings(structure, {"/m/0": "Class"}, *asked)
+        assert (settings["preprocessing"]["min_side"], settings["preprocessing"]["max_side"]) == expected
+        assert (settings["backbone"], settings["clip"]) == (f"legacy_resnet{depth}", "last_pixel")
+
+
 # === Classes =========================================================================================================
 def test_the_classes_of_coco():
     classes = convert.read_classes(80, "m2det512_vgg.pth", None)
@@ -180,13 +191,6 @@ def refuse(words: str, file: Path, output: Path, **flags: object) -> None:
     assert sorted(output.parent.rglob("*")) == before
 
 
-@pytest.mark.parametrize("image_size", [0, -512, 256, 300, 520])
-def test_image_sizes_that_do_not_fit(tmp_path, image_size):
-    (tmp_path / "x.pth").write_bytes(b"x")
-    words = f"--image_size is {image_size}: it must be a multiple of 16, at least 272"
-    refuse(words, tmp_path / "x.pth", tmp_path / "run", image_size=image_size)
-
-
 def test_files_that_are_no_checkpoint(tmp_path):
     for name, content, words in (
         ("empty", b"", "is empty"),
@@ -198,6 +202,39 @@ def test_files_that_are_no_checkpoint(tmp_path):
         if content is not None:
             (tmp_path / name).write_bytes(content)
         refuse(f"{name} {words}", tmp_path / name, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def retinanet(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("file") / "x.h5"
+    write_checkpoint(path, structure=LegacyStructure(50, 3, "explicit"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("count", "flags", "words"),
+    [
+        (None, {}, r"x\.h5 has 3 classes, not the 80 of COCO: name them by --classes with a CSV"),
+        (4, {}, r"--classes .*4\.csv has 4 classes and .*x\.h5 has 3: give the list that it was trained on"),
+        (3, {"image_size": 512}, r"--image_size 512 does not belong to .*x\.h5"),
+        (3, {"min_side": 900, "max_side": 800}, "--min_side 900 --max_side 800: give at least 32, and the larger last"),
+        (3, {"min_side": 5}, "--min_side 5 --max_side 1024: give at least 32"),
+    ],
+)
+def test_flags_that_do_not_fit_a_retinanet(tmp_path, retinanet, count, flags, words):
+    if count:
+        flags |= {"classes": str(tmp_path / f"{count}.csv")}
+        rows = "".join(f"/m/{k},Class {k}\n" for k in range(count))
+        (tmp_path / f"{count}.csv").write_text(rows, encoding="utf-8")
+    refuse(words, retinanet, tmp_path / "run", **flags)
+
+
+def test_flags_that_do_not_fit_an_m2det(tmp_path):
+    (tmp_path / "x.pth").write_bytes(b"PK\x03\x04")
+    for side in (0, -512, 256, 300, 520):
+        words = f"--image_size is {side}: it must be a multiple of 16, at least 272"
+        refuse(words, tmp_path / "x.pth", tmp_path / "run", image_size=side)
+    refuse("--min_side 600 does not belong to", tmp_path / "x.pth", tmp_path / "run", min_side=600)
 
 
 def test_without_pytorch_or_with_an_old_one(tmp_path, monkeypatch):

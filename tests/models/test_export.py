@@ -23,7 +23,8 @@ from oid import paths
 from oid.anchors.grids import retinanet_anchor_settings
 from oid.files import InputError
 from tests.helpers import any_shape_network
-from tests.helpers.project import refused, shared
+from tests.helpers.legacy_checkpoint_files import check_detections, golden_retinanet
+from tests.helpers.project import refused
 from tests.helpers.tiny_network import CLASSES, pictures, randomised, tiny_settings, write_settings
 
 missing = [name for name in ("tf2onnx", "onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -302,30 +303,15 @@ def test_a_converted_retinanet_has_the_suppression_and_the_sides_of_its_authors(
 # === Real networks ===================================================================================================
 @pytest.mark.slow
 @needs_onnx
-def test_a_published_retinanet_gives_the_detections_of_keras_retinanet(tmp_path, monkeypatch):
-    directory = shared("golden", "retinanet")
-    monkeypatch.syspath_prepend(str(directory))
-    import weights_from_names
-
-    structure = str(directory / "resnet50_c5.structure.json")
-    weights_from_names.write_h5(str(tmp_path / "file.h5"), structure, "inference")
+def test_a_published_retinanet_gives_the_detections_of_keras_retinanet(tmp_path):
+    file, answers = golden_retinanet(tmp_path, "resnet50_c5", kind="inference")
     (tmp_path / "classes.csv").write_text("".join(f"/m/{k},Class {k}\n" for k in range(5)), encoding="utf-8")
-    convert.main(str(tmp_path / "file.h5"), output=str(tmp_path / "run"), classes=str(tmp_path / "classes.csv"))
+    convert.main(str(file), output=str(tmp_path / "run"), classes=str(tmp_path / "classes.csv"))
     a04.main(run=(str(tmp_path / "run"),), export="onnx", export_path=str(tmp_path / "model.onnx"))
-    answers = np.load(directory / "resnet50_c5.npz")
-    image = answers["small_image"][None, ..., ::-1]
-    found = outputs_of(tmp_path / "model.onnx", image)
-    height, width = image.shape[1:3]
-    kept = found["kept"][:, 1]
-    boxes = found["boxes"][0, kept].clip(0, 1) * (width, height, width, height)
-    mine = np.column_stack([boxes, found["labels"][0, kept]])
-    real = answers["small_labels"] >= 0
-    expected = np.column_stack([answers["small_boxes"][real], answers["small_labels"][real]])
-    assert len(mine) == len(expected) == 17
-    near = np.abs(mine[:, None] - expected).max(axis=2) < 1e-2
-    near &= np.abs(found["scores"][0, kept][:, None] - answers["small_scores"][real]) < 1e-4
-    assert near.any(axis=0).all()
-    assert near.any(axis=1).all()
+    found = outputs_of(tmp_path / "model.onnx", answers["small_image"][None, ..., ::-1])
+    boxes, scores, labels = (found[name][0, found["kept"][:, 1]] for name in ("boxes", "scores", "labels"))
+    assert len(scores) == 17
+    check_detections((boxes.clip(0, 1), scores, labels), answers, "small_")
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import sys
 from types import SimpleNamespace
 
 import keras
@@ -22,7 +21,7 @@ from oid.anchors.grids import anchors_of_picture, make_anchors, retinanet_anchor
 from oid.boxes.suppression import iou_matrix
 from oid.files import InputError
 from oid.images.letterbox import resize_to_sides
-from tests.helpers.legacy_checkpoint_files import write_checkpoint
+from tests.helpers.legacy_checkpoint_files import check_detections, golden_retinanet, write_checkpoint
 from tests.helpers.project import run_on_backend, shared
 
 PICTURE = np.random.default_rng(0).uniform(0, 255, (64, 80, 3)).astype("float32")
@@ -30,16 +29,6 @@ PUBLISHED = {"score_threshold": 0.05, "nms": "published", "nms_iou": 0.5, "max_b
 
 
 # === The reference's answers ===
-
-
-def golden_file(folder, name, **options):
-    """A stand-in for a published file, and the reference's answers."""
-    directory = shared("golden", "retinanet")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(directory), *sys.path])
-        import weights_from_names
-    weights_from_names.write_h5(folder / f"{name}.h5", directory / f"{name}.structure.json", **options)
-    return folder / f"{name}.h5", np.load(directory / f"{name}.npz")
 
 
 def run_of(path, folder, classes):
@@ -54,7 +43,7 @@ def run_of(path, folder, classes):
 def golden5(tmp_path_factory):
     """Five classes: the loaded run, its file and the answers; the file is a converted one with renumbered weights."""
     folder = tmp_path_factory.mktemp("golden")
-    path, answers = golden_file(folder, "resnet50_c5", kind="inference", renumbered=True)
+    path, answers = golden_retinanet(folder, "resnet50_c5", kind="inference", renumbered=True)
     return SimpleNamespace(path=path, answers=answers, detector=run_of(path, folder, 5))
 
 
@@ -70,20 +59,6 @@ def check_outputs(model, answers, prefix=""):
         rows = answers[f"{prefix}classification_rows"]
         np.testing.assert_allclose(scores[rows], answers[f"{prefix}classification_sub"], atol=1e-4)
         np.testing.assert_allclose(scores.max(1), answers[f"{prefix}classification_max"], atol=1e-4)
-
-
-def check_detections(found, answers, prefix=""):
-    """The same detections as a set: each one of the reference's has its own partner."""
-    boxes, scores, labels = found
-    height, width = answers[f"{prefix}image"].shape[:2]
-    boxes = boxes * (width, height, width, height)
-    real = answers[f"{prefix}labels"] >= 0
-    expected = [answers[f"{prefix}{name}"][real] for name in ("boxes", "scores", "labels")]
-    assert len(scores) == len(expected[1])
-    near = (labels[:, None] == expected[2]) & (abs(scores[:, None] - expected[1]) < 1e-4)
-    near &= abs(boxes[:, None] - expected[0]).max(-1) < 1e-2
-    assert near.any(0).all()
-    assert near.any(1).all()
 
 
 def check_detector(detector, answers, prefix=""):
@@ -128,7 +103,7 @@ print(json.dumps([values.tolist() for values in found]))
 
 @pytest.mark.slow
 def test_443_classes(tmp_path):
-    path, answers = golden_file(tmp_path, "resnet50_c443", kind="training", optimizer=True)
+    path, answers = golden_retinanet(tmp_path, "resnet50_c443", kind="training", optimizer=True)
     run = run_of(path, tmp_path, 443)
     assert run.model.count_params() == 45_552_247
     check_detector(run, answers)

@@ -92,13 +92,13 @@ class PredictionFile:
                 swapped corners (equal ones are fine), a label with white space.
         """
         path = require_file(path, "predictions are a CSV file with the columns " + ",".join(KAGGLE_COLUMNS))
-        images, labels = _Numbers(), _Numbers()
+        images, labels = {}, {}  # the number of each in the order of first occurrence
         run_images, run_boxes = [], [np.zeros(0, dtype=np.int64)]
         with open_text(path) as text, tempfile.TemporaryFile() as table:
             for block in Parser(path, text).blocks(allow_swapped_corners):
-                run_images += [images[image_id] for image_id in block.ids]
+                run_images += [images.setdefault(image_id, len(images)) for image_id in block.ids]
                 run_boxes.append(block.num_boxes)
-                numbers = np.array([labels[label] for label in block.labels], dtype=np.float64)
+                numbers = np.array([labels.setdefault(label, len(labels)) for label in block.labels], dtype=np.float64)
                 block.table[:, 0] = numbers[block.table[:, 0].astype(np.int64)]
                 table.write(block.table.data)
             table.truncate(max(table.tell(), 1))  # an empty file cannot be mapped
@@ -143,13 +143,6 @@ class PredictionFile:
         return Predictions(ids, self.labels, image_index, labels, scores, boxes)
 
 
-class _Numbers(dict):
-    """Numbers texts in the order in which they are first asked for."""
-
-    def __missing__(self, text: str) -> int:
-        return self.setdefault(text, len(self))
-
-
 # === Writing ==========================================================================================================
 
 
@@ -190,7 +183,7 @@ class PredictionWriter:
         ids, image_index, label_index = predictions.image_ids, predictions.image_index, predictions.label_index
         if not all(map(str.strip, ids)) or len(set(ids)) < len(ids) or not self._ids.isdisjoint(ids):
             raise ValueError("an image id is repeated or empty")
-        if any("\n" in image_id or "\r" in image_id for image_id in ids):
+        if any(line_break in image_id for image_id in ids for line_break in "\r\n"):
             raise ValueError("an image id has a line break")
         offsets = predictions.offsets()
         if offsets[0] != 0 or offsets[-1] != len(predictions.boxes) or np.any(np.diff(image_index) < 0):
@@ -214,7 +207,7 @@ def _rows_of(predictions: Predictions, offsets: np.ndarray, begin: int, end: int
 
     part = slice(offsets[begin], offsets[end])
     label_index = predictions.label_index[part].copy()
-    quote = '"' if any(map(_needs_quotes, predictions.labels)) else ""
+    quote = '"' if any(_csv_field(label) != label for label in predictions.labels) else ""
     texts = [" " + label.replace('"', '""') for label in predictions.labels]
     between = ""
     for image in range(begin, end):
@@ -260,12 +253,8 @@ def _check_boxes(labels: Iterable[str], scores: np.ndarray, boxes: np.ndarray) -
             raise ValueError(f"the label {label!r} is empty or has white space")
 
 
-def _needs_quotes(text: str) -> bool:
-    return "," in text or '"' in text
-
-
 def _csv_field(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if _needs_quotes(text) else text
+    return '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
 
 
 @contextlib.contextmanager

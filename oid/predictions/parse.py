@@ -125,8 +125,8 @@ class Parser:
         import polars as pl
 
         schema = dict.fromkeys(self._header, pl.String)
-        is_simple = text.count(b",") == (len(schema) - 1) * text.count(b"\n") and b'"' not in text
-        if is_simple and (b"\r" not in text or text.count(b"\r") == text.count(b"\r\n")):
+        has_all_fields = text.count(b",") == (len(schema) - 1) * text.count(b"\n")
+        if has_all_fields and b'"' not in text and text.count(b"\r") == text.count(b"\r\n"):
             with contextlib.suppress(pl.exceptions.PolarsError):
                 options = {"has_header": False, "quote_char": None, "row_index_name": "line", "row_index_offset": line}
                 return pl.read_csv(text, schema=schema, **options).fill_null("")

@@ -19,8 +19,16 @@ image_ids = st.lists(
     unique=True,
     max_size=6,
 )
-labels = st.text(printable, min_size=1, max_size=6).filter(lambda text: text.split() == [text]) | st.just("/m/0k4j")
-coordinate = st.floats(-0.5, 1.5)
+labels = st.text(printable, min_size=1, max_size=6).filter(lambda text: text.split() == [text]) | st.sampled_from(
+    ["/m/0k4j", "1e5"]
+)
+numbers = (
+    st.floats(-2, 2)
+    | st.floats(-1e9, 1e9)
+    | st.floats(1e-15, 1e-3)
+    | st.builds(lambda number, power: number / 2**power, st.integers(0, 10**7), st.integers(1, 40))
+    | st.sampled_from([0.0, -0.0, 9.99999999949e-5, 0.9999999995, 99999999.95, 1e8, 1e300, 0.5e-6, 1.5e-6, 2.5e-6])
+)
 
 
 @st.composite
@@ -30,10 +38,10 @@ def some_predictions(draw):
     ids = draw(image_ids)
     for _ in ids:
         n = draw(st.integers(0, 3))
-        corners = np.array(draw(st.lists(coordinate, min_size=4 * n, max_size=4 * n))).reshape(n, 2, 2)
+        corners = np.array(draw(st.lists(numbers, min_size=4 * n, max_size=4 * n))).reshape(n, 2, 2)
         boxes = np.sort(corners, axis=1).reshape(n, 4)
         label_index = draw(st.lists(st.integers(0, len(vocabulary) - 1), min_size=n, max_size=n))
-        images.append((label_index, draw(st.lists(st.floats(-1, 2), min_size=n, max_size=n)), boxes))
+        images.append((label_index, draw(st.lists(numbers, min_size=n, max_size=n)), boxes))
     return predictions_of(ids, vocabulary, images)
 
 

@@ -12,7 +12,6 @@ import zipfile
 from pathlib import Path
 
 import cv2
-import keras
 import numpy as np
 import pytest
 
@@ -25,7 +24,7 @@ from oid.boxes.suppression import classwise_nms
 from oid.files import InputError
 from tests.helpers.legacy_checkpoint_files import write_checkpoint
 from tests.helpers.project import refused, run_script
-from tests.helpers.released_checkpoint import MEAN_BGR, golden, random_state
+from tests.helpers.released_checkpoint import random_state
 
 SMALL = {"channels": 8, "tums": 2, "outputs": 4, "sfam": True}
 CLASSES = {"/m/apple": "Apple", "/m/pear": "Pear, green", "/m/plum": "Plum"}
@@ -130,22 +129,6 @@ def test_a_conversion_can_be_repeated(state, csv_file, detector, tmp_path, capsy
     assert "2 TUMs of 6 scales with 8 channels, with SFAM, 3 classes and the background, " in printed
     second_name = re.compile(r"leach\.1|.*fc..[1-5]\.|.*(running|num_batches)")
     assert f"{sum(a.size for n, a in state.items() if not second_name.match(n)):,} parameters" in printed
-
-
-def test_golden_checkpoint(tmp_path):
-    reference = golden("vgg_sfam_small")
-    structure = read_structure(reference.state, "golden")
-    names = {f"/m/{index}": str(index) for index in range(structure.outputs - 1)}
-    settings = convert.released_settings(structure, names, 272)
-    network = convert.released_network(reference.state, structure, settings, "golden")
-    convert.write_run(tmp_path / "run", settings, network)
-    model = load_model(tmp_path / "run").model
-    pixels = (reference.image.transpose(0, 2, 3, 1) + MEAN_BGR)[..., ::-1]
-    raw = keras.Model(model.input, {name: model.get_layer(name).output for name in ("boxes", "classes")})
-    found = raw.predict_on_batch(pixels)
-    for name, key in (("boxes", "loc"), ("classes", "conf")):
-        expected = reference.expected[key]
-        assert np.abs(found[name] - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(("depth", "sides"), [(50, (768, 1024)), (101, (768, 1024)), (152, (600, 800))])

@@ -131,6 +131,9 @@ def test_best_pairs_of_nothing_and_programming_mistakes():
     ):
         with pytest.raises(ValueError, match=message):
             best_pairs(np.zeros(shape), **options)
+    for options in ({"box_coding": "yolo"}, {"score_activation": "tanh"}):
+        with pytest.raises(ValueError, match="does not exist"):
+            TopBoxes(anchor_settings(64, 1), **options)
     with pytest.raises(ValueError, match="3 class outputs and 2 box outputs"):
         top_boxes(np.zeros((3, 1), "float32"), np.zeros((2, 4)), np.zeros((3, 4)))
 
@@ -186,24 +189,6 @@ def test_half_precision_outputs():
     for name, value in full.items():
         np.testing.assert_array_equal(half[name], value)
         assert half[name].dtype == value.dtype
-
-
-def test_the_layer_in_a_model_file(tmp_path):
-    description, logits, offsets = random_outputs(classes=4)
-    inputs = {"classes": keras.Input((84, 4), name="classes"), "boxes": keras.Input((84, 4), name="boxes")}
-    layer = TopBoxes(description, 9, box_coding="ssd", score_activation="softmax")
-    model = keras.Model(inputs, layer(inputs))
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    outputs = {"classes": logits, "boxes": offsets}
-    for name, value in arrays(model(outputs)).items():
-        np.testing.assert_array_equal(arrays(loaded(outputs))[name], value)
-
-
-@pytest.mark.parametrize("options", [{"box_coding": "yolo"}, {"score_activation": "tanh"}])
-def test_unknown_codings_and_activations(options):
-    with pytest.raises(ValueError, match="does not exist"):
-        TopBoxes(anchor_settings(64, 1), **options)
 
 
 # === Non-maximum suppression ===

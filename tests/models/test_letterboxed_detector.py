@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 import a04_inference as a04
 import models
-from models.detector import Detector, read_settings
-from oid.files import InputError
+from models.detector import Detector
 from oid.images.letterbox import letterbox_frame
 from tests.helpers.tiny_network import tiny_settings
 
@@ -84,13 +83,6 @@ def test_letterboxed_pictures_need_their_sizes():
         with pytest.raises(ValueError, match="1 letterboxed pictures need as many sizes"):
             detector.detect(square, sizes=sizes)
     assert len(detector.detect(square, sizes=[(20, 50)])) == 1
-
-
-def test_an_unknown_resize_is_refused(tmp_path):
-    changed = settings_with("stretch")
-    (tmp_path / "settings.json").write_text(json.dumps(changed))
-    with pytest.raises(InputError, match=r"preprocessing\.resize is 'stretch': make it warp or letterbox"):
-        read_settings(tmp_path)
 
 
 @pytest.mark.parametrize("resize", ["warp", "letterbox"])

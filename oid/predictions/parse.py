@@ -93,10 +93,16 @@ class Parser:
 
     def _texts(self) -> Iterator[tuple[int, bytes]]:
         """Yields the number of the first line and the text of each block of whole lines."""
-        line = self._line + 1
-        while lines := self._file.readlines(_BYTES_PER_BLOCK):
-            yield line, b"".join(lines).removesuffix(b"\n") + b"\n"  # the last line may have no line break
-            line += len(lines)
+        line, rest = self._line + 1, b""
+        while piece := self._file.read(_BYTES_PER_BLOCK):
+            rest += piece
+            cut = rest.rfind(b"\n") + 1
+            if cut:
+                yield line, rest[:cut]
+            line += rest.count(b"\n")
+            rest = rest[cut:]
+        if rest:
+            yield line, rest + b"\n"
 
     def _parse(self, block: tuple[int, bytes]) -> Block:
         """The boxes of a block of lines."""
@@ -108,16 +114,15 @@ class Parser:
         if is_empty.any():
             raise self._mistake(lines[is_empty.arg_max()], "the image id is empty")
         if self._is_kaggle:
-            tokens, num_boxes = self._split(rows)
+            boxes, num_boxes = self._split(rows)
         else:
-            tokens, runs = rows.select(pl.concat_list(TOKENS).explode()).to_series(), ids.rle().struct.unnest()
+            boxes, runs = rows.select(TOKENS), ids.rle().struct.unnest()
             ids, num_boxes = runs["value"], runs["len"].to_numpy().astype(np.int64)
-        names = tokens.gather_every(len(TOKENS))
-        labels = names.unique(maintain_order=True)
-        table = tokens.cast(pl.Float64, strict=False).to_numpy(writable=True).reshape(-1, len(TOKENS))
-        table[:, 0] = names.cast(pl.Enum(labels)).to_physical().to_numpy()
+        labels = boxes["LabelName"].unique(maintain_order=True)
+        index = pl.col("LabelName").cast(pl.Enum(labels)).to_physical().cast(pl.Float64)
+        table = boxes.select(index, pl.col(TOKENS[1:]).cast(pl.Float64, strict=False)).to_numpy(order="c")
         parsed = Block(ids.to_list(), num_boxes, lines, labels.to_list(), table)
-        self._check(parsed, tokens)
+        self._check(parsed, boxes)
         return parsed
 
     def _rows(self, line: int, text: bytes):
@@ -125,8 +130,8 @@ class Parser:
         import polars as pl
 
         schema = dict.fromkeys(self._header, pl.String)
-        has_all_fields = text.count(b",") == (len(schema) - 1) * text.count(b"\n")
-        if has_all_fields and b'"' not in text and text.count(b"\r") == text.count(b"\r\n"):
+        is_simple = text.count(b",") == (len(schema) - 1) * text.count(b"\n") and b'"' not in text
+        if is_simple and (b"\r" not in text or text.count(b"\r") == text.count(b"\r\n")):
             with contextlib.suppress(pl.exceptions.PolarsError):
                 options = {"has_header": False, "quote_char": None, "row_index_name": "line", "row_index_offset": line}
                 return pl.read_csv(text, schema=schema, **options).fill_null("")
@@ -151,7 +156,9 @@ class Parser:
             raise self._mistake(line, problem) from error
 
     def _split(self, rows):
-        """The tokens of the boxes of Kaggle rows as a series, and (rows,) the number of boxes."""
+        """The tokens of the boxes of Kaggle rows as a data frame, and (rows,) the number of boxes."""
+        import polars as pl
+
         strings = rows["PredictionString"]
         if any(strings.str.contains(space, literal=True).any() for space in ("  ", "\t")):
             strings = strings.str.replace_all("[ \t]+", " ")
@@ -162,9 +169,11 @@ class Parser:
             row, box = wrong[0], "a box is 'label confidence XMin YMin XMax YMax'"
             which = f"{counts[row]} tokens for image {rows['ImageId'][row]!r} (the last is {_short(tokens[row][-1])})"
             raise self._mistake(rows["line"][row], f"{which} are not a multiple of 6, {box}")
-        return tokens.drop_nulls().explode(), counts // len(TOKENS)
+        tokens = tokens.drop_nulls().explode().to_frame("token")
+        every = {name: pl.col("token").gather_every(len(TOKENS), k) for k, name in enumerate(TOKENS)}
+        return tokens.select(**every), counts // len(TOKENS)
 
-    def _check(self, block: Block, tokens) -> None:
+    def _check(self, block: Block, boxes) -> None:
         """Raises the InputError for the first label that is no label, or token that is not a finite number."""
         for number, label in enumerate(block.labels):
             if not is_label(label):
@@ -172,7 +181,7 @@ class Parser:
                 raise self._box_mistake(block, box, f"the label {label!r} is empty or has white space", column=0)
         if not np.isfinite(block.table).all():
             box, column = np.argwhere(~np.isfinite(block.table))[0].tolist()
-            token = tokens.slice(box * len(TOKENS) + column, 1)
+            token = boxes[TOKENS[column]].slice(box, 1)
             problem = "is not a number" if token.cast(float, strict=False)[0] is None else "is not finite"
             name = "the score" if column == 1 else TOKENS[column]
             raise self._box_mistake(block, box, f"{name} {_short(token[0])} {problem}", column)

@@ -25,23 +25,28 @@ def mobilenet():
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "constructor"),
     [
-        "residual_small",
-        SMALL,
-        pytest.param("resnet50", marks=SLOW),
-        pytest.param("resnet50_v2", marks=SLOW),
-        pytest.param("mobilenet_v2", marks=SLOW),
-        pytest.param("mobilenet_v3_small", marks=SLOW),
-        pytest.param("densenet121", marks=SLOW),
-        pytest.param("efficientnet_v2_b0", marks=SLOW),
-        pytest.param("convnext_tiny", marks=SLOW),
-        pytest.param("nasnet_mobile", marks=SLOW),
+        ("residual_small", None),
+        (SMALL, None),
+        pytest.param("resnet50", "ResNet50", marks=SLOW),
+        pytest.param("resnet50_v2", "ResNet50V2", marks=SLOW),
+        pytest.param("mobilenet", "MobileNet", marks=SLOW),
+        pytest.param("mobilenet_v2", "MobileNetV2", marks=SLOW),
+        pytest.param("mobilenet_v3_small", "MobileNetV3Small", marks=SLOW),
+        pytest.param("densenet121", "DenseNet121", marks=SLOW),
+        pytest.param("efficientnet_v2_b0", "EfficientNetV2B0", marks=SLOW),
+        pytest.param("convnext_tiny", "ConvNeXtTiny", marks=SLOW),
+        pytest.param("nasnet_mobile", "NASNetMobile", marks=SLOW),
     ],
 )
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5", ".keras"])
-def test_weights_of_a_file_are_loaded(name, suffix, tmp_path):
-    source = BACKBONES[name].build(input_tensor=keras.Input((96, 96, 3)))
+def test_weights_of_a_file_are_loaded(name, constructor, suffix, tmp_path):
+    """Also of Keras' own networks, some of which have layers that normalise the pixels."""
+    if constructor:
+        source = getattr(keras.applications, constructor)(include_top=False, weights=None)
+    else:
+        source = BACKBONES[name].build(input_tensor=keras.Input((96, 96, 3)))
     file = saved(source, tmp_path / f"body{suffix}")
     wanted = [np.array(weight) for weight in source.weights]
     loaded = build_backbone(name, 64, str(file)).get_layer("backbone").weights

@@ -21,9 +21,9 @@ The same input gives the same bytes. The files of all levels appear together at 
     python a01_create_training_files.py --dataset_path data/voc --export coco --export_path data/voc_as_coco
 
 The rules
-Classes. Kept are the challenge file's classes, or without that file all described ones, in the order of the file.
-  --labels_filter and --parent_label keep a part of them. All other known classes are "excluded". Ancestors are those of
-  the full hierarchy; a class outside it has none. Rows of unknown labels are dropped and counted.
+Classes. Kept are the challenge file's classes, or without that file all described ones, in the order of the file. Only
+  a part of them is kept with --labels_filter or --parent_label. All other known classes are "excluded". Ancestors are
+  those of the full hierarchy; a class outside it has none. Rows of unknown labels are dropped and counted.
 Levels. A level is a height in the hierarchy of the kept classes, in which the children of a dropped class move up: a
   leaf has height 1, another class 1 more than its highest child. `all` has every kept class, `rare` those with fewer
   than --rare_below training boxes. Classes with fewer than --min_boxes are left out. What counts is the number of

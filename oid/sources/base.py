@@ -110,27 +110,30 @@ class Reader:
         corners_are_pixels: box corners name the first and the last pixel, counted from 1, instead of edges.
         ignored_class: boxes with this name are areas where any class may be; None if the format has no such areas.
         sets: the names of its sets of images, for example "train", "val", "trainval".
-        notes: lines about how the source was understood.
         problems: what was wrong so far.
         found: names of the classes of all boxes that were read.
+        class_ids: {class name: number that gives its place}, if the source says so.
     """
 
     corners_are_pixels = False
     ignored_class: str | None = None
 
-    def __init__(self, sets: Iterable[str], notes: Sequence[str] = ()):
+    def __init__(self, sets: Iterable[str]):
         self.sets = list(sets)
-        self.notes = list(notes)
         self.problems = Problems()
         self.found: set[str] = set()
+        self.class_ids: dict[str, int] = {}
 
     def read(self, name: str) -> list[SourceImage]:
         """The images of one set. What cannot be used is left out, and added to `problems`."""
         raise NotImplementedError
 
     def classes(self) -> list[str]:
-        """The classes in the order of the network's outputs, after all sets are read: those found, by the alphabet."""
-        return sorted(self.found)
+        """The classes in the order of the network's outputs, after all sets are read.
+
+        Those of `class_ids` by their numbers, with or without boxes; otherwise those found, by the alphabet.
+        """
+        return sorted(self.class_ids, key=self.class_ids.get) if self.class_ids else sorted(self.found)
 
     def add_box(self, image: SourceImage, class_name: str, corners: Sequence, place: str, **marks: int) -> None:
         """Adds a box, or a problem if its class or a corner is missing. Corners are x0, y0, x1, y1, numbers or text."""
@@ -139,8 +142,8 @@ class Reader:
             self.found.add(class_name)
             image.boxes.append(Box(class_name, numbers, place, **marks))
         else:
-            problem = "corner missing or not a number" if class_name else "box without a class"
-            self.leave_out_box(image, class_name, place, problem, f"{class_name} {','.join(map(str, corners))}")
+            value = f"{class_name} {','.join(map(str, corners))}"
+            self.leave_out_box(image, class_name, place, "box without a class or four numbers", value)
 
     def leave_out_box(self, image: SourceImage, class_name: str, place: str, problem: str, value: object) -> None:
         """Adds a problem about a box, whose class is uncertain in the image from now on."""

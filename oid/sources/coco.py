@@ -31,29 +31,25 @@ class CocoReader(Reader):
         if not files:
             raise InputError(f"{path} has no annotations: expected annotations/{PREFIX}<set>.json, as in COCO")
         self._files = {f.parent.name if f.name == ROBOFLOW else f.stem.removeprefix(PREFIX): f for f in files}
-        self._categories: dict[str, int] = {}  # {name: its smallest id}
         super().__init__(self._files)
 
-    def classes(self) -> list[str]:
-        """All categories in the order of their ids, with or without boxes."""
-        return sorted(self._categories, key=self._categories.get)
-
     def read(self, name: str) -> list[SourceImage]:
-        """See `Reader`."""
         file = self._files[name]
         content = _read_json(file)
         names = self._read_categories(content["categories"], file)
         images = self._read_images(content["images"], file, name)
         for place, annotation in self._elements(content["annotations"], "annotations", file):
             image = images.get(_as_id(annotation.get("image_id")))
-            category = _as_id(annotation.get("category_id"))
-            if image is None:
-                value = annotation.get("image_id")
-                self.problems.add(file, place, "annotation of an unknown image", value, "left out")
-            elif category not in names:
-                self.problems.add(file, place, "unknown category", category, "box left out")
-            else:
-                self._read_box(image, names[category], annotation, place)
+            class_name = names.get(_as_id(annotation.get("category_id")))
+            if image is None or class_name is None:
+                value = f"{annotation.get('image_id')}, {annotation.get('category_id')}"
+                self.problems.add(file, place, "unknown image or category", value, "box left out")
+                continue
+            bbox = annotation.get("bbox")
+            values = bbox if isinstance(bbox, list) and len(bbox) == 4 else [math.nan] * 4
+            x, y, width, height = map(number, values)
+            is_crowd = int(annotation.get("iscrowd") == 1)
+            self.add_box(image, class_name, (x, y, x + width, y + height), place, group_of=is_crowd)
         return list(images.values())
 
     def _read_categories(self, categories: list, file: Path) -> dict[int, str]:
@@ -69,7 +65,7 @@ class CocoReader(Reader):
             if name in names.values():
                 self.problems.add(file, place, "category name occurs twice", name, "taken as one class")
             names[category_id] = name
-            self._categories[name] = min(category_id, self._categories.get(name, category_id))
+            self.class_ids[name] = min(category_id, self.class_ids.get(name, category_id))
         return names
 
     def _read_images(self, elements: list, file: Path, name: str) -> dict[object, SourceImage]:
@@ -100,16 +96,6 @@ class CocoReader(Reader):
                 self.problems.add(file, place, "element that is not an object", repr(element)[:50], "left out")
                 continue
             yield place + (f" (id {element['id']})" if _as_id(element.get("id")) is not None else ""), element
-
-    def _read_box(self, image: SourceImage, class_name: str, annotation: dict, place: str) -> None:
-        bbox = annotation.get("bbox")
-        values = [number(value) for value in bbox] if isinstance(bbox, list) else []
-        if len(values) != 4 or any(map(math.isnan, values)):
-            self.leave_out_box(image, class_name, place, "bbox missing or not four numbers", repr(bbox)[:50])
-            return
-        x, y, width, height = values
-        is_crowd = int(annotation.get("iscrowd") == 1)
-        self.add_box(image, class_name, (x, y, x + width, y + height), place, group_of=is_crowd)
 
 
 def _read_json(file: Path) -> dict:

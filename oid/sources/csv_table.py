@@ -45,16 +45,11 @@ class CsvReader(Reader):
         if not files:
             raise InputError(f"{path} has no annotation file: expected annotations.csv with rows {ROW}")
         self._files = {file.stem: file for file in files}
-        self._class_ids = read_classes(class_files[0]) if class_files else None
-        note = f"  {folder} has none of {', '.join(CLASS_FILES)}: the classes are those that occur"
-        super().__init__(self._files, [] if class_files else [note])
-
-    def classes(self) -> list[str]:
-        """The classes of the class file in the order of their ids; without it all that occur, by the alphabet."""
-        return super().classes() if self._class_ids is None else sorted(self._class_ids, key=self._class_ids.get)
+        super().__init__(self._files)
+        if class_files:
+            self.class_ids = read_classes(class_files[0])
 
     def read(self, name: str) -> list[SourceImage]:
-        """See `Reader`."""
         file = self._files[name]
         images: dict[str, SourceImage] = {}
         columns = tuple(range(6))
@@ -68,12 +63,11 @@ class CsvReader(Reader):
             if not path or len(row) < 6:
                 self.problems.add(file, place, f"row that is not {ROW}", ",".join(row), "left out")
                 continue
-            has_backslashes = "\\" in path and not os.path.isfile(file.parent / path)
-            key = os.path.normpath(path.replace("\\", "/") if has_backslashes else path)
+            if "\\" in path and not os.path.isfile(file.parent / path):
+                path = path.replace("\\", "/")
+            key = os.path.normpath(path)
             if key not in images:
                 images[key] = SourceImage(file.parent / key, os.path.splitext(key)[0], file, place)
-                if has_backslashes:
-                    self.problems.add(file, place, "path with backslashes", path, "read as slashes")
             if class_name or any(corners):
                 self.add_box(images[key], class_name, corners, place)
         return list(images.values())

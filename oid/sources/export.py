@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from oid.files import InputError, replacing_folder
 from oid.sources.base import Box, Problems, Progress, SourceImage, Splits, require_free, write_rows
-from oid.sources.open_images import read_images, unique_names
+from oid.sources.open_images import read_images
 from oid.sources.voc import CORNERS
 from oid.sources.write import link_images, link_name
 
@@ -37,7 +37,8 @@ def export(form: str, data_set: Path, folder: Path, kept: dict[str, str], progre
     """
     require_free(folder)
     problems = Problems()
-    names = unique_names(kept)
+    texts = list(kept.values())  # the other formats have only names: equal ones get their labels
+    names = {label: f"{name} ({label})" if texts.count(name) > 1 else name for label, name in kept.items()}
     splits = {split: read_images(data_set, split, names, problems, progress) for split in ("train", "validation")}
     if not any(splits.values()):
         raise InputError(f"{data_set} has none of its annotated images on disk, and only those can be exported")

@@ -127,9 +127,3 @@ def read_images(
         known = {mark: int(row[column] or 0) for mark, column in marks.items()}
         image.boxes.append(Box(names[row["LabelName"]], corners, f"line {row['line']}", **known))
     return list(measured.values())
-
-
-def unique_names(names: dict[str, str]) -> dict[str, str]:
-    """The same {label: name}, with the label added to equal names: other formats have only names."""
-    texts = list(names.values())
-    return {label: f"{name} ({label})" if texts.count(name) > 1 else name for label, name in names.items()}

@@ -46,11 +46,9 @@ class VocReader(Reader):
         for file in sorted(self._images.iterdir()):
             if file.suffix.lower() in SUFFIXES:
                 self._files.setdefault(file.stem, []).append(file)
-        note = f"  {lists} lists no annotated images: all of {self._annotations} are one set"
-        super().__init__(self._lists or ["train"], [] if self._lists else [note])
+        super().__init__(self._lists or ["train"])
 
     def read(self, name: str) -> list[SourceImage]:
-        """See `Reader`."""
         file = self._lists.get(name)
         images: dict[str, SourceImage] = {}
         for line, image in enumerate(_read_list(file) if file else self._xml, start=1):

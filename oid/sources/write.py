@@ -93,7 +93,6 @@ def convert(
     held_out = f"  no validation set: fold {choice.fold} of {folds} of the training images is held out"
     return [
         f"{source}: {path}",
-        *reader.notes,
         "  sets: " + ", ".join(f"{split} = {' + '.join(names)}" for split, names in sets.items()),
         *([held_out] if folds else []),
         *counts,
@@ -126,8 +125,12 @@ def prepare_boxes(
         train = [(i.image_id, i.md5, {box.class_name for box in i.boxes} & set(classes)) for i in splits["train"]]
         splits = divide(splits, hold_out(train, folds, fold))
     write = functools.partial(write_annotations, classes=classes, splits=splits, ignored_class=reader.ignored_class)
-    counts = [f"  {split}: {_count(images, reader.ignored_class)}" for split, images in splits.items()]
-    return splits, write, [f"  {len(classes)} classes", *counts]
+    counts = [f"  {len(classes)} classes"]
+    for split, images in splits.items():
+        numbers = [len(image.boxes) for image in images]
+        empty = numbers.count(0)
+        counts.append(f"  {split}: {len(images)} images, {empty} without boxes, {sum(numbers)} boxes")
+    return splits, write, counts
 
 
 def read_splits(reader: Reader, sets: dict[str, list[str]]) -> Splits:
@@ -143,19 +146,6 @@ def read_splits(reader: Reader, sets: dict[str, list[str]]) -> Splits:
                 raise SplitError(f"{min(both)} is in the sets of {other} and of {split}: choose sets without it")
         splits[split] = images
     return {split: list(images.values()) for split, images in splits.items()}
-
-
-def _count(images: Sequence[SourceImage], ignored_class: str | None) -> str:
-    """Numbers of images and boxes, in words."""
-    boxes = [box for image in images for box in image.boxes]
-    counts = {
-        "of groups": sum(box.group_of == 1 for box in boxes),
-        f"areas of {ignored_class}, where nothing is learned": sum(box.class_name == ignored_class for box in boxes),
-        "marked difficult, taken as ordinary boxes": sum(box.difficult for box in boxes),
-    }
-    details = "; ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-    empty = sum(not image.boxes for image in images)
-    return f"{len(images)} images, {empty} without boxes, {len(boxes)} boxes" + (f" ({details})" if details else "")
 
 
 # === Images ==========================================================================================================

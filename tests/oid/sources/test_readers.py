@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from oid.files import InputError
 from oid.sources.coco import CocoReader
 from oid.sources.csv_table import CsvReader
 from oid.sources.kitti import KittiReader
@@ -14,7 +13,6 @@ from oid.sources.voc import VocReader
 from oid.sources.write import READERS
 from tests.helpers.own_data import (
     HEIGHT,
-    SETS,
     TRAIN,
     WIDTH,
     WRITERS,
@@ -58,25 +56,12 @@ def train_set(reader):
     return read_clean(reader, next(name for name in reader.sets if not name.startswith("val")))
 
 
-@pytest.mark.parametrize("form", WRITERS)
-def test_clean_data_comes_as_it_is(form, tmp_path):
-    reader = READERS[form](WRITERS[form](tmp_path))
-    renamed = {"Car": "dog", "Cyclist": "cat"}
-    for name in reader.sets:
-        images = read_clean(reader, name)
-        boxes = {i: [(renamed.get(label, label), box) for label, box in rows] for i, rows in found(images).items()}
-        assert boxes == SETS["val" if name.startswith("val") else "train"]
-        assert all(i.size == (WIDTH, HEIGHT) and len(i.md5) == 32 and not i.uncertain for i in images)
-    assert len(reader.sets) == 2
-    assert reader.problems == []
-    order = {"voc": ["cat", "dog"], "kitti": ["Car", "Cyclist"]}  # by the alphabet; by KITTI's list; else by the ids
-    assert reader.classes() == order.get(form, ["dog", "cat"])
-
-
 OUT = "box left out"
-NO_CORNER, NOT_FOUR = "corner missing or not a number", "bbox missing or not four numbers"
+NO_BOX = "box without a class or four numbers"
+NAMELESS = ("images/a.png,3,5,9,10,", "<object></object>")
 NO_ROW = "row that is not type truncated occluded alpha left top right bottom"
 NO_CSV_ROW = "row that is not path,x1,y1,x2,y2,class_name"
+UNKNOWN = "unknown image or category"
 CUT, ORDER = "cut off at the border", "put in order"
 FAULTS = [  # format, item, problem, what is done, corners of the box that remains
     ("csv", "images/a.png,10,20,3,5,cat", "swapped corners", ORDER, (3, 5, 10, 20)),
@@ -84,30 +69,25 @@ FAULTS = [  # format, item, problem, what is done, corners of the box that remai
     ("csv", "images/a.png,40,5,60,10,cat", "box outside the image", OUT, None),
     ("csv", "images/a.png,3,5,3,10,cat", "box without area", OUT, None),
     ("csv", "images/a.png,3,5,9,10,Cat", "unknown class", OUT, None),
-    ("csv", "images/a.png,3,nan,9,10,cat", NO_CORNER, OUT, None),
-    ("csv", "images/a.png,3,,9,10,cat", NO_CORNER, OUT, None),
-    ("csv", "images/a.png,3,5,9,10,", "box without a class", OUT, None),
+    ("csv", "images/a.png,3,nan,9,10,cat", NO_BOX, OUT, None),
+    ("csv", NAMELESS[0], NO_BOX, OUT, None),
     ("csv", "images/no.png,3,5,9,10,cat", "missing image", "image and its boxes left out", None),
     ("csv", "classes.csv,3,5,9,10,cat", "image that cannot be read", "image and its boxes left out", None),
     ("csv", "images/b.png,1,2,30,20,dog", "the same box again", "left out", None),
-    ("csv", ",3,5,9,10,cat", NO_CSV_ROW, "left out", None),
     ("csv", "images/a.png,3,5,9", NO_CSV_ROW, "left out", None),
     ("voc", voc_object("cat", (5, 6, 5, 6)), "box of a single pixel", "kept", (4, 5, 5, 6)),
     ("voc", voc_object("cat", (0, 1, 5, 6)), "box reaches out of the image", CUT, (0, 0, 5, 6)),
-    ("voc", voc_object("cat", ("", 5, 5, 9)), NO_CORNER, OUT, None),
-    ("voc", "<object><name>cat</name></object>", NO_CORNER, OUT, None),
-    ("voc", voc_object("", (5, 5, 9, 9)), "box without a class", OUT, None),
+    ("voc", voc_object("cat", ("", 5, 5, 9)), NO_BOX, OUT, None),
+    ("voc", NAMELESS[1], NO_BOX, OUT, None),
     ("coco", {"bbox": [10, 20, -7, -15]}, "swapped corners", ORDER, (3, 5, 10, 20)),
     ("coco", {"bbox": [-3, 0, 13, 20]}, "box reaches out of the image", CUT, (0, 0, 10, 20)),
-    ("coco", {"bbox": [1, 1, 5]}, NOT_FOUR, OUT, None),
-    ("coco", {"bbox": [1, 1, "x", 5]}, NOT_FOUR, OUT, None),
-    ("coco", {"bbox": [1, 1, float("nan"), 5]}, NOT_FOUR, OUT, None),
-    ("coco", {"category_id": [4]}, "unknown category", OUT, None),
-    ("coco", {"image_id": {}}, "annotation of an unknown image", "left out", None),
+    ("coco", {"bbox": [1, 1, 5]}, NO_BOX, OUT, None),
+    ("coco", {"bbox": [1, 1, "x", 5]}, NO_BOX, OUT, None),
+    ("coco", {"category_id": [4]}, UNKNOWN, OUT, None),
+    ("coco", {"image_id": {}}, UNKNOWN, OUT, None),
     ("kitti", "Cyclist 0 0 0 1 2\n", NO_ROW, OUT, None),
     ("kitti", kitti_line("Cyclist", (1, 2, 9, 10), truncated="x"), NO_ROW, OUT, None),
 ]
-EMPTY = b'{"images": [], "annotations": [], "categories": [%b]}'
 PLACES = {"csv": "line 3", "voc": "object 1", "coco": "annotations[1] (id 11)", "kitti": "line 1"}
 
 
@@ -118,37 +98,9 @@ def test_a_fault_is_reported_with_its_place(form, item, problem, done, remaining
     assert told(reader.problems) == [(PLACES[form], problem, done)]
     assert [box.corners for box in images["b"].boxes] == [GOOD[0][1]]
     assert [box.corners for box in images["a"].boxes] == ([remaining] if remaining else [])
-    is_uncertain = done == OUT and problem not in ("box without a class", "unknown category")
-    assert [name.lower() for name in images["a"].uncertain] == [
-        ("cyclist" if form == "kitti" else "cat")
-    ] * is_uncertain
-
-
-@pytest.mark.parametrize(
-    ("form", "file", "content", "sentence"),
-    [
-        ("csv", "annotations.csv", b"a.png,1,2,3,4,dog\na.png,1,2,3,4,d\xf6g\n", "line 2: not UTF-8: save it as UTF-8"),
-        ("csv", "annotations.csv", b"\xff\xfea\x00\x00", "line 1: not UTF-16: save it as UTF-8"),
-        ("csv", "annotations.csv", b'"a.png,1,2,3,4,dog\n', r"line 1: not CSV .*check the quotes"),
-        ("voc", "ImageSets/Main/train.txt", b"a\n\xff", "line 2: not UTF-8"),
-        ("coco", "annotations/instances_train.json", b"{", r"instances_train.json is not JSON .*line 1"),
-        ("coco", "annotations/instances_train.json", b"[" * 100_000, "is not JSON of a data set"),
-        ("coco", "annotations/instances_train.json", b'{"images": [], "annotations": {}}', "no list 'annotations'"),
-        (
-            "coco",
-            "annotations/instances_train.json",
-            EMPTY % b'{"id": 1, "name": "a"}, {"id": 1, "name": "b"}',
-            r"categories\[1\].* of its own as id",
-        ),
-        ("csv", "classes.csv", b"cat,0\ndog,0", "line 2: 'dog,0' is not class_name,id.* a number of its own"),
-        ("csv", "classes.csv", b"cat,0\ndog,x", "line 2: 'dog,x' is not class_name,id"),
-        ("csv", "classes.csv", b"name,id", "has no class"),
-    ],
-)
-def test_a_file_that_cannot_be_used_is_one_sentence(form, file, content, sentence, tmp_path):
-    (WRITERS[form](tmp_path) / file).write_bytes(content)
-    with pytest.raises(InputError, match=sentence):
-        train_set(READERS[form](tmp_path))
+    is_uncertain = done == OUT and problem != UNKNOWN and item not in NAMELESS
+    name = "cyclist" if form == "kitti" else "cat"
+    assert {name.lower() for name in images["a"].uncertain} == ({name} if is_uncertain else set())
 
 
 # === CSV ===
@@ -178,14 +130,13 @@ def test_paths_may_have_backslashes_be_absolute_or_lead_out_of_the_folder(tmp_pa
     path = picture(tmp_path / "elsewhere" / "it.png", "x")
     (tmp_path / "here").mkdir()
     spelled = (r"..\elsewhere\it.png", "../elsewhere/it.png", r".\..\elsewhere\it.png", path)
-    (tmp_path / "here" / "annotations.csv").write_text(
-        "".join(f"{p},1,2,{n},4,dog\n" for n, p in enumerate(spelled, 5))
-    )
+    rows = "".join(f"{p},1,2,{n},4,dog\n" for n, p in enumerate(spelled, 5))
+    (tmp_path / "here" / "annotations.csv").write_text(rows)
     reader = CsvReader(tmp_path / "here" / "annotations.csv")
     images = train_set(reader)
     assert [len(image.boxes) for image in images] == [3, 1]
     assert all(image.path.samefile(path) for image in images)
-    assert told(reader.problems) == [("line 1", "path with backslashes", "read as slashes")]
+    assert reader.problems == []
 
 
 def test_the_class_file_gives_the_order_else_the_alphabet(tmp_path):
@@ -193,7 +144,6 @@ def test_the_class_file_gives_the_order_else_the_alphabet(tmp_path):
     reader = CsvReader(tmp_path)
     reader.read("annotations")
     assert reader.classes() == ["ant", "zebra"]
-    assert "the classes are those that occur" in reader.notes[0]
     write_rows(tmp_path / "classes.csv", [("class_name", "id"), ("b", 7), ("a", 3), ("b", 7)])
     assert CsvReader(tmp_path).classes() == ["a", "b"]
 
@@ -246,7 +196,7 @@ def test_images_and_xml_files_in_one_folder(tmp_path):
     picture(tmp_path / "one.jpg", 1).rename(tmp_path / "one.JPEG")
     picture(tmp_path / "other.png", 2)
     reader = VocReader(tmp_path)
-    assert "are one set" in reader.notes[0]
+    assert reader.sets == ["train"]
     assert [image.path.name for image in read_clean(reader, "train")] == ["one.JPEG", "other.png"]
     assert reader.problems == []
 
@@ -256,7 +206,6 @@ def test_images_and_xml_files_in_one_folder(tmp_path):
     ("change", "problem"),
     [
         ({"file_name": None}, "image without file_name and id of its own"),
-        ({"id": None}, "image without file_name and id of its own"),
         ({"id": 0}, "image without file_name and id of its own"),
         ({"file_name": "a.png"}, "image without file_name and id of its own"),
         ({"file_name": "nowhere.png"}, "missing image"),

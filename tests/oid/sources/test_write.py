@@ -65,6 +65,9 @@ def test_a_source_becomes_a_data_set_that_a01_takes(form, tmp_path):
         present = {(image, name) for image, boxes in expected.items() for name, _ in boxes}
         assert sum(row["Confidence"] == "1" for row in labels) == len(present)
     assert not (data_set / "source_problems.csv").exists()
+    names = read_class_descriptions(paths.annotation_file(data_set, paths.CLASS_DESCRIPTIONS)).values()
+    order = {"voc": ["cat", "dog"], "kitti": ["Car", "Cyclist"]}  # by the alphabet; by KITTI's list; else by the ids
+    assert list(names) == order.get(form, ["dog", "cat"])
     tree = read_hierarchy(paths.annotation_file(data_set, paths.HIERARCHY))
     assert all(tree.height(label) == 1 for label in tree.labels if label != tree.root)
     (result,) = make_levels(data_set, tmp_path / "out", "1")
@@ -197,34 +200,36 @@ def test_after_a_kill_the_same_command_goes_on(tmp_path, monkeypatch):
     assert contents(data_set) == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    ("file", "text", "sentence"),
-    [
-        ("mine.txt", "", "is in use: give another folder"),
-        ("source.json", "[]", "was made with other settings, see .*source.json: remove it, or give another folder"),
-    ],
-)
-def test_another_folder_or_conversion_is_not_overwritten(file, text, sentence, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / file).write_text(text)
-    with pytest.raises(FolderError, match=sentence):
-        convert("csv", write_csv_source(tmp_path / "source"), tmp_path / "data")
-    assert contents(tmp_path / "data") == {file: text.encode()}
+COCO, CATEGORIES = "annotations/instances_train.json", b'{"images": [], "annotations": [], "categories": [%b]}'
+BAD_SOURCES = [  # format, file, its content, sentence
+    ("csv", "annotations.csv", b"a.png,1,2,3,4,dog\na.png,1,2,3,4,d\xf6g\n", "line 2: not UTF-8: save it as UTF-8"),
+    ("csv", "annotations.csv", b"\xff\xfea\x00\x00", "line 1: not UTF-16: save it as UTF-8"),
+    ("csv", "annotations.csv", b'"a.png,1,2,3,4,dog\n', r"line 1: not CSV .*check the quotes"),
+    ("csv", "annotations.csv", b"images/no.png,1,1,9,9,dog", "no usable image for train: .* 1 .*line 1: missing image"),
+    ("csv", "annotations.csv", b"images/a.png,1,1,9,9,x", "no usable box .* 1 problems .*line 1: unknown class"),
+    ("csv", "annotations.csv", b"images/a.png,,,,,", "no usable box for train: the annotations have none"),
+    ("csv", "classes.csv", b"cat,0\ndog,0", "line 2: 'dog,0' is not class_name,id.* a number of its own"),
+    ("csv", "classes.csv", b"cat,0\ndog,x", "line 2: 'dog,x' is not class_name,id"),
+    ("csv", "classes.csv", b"name,id", "has no class"),
+    ("voc", "ImageSets/Main/train.txt", b"a\n\xff", "line 2: not UTF-8"),
+    ("coco", COCO, b"{", r"instances_train.json is not JSON .*line 1"),
+    ("coco", COCO, b"[" * 100_000, "is not JSON of a data set"),
+    ("coco", COCO, b'{"images": [], "annotations": {}}', "no list 'annotations'"),
+    (
+        "coco",
+        COCO,
+        CATEGORIES % b'{"id": 1, "name": "a"}, {"id": 1, "name": "b"}',
+        r"categories\[1\].* of its own as id",
+    ),
+]
 
 
-@pytest.mark.parametrize(
-    ("rows", "sentence"),
-    [
-        ([("images/no.png", 1, 1, 9, 9, "dog")], "no usable image for train: .* 1 problems .*line 1: missing image"),
-        ([(f"images/{n}.png", 1, 1, 9, 9, "x") for n in "ab"], "no usable box .* 2 problems .*line 1: unknown class"),
-        ([(f"images/{n}.png", *[""] * 5) for n in "ab"], "no usable box for train: the annotations have none"),
-    ],
-)
-def test_nothing_is_written_when_the_source_is_wrong(rows, sentence, tmp_path):
-    source = write_csv_source(tmp_path / "source")
-    write_rows(source / "annotations.csv", rows)
+@pytest.mark.parametrize(("form", "file", "content", "sentence"), BAD_SOURCES)
+def test_a_bad_source_is_one_sentence_and_nothing_is_written(form, file, content, sentence, tmp_path):
+    source = WRITERS[form](tmp_path / "source")
+    (source / file).write_bytes(content)
     with pytest.raises(InputError, match=sentence):
-        convert("csv", source, tmp_path / "data")
+        convert(form, source, tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 
@@ -247,17 +252,13 @@ def test_images_in_two_splits_are_refused_and_joined_sets_have_them_once(tmp_pat
     assert sorted(found) == ["a", "b", "c", "d", "v"]
 
 
-def folds_source(folder):
-    """Twelve images, two of them copies of others; no set for validation."""
-    images = {f"i{n:02d}": [("dog" if n % 3 else "cat", (1, 1, 9, 9 + n))] for n in range(12)}
-    write_csv_source(folder, {"train": images})
-    for copy, original in (("i10", "i00"), ("i11", "i01")):
-        (folder / "images" / f"{copy}.png").write_bytes((folder / "images" / f"{original}.png").read_bytes())
-    return folder
-
-
 def test_all_folds_together_cover_each_image_once(tmp_path):
-    source, seen = folds_source(tmp_path / "source"), []
+    """Twelve images, two of them copies of others; no set for validation."""
+    rows = {f"i{n:02d}": [("dog" if n % 3 else "cat", (1, 1, 9, 9 + n))] for n in range(12)}
+    source, seen = write_csv_source(tmp_path / "source", {"train": rows}), []
+    images = source / "images"
+    for copy, original in (("i10", "i00"), ("i11", "i01")):
+        (images / f"{copy}.png").write_bytes((images / f"{original}.png").read_bytes())
     for fold in range(4):
         data_set = tmp_path / f"data{fold}"
         convert("csv", source, data_set, SplitChoice(folds=4, fold=fold))
@@ -269,13 +270,6 @@ def test_all_folds_together_cover_each_image_once(tmp_path):
         assert problems <= {"identical images within train", "identical images within validation"}
         seen += validation
     assert sorted(seen) == [f"i{n:02d}" for n in range(12)]
-
-
-def test_too_few_images_with_boxes_are_one_sentence(tmp_path):
-    source = write_csv_source(tmp_path / "source", {"train": {"a": TRAIN["a"], **dict.fromkeys("bcdef", ())}})
-    with pytest.raises(SplitError, match="too few images with boxes for fold 1 of 5: ask for fewer"):
-        convert("csv", source, tmp_path / "data", SplitChoice(fold=1))
-    assert not (tmp_path / "data").exists()
 
 
 def test_equal_images_of_two_given_sets_are_reported(tmp_path):

@@ -29,7 +29,7 @@ from oid.files import InputError, output_file, remedy
 from oid.fusion.fuse import Boxes, fuse
 from oid.fusion.model_files import ModelFiles
 from oid.fusion.tuned_settings import FusionSettings, SearchOptions, model_names, read_settings, write_settings
-from oid.machine import usable_cores
+from oid.machine import map_in_threads, usable_cores
 from oid.predictions.files import PredictionFile, Predictions, PredictionWriter
 
 IMAGES_PER_BLOCK = 1024  # of each file, in memory at a time
@@ -138,7 +138,7 @@ def main(
         print(f"{settings}: {chosen}")
     fuse_block = functools.partial(fuse, method, sigma=sigma, score_threshold=score_threshold, limit=limit or None)
     fuse_block = functools.partial(fuse_block, **vars(chosen), allows_overflow=allows_overflow, threads=threads)
-    files = ModelFiles([PredictionFile(path) for path in file_paths])
+    files = ModelFiles(list(map_in_threads(PredictionFile, file_paths)))
     counts, written = write_ensemble(ensemble, files, fuse_block, chosen.skip_box_threshold)
     for path, missing, (num_boxes, *unusual) in zip(file_paths, files.missing, counts, strict=True):
         print(f"read {path}: {num_boxes} boxes")

@@ -13,6 +13,7 @@ from oid.columns import CORNERS
 from oid.sources.base import Problems, Reader, SourceImage
 from oid.sources.clean import clean_boxes, measure
 from oid.sources.export import export
+from oid.sources.write import READERS
 
 WIDTH, HEIGHT = 40, 30
 Rows = dict[str, list[tuple[str, tuple[float, float, float, float]]]]
@@ -25,6 +26,8 @@ TRAIN: Rows = {
 }
 VALIDATION: Rows = {"v": [("cat", (7, 8, 30, 29))], "w": [("dog", (0, 1, 39, 29)), ("cat", (2, 2, 38, 10))]}
 SETS = {"train": TRAIN, "val": VALIDATION}
+GOOD = [("dog", (1, 2, 30, 20))]  # in image b of `with_item`
+COCO_TRAIN = "annotations/instances_train.json"
 
 
 def picture(path: Path, seed: int | str, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Path:
@@ -128,6 +131,31 @@ def read_clean(reader: Reader, name: str) -> list[SourceImage]:
     images = measure(reader.read(name), reader.problems)
     known, pixels = [*reader.classes(), reader.ignored_class], reader.corners_are_pixels
     return [clean_boxes(image, known, reader.problems, corners_are_pixels=pixels) for image in images]
+
+
+def with_item(form: str, folder: Path, item: str | dict, size: tuple[object, object] = (WIDTH, HEIGHT)) -> Reader:
+    """A reader of a train set with GOOD in image b, and one more item of the format in image a (or anywhere).
+
+    `size` is the size of a that Pascal VOC's file declares.
+    """
+    WRITERS[form](folder, {"train": {"b": GOOD, "a": []}})
+    if form == "csv":
+        with open(folder / "annotations.csv", "a") as file:
+            file.write(item + "\n")
+    elif form == "voc":
+        (folder / "Annotations" / "a.xml").write_text(voc_file(item, size))
+    elif form == "coco":
+        content = coco_content({"b": GOOD, "a": [("cat", (3, 5, 9, 10))]})
+        content["annotations"][1] |= item
+        (folder / COCO_TRAIN).write_text(json.dumps(content))
+    else:
+        (folder / "train" / "labels" / "a.txt").write_text(item)
+    return READERS[form](folder)
+
+
+def train_set(reader: Reader) -> list[SourceImage]:
+    """The clean images of the set for training."""
+    return read_clean(reader, next(name for name in reader.sets if not name.startswith("val")))
 
 
 def found(images: list[SourceImage]) -> Rows:

@@ -8,15 +8,7 @@ from PIL import Image
 
 from oid.images.read import turn
 from oid.sources.clean import turn_back
-from oid.sources.voc import VocReader
-from tests.helpers.own_data import HEIGHT, WIDTH, found, read_clean, told, voc_file, voc_object, write_voc_source
-
-
-def voc_reader(folder, item, size):
-    """A reader of a set with one image, `a`, whose annotation file gives `size`."""
-    write_voc_source(folder, {"train": {"a": []}})
-    (folder / "Annotations" / "a.xml").write_text(voc_file(item, size))
-    return VocReader(folder)
+from tests.helpers.own_data import HEIGHT, WIDTH, found, read_clean, told, voc_object, with_item
 
 
 @pytest.mark.parametrize(
@@ -30,19 +22,19 @@ def voc_reader(folder, item, size):
     ],
 )
 def test_a_wrong_size_is_reported_and_the_images_counts(size, problem, expected, tmp_path):
-    reader = voc_reader(tmp_path, voc_object("cat", (1, 1, 10, 20)), size)
-    assert found(read_clean(reader, "train")) == {"a": [("cat", expected)]}
+    reader = with_item("voc", tmp_path, voc_object("cat", (1, 1, 10, 20)), size)
+    assert found(read_clean(reader, "train"))["a"] == [("cat", expected)]
     assert [row.problem for row in reader.problems] == [problem]
 
 
 def test_boxes_of_an_image_that_its_exif_tag_turns_are_turned_back(tmp_path):
     """Labelling tools show the turned image; the pixels in the file are not turned."""
-    reader = voc_reader(tmp_path, voc_object("cat", (3, 5, 8, 10)), (HEIGHT, WIDTH))
+    reader = with_item("voc", tmp_path, voc_object("cat", (3, 5, 8, 10)), (HEIGHT, WIDTH))
     path = tmp_path / "JPEGImages" / "a.jpg"
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(path).save(path, exif=exif)
-    (image,) = read_clean(reader, "train")
+    (image,) = (image for image in read_clean(reader, "train") if image.name == "a")
     assert told(reader.problems) == [("", "size of the EXIF-turned image", "boxes turned back")]
     assert image.boxes[0].corners == turn_back((2, 4, 8, 10), 6, (HEIGHT, WIDTH))
     assert image.size == (WIDTH, HEIGHT)

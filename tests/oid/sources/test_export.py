@@ -69,8 +69,8 @@ def odd_data_set(tmp_path):
     return folder
 
 
-def test_pycocotools_opens_and_evaluates_what_is_written(odd_data_set, tmp_path):
-    coco, evaluation = pytest.importorskip("pycocotools.coco"), pytest.importorskip("pycocotools.cocoeval")
+def test_pycocotools_opens_what_is_written(odd_data_set, tmp_path):
+    coco = pytest.importorskip("pycocotools.coco")
     export_all("coco", odd_data_set, tmp_path / "coco")
     truth = coco.COCO(str(tmp_path / "coco" / "annotations" / "instances_train.json"))
     names = {image["id"]: image["file_name"] for image in truth.loadImgs(truth.getImgIds())}
@@ -86,12 +86,6 @@ def test_pycocotools_opens_and_evaluates_what_is_written(odd_data_set, tmp_path)
     assert all(a["area"] == a["bbox"][2] * a["bbox"][3] for a in annotations)
     (lost,) = table(tmp_path / "coco" / "source_problems.csv")
     assert (lost["place"], lost["problem"]) == ("gone", "missing image")
-    boxes = [{k: a[k] for k in ("image_id", "category_id", "bbox")} for a in annotations if not a["iscrowd"]]
-    results = evaluation.COCOeval(truth, truth.loadRes([box | {"score": 1.0} for box in boxes]), "bbox")
-    results.evaluate()
-    results.accumulate()
-    results.summarize()
-    assert results.stats[0] == pytest.approx(1)  # its own boxes as detections
 
 
 def test_groups_come_back_from_voc_and_coco_and_are_reported_for_csv(odd_data_set, tmp_path):
@@ -119,15 +113,12 @@ def test_nothing_is_written_without_images_or_if_voc_has_an_id_in_both_splits(tm
 
 
 def test_a_folder_in_use_is_not_overwritten(odd_data_set, tmp_path):
-    for name in ("full", "empty"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "full" / "mine").write_text("mine")
+    (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("mine")
-    for name in ("full", "file"):
+    export_all("coco", odd_data_set, tmp_path / "folder")
+    for name in ("folder", "file"):
         with pytest.raises(FolderError, match=f"{name} is in use: give another folder"):
             export_all("coco", odd_data_set, tmp_path / name)
-    export_all("coco", odd_data_set, tmp_path / "empty")
-    assert (tmp_path / "empty" / "annotations").is_dir()
 
 
 def test_classes_of_one_name_get_their_labels(odd_data_set, tmp_path):

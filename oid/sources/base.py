@@ -86,7 +86,6 @@ class Problems(list[Problem]):
     """Everything that was wrong with a source, in the order in which it was found."""
 
     def add(self, file: str | os.PathLike, place: str, problem: str, value: object, done: str) -> None:
-        """Appends one problem."""
         self.append(Problem(str(file), place, problem, str(value), done))
 
     def write(self, folder: Path) -> None:

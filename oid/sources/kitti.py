@@ -12,7 +12,7 @@ is no class: nothing is learned in such an area.
 import math
 from pathlib import Path
 
-from oid.files import InputError, require_folder
+from oid.files import InputError
 from oid.images.find import find_images
 from oid.sources.base import Reader, SourceImage, number, read_text
 
@@ -29,9 +29,8 @@ class KittiReader(Reader):
 
     def __init__(self, path: Path):
         """Finds the folders with labels. Raises an InputError if there are none."""
-        require_folder(path, "give the folder with training/ or train/ in it")
         self._folders = {}
-        for place in [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]:
+        for place in [path, *sorted(path.glob("*"))]:
             for images, labels in FOLDERS:
                 if (place / images).is_dir() and (place / labels).is_dir():
                     self._folders["train" if place == path else place.name] = (place / images, place / labels)

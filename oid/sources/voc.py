@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
-from oid.files import InputError, require_folder
+from oid.files import InputError
 from oid.images.find import SUFFIXES
 from oid.sources.base import Reader, SourceImage, read_size, read_text
 
@@ -30,7 +30,6 @@ class VocReader(Reader):
 
     def __init__(self, path: Path):
         """Finds annotations, images and sets. Raises an InputError if there are no annotations."""
-        require_folder(path, "give the folder with Annotations and JPEGImages")
         self._annotations = path / "Annotations" if (path / "Annotations").is_dir() else path
         self._images = path / "JPEGImages" if (path / "JPEGImages").is_dir() else path
         self._xml = {file.stem: file for file in sorted(self._annotations.glob("*.xml"))}

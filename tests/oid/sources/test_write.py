@@ -228,9 +228,11 @@ def test_a_bad_source_is_one_sentence_and_nothing_is_written(form, file, content
 
 @pytest.mark.parametrize("form", READERS)
 def test_a_folder_of_another_format_is_one_sentence(form, tmp_path):
-    (tmp_path / "source").mkdir()
-    with pytest.raises(InputError, match=r"source has no .*: expected"):
-        convert(form, tmp_path / "source", tmp_path / "data")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for source in ("empty", "file") if form in ("oid", "voc", "kitti") else ("empty",):
+        with pytest.raises(InputError, match=rf"{source} has no .*: expected"):
+            convert(form, tmp_path / source, tmp_path / "data")
     assert not (tmp_path / "data").exists()
 
 

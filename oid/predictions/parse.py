@@ -110,9 +110,11 @@ class Parser:
 
         rows = self._rows(*block)
         lines, ids = rows["line"].to_numpy(), rows["ImageId" if self._is_kaggle else "ImageID"]
-        is_empty = ids.str.strip_chars() == ""
-        if is_empty.any():
-            raise self._mistake(lines[is_empty.arg_max()], "the image id is empty")
+        is_empty = ~ids.str.contains(r"[^\s\x1c-\x1f]")  # the white space of `str.strip`, as in the writer
+        has_break = ids.str.contains("\r", literal=True)
+        for is_wrong, problem in ((is_empty, "is empty"), (has_break, "has a line break")):
+            if is_wrong.any():
+                raise self._mistake(lines[is_wrong.arg_max()], f"the image id {problem}")
         if self._is_kaggle:
             boxes, num_boxes = self._split(rows)
         else:

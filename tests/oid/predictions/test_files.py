@@ -268,6 +268,8 @@ def test_images_are_read_in_blocks_of_any_size_and_in_any_order(tmp_path, monkey
         (f"{KAGGLE}a,\nb,{BOX},c\n", ["line 3", "3 fields"]),
         (f"{KAGGLE}a,\n,{BOX}\n", ["line 3", "image id is empty"]),
         (f"{KAGGLE}a,\n  ,{BOX}\n", ["line 3", "image id is empty"]),
+        (f"{KAGGLE}a,\n\x1c,{BOX}\n", ["line 3", "image id is empty"]),
+        (f'{KAGGLE}a,\n"a\rb",{BOX}\n', ["line 3", "image id has a line break"]),
         (f"{KAGGLE}a,\nb,\na,\n", ["line 4", "'a'", "second row"]),
         (f"{KAGGLE}a,{BOX} /m/1 0.5\n", ["line 2", "8 tokens", "'a'", "'0.5'", "multiple of 6"]),
         (f"{KAGGLE}a,\n\nb,{BOX} /m/1 high 0 0 1 1\n", ["line 4", "token 8", "score 'high'", "not a number"]),

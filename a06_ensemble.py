@@ -133,8 +133,9 @@ def main(
     if settings:
         check_use("without --settings", False, weights=weights, method=method, fusion_iou=fusion_iou)
         check_use("without --settings", False, skip_box_threshold=skip_box_threshold, conf_type=conf_type)
+        names = model_names(file_paths)
         with remedy("give --predictions of these names in this order, or write the file again by --tune"):
-            chosen = read_settings(settings, model_names(file_paths))
+            chosen = read_settings(settings, names)
         print(f"{settings}: {chosen}")
     fuse_block = functools.partial(fuse, method, sigma=sigma, score_threshold=score_threshold, limit=limit or None)
     fuse_block = functools.partial(fuse_block, **vars(chosen), allows_overflow=allows_overflow, threads=threads)
@@ -180,7 +181,7 @@ def tune_settings(
     from oid.metric.ground_truth import find_ground_truth
 
     names = model_names(file_paths)
-    with remedy("give --boxes, or the folder of Open Images with --dataset_path"):
+    with remedy("choose by --dataset_path, --split, --boxes and --image_labels"):
         ground_truth = find_ground_truth(*truth_files)
     truth, report, _ = ground_truth.read()
     print(*ground_truth.lines(), sep="\n")

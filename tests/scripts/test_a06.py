@@ -214,10 +214,18 @@ def test_group_of_weight_reaches_the_metric_of_the_search(tmp_path):
 def test_tuning_without_ground_truth_says_so(tmp_path):
     path = write(tmp_path, "a.csv", {"i": ""})
     options = {"predictions": (path,), "ensemble": str(tmp_path / "out.csv"), "tune": True}
-    with pytest.raises(InputError, match="give --boxes, or the folder of Open Images with --dataset_path"):
+    remedy = "choose by --dataset_path, --split, --boxes and --image_labels"
+    with pytest.raises(InputError, match=f"annotations-bbox.csv does not exist.*: {remedy}"):
         a06.main(dataset_path=str(tmp_path), **options)
-    with pytest.raises(InputError, match="expected a file for image_labels, or none"):
+    with pytest.raises(InputError, match=f"expected a file for image_labels, or none: {remedy}"):
         a06.main(boxes=path, image_labels=str(tmp_path / "none.csv"), **options)
+
+
+def test_two_files_of_one_name_are_to_be_renamed(tmp_path):
+    (tmp_path / "folder").mkdir()
+    file_paths = tuple(write(folder, "a.csv", {"i": ""}) for folder in (tmp_path, tmp_path / "folder"))
+    with pytest.raises(InputError, match=r"have the same name, by which settings know a model: rename one$"):
+        a06.main(predictions=file_paths, settings="best.tuned.json", ensemble=str(tmp_path / "out.csv"))
 
 
 # === As a user calls it ===============================================================================================

@@ -13,6 +13,7 @@ labels are text and never changed ('007' and '1e5' stay). Every line is a row: a
 
 import contextlib
 import dataclasses
+import errno
 import gzip
 import io
 import itertools
@@ -21,12 +22,12 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 import numpy as np
 
 from oid.columns import CORNERS, KAGGLE_COLUMNS
-from oid.files import replacing, require_file
+from oid.files import InputError, replacing, require_file
 from oid.machine import map_in_threads
 from oid.predictions.parse import TOKENS, Parser, is_label, open_text
 
@@ -89,12 +90,12 @@ class PredictionFile:
         Raises:
             InputError: naming file, line, token and value: no such file, unknown columns, an empty image id, an image
                 with two rows (Kaggle form), tokens that are not a multiple of 6, a token that is not a finite number,
-                swapped corners (equal ones are fine), a label with white space.
+                swapped corners (equal ones are fine), a label with white space, no room for the temporary file.
         """
         path = require_file(path, "predictions are a CSV file with the columns " + ",".join(KAGGLE_COLUMNS))
         images, labels = {}, {}  # the number of each in the order of first occurrence
         run_images, run_boxes = [], [np.zeros(0, dtype=np.int64)]
-        with open_text(path) as text, tempfile.TemporaryFile() as table:
+        with open_text(path) as text, _temporary_table(path) as table:
             for block in Parser(path, text).blocks(allow_swapped_corners):
                 run_images += [images.setdefault(image_id, len(images)) for image_id in block.ids]
                 run_boxes.append(block.num_boxes)
@@ -141,6 +142,19 @@ class PredictionFile:
                 self._memory.madvise(mmap.MADV_DONTNEED)
         ids = [self.image_ids[position] for position in positions.tolist()]
         return Predictions(ids, self.labels, image_index, labels, scores, boxes)
+
+
+@contextlib.contextmanager
+def _temporary_table(path: Path) -> Iterator[BinaryIO]:
+    """Yields a temporary file for the boxes of `path`; raises an InputError if the disk is full."""
+    try:
+        with tempfile.TemporaryFile() as table:
+            yield table
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = f"no room for its boxes in {tempfile.gettempdir()} ({error.strerror})"
+        raise InputError(f"{path}: {place}, make room or name another folder by TMPDIR") from error
 
 
 # === Writing ==========================================================================================================

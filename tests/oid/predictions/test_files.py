@@ -1,12 +1,14 @@
 """Proves that prediction files are read exactly or not at all, and written so that reading gives the same back."""
 
 import csv
+import functools
 import gzip
 import io
 import itertools
 import math
 import re
 import struct
+import tempfile
 
 import numpy as np
 import pytest
@@ -310,6 +312,14 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         read_predictions(tmp_path / "nowhere.csv")
     with pytest.raises(InputError, match="is a folder"):
         read_predictions(tmp_path)
+
+
+def test_a_full_temporary_folder_is_named(tmp_path, monkeypatch):
+    path = write(tmp_path, f"{KAGGLE}a,{BOX}\n")
+    monkeypatch.setattr(tempfile, "tempdir", "/some/folder")
+    monkeypatch.setattr(tempfile, "TemporaryFile", functools.partial(open, "/dev/full", "w+b"))
+    with pytest.raises(InputError, match=r"no room for its boxes in /some/folder \(No space left.*TMPDIR"):
+        PredictionFile(path)
 
 
 def test_swapped_corners_can_be_allowed_but_not_another_order(tmp_path, monkeypatch):

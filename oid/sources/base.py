@@ -152,7 +152,9 @@ class Reader:
 
 
 def number(value: object) -> float:
-    """A finite number, from a number or from text; otherwise NaN."""
+    """A finite number, from a number or from text; otherwise NaN. JSON's true and false are no numbers."""
+    if isinstance(value, bool):
+        return math.nan
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         if math.isfinite(result := float(value)):
             return result

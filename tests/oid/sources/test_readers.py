@@ -59,6 +59,7 @@ FAULTS = [  # format, item, problem, what is done, corners of the box that remai
     ("coco", {"bbox": [10, 20, -7, -15]}, "swapped corners", ORDER, (3, 5, 10, 20)),
     ("coco", {"bbox": [1, 1, 5]}, NO_BOX, OUT, None),
     ("coco", {"bbox": [1, 1, "x", 5]}, NO_BOX, OUT, None),
+    ("coco", {"bbox": [True, False, 1, 1]}, NO_BOX, OUT, None),
     ("coco", {"category_id": [4]}, UNKNOWN, OUT, None),
     ("coco", {"image_id": {}}, UNKNOWN, OUT, None),
     ("kitti", "Cyclist 0 0 0 1 2\n", NO_ROW, OUT, None),

@@ -10,7 +10,6 @@ and ends with exit code 1 when one is above --tolerance.
 
 import importlib.util
 import json
-import math
 import os
 import subprocess
 import sys
@@ -29,31 +28,14 @@ PACKAGES = {"tensorflow": "tensorflow", "jax": "jax", "torch": "torch"}
 FULL_PRECISION = {"NVIDIA_TF32_OVERRIDE": "0", "JAX_DEFAULT_MATMUL_PRECISION": "float32", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
-def randomise(network, rng: np.random.Generator) -> None:
-    """Gives a Keras network weights as a training leaves them.
-
-    Kernels keep the variance of what passes (2 / fan-in); batch norm has statistics that matter.
-    """
-    for weight in network.weights:
-        name, shape = weight.path.split("/")[-1], weight.shape
-        if name in ("gamma", "moving_variance"):
-            value = rng.uniform(0.5, 1.5, shape)
-        elif name.endswith("kernel"):
-            value = rng.normal(0, math.sqrt(2 / math.prod(shape[:-1])), shape)
-        else:
-            value = rng.uniform(-0.1, 0.1, shape)
-        weight.assign(value.astype("float32"))
-
-
 def raw_outputs(settings: dict, seed: int) -> dict[str, np.ndarray]:
     """The outputs of one network for one picture, on the backend of this process."""
     from models.m2det import build_m2det
+    from tests.helpers.tiny_network import randomised
 
-    network = build_m2det(**settings)
-    rng = np.random.default_rng(seed)
-    randomise(network, rng)
+    network = randomised(build_m2det(**settings), seed)
     side = settings["image_size"]
-    picture = rng.integers(0, 256, (1, side, side, 3)).astype("float32")
+    picture = np.random.default_rng(seed).integers(0, 256, (1, side, side, 3)).astype("float32")
     return {name: np.asarray(value) for name, value in network.predict_on_batch(picture).items()}
 
 

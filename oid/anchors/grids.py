@@ -1,9 +1,9 @@
 """Anchors: the boxes that the network's outputs are relative to.
 
-A run's `settings.json` and its model file hold a description of the anchors (`anchor_settings`), from which training
-and inference build them (`make_anchors`).
+A run's `settings.json` holds the `AnchorGrids`, from which training and inference build the anchors.
 """
 
+import dataclasses
 import itertools
 import json
 import os
@@ -78,9 +78,62 @@ def scales_that_fit(image_size: int, most: int) -> int:
     return max((scales for scales in range(1, most + 1) if smallest_image(scales) <= image_size), default=1)
 
 
-# === Descriptions =====================================================================================================
-def anchor_settings(image_size: int, scales: int, *, anchors: str = "square") -> dict[str, object]:
-    """Describes a set of M2Det's anchors in a form that JSON can hold.
+# === Grids ===========================================================================================================
+Sizes = tuple[tuple[tuple[float, float], ...], ...]  # (width, height) pairs for each map
+
+
+@dataclasses.dataclass(frozen=True)
+class AnchorGrids:
+    """The anchors of a network on squares: on each map a grid of cells, in each cell the same sizes.
+
+    Attributes:
+        sides: of each map in cells, largest first.
+        steps: between the centres of each map, normalised.
+        sizes: (width, height) of the anchors of a cell, for each map, normalised.
+        clip: whether centres and sizes are cut to 1, as the released M2Det does.
+    """
+
+    sides: tuple[int, ...]
+    steps: tuple[float, ...]
+    sizes: Sizes
+    clip: bool = False
+
+    @property
+    def per_cell(self) -> int:
+        """Anchors of each cell; the same on every map."""
+        return len(self.sizes[0])
+
+    @property
+    def per_map(self) -> list[int]:
+        """Anchors of each map."""
+        return [side * side * len(sizes) for side, sizes in zip(self.sides, self.sizes, strict=True)]
+
+    def boxes(self) -> np.ndarray:
+        """Builds the anchors; the centre of a cell in column j is (j + 0.5) * step.
+
+        Returns:
+            float32 `(anchors, 4)`: xyxy, normalised, not clipped as a box. Order: map (largest first), row, column,
+            size.
+        """
+        maps = []
+        for side, step, sizes in zip(self.sides, self.steps, self.sizes, strict=True):
+            centres = (np.arange(side) + 0.5) * step
+            y, x = np.meshgrid(centres, centres, indexing="ij")
+            x, y = x[..., None], y[..., None]  # (side, side, 1)
+            w, h = np.asarray(sizes, "float64").T  # (sizes,)
+            if self.clip:  # the released rule: centre and size are cut, not the corners
+                x, y, w, h = (np.clip(value, 0.0, 1.0) for value in (x, y, w, h))
+            boxes = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], axis=-1)  # (side, side, sizes, 4)
+            maps.append(boxes.reshape(-1, 4))
+        return np.concatenate(maps).astype("float32")
+
+    def cell_sides(self) -> np.ndarray:
+        """The side of each anchor's cell, normalised: float32 `(anchors,)`."""
+        return np.repeat(1.0 / np.asarray(self.sides), self.per_map).astype("float32")
+
+
+def m2det_anchors(image_size: int, scales: int, anchors: str = "square") -> AnchorGrids:
+    """The anchors of M2Det.
 
     "square" is one anchor per cell, four cells wide. "official" is the published set, six per cell. With s and t the
     sizes of this map and of the next: squares of s and of the geometric mean of s and t, and boxes of the area of the
@@ -92,10 +145,6 @@ def anchor_settings(image_size: int, scales: int, *, anchors: str = "square") ->
         scales: number of maps.
         anchors: "square", "official", or a JSON file with `{"sizes": [[[width, height], ...], ...]}`: the anchors of a
             cell for each map, finest first, normalised to the network's square.
-
-    Returns:
-        For each map `feature_map_sides` in cells, `steps` between the centres, and `sizes`, (width, height) pairs, both
-        normalised; `clip`, whether centres and sizes are cut to 1.
 
     Raises:
         InputError: the image is too small for this number of maps, or the file does not exist or does not fit.
@@ -116,33 +165,33 @@ def anchor_settings(image_size: int, scales: int, *, anchors: str = "square") ->
         pairs = [(s, s), (between, between)]
         for root in (SQRT2, SQRT3):
             pairs += [(s * root, s / root), (s / root, s * root)]
-        sizes.append([list(pair) for pair in pairs])
-    return {"feature_map_sides": sides, "steps": steps, "sizes": sizes, "clip": True}
+        sizes.append(tuple(pairs))
+    return AnchorGrids(tuple(sides), tuple(steps), tuple(sizes), clip=True)
 
 
-def retinanet_anchor_settings(image_size: int, scales: int, *, anchors: str = "square") -> dict[str, object]:
-    """As `anchor_settings` for RetinaNet's levels from P3 (stride 8) on; "official" is `retinanet_sizes`."""
+def retinanet_anchors(image_size: int, scales: int, anchors: str = "square") -> AnchorGrids:
+    """As `m2det_anchors` for RetinaNet's levels from P3 (stride 8) on; "official" is `retinanet_sizes`."""
     sides = pyramid_sides(image_size, scales)
     if anchors != "official":
         return _square_or_from_file(anchors, sides)
-    steps = [8 * 2**k / image_size for k in range(scales)]
-    sizes = [[[w / image_size, h / image_size] for w, h in level] for level in retinanet_sizes(scales)]
-    return {"feature_map_sides": sides, "steps": steps, "sizes": sizes, "clip": False}
+    steps = tuple(8 * 2**k / image_size for k in range(scales))
+    sizes = tuple(tuple((w / image_size, h / image_size) for w, h in level) for level in retinanet_sizes(scales))
+    return AnchorGrids(tuple(sides), steps, sizes)
 
 
-def settings_of_sizes(sizes: list[list[list[float]]], sides: list[int]) -> dict[str, object]:
-    """Describes anchors of these sizes, map by map, around the middles of the cells; see `anchor_settings`."""
-    return {"feature_map_sides": sides, "steps": [1.0 / side for side in sides], "sizes": sizes, "clip": False}
+def grids_of_sizes(sizes: Sizes, sides: list[int]) -> AnchorGrids:
+    """Anchors of these sizes, map by map, around the middles of the cells."""
+    return AnchorGrids(tuple(sides), tuple(1.0 / side for side in sides), sizes)
 
 
-def _square_or_from_file(anchors: str, sides: list[int]) -> dict[str, object]:
+def _square_or_from_file(anchors: str, sides: list[int]) -> AnchorGrids:
     if anchors == "square":
-        return settings_of_sizes([[[SIZE_IN_CELLS / side, SIZE_IN_CELLS / side]] for side in sides], sides)
-    return settings_of_sizes(_read_sizes(anchors, len(sides)), sides)
+        return grids_of_sizes(tuple(((SIZE_IN_CELLS / side, SIZE_IN_CELLS / side),) for side in sides), sides)
+    return grids_of_sizes(_read_sizes(anchors, len(sides)), sides)
 
 
-def _read_sizes(path: str | os.PathLike, scales: int) -> list[list[list[float]]]:
-    """Reads and checks the sizes of a file; see `anchor_settings`."""
+def _read_sizes(path: str | os.PathLike, scales: int) -> Sizes:
+    """Reads and checks the sizes of a file; see `m2det_anchors`."""
     if not Path(path).is_file():
         raise InputError(f"anchors {path} are neither square nor official, nor a file: a02 makes such files")
     try:
@@ -156,7 +205,7 @@ def _read_sizes(path: str | os.PathLike, scales: int) -> list[list[list[float]]]
         raise InputError(f"{path} has sizes for {len(sizes)} maps, not for {scales}: take {len(sizes)} scales")
     for side in sizes[~((sizes > 0) & (sizes <= LARGEST_ANCHOR))][:1]:
         raise InputError(f"{path} has a side of {side:g}: sides are shares of the image, above 0")
-    return sizes.tolist()
+    return tuple(tuple(map(tuple, level)) for level in sizes.tolist())
 
 
 def retinanet_sizes(scales: int) -> list[list[tuple[float, float]]]:
@@ -174,8 +223,8 @@ def anchors_of_picture(scales: int, height: int, width: int) -> np.ndarray:
     """RetinaNet's nine anchors per cell on an image of any shape.
 
     Returns:
-        float32 `(anchors, 4)`: xyxy in pixels, not clipped, in the order of `make_anchors`. Centres in the last row or
-        column may lie outside of the image.
+        float32 `(anchors, 4)`: xyxy in pixels, not clipped, in the order of `AnchorGrids.boxes`. Centres in the last
+        row or column may lie outside of the image.
     """
     levels = []
     for k, sizes in enumerate(retinanet_sizes(scales)):
@@ -186,39 +235,3 @@ def anchors_of_picture(scales: int, height: int, width: int) -> np.ndarray:
         base = np.concatenate([-half, half], axis=1).astype("float32")  # (9, 4), around 0
         levels.append((np.stack([x, y, x, y], axis=-1)[:, :, None] + base).reshape(-1, 4))
     return np.concatenate(levels)
-
-
-def make_anchors(settings: dict[str, object]) -> np.ndarray:
-    """Builds the anchors that `settings` describes; the centre of a cell in column j is (j + 0.5) * step.
-
-    Returns:
-        float32 `(anchors, 4)`: xyxy, normalised, not clipped as a box. Order: map (largest first), row, column, size.
-    """
-    maps = []
-    for side, step, sizes in zip(settings["feature_map_sides"], settings["steps"], settings["sizes"], strict=True):
-        centres = (np.arange(side) + 0.5) * step
-        y, x = np.meshgrid(centres, centres, indexing="ij")
-        x, y = x[..., None], y[..., None]  # (side, side, 1)
-        w, h = np.asarray(sizes, "float64").T  # (sizes,)
-        if settings["clip"]:  # the released rule: centre and size are cut, not the corners
-            x, y, w, h = (np.clip(value, 0.0, 1.0) for value in (x, y, w, h))
-        boxes = np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], axis=-1)  # (side, side, sizes, 4)
-        maps.append(boxes.reshape(-1, 4))
-    return np.concatenate(maps).astype("float32")
-
-
-def anchors_per_cell(settings: dict[str, object]) -> int:
-    """How many anchors each cell has; the same on every map."""
-    return len(settings["sizes"][0])
-
-
-def anchors_per_level(settings: dict[str, object]) -> list[int]:
-    """How many anchors each map has, in their order."""
-    maps = zip(settings["feature_map_sides"], settings["sizes"], strict=True)
-    return [side * side * len(sizes) for side, sizes in maps]
-
-
-def cell_sides(settings: dict[str, object]) -> np.ndarray:
-    """The side of each anchor's cell, normalised: float32 `(anchors,)`."""
-    sides = np.asarray(settings["feature_map_sides"])
-    return np.repeat(1.0 / sides, anchors_per_level(settings)).astype("float32")

@@ -6,9 +6,21 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from oid.files import InputError
+
+SMALLEST_IMAGE = 32  # pixels: the published backbones halve five times
 # From scratch on a small set there are few steps: 0.99 (Keras' ResNets) and 0.999 (its MobileNets) would still remember
 # the first ones at the end, and a network that trains well would predict nonsense.
 BATCH_NORM_MOMENTUM = 0.97
+
+
+def check_sizes(image_size: int, **counts: int) -> None:
+    """Raises InputError for an image below `SMALLEST_IMAGE` and for a count below 1, naming it."""
+    for name, value in counts.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}: it must be at least 1")
+    if image_size < SMALLEST_IMAGE:
+        raise InputError(f"image_size is {image_size}: it must be at least {SMALLEST_IMAGE} pixels")
 
 
 def conv_bn_relu(

@@ -1,17 +1,20 @@
-"""Heads: from the pyramid's maps to class logits and box offsets for every anchor."""
+"""Heads: from the pyramid's maps to class logits and box deltas for every anchor."""
+
+from typing import get_args
 
 import keras
 from keras import layers
 
 from models.blocks import BATCH_NORM_MOMENTUM, prior_bias
+from models.run_settings import Head
+from oid.files import InputError
 
 SUBNET_DEPTHS = {"shared": 4, "light": 1}  # convolutions before the output; four as in Lin et al. 2017, section 4
-HEADS = ("conv", *SUBNET_DEPTHS)
-MANY_CLASSES = 100  # from here on `default_head` shares
+MANY_CLASSES = 100  # above this `default_head` shares
 
 
-def default_head(num_classes: int) -> str:
-    """The published head, or, for hundreds of classes, the shared one.
+def default_head(num_classes: int) -> Head:
+    """Returns "conv", as published, or "shared" for many classes.
 
     One 3x3 convolution from 1,024 channels to the classes of six anchors, on each of six scales, would have 335 million
     parameters for 500 classes.
@@ -19,52 +22,47 @@ def default_head(num_classes: int) -> str:
     return "shared" if num_classes > MANY_CLASSES else "conv"
 
 
-def convolutional_head(features: list, num_classes: int, anchors_per_cell: int) -> dict:
-    """One 3x3 convolution for the classes and one for the boxes of each scale, as published.
+def build_head(head: Head, features: list, num_classes: int, anchors_per_cell: int, width: int) -> dict:
+    """Predicts the classes and the boxes of every anchor from the maps.
+
+    - "conv": one 3x3 convolution for the classes and one for the boxes of each map, as M2Det is published.
+    - "shared": two subnets of four 3x3 convolutions, for classes and boxes, shared by all maps (Lin et al. 2017). Their
+      batch norm is not shared: each map has its own statistics (as in NAS-FPN).
+    - "light": the same with one convolution before the output.
 
     Args:
-        features: the maps, largest first, `(batch, side, side, channels)`.
-        num_classes: class outputs of each anchor.
-        anchors_per_cell: anchors of each cell of each map.
-
-    Returns:
-        `{"classes": (batch, anchors, num_classes), "boxes": (batch, anchors, 4)}`, float32 under mixed precision too.
-    """
-    parts = {}
-    for output, width, bias in (("classes", num_classes, prior_bias(num_classes)), ("boxes", 4, "zeros")):
-        maps = [
-            _output_convolution(anchors_per_cell * width, bias, name=f"{output}{index + 1}")(feature)
-            for index, feature in enumerate(features)
-        ]
-        parts[output] = anchors_in_a_row(maps, width, name=output)
-    return parts
-
-
-def shared_head(features: list, num_classes: int, anchors_per_cell: int, width: int, depth: int) -> dict:
-    """Two subnets of 3x3 convolutions, for the classes and the boxes, shared by all scales (Lin et al. 2017).
-
-    The convolutions are shared, their batch norm is not: each scale has its own statistics (as in NAS-FPN).
-
-    Args:
+        head: see above.
         features: the maps, largest first, `(batch, side, side, channels)`, all with the same number of channels.
         num_classes: class outputs of each anchor.
         anchors_per_cell: anchors of each cell of each map.
         width: channels of the subnets.
-        depth: convolutions of each subnet before the output.
 
     Returns:
-        As `convolutional_head`.
+        `{"classes": (batch, anchors, num_classes), "boxes": (batch, anchors, 4)}`, float32 under mixed precision too.
+
+    Raises:
+        InputError: the head does not exist.
     """
-    parts = {}
-    for output, outputs, bias in (("classes", num_classes, prior_bias(num_classes)), ("boxes", 4, "zeros")):
-        maps = features
-        for number in range(1, depth + 1):
-            name = f"{output}_subnet{number}"
-            convolution = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"{name}_conv")
-            maps = [_batch_norm_relu(convolution(x), name=f"{name}_scale{k}") for k, x in enumerate(maps, start=1)]
-        last = _output_convolution(anchors_per_cell * outputs, bias, name=f"{output}_output")
-        parts[output] = anchors_in_a_row([last(x) for x in maps], outputs, name=output)
-    return parts
+    if head not in get_args(Head):
+        raise InputError(f"head {head!r} does not exist: choose one of {', '.join(get_args(Head))}")
+    outputs = {}
+    for name, numbers, bias in (("classes", num_classes, prior_bias(num_classes)), ("boxes", 4, "zeros")):
+        filters = anchors_per_cell * numbers
+        if head == "conv":
+            maps = [_output_convolution(filters, bias, name=f"{name}{k}")(x) for k, x in enumerate(features, 1)]
+        else:
+            maps = _shared_subnet(features, width, SUBNET_DEPTHS[head], name=f"{name}_subnet")
+            output = _output_convolution(filters, bias, name=f"{name}_output")
+            maps = [output(x) for x in maps]
+        outputs[name] = anchors_in_a_row(maps, numbers, name=name)
+    return outputs
+
+
+def _shared_subnet(maps: list, width: int, depth: int, *, name: str) -> list:
+    for number in range(1, depth + 1):
+        convolution = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"{name}{number}_conv")
+        maps = [_batch_norm_relu(convolution(x), name=f"{name}{number}_scale{k}") for k, x in enumerate(maps, 1)]
+    return maps
 
 
 def _batch_norm_relu(x, *, name: str):

@@ -12,29 +12,28 @@ There are two, and both are here; `channels` is 128 in the paper and 256 in the 
 | TUM, up       | 3x3, bilinear, + the encoder's map       | 1x1 at the top; nearest, + 3x3 of the encoder's map    |
 | TUM, smooth   | 1x1 from 256 to 128 on every scale       | 1x1 from 256 to 256 on all but the smallest            |
 | aggregated    | 8 x 128 = 1,024 channels                 | 8 x 256 = 2,048, batch norm on the largest map         |
-| SFAM          | squeeze and excitation for each scale    | off; if on, one for all scales                         |
+| SFAM          | squeeze and excitation for each scale    | none; "released_sfam" has one for all scales           |
 | batch norm    | epsilon 1e-3                             | epsilon 1e-5                                           |
 
 The paper's text gives FFMv1 a 1x1 convolution where its figure has 3x3; its table of parameters fits 1x1. Both build at
 any size: the same code makes a network of two million parameters that trains on a CPU.
 """
 
-from typing import Literal
+from typing import get_args
 
 import keras
 from keras import layers
 
 from models.backbones import build_backbone
-from models.blocks import BATCH_NORM_MOMENTUM, conv_bn_relu, resize_to
-from models.heads import HEADS, SUBNET_DEPTHS, convolutional_head, default_head, shared_head
+from models.blocks import BATCH_NORM_MOMENTUM, check_sizes, conv_bn_relu, resize_to
+from models.heads import build_head, default_head
+from models.run_settings import Head, Variant
 from oid.anchors.grids import PUBLISHED_SCALES, feature_map_sides
 from oid.files import InputError
 
-VARIANTS = ("paper", "released")
-PUBLISHED_CHANNELS = {"paper": 128, "released": 256}
+PUBLISHED_CHANNELS = {"paper": 128, "released": 256, "released_sfam": 256}
 RELEASED_BASE_CHANNELS = (256, 512)  # whatever the TUMs' channels are
 RELEASED_EPSILON = 1e-5
-SMALLEST_IMAGE = 32  # pixels: five halvings inside the published backbones
 SFAM_REDUCTION = 16  # section 3.3 of the paper
 
 
@@ -43,85 +42,64 @@ def build_m2det(
     backbone: str,
     num_classes: int,
     image_size: int,
-    variant: Literal["paper", "released"] = "paper",
+    variant: Variant = "paper",
     tums: int = 8,
-    scales: int = 6,
+    scales: int = PUBLISHED_SCALES,
     channels: int | None = None,
-    sfam: bool | None = None,
-    head: str | None = None,
+    head: Head | None = None,
     anchors_per_cell: int = 1,
     backbone_weights: str = "none",
-    preprocessing: str | None = None,
-    taps: tuple[str, str] | None = None,
+    normalisation: str | None = None,
 ) -> keras.Model:
     """Builds the network with raw outputs: what is trained.
 
     Args:
         backbone: a key of `models.backbones.BACKBONES`.
-        num_classes: class outputs per anchor; a background class of softmax, where there is one, counts.
-        image_size: side of the square input in pixels; at least 32, which is what the backbones need.
+        num_classes: class outputs per anchor; the background class of softmax counts.
+        image_size: side of the square input in pixels.
         variant: see the table above.
         tums: number of thinned U-shape modules (the paper's levels).
         scales: maps per pyramid.
-        channels: channels of each map of each module; None = 128 for "paper", 256 for "released".
-        sfam: whether channels are weighed; None = as published.
+        channels: of each map of each module; None = `PUBLISHED_CHANNELS`.
         head: "conv" (published), "shared" or "light"; None = `models.heads.default_head`.
         anchors_per_cell: anchors of each cell of each map.
         backbone_weights: see `models.backbones.build_backbone`.
-        preprocessing: see `models.backbones.build_backbone`.
-        taps: see `models.backbones.build_backbone`.
+        normalisation: of the pixels, see `models.backbones.build_backbone`.
 
     Returns:
         A functional model from raw RGB pixels `(batch, image_size, image_size, 3)`, 0 to 255, to a dict of float32
-        tensors: `classes`, logits of shape `(batch, anchors, num_classes)`, and `boxes`, offsets of shape
-        `(batch, anchors, 4)`; anchors in the order of `oid.anchors.grids.make_anchors`.
+        tensors: `classes`, logits of shape `(batch, anchors, num_classes)`, and `boxes`, box deltas of shape
+        `(batch, anchors, 4)`; anchors in the order of `oid.anchors.grids.AnchorGrids.boxes`.
 
     Raises:
-        InputError: a size that makes no network.
+        InputError: no network has these sizes.
     """
-    if variant not in VARIANTS:
-        raise InputError(f"variant {variant!r} does not exist: choose one of {', '.join(VARIANTS)}")
+    if variant not in get_args(Variant):
+        raise InputError(f"variant {variant!r} does not exist: choose one of {', '.join(get_args(Variant))}")
     channels = PUBLISHED_CHANNELS[variant] if channels is None else channels
-    sfam = variant == "paper" if sfam is None else sfam
-    head = default_head(num_classes) if head is None else head
-    _check(head, sfam, variant, image_size, tums, scales, channels, num_classes, anchors_per_cell)
+    counts = {"tums": tums, "scales": scales, "channels": channels, "num_classes": num_classes}
+    check_sizes(image_size, anchors_per_cell=anchors_per_cell, **counts)
+    if variant != "paper" and channels % 2:
+        raise InputError(f"channels is {channels}: the released variant needs an even number (half of it enters a TUM)")
+    if variant != "released" and tums * channels % SFAM_REDUCTION:
+        raise InputError(
+            f"{tums} tums of {channels} channels give {tums * channels}: SFAM divides them by {SFAM_REDUCTION}, so "
+            "choose a multiple"
+        )
     sides = feature_map_sides(image_size, scales)
 
     image = keras.Input((image_size, image_size, 3), name="image")
-    body = build_backbone(backbone, image_size, backbone_weights, preprocessing=preprocessing, taps=taps)
-    shallow, deep = body(image)
+    shallow, deep = build_backbone(backbone, image_size, backbone_weights, preprocessing=normalisation)(image)
     modules = paper_modules if variant == "paper" else released_modules
     pyramids = modules(shallow, deep, sides, tums=tums, channels=channels)
     features = [_stacked([pyramid[k] for pyramid in pyramids], name=f"scale{k + 1}") for k in range(scales)]
-    if sfam:
-        features = scale_wise_aggregation(features, shared=variant == "released")
-    if variant == "released":
+    if variant != "released":
+        features = scale_wise_aggregation(features, shared=variant == "released_sfam")
+    if variant != "paper":
         norm = layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=RELEASED_EPSILON, name="norm")
         features[0] = norm(features[0])
-    if head == "conv":
-        outputs = convolutional_head(features, num_classes, anchors_per_cell)
-    else:
-        outputs = shared_head(features, num_classes, anchors_per_cell, 2 * channels, SUBNET_DEPTHS[head])
-    return keras.Model(image, outputs, name="m2det")
-
-
-def _check(head, sfam, variant, image_size, tums, scales, channels, num_classes, anchors_per_cell) -> None:
-    """Refuses what makes no network; `feature_map_sides` refuses too many scales."""
-    counts = {"tums": tums, "scales": scales, "channels": channels, "num_classes": num_classes}
-    for name, value in (counts | {"anchors_per_cell": anchors_per_cell}).items():
-        if value < 1:
-            raise InputError(f"{name} is {value}: it must be at least 1")
-    if head not in HEADS:
-        raise InputError(f"head {head!r} does not exist: choose one of {', '.join(HEADS)}")
-    if image_size < SMALLEST_IMAGE:
-        raise InputError(f"image_size is {image_size}: it must be at least {SMALLEST_IMAGE} pixels")
-    if variant == "released" and channels % 2:
-        raise InputError(f"channels is {channels}: the released variant needs an even number (half of it enters a TUM)")
-    if sfam and tums * channels % SFAM_REDUCTION:
-        raise InputError(
-            f"{tums} tums of {channels} channels give {tums * channels}: SFAM divides them by {SFAM_REDUCTION}, so "
-            f"choose a multiple, or switch it off"
-        )
+    head = default_head(num_classes) if head is None else head
+    return keras.Model(image, build_head(head, features, num_classes, anchors_per_cell, 2 * channels), name="m2det")
 
 
 def paper_modules(shallow, deep, sides: list[int], *, tums: int, channels: int) -> list[list]:

@@ -7,19 +7,18 @@
 4. On each level the same subnets for classes and boxes.
 
 Convolutions have batch norm instead of the paper's biases, so that it learns from scratch, too; batch norms of the
-subnets belong to their level. The network of the published checkpoints, which has none, is `models.legacy_retinanet`.
+subnets belong to their level. The network of the published checkpoints, which has none, is `models.keras_retinanet`.
 """
 
 import keras
 from keras import layers
 
 from models.backbones import PYRAMID_STRIDES, STRIDES, build_backbone, find_backbone
-from models.blocks import conv_bn_relu, resize_to
-from models.heads import HEADS, SUBNET_DEPTHS, convolutional_head, shared_head
+from models.blocks import check_sizes, conv_bn_relu, resize_to
+from models.heads import build_head
+from models.run_settings import Head
 from oid.anchors.grids import pyramid_sides
-from oid.files import InputError
 
-SMALLEST_IMAGE = 32  # pixels: five halvings inside the published backbones
 PUBLISHED_SCALES = 5  # P3 to P7
 PUBLISHED_CHANNELS = 256
 PUBLISHED_HEAD = "shared"
@@ -32,56 +31,41 @@ def build_retinanet(
     image_size: int,
     scales: int = PUBLISHED_SCALES,
     channels: int = PUBLISHED_CHANNELS,
-    head: str = PUBLISHED_HEAD,
+    head: Head = PUBLISHED_HEAD,
     anchors_per_cell: int = 1,
     backbone_weights: str = "none",
-    preprocessing: str | None = None,
-    taps: tuple[str, ...] | None = None,
+    normalisation: str | None = None,
 ) -> keras.Model:
     """Builds the network with raw outputs: what is trained.
 
     Args:
         backbone: a key of `models.backbones.BACKBONES`.
-        num_classes: class outputs per anchor.
-        image_size: side of the square input in pixels; at least 32, which is what the backbones need.
+        num_classes: class outputs per anchor; the background class of softmax counts.
+        image_size: side of the square input in pixels.
         scales: levels of the pyramid, from P3 on.
         channels: of each level, and of the subnets.
         head: "shared" (published), "light" or "conv", see `models.heads`.
         anchors_per_cell: anchors of each cell of each level.
         backbone_weights: see `models.backbones.build_backbone`.
-        preprocessing: see `models.backbones.build_backbone`.
-        taps: see `models.backbones.build_backbone`; two for backbones that end at stride 16, else three.
+        normalisation: of the pixels, see `models.backbones.build_backbone`.
 
     Returns:
-        A functional model from raw RGB pixels `(batch, image_size, image_size, 3)`, 0 to 255, to a dict of float32
-        tensors: `classes`, logits of shape `(batch, anchors, num_classes)`, and `boxes`, offsets of shape
-        `(batch, anchors, 4)`; anchors in the order of `oid.anchors.grids.make_anchors`.
+        As `models.m2det.build_m2det`.
 
     Raises:
-        InputError: a size that makes no network.
+        InputError: no network has these sizes.
     """
-    counts = {"scales": scales, "channels": channels, "num_classes": num_classes, "anchors_per_cell": anchors_per_cell}
-    for name, value in counts.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}: it must be at least 1")
-    if head not in HEADS:
-        raise InputError(f"head {head!r} does not exist: choose one of {', '.join(HEADS)}")
-    if image_size < SMALLEST_IMAGE:
-        raise InputError(f"image_size is {image_size}: it must be at least {SMALLEST_IMAGE} pixels")
+    counts = {"scales": scales, "channels": channels, "num_classes": num_classes}
+    check_sizes(image_size, anchors_per_cell=anchors_per_cell, **counts)
     sides = pyramid_sides(image_size, scales)
-
     image = keras.Input((image_size, image_size, 3), name="image")
     strides = PYRAMID_STRIDES if find_backbone(backbone).pyramid else STRIDES
-    options = {"preprocessing": preprocessing, "taps": taps, "strides": strides}
-    maps = list(build_backbone(backbone, image_size, backbone_weights, **options)(image))
+    body = build_backbone(backbone, image_size, backbone_weights, preprocessing=normalisation, strides=strides)
+    maps = list(body(image))
     if len(maps) < len(PYRAMID_STRIDES):
         maps.append(conv_bn_relu(maps[-1], 2 * channels, 3, strides=2, name="c5"))
     features = feature_pyramid(maps[:scales], sides, channels)
-    if head == "conv":
-        outputs = convolutional_head(features, num_classes, anchors_per_cell)
-    else:
-        outputs = shared_head(features, num_classes, anchors_per_cell, channels, SUBNET_DEPTHS[head])
-    return keras.Model(image, outputs, name="retinanet")
+    return keras.Model(image, build_head(head, features, num_classes, anchors_per_cell, channels), name="retinanet")
 
 
 def feature_pyramid(maps: list, sides: list[int], channels: int) -> list:

@@ -7,13 +7,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from oid.anchors.grids import anchor_settings
-
 CLASSES = [{"label": "/m/apple", "name": "Apple"}, {"label": "/m/pear", "name": "Pear, green"}]
 
 
 def tiny_settings(**changes: object) -> dict:
     """What a03 writes as `settings.json`, for a network that builds in half a second."""
+    from oid.anchors.grids import anchor_settings
+
     settings = {
         "classes": CLASSES,
         "preprocessing": {

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from models.heads import convolutional_head
-from oid.anchors.grids import anchor_settings, cell_sides, feature_map_sides, make_anchors
+from models.heads import build_head
+from oid.anchors.grids import feature_map_sides, grids_of_sizes
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def head():
     """The head alone on maps of 8, 4 and 2 cells, two anchors each, all kernels 1: what goes in at a cell comes out."""
     sides = feature_map_sides(64, 3)
     maps = [keras.Input((side, side, 1)) for side in sides]
-    model = keras.Model(maps, convolutional_head(maps, 3, 2))
+    model = keras.Model(maps, build_head("conv", maps, 3, 2, width=1))
     for layer in model.layers:
         layer.set_weights([np.full_like(weight, weight.ndim > 1) for weight in layer.get_weights()])
     return model
@@ -22,23 +22,22 @@ def head():
 @pytest.mark.parametrize(("scale", "row", "column"), [(0, 2, 5), (0, 6, 1), (1, 1, 2)])
 @pytest.mark.parametrize("output", ["classes", "boxes"])
 def test_a_cell_of_a_map_moves_the_anchors_around_it(head, scale, row, column, output):
-    settings = anchor_settings(64, 3)
-    settings["sizes"] = [2 * pairs for pairs in settings["sizes"]]
-    maps = [np.zeros((1, side, side, 1), "float32") for side in settings["feature_map_sides"]]
+    sides = feature_map_sides(64, 3)
+    grids = grids_of_sizes(tuple(2 * ((0.5, 0.5),) for _ in sides), sides)
+    maps = [np.zeros((1, side, side, 1), "float32") for side in sides]
     maps[scale][0, row, column] = 1.0
     values = keras.ops.convert_to_numpy(head(maps)[output])[0]
     moved = (values != 0).any(-1)
-    anchors, side = make_anchors(settings), settings["feature_map_sides"][scale]
+    side = sides[scale]
     assert 2 <= moved.sum() <= 2 * 9  # a 3x3 kernel at most
-    np.testing.assert_allclose(cell_sides(settings)[moved], 1 / side)
-    np.testing.assert_allclose(
-        anchors[moved].reshape(-1, 2, 2).mean(axis=(0, 1)), [(column + 0.5) / side, (row + 0.5) / side], atol=1e-6
-    )
+    np.testing.assert_allclose(grids.cell_sides()[moved], 1 / side)
+    middle = grids.boxes()[moved].reshape(-1, 2, 2).mean(axis=(0, 1))
+    np.testing.assert_allclose(middle, [(column + 0.5) / side, (row + 0.5) / side], atol=1e-6)
 
 
 def test_the_anchors_of_a_cell_are_consecutive_outputs():
     maps = [keras.Input((4, 4, 1))]
-    model = keras.Model(maps, convolutional_head(maps, 3, 2))
+    model = keras.Model(maps, build_head("conv", maps, 3, 2, width=1))
     for layer in model.layers:
         if layer.get_weights():
             *kernels, bias = layer.get_weights()

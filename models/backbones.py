@@ -27,12 +27,13 @@ import difflib
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 from keras import layers
 
 from models.blocks import BATCH_NORM_MOMENTUM
+from models.keras_internals import all_layers
 from models.preprocessing import PREPROCESSING, Preprocessing
 from models.small_backbones import residual_small, vgg_small
 from models.strides import without_strides
@@ -343,12 +344,3 @@ def freeze(model: keras.Model, *, weights: bool = False, batch_norm: bool = Fals
         for layer in all_layers(model):
             if isinstance(layer, layers.BatchNormalization):
                 layer.trainable = False
-
-
-def all_layers(model: keras.Model) -> Iterator[layers.Layer]:
-    """The layers of a model and of the models inside it."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from all_layers(layer)
-        else:
-            yield layer

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 import keras
 import numpy as np
 
+from models.keras_internals import clip_sum
+
 BFLOAT16_FROM = (8, 0)  # NVIDIA's compute capability; P100 has 6.0, V100 7.0, T4 7.5, A100 8.0
 
 
@@ -59,11 +61,7 @@ def clip_the_sum(optimizer: keras.optimizers.Optimizer) -> None:
 
     To be called where several devices run copies of a trainer.
     """
-    clip, reduce = optimizer._clip_gradients, optimizer._all_reduce_sum_gradients
-    if not (callable(clip) and callable(reduce)):  # other versions of Keras would fail above: nothing is summed twice
-        raise TypeError(f"{optimizer} does not clip and reduce as Keras 3 does")
-    optimizer._clip_gradients = lambda gradients: clip(_summed(list(gradients)))
-    optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
+    clip_sum(optimizer, _summed)
 
 
 def make_deterministic() -> None:

@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from oid.files import InputError, Unfinished
+from oid.files import InputError, Unfinished, require_file
 
 
 def check_flag(is_fine: bool, name: str, value: object, allowed: str) -> None:
@@ -33,6 +33,16 @@ def check_range(low: float, high: float, **values: float) -> None:
     for name, value in values.items():
         limit = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
         check_flag(low <= value <= high and value < math.inf, name, value, f"a number {limit}")
+
+
+def check_files(**paths: str | None) -> None:
+    """Raises an InputError for the first flag that names a missing file; None and "none" name no file.
+
+    >>> check_files(boxes=boxes, hierarchy=hierarchy)
+    """
+    for name, path in paths.items():
+        if path not in (None, "none"):
+            require_file(path, f"give another file by --{name}")
 
 
 def run_script(main: Callable[..., None], arguments: Sequence[str] | None = None) -> typing.NoReturn:

@@ -58,6 +58,7 @@ def main(
     from oid.annotations import read_class_descriptions  # here, because importing polars would slow down --help
 
     check_range(0, 1, nms_iou=nms_iou)
+    check_flag(not (run and predictions), "run", run, "it without --predictions")
     with remedy("run a03 and a04 first, or name a prediction file by --predictions"):
         runs = [] if predictions else run or paths.finished_runs(output_path)
     files = [predictions] if predictions else [paths.run_predictions(output_path, split, name) for name in runs]
@@ -68,8 +69,10 @@ def main(
         target = output_file(expanded or paths.expanded_predictions(source), "give another place by --expanded")
         check_flag(target.resolve() != source.resolve(), "expanded", expanded, "a file that is not read")
         pairs.append((source, target))
-    tree = read_hierarchy(hierarchy or paths.annotation_file(dataset_path, paths.HIERARCHY))
-    classes = set(read_class_descriptions(class_descriptions or paths.evaluated_class_descriptions(dataset_path)))
+    with remedy("choose by --hierarchy"):
+        tree = read_hierarchy(hierarchy or paths.annotation_file(dataset_path, paths.HIERARCHY))
+    with remedy("choose by --class_descriptions"):
+        classes = set(read_class_descriptions(class_descriptions or paths.evaluated_class_descriptions(dataset_path)))
     for source, target in pairs:
         expand_file(source, target, tree, classes, only_new, nms_iou)
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import a00_utils_and_constants as a00
 from oid import paths
-from oid.command_line import check_flag, check_range, run_script
+from oid.command_line import check_files, check_flag, check_range, run_script
 from oid.files import InputError, output_file, remedy
 from oid.fusion.fuse import Boxes, fuse
 from oid.fusion.model_files import ModelFiles
@@ -120,6 +120,7 @@ def main(
     threads = threads or usable_cores()
 
     if tune:
+        check_files(boxes=boxes, image_labels=image_labels)
         check_use("without --tune", False, weights=weights, limit=limit, method=method, allows_overflow=allows_overflow)
         base = FusionSettings((1.0,) * len(file_paths), fusion_iou, skip_box_threshold, conf_type)
         options = SearchOptions(trials, folds, seed, group_of_weight, threads)
@@ -181,7 +182,7 @@ def tune_settings(
     from oid.metric.ground_truth import find_ground_truth
 
     names = model_names(file_paths)
-    with remedy("choose by --dataset_path, --split, --boxes and --image_labels"):
+    with remedy("choose by --dataset_path, --split or --boxes"):
         ground_truth = find_ground_truth(*truth_files)
     truth, report, _ = ground_truth.read()
     print(*ground_truth.lines(), sep="\n")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import a00_utils_and_constants as a00
 from oid import paths
-from oid.command_line import check_flag, check_range, run_script
+from oid.command_line import check_files, check_flag, check_range, run_script
 from oid.files import output_file, remedy, require_file
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def main(
     from oid.metric.report import Results, find_class, result_lines, write_results
     from oid.predictions.files import PredictionFile
 
-    with remedy("choose by --split, --boxes, --image_labels, --hierarchy and --class_descriptions"):
+    check_files(boxes=boxes, image_labels=image_labels, hierarchy=hierarchy, class_descriptions=class_descriptions)
+    with remedy("choose by --dataset_path, --split or --boxes"):
         files = find_ground_truth(dataset_path, split, boxes, image_labels, hierarchy, class_descriptions)
     print(*files.lines(), sep="\n", flush=True)
     truth, facts, names = files.read()

@@ -89,7 +89,7 @@ def scan_rows(path: str | os.PathLike, columns: Sequence[str]) -> pl.LazyFrame:
     header = read_header(path, columns)
     if missing := [column for column in columns if column not in header]:
         found = f"the header is {','.join(header)[:200]!r}"
-        raise InputError(f"{path}, line 1: column {', '.join(missing)} is missing, {found}: download the file again")
+        raise InputError(f"{path}, line 1: column {', '.join(missing)} is missing, {found}: take another file")
     rows = pl.scan_csv(path, infer_schema=False, glob=False, row_index_name="line", row_index_offset=2)
     return rows.select("line", *columns).filter(pl.any_horizontal(pl.col(columns).is_not_null()))
 

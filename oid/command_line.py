@@ -7,12 +7,13 @@ import math
 import os
 import re
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from oid.files import InputError
+from oid.files import InputError, Unfinished, require_file
 
 
 def check_flag(is_fine: bool, name: str, value: object, allowed: str) -> None:
@@ -34,6 +35,16 @@ def check_range(low: float, high: float, **values: float) -> None:
         check_flag(low <= value <= high and value < math.inf, name, value, f"a number {limit}")
 
 
+def check_files(**paths: str | None) -> None:
+    """Raises an InputError for the first flag that names a missing file; None and "none" name no file.
+
+    >>> check_files(boxes=boxes, hierarchy=hierarchy)
+    """
+    for name, path in paths.items():
+        if path not in (None, "none"):
+            require_file(path, f"give another file by --{name}")
+
+
 def run_script(main: Callable[..., None], arguments: Sequence[str] | None = None) -> typing.NoReturn:
     """Calls `main` with the values of the command line, then exits.
 
@@ -42,44 +53,49 @@ def run_script(main: Callable[..., None], arguments: Sequence[str] | None = None
     means the home folder, in default values too. Parameters without a default are values without a flag. The help texts
     are the lines of the `Args:` section of `main`'s docstring; the text before that section is the script's help.
 
-    The exit code is 0 after success, 2 after a user's mistake, 130 after Ctrl-C, 141 when the reader of the output has
-    closed the pipe.
+    Exit codes: 0 after success; 2 after a user's mistake (`InputError`) or a refusal of the system (`OSError`); 75 when
+    the same command must run again (`Unfinished`); 130 after Ctrl-C; 141 when the reader of the output closed the pipe.
+    These end with one sentence. Any other exception is a bug and keeps its traceback. With the environment variable
+    `OID_DEBUG=1` every error shows its traceback.
 
     Args:
         main: a function whose parameters with a default are keyword-only.
         arguments: the command line without the program's name; None = `sys.argv[1:]`.
     """
+    code = 0
     try:
         try:
-            sys.exit(_exit_code(main, arguments))
+            parser = command_line(main)
+            values = vars(parser.parse_args(arguments))
+            if values:
+                _print_settings(values, parser)
+            main(**values)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # for example `head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it closes stdout
-        sys.exit(141)
+    except (InputError, Unfinished, OSError, KeyboardInterrupt) as error:
+        code = _report(error)
+    sys.exit(code)
 
 
-def _exit_code(main: Callable[..., None], arguments: Sequence[str] | None) -> int:
-    """Calls `main` and prints the sentence of a mistake."""
-    parser = command_line(main)
-    values = vars(parser.parse_args(arguments))
-    if values:
-        _print_settings(values, parser)
+def _report(error: BaseException) -> int:
+    """Prints why a script ends, and returns its exit code."""
     try:
-        main(**values)
-    except BrokenPipeError:
-        raise
-    except (InputError, OSError) as error:
-        message = str(error)
-        if isinstance(error, OSError) and error.strerror:  # no permission or no space left, in the system's words
-            message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         sys.stdout.flush()
-        print(f"error: {message}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped by the keyboard; run the same command to go on", file=sys.stderr)
-        return 130
-    return 0
+    except OSError:  # a closed pipe or a full disk: Python must not try again when it closes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # for example `head` has read enough
+        return 141
+    if os.environ.get("OID_DEBUG") == "1":
+        traceback.print_exception(error)
+    code, message = 2, f"error: {error}"
+    if isinstance(error, Unfinished):
+        code, message = 75, str(error)  # EX_TEMPFAIL of sysexits.h
+    elif isinstance(error, KeyboardInterrupt):
+        code, message = 130, "\nstopped by the keyboard"
+    elif isinstance(error, OSError) and error.strerror:  # no permission or no space left, in the system's words
+        message = f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error.strerror}"
+    print(message, file=sys.stderr)
+    return code
 
 
 def _print_settings(values: dict[str, object], parser: argparse.ArgumentParser) -> None:

@@ -14,13 +14,23 @@ class InputError(Exception):
     """
 
 
+class Unfinished(Exception):
+    """Work that stopped before its end. The message is one line that says how to go on.
+
+    The scripts print it and exit with code 75, by which schedulers know that the same command must run again.
+    """
+
+
 @contextlib.contextmanager
 def remedy(text: str) -> Iterator[None]:
     """Adds `text` to the message of an InputError that the block raises: only a script knows which flag to change."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{error}: {text}") from error
+        message = str(error)
+        if message.endswith("?"):  # "did you mean apple?"
+            raise InputError(f"{message} {text[0].upper()}{text[1:]}") from error
+        raise InputError(f"{message}: {text}") from error
 
 
 def require_file(path: str | os.PathLike, remedy: str) -> Path:

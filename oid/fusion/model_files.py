@@ -6,12 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from oid.files import InputError
 from oid.fusion.fuse import Boxes
 from oid.predictions.files import PredictionFile
 
+MAX_SCORE = 1e9  # with weights up to 1e6 the sums of larger scores could leave the range of float32
+
 
 class ModelFiles:
-    """Reads the same images of several prediction files.
+    """Reads the same images of several prediction files. Reading raises an InputError for a score beyond `MAX_SCORE`.
 
     Args:
         files: one per model.
@@ -48,6 +51,12 @@ class ModelFiles:
         for file, rows, label_numbers in zip(self._files, self._rows, self._label_numbers, strict=True):
             rows = rows[images]
             found = file.read(rows[rows >= 0])
+            for box in np.flatnonzero(np.abs(found.scores) > MAX_SCORE)[:1]:
+                image_id = found.image_ids[found.image_index[box]]
+                problem = (
+                    f"the score {found.scores[box]:g} of image {image_id!r} is not from {-MAX_SCORE:g} to {MAX_SCORE:g}"
+                )
+                raise InputError(f"{file.path}: {problem}: scale the scores")
             sizes = np.zeros(len(rows), np.int64)
             sizes[rows >= 0] = np.diff(found.offsets())
             offsets = np.concatenate([[0], np.cumsum(sizes)])

@@ -243,24 +243,23 @@ def find_ground_truth(
     Image-level labels of the data set are used with its own boxes only.
 
     Raises:
-        InputError: there are no boxes, or a named file does not exist.
+        InputError: there is no file of boxes.
     """
     own_boxes = paths.box_annotations(dataset_path, split)
     if boxes is None and split == "test" and not own_boxes.is_file():
         raise InputError(f"{own_boxes} does not exist, because the test split has no ground truth: take another")
     boxes_path = require_file(boxes or own_boxes, "expected the CSV file of the boxes")
-    own_labels = paths.image_label_annotations(dataset_path, split)
 
-    def choose(name: str, given: str | None, default: Path) -> Path | None:
+    def choose(given: str | None, default: Path) -> Path | None:
         if given is None:
             return default if default.is_file() else None
-        return None if given == "none" else require_file(given, f"expected a file for {name}, or none")
+        return None if given == "none" else Path(given)
 
     if boxes_path.resolve() != own_boxes.resolve():
         image_labels = image_labels or "none"
     return GroundTruthFiles(
         boxes_path,
-        choose("image_labels", image_labels, own_labels),
-        choose("hierarchy", hierarchy, paths.annotation_file(dataset_path, paths.HIERARCHY)),
-        choose("class_descriptions", class_descriptions, paths.evaluated_class_descriptions(dataset_path)),
+        choose(image_labels, paths.image_label_annotations(dataset_path, split)),
+        choose(hierarchy, paths.annotation_file(dataset_path, paths.HIERARCHY)),
+        choose(class_descriptions, paths.evaluated_class_descriptions(dataset_path)),
     )

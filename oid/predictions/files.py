@@ -74,6 +74,7 @@ class PredictionFile:
     and 8 bytes per image, and 8 bytes per box if the rows of an image are not together.
 
     Attributes:
+        path: the file.
         image_ids: every image of the file in its order, also those without boxes.
         labels: the label vocabulary, in the order of first occurrence.
         num_images: the number of images.
@@ -93,6 +94,7 @@ class PredictionFile:
                 swapped corners (equal ones are fine), a label with white space, no room for the temporary file.
         """
         path = require_file(path, "predictions are a CSV file with the columns " + ",".join(KAGGLE_COLUMNS))
+        self.path = path
         images, labels = {}, {}  # the number of each in the order of first occurrence
         run_images, run_boxes = [], [np.zeros(0, dtype=np.int64)]
         with open_text(path) as text, _temporary_table(path) as table:

@@ -67,8 +67,9 @@ class Parser:
             raise InputError(f"{path} is empty: {expected}")
         self._header = self._fields(self._line, first)
         self._is_kaggle = "PredictionString" in self._header
-        if sorted(self._header) not in (sorted(KAGGLE_COLUMNS), sorted(PREDICTION_COLUMNS)):
-            unknown = [name for name in self._header if name not in KAGGLE_COLUMNS + PREDICTION_COLUMNS]
+        columns = KAGGLE_COLUMNS if self._is_kaggle else PREDICTION_COLUMNS
+        if sorted(self._header) != sorted(columns):
+            unknown = [name for name in self._header if name not in columns]
             problem = f"unknown column {_short(unknown[0])}" if unknown else f"columns {','.join(self._header)}"
             raise self._mistake(self._line, f"{problem}, {expected}")
 
@@ -93,15 +94,15 @@ class Parser:
 
     def _texts(self) -> Iterator[tuple[int, bytes]]:
         """Yields the number of the first line and the text of each block of whole lines."""
-        line, rest = self._line + 1, b""
+        line, pieces = self._line + 1, []
         while piece := self._file.read(_BYTES_PER_BLOCK):
-            rest += piece
-            cut = rest.rfind(b"\n") + 1
+            cut = piece.rfind(b"\n") + 1
             if cut:
-                yield line, rest[:cut]
-            line += rest.count(b"\n")
-            rest = rest[cut:]
-        if rest:
+                text = b"".join([*pieces, piece[:cut]])
+                yield line, text
+                line, pieces = line + text.count(b"\n"), []
+            pieces.append(piece[cut:])
+        if rest := b"".join(pieces):
             yield line, rest + b"\n"
 
     def _parse(self, block: tuple[int, bytes]) -> Block:

@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 
 from oid import command_line
-from oid.files import InputError
+from oid.files import InputError, Unfinished, remedy
 from tests.helpers.project import ROOT
 
 SCRIPTS = sorted(path.stem for path in ROOT.glob("a0[1-7]_*.py"))
@@ -169,14 +169,31 @@ def raising(error: BaseException):
         (InputError("boxes.csv is empty: run a01"), 2, "error: boxes.csv is empty: run a01"),
         (PermissionError(13, "Permission denied", "out.csv"), 2, "error: out.csv: Permission denied"),
         (OSError(28, "No space left on device"), 2, "error: No space left on device"),
-        (KeyboardInterrupt(), 130, "stopped by the keyboard; run the same command to go on"),
+        (KeyboardInterrupt(), 130, "stopped by the keyboard"),
+        (
+            Unfinished("stopped after 3 epochs: run the same command again"),
+            75,
+            "stopped after 3 epochs: run the same command again",
+        ),
     ],
 )
-def test_errors_of_main_become_a_sentence_and_an_exit_code(error, code, last_line, capsys):
+def test_errors_of_main_become_a_sentence_and_an_exit_code(error, code, last_line, capsys, monkeypatch):
+    monkeypatch.delenv("OID_DEBUG", raising=False)
     assert call(function=raising(error)) == code
     assert capsys.readouterr().err.strip() == last_line
+    monkeypatch.setenv("OID_DEBUG", "1")
+    assert call(function=raising(error)) == code
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert (first, last) == ("Traceback (most recent call last):", last_line)
     with pytest.raises(ZeroDivisionError):  # a bug keeps its traceback
         command_line.run_script(raising(ZeroDivisionError()), [])
+
+
+def test_remedy_follows_a_message_and_a_question():
+    for message, whole in (("a is wrong", "a is wrong: give b"), ("did you mean b?", "did you mean b? Give b")):
+        with pytest.raises(InputError) as raised, remedy("give b"):
+            raise InputError(message)
+        assert str(raised.value) == whole
 
 
 def test_check_flag_names_the_value():
@@ -193,16 +210,20 @@ def test_a_main_without_keywords_or_defaults_is_refused():
             command_line.command_line(function)
 
 
-@pytest.mark.parametrize("flags", [["--help"], ["--dataset_path", "nowhere"]])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_closed_pipe_ends_a_script_quietly(flags, unbuffered):
-    reading, writing = os.pipe()
-    os.close(reading)
+@pytest.mark.parametrize("flags", [["--help"], ["--dataset_path", "nowhere"]])
+def test_output_that_cannot_be_written_is_no_traceback(flags, unbuffered):
     command = [sys.executable, str(ROOT / "a05_expand_hierarchy.py"), *flags]
-    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment, check=False)
-    os.close(writing)
-    assert (done.returncode, done.stderr) in [(141, ""), (0, "")]  # argparse itself ignores a closed pipe
+    reading, closed_pipe = os.pipe()
+    os.close(reading)
+    ends = {(0, "")}  # argparse itself ignores what it cannot print
+    with os.fdopen(closed_pipe, "w") as pipe, open("/dev/full", "w") as full:
+        for stdout, end in ((pipe, (141, "")), (full, (2, "error: No space left on device\n"))):
+            environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+            done = subprocess.run(
+                command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, check=False
+            )
+            assert (done.returncode, done.stderr) in ends | {end}
 
 
 # === The numbered scripts ============================================================================================

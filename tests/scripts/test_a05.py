@@ -169,6 +169,7 @@ def test_the_script_expands_the_finished_runs_or_those_that_are_named(two_runs, 
     [
         ({"expanded": "x.csv"}, "--expanded is x.csv: give it together with one run by --run"),
         ({"run": ("one", "three")}, "three.csv does not exist: run a04 first, or name a prediction file"),
+        ({"run": ("one",), "predictions": "x.csv"}, "--run is one: give it without --predictions"),
         ({"output_path": "nowhere"}, "no run that has finished its training: run a03 and a04 first, or"),
     ],
 )
@@ -185,8 +186,8 @@ def test_mistakes_in_runs_leave_nothing_behind(two_runs, change, match):
         ({"nms_iou": float("nan")}, "--nms_iou is nan"),
         ({"expanded": "in.csv"}, "--expanded is in.csv: give a file that is not read"),
         ({"predictions": "nowhere.csv"}, "nowhere.csv does not exist"),
-        ({"hierarchy": "nowhere.json"}, "nowhere.json does not exist"),
-        ({"class_descriptions": "nowhere.csv"}, "nowhere.csv does not exist"),
+        ({"hierarchy": "nowhere.json"}, "nowhere.json does not exist.*: choose by --hierarchy"),
+        ({"class_descriptions": "nowhere.csv"}, "nowhere.csv does not exist.*: choose by --class_descriptions"),
     ],
 )
 def test_mistakes_in_flags(tmp_path, monkeypatch, change, match):

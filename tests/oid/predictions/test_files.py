@@ -9,6 +9,7 @@ import math
 import re
 import struct
 import tempfile
+import time
 
 import numpy as np
 import pytest
@@ -253,6 +254,14 @@ def test_images_are_read_in_blocks_of_any_size_and_in_any_order(tmp_path, monkey
                 assert as_tuples(part) == [whole[position] for position in positions]
 
 
+def test_a_line_of_many_blocks_is_read_in_linear_time(tmp_path, monkeypatch):
+    """Joining the blocks one by one would copy 30 GB."""
+    monkeypatch.setattr(module, "_BYTES_PER_BLOCK", 16)
+    path, start = write(tmp_path, f"{KAGGLE}a,{' '.join([BOX] * 40_000)}\nb,{BOX}\n"), time.perf_counter()
+    assert len(read_predictions(path).scores) == 40_001
+    assert time.perf_counter() - start < 3
+
+
 # === Mistakes =========================================================================================================
 
 
@@ -262,6 +271,7 @@ def test_images_are_read_in_blocks_of_any_size_and_in_any_order(tmp_path, monkey
         ("", ["is empty", "ImageId,PredictionString"]),
         ("\n \n", ["is empty"]),
         ("Id,PredictionString\na,\n", ["line 1", "unknown column 'Id'"]),
+        ("ImageID,PredictionString\na,\n", ["line 1", "unknown column 'ImageID'", "ImageId,PredictionString"]),
         ("ImageId,PredictionString,Extra\na,,\n", ["line 1", "unknown column 'Extra'"]),
         ("ImageId,ImageId,PredictionString\na,a,\n", ["line 1", "ImageId,ImageId,PredictionString"]),
         ("\nImageID,LabelName,Score,XMin,XMax,YMin\n", ["line 2", "ImageID,LabelName,Score,XMin,XMax,YMin,YMax"]),

@@ -34,13 +34,17 @@ def usable_cores(system: str | Path = "/") -> int:
     return cores
 
 
-def map_in_threads(function: Callable, items: Iterable, threads: int = 2) -> Iterator:
-    """As `map`, in threads; takes few items before their results are needed, so that memory stays small."""
+def map_in_threads(function: Callable, items: Iterable, threads: int = 2, *, ahead: int = 0) -> Iterator:
+    """As `map`, in threads; takes few items before their results are needed, so that memory stays small.
+
+    Args:
+        ahead: number of those items; 0 = `TASKS_PER_THREAD` for each thread.
+    """
     pool, waiting = ThreadPoolExecutor(threads), collections.deque()
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) == TASKS_PER_THREAD * threads:
+            if len(waiting) == (ahead or TASKS_PER_THREAD * threads):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

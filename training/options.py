@@ -1,15 +1,19 @@
 """The options of a training: a03's flags as frozen dataclasses, grouped by the part of the training that reads them."""
 
 import dataclasses
-from typing import Literal
+import math
+import re
+from typing import Literal, NamedTuple
 
-from models.run_settings import Variant
+from models.run_settings import RunSettings, Variant
 from oid.images.read import Orientation
 
 LabelRule = Literal["verified", "ancestors", "regions", "depictions"]
 Precision = Literal["float32", "bfloat16"]
 RecipeName = Literal["own", "published"]
 Sampling = Literal["images", "classes"]
+
+OPEN = (None, "auto")  # values that leave a choice to `training.choose`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +22,7 @@ class NetworkOptions:
 
     Attributes:
         backbone_weights: "none" (random), "imagenet", or a file.
-        anchors: "square", "official", or a file of sizes that a02 wrote.
+        anchors: "square", "official", or a file of sizes that a02 wrote; None = the recipe's.
         init_from: name or folder of the run, or a converted checkpoint, whose weights are taken over.
         freeze: "batch_norm" keeps its weights and statistics, "backbone" keeps all of the backbone.
     """
@@ -207,11 +211,16 @@ PUBLISHED = Recipe(
 )
 
 
-def recipe_of(name: RecipeName, detector: str) -> Recipe:
-    """The recipe of a detector: RetinaNet is published with focal loss instead of softmax."""
-    if name == "own":
-        return OWN
-    return PUBLISHED if detector == "m2det" else dataclasses.replace(PUBLISHED, class_loss="focal")
+def recipe_of(options: Options) -> Recipe:
+    """The recipe that the options name, with the user's share of mosaics.
+
+    RetinaNet is published with focal loss instead of softmax.
+    """
+    recipe = OWN if options.step.recipe == "own" else PUBLISHED
+    if recipe is PUBLISHED and options.network.detector == "retinanet":
+        recipe = dataclasses.replace(recipe, class_loss="focal")
+    mosaic = options.images.mosaic
+    return recipe if mosaic is None else dataclasses.replace(recipe, mosaic=mosaic)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +229,7 @@ class TrainingSettings:
 
     Attributes:
         options: as they were given.
-        recipe: of `recipe_of`, with the user's share of mosaics.
+        recipe: of `recipe_of`.
         batch_size, learning_rate, precision: chosen by `training.choose` where the user left them open.
     """
 
@@ -229,3 +238,51 @@ class TrainingSettings:
     batch_size: int
     learning_rate: float
     precision: Precision
+
+
+# === A run that goes on ===
+class Change(NamedTuple):
+    """An option of which a run began with another value; None = the run began without it."""
+
+    name: str
+    before: object
+    now: object
+
+
+def continued(begun: Options, now: Options) -> Options:
+    """The options of a run that goes on: as it began, but for those that do not change what it learns."""
+    images = dataclasses.replace(
+        begun.images, skip_missing=now.images.skip_missing, max_bad_images=now.images.max_bad_images
+    )
+    machine = dataclasses.replace(now.machine, seed=begun.machine.seed, deterministic=begun.machine.deterministic)
+    return dataclasses.replace(begun, length=now.length, images=images, records=now.records, machine=machine)
+
+
+def changes(run: RunSettings, training: TrainingSettings, now: Options) -> list[Change]:
+    """The options that would change what a run learns.
+
+    An option that is open now (None or "auto") is as the run began; one that was open then has the value that was
+    chosen.
+    """
+    chosen = {**vars(run.network), **vars(training), "mosaic": training.recipe.mosaic}
+    found = []
+    for begun, given in zip(_groups(continued(training.options, now)), _groups(now), strict=True):
+        for name, value in vars(given).items():
+            before = getattr(begun, name)
+            before = chosen.get(name) if before in OPEN else before
+            if value not in OPEN and value != before and not dataclasses.is_dataclass(value):
+                found.append(Change(name, before, value))
+    return found
+
+
+def _groups(options: Options) -> list:
+    return [options, *filter(dataclasses.is_dataclass, vars(options).values())]
+
+
+def duration(text: str) -> float:
+    """Seconds of "90s", "20m", "1h30m" or "2d"; NaN for any other text."""
+    units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text)
+    if "".join(number + unit for number, unit in parts) != text:
+        return math.nan
+    return sum(float(number) * units[unit] for number, unit in parts)

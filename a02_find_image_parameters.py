@@ -111,9 +111,9 @@ def main(
 
 def compared_sets(detector: str, image_size: int, scales: int, anchors: str) -> list[report.AnchorSet]:
     """The chosen anchor set of a detector, then those that have names."""
-    describe = {"m2det": grids.anchor_settings, "retinanet": grids.retinanet_anchor_settings}[detector]
+    make = {"m2det": grids.m2det_anchors, "retinanet": grids.retinanet_anchors}[detector]
     names = dict.fromkeys((anchors, *grids.NAMED_SETS))
-    return [report.AnchorSet(Path(name).name, describe(image_size, scales, anchors=name)) for name in names]
+    return [report.AnchorSet(Path(name).name, make(image_size, scales, name)) for name in names]
 
 
 def measure_split(dataset_path: str, output_path: str, split: str, measure: Callable[..., Counts]) -> bool:

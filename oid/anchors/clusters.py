@@ -3,12 +3,10 @@
 import numpy as np
 
 from oid.anchors.coverage import COVERED, best_ious
-from oid.anchors.grids import settings_of_sizes
+from oid.anchors.grids import Sizes, grids_of_sizes
 
 MOST = 30_000  # boxes for k-means, drawn by seed
 LEAST_CELLS = (2.0, 3.0, 4.0, 6.0)  # candidates for c
-
-Sizes = list[list[list[float]]]  # (width, height) pairs of each map
 
 
 def cluster_sizes(
@@ -43,7 +41,7 @@ def cluster_sizes(
         sizes = _sizes_of_maps(boxes[:, 2:] - boxes[:, :2], weights, sides, anchors_per_cell, least, seed)
         if sizes is None:
             continue
-        share = np.average(best_ious(boxes, settings_of_sizes(sizes, sides)) >= COVERED, weights=weights)
+        share = np.average(best_ious(boxes, grids_of_sizes(sizes, sides)) >= COVERED, weights=weights)
         if share > best_share:
             best, best_share = sizes, share
     return best
@@ -67,8 +65,9 @@ def _sizes_of_maps(
     maps = []
     for number, side in enumerate(sides):
         nearest = min(found, key=lambda other: (abs(other - number), other))
-        maps.append((found[nearest] * (sides[nearest] / side)).round(5).tolist())
-    return maps
+        pairs = (found[nearest] * (sides[nearest] / side)).round(5)
+        maps.append(tuple(map(tuple, pairs.tolist())))
+    return tuple(maps)
 
 
 def _k_means(points: np.ndarray, weights: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -127,7 +127,7 @@ def sizes_plot(report: LevelReport) -> str:
     figure, axes = _density_plot(boxes.sizes, boxes.weights, limits, "Sizes of the boxes and of the anchors", "boxes")
     for number, colour, marker in zip(report.compared, COLOURS, "s^", strict=False):
         anchors = report.sets[number]
-        pairs = np.concatenate([np.asarray(sizes) for sizes in anchors.settings["sizes"]]) * boxes.image_size
+        pairs = np.concatenate([np.asarray(sizes) for sizes in anchors.grids.sizes]) * boxes.image_size
         style = {"color": colour, "markeredgecolor": "white", "markersize": 7, "linestyle": ""}
         axes.plot(*pairs.T, marker, label=anchors.title, **style)
     return plot_html(figure, "sizes of boxes and anchors", legend=True)

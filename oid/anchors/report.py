@@ -11,7 +11,7 @@ import polars as pl
 
 from oid.anchors.clusters import cluster_sizes
 from oid.anchors.coverage import COVERED, best_ious, weighted_quantiles
-from oid.anchors.grids import anchors_per_cell, settings_of_sizes
+from oid.anchors.grids import AnchorGrids, grids_of_sizes
 from oid.anchors.sampled_boxes import SampledBoxes
 from oid.files import replacing
 
@@ -26,12 +26,12 @@ class AnchorSet:
     """Anchors with a name for tables and plots."""
 
     name: str  # "square", "official", a file's, or "k-means"
-    settings: dict[str, object]  # as `oid.anchors.grids.make_anchors` takes it
+    grids: AnchorGrids
 
     @property
     def per_cell(self) -> int:
         """How many anchors each cell has."""
-        return anchors_per_cell(self.settings)
+        return self.grids.per_cell
 
     @property
     def title(self) -> str:
@@ -93,14 +93,14 @@ def report_level(
         per_cell: wanted number of anchors by k-means per cell; PER_CELL are tried as well.
         seed: of k-means.
     """
-    boxes, sides, sets, clusters = next(iter(samples.values())), sets[0].settings["feature_map_sides"], [*sets], None
+    boxes, sides, sets, clusters = next(iter(samples.values())), list(sets[0].grids.sides), [*sets], None
     for count in sorted({per_cell, *PER_CELL}):
         sizes = cluster_sizes(boxes.boxes, boxes.weights, sides=sides, anchors_per_cell=count, seed=seed)
         if sizes is not None:
             clusters = len(sets) if count == per_cell else clusters
-            sets.append(AnchorSet("k-means", settings_of_sizes(sizes, sides)))
+            sets.append(AnchorSet("k-means", grids_of_sizes(sizes, sides)))
     coverages = [
-        Coverage(split, boxes, tuple(best_ious(boxes.boxes, anchors.settings) for anchors in sets))
+        Coverage(split, boxes, tuple(best_ious(boxes.boxes, anchors.grids) for anchors in sets))
         for split, boxes in samples.items()
     ]
     return LevelReport(level, coverages, sets, clusters, class_table(coverages, names, clusters))
@@ -141,7 +141,7 @@ def write_class_table(path: str | os.PathLike, report: LevelReport) -> None:
 
 
 def write_anchor_file(path: str | os.PathLike, report: LevelReport, seed: int) -> None:
-    """Writes the anchors by k-means as `anchor_settings` reads them, or removes the file of an earlier run."""
+    """Writes the anchors by k-means as `m2det_anchors` reads them, or removes the file of an earlier run."""
     if report.clusters is None:
         Path(path).unlink(missing_ok=True)
         return
@@ -151,10 +151,10 @@ def write_anchor_file(path: str | os.PathLike, report: LevelReport, seed: int) -
         "made_by": source,
         "image_size": coverage.boxes.image_size,
         "resize": coverage.boxes.resize,
-        "scales": len(chosen.settings["sizes"]),
+        "scales": len(chosen.grids.sizes),
         "anchors_per_cell": chosen.per_cell,
         "covered": {report.sets[number].name: round(coverage.share(number), 4) for number in report.compared},
-        "sizes": chosen.settings["sizes"],
+        "sizes": chosen.grids.sizes,
     }
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from PIL import Image
 
 import a02_find_image_parameters as a02
 from oid import paths
-from oid.anchors.grids import retinanet_anchor_settings
+from oid.anchors.grids import retinanet_anchors
 from oid.files import InputError
 from tests.helpers.project import run_script
 from training import plan
@@ -136,8 +136,8 @@ def test_retinanet_has_its_own_anchors_and_maps(made, monkeypatch):
     real = a02.report.report_level
     monkeypatch.setattr(a02.report, "report_level", lambda *args, **kw: sets.append(args[3]) or real(*args, **kw))
     a02.main(**made, detector="retinanet", image_size=320, scales=6, anchors="official")
-    assert [anchors.settings for anchors in sets[0]] == [
-        retinanet_anchor_settings(320, 6, anchors=name) for name in ("official", "square")
+    assert [anchors.grids for anchors in sets[0]] == [
+        retinanet_anchors(320, 6, name) for name in ("official", "square")
     ]
     page = Path(made["output_path"], "data_set.html").read_text()
     assert "<td>official</td><td>9</td>" in page

@@ -4,7 +4,7 @@ import numpy as np
 
 from oid.anchors.clusters import cluster_sizes
 from oid.anchors.coverage import best_ious
-from oid.anchors.grids import settings_of_sizes
+from oid.anchors.grids import grids_of_sizes
 
 
 def boxes_of_sizes(sizes, count):
@@ -23,7 +23,7 @@ def test_k_means_finds_the_sizes_of_the_boxes():
     for wanted, pairs in ((made[:3], found[0]), (made[3:], found[1])):
         np.testing.assert_allclose(sorted(pairs), sorted(wanted), rtol=0.02)
         assert (np.diff(np.prod(pairs, axis=1)) >= 0).all()
-    assert (best_ious(boxes, settings_of_sizes(found, [48, 12])) >= 0.5).all()
+    assert (best_ious(boxes, grids_of_sizes(found, [48, 12])) >= 0.5).all()
 
 
 def test_the_same_seed_gives_the_same_sizes_and_they_follow_the_weights():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oid.anchors.coverage import best_ious, weighted_quantiles
-from oid.anchors.grids import anchor_settings, make_anchors, settings_of_sizes
+from oid.anchors.grids import grids_of_sizes, m2det_anchors
 from oid.boxes.suppression import iou_matrix
 
 
@@ -20,29 +20,29 @@ def random_boxes(count):
 @pytest.mark.parametrize(
     "anchors",
     [
-        anchor_settings(192, 4),
-        anchor_settings(100, 3, anchors="official"),
-        anchor_settings(320, 6, anchors="official"),  # centres beyond the image are cut to it
-        anchor_settings(800, 6, anchors="official"),
-        anchor_settings(16, 1),
-        settings_of_sizes([[[0.02, 0.3], [0.4, 0.1]], [[2.0, 0.5], [0.01, 0.01]]], [7, 2]),
+        m2det_anchors(192, 4),
+        m2det_anchors(100, 3, "official"),
+        m2det_anchors(320, 6, "official"),  # centres beyond the image are cut to it
+        m2det_anchors(800, 6, "official"),
+        m2det_anchors(16, 1),
+        grids_of_sizes([[[0.02, 0.3], [0.4, 0.1]], [[2.0, 0.5], [0.01, 0.01]]], [7, 2]),
     ],
 )
 def test_the_best_anchor_equals_that_of_a_search_through_all(anchors):
     boxes = np.concatenate(
         [random_boxes(60), [[0, 0, 1, 1], [0.99, 0.99, 1, 1], [-0.2, 0, 0.1, 0.1], [1, 1, 1.2, 1.1]]]
     )
-    everywhere = make_anchors(anchors).astype("float64")
+    everywhere = anchors.boxes().astype("float64")
     np.testing.assert_allclose(best_ious(boxes, anchors), iou_matrix(boxes, everywhere).max(axis=1), atol=2e-6)
 
 
 def test_without_boxes_there_are_no_ious():
-    assert best_ious(np.empty((0, 4)), anchor_settings(64, 2)).shape == (0,)
+    assert best_ious(np.empty((0, 4)), m2det_anchors(64, 2)).shape == (0,)
 
 
 def test_ious_by_hand():
     """One cell, one square of half the image: a box of a quarter of its area inside it, and one beside it."""
-    anchors = settings_of_sizes([[[0.5, 0.5]]], [1])
+    anchors = grids_of_sizes([[[0.5, 0.5]]], [1])
     boxes = np.array([[0.25, 0.25, 0.5, 0.5], [0.25, 0.25, 0.75, 0.75], [0.0, 0.0, 0.2, 0.2], [0.5, 0.25, 1.0, 0.75]])
     np.testing.assert_allclose(best_ious(boxes, anchors), [0.25, 1.0, 0.0, 1 / 3])
 

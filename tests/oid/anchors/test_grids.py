@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from oid.anchors.grids import (
-    anchor_settings,
-    anchors_per_cell,
-    cell_sides,
+    AnchorGrids,
     feature_map_sides,
-    make_anchors,
+    m2det_anchors,
     pyramid_sides,
     scales_that_fit,
     smallest_image,
@@ -58,8 +56,8 @@ def test_the_smallest_image_fits_and_a_smaller_one_does_not(scales):
 @pytest.mark.parametrize("kind", SETS)
 @pytest.mark.parametrize("image_size", SIZES)
 def test_centres_lie_inside_the_image_and_are_the_middles_of_cells(image_size, kind):
-    settings = anchor_settings(image_size, 3, anchors=kind)
-    anchors, cells = make_anchors(settings), cell_sides(settings)
+    grids = m2det_anchors(image_size, 3, kind)
+    anchors, cells = grids.boxes(), grids.cell_sides()
     assert anchors.dtype == cells.dtype == np.float32
     expected = {"square": 1, "official": 6}[kind] * sum(side**2 for side in feature_map_sides(image_size, 3))
     assert len(anchors) == len(cells) == expected
@@ -71,16 +69,16 @@ def test_centres_lie_inside_the_image_and_are_the_middles_of_cells(image_size, k
 @pytest.mark.parametrize("image_size", [272, 304, 336, 416, 640, 1024])
 def test_official_anchors_of_other_sizes_lie_inside_and_grow(image_size):
     """Six scales, as published, at sizes for which nothing was released."""
-    settings = anchor_settings(image_size, 6, anchors="official")
-    anchors = make_anchors(settings)
+    grids = m2det_anchors(image_size, 6, "official")
+    anchors = grids.boxes()
     assert 0 < centres(anchors).min() < centres(anchors).max() < 1
-    first = [np.asarray(pairs)[0, 0] for pairs in settings["sizes"]]
+    first = [np.asarray(pairs)[0, 0] for pairs in grids.sizes]
     np.testing.assert_allclose(first, [0.08, 0.15, 0.33, 0.51, 0.69, 0.87], atol=0.01 / image_size)
 
 
 def test_the_official_six_of_a_cell_by_hand():
     """320 pixels, the largest map: s = 25.6 and t = 48 pixels; the middle of the first cell is at 4 pixels."""
-    anchors = make_anchors(anchor_settings(320, 6, anchors="official")) * 320
+    anchors = m2det_anchors(320, 6, "official").boxes() * 320
     between = (25.6 * 48) ** 0.5
     r2, r3 = 2**0.5, 3**0.5
     pairs = [(25.6, 25.6), (between, between), (25.6 * r2, 25.6 / r2), (25.6 / r2, 25.6 * r2)]
@@ -94,19 +92,19 @@ def test_the_official_six_of_a_cell_by_hand():
 def test_official_anchors_equal_the_released_ones(image_size):
     with np.load(shared("golden/m2det/priors.npz")) as file:
         expected = file[f"m2det{image_size}_vgg"]
-    anchors = make_anchors(anchor_settings(image_size, 6, anchors="official"))
+    anchors = m2det_anchors(image_size, 6, "official").boxes()
     np.testing.assert_allclose(np.concatenate([centres(anchors), sizes(anchors)], axis=1), expected, atol=1e-6)
 
 
 def test_sizes_of_a_file_lie_around_the_middles_of_the_cells(tmp_path):
     path = tmp_path / "own.json"
-    sizes = [[[0.1, 0.2], [0.3, 0.1]], [[0.5, 0.5], [0.6, 1.2]]]
+    sizes = (((0.1, 0.2), (0.3, 0.1)), ((0.5, 0.5), (0.6, 1.2)))
     path.write_text(json.dumps({"made_by": "hand", "sizes": sizes}))
-    for image_size, sides in ((16, [2, 1]), (64, [8, 4])):  # shares of the image, whatever its size
-        settings = anchor_settings(image_size, 2, anchors=str(path))
-        assert settings == {"feature_map_sides": sides, "steps": [1 / s for s in sides], "sizes": sizes, "clip": False}
-    anchors = make_anchors(anchor_settings(16, 2, anchors=str(path)))
-    assert anchors_per_cell(settings) == 2
+    for image_size, sides in ((16, (2, 1)), (64, (8, 4))):  # shares of the image, whatever its size
+        grids = m2det_anchors(image_size, 2, str(path))
+        assert grids == AnchorGrids(sides, tuple(1 / side for side in sides), sizes)
+    anchors = m2det_anchors(16, 2, str(path)).boxes()
+    assert grids.per_cell == 2
     np.testing.assert_allclose(anchors[0], (0.25 - 0.05, 0.25 - 0.1, 0.25 + 0.05, 0.25 + 0.1), atol=1e-7)
     np.testing.assert_allclose(anchors[-1], (0.5 - 0.3, 0.5 - 0.6, 0.5 + 0.3, 0.5 + 0.6), atol=1e-7)
 
@@ -132,5 +130,5 @@ def test_a_file_of_sizes_that_cannot_be_used_is_refused(tmp_path, content, words
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match=words) as error:
-        anchor_settings(64, 2, anchors=str(path))
+        m2det_anchors(64, 2, str(path))
     assert str(path) in str(error.value)

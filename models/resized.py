@@ -1,27 +1,28 @@
-"""One network for several sizes of its input: for training at several scales."""
+"""One network for several sizes of its input."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import keras
 
-from models.detector import network_from_settings
+from models.detector import build_network
+from models.run_settings import RunSettings
 
 
-def at_size(network: keras.Model, settings: dict, image_size: int) -> keras.Model:
+def at_size(network: keras.Model, settings: RunSettings, image_size: int) -> keras.Model:
     """A network for another input size that shares all variables with `network`.
 
-    A network of that size is built, as its maps and what fits them to each other depend on it, and then all its layers
-    with variables are replaced by those of `network`: training one trains the other, and a layer that is frozen in one
-    is frozen in both.
+    The maps, and the layers that fit them to each other, depend on the size. So a network of that size is built, and
+    all its layers with variables are replaced by those of `network`. Training one trains the other.
 
     Args:
-        network: what `models.detector.network_from_settings` builds from `settings`.
+        network: built by `models.detector.build_network` from `settings`.
         settings: of the run that `network` belongs to.
         image_size: side of the new network's square input in pixels.
 
     Returns:
-        A model from raw RGB pixels `(batch, image_size, image_size, 3)` to the same dict as `network`, with the anchors
-        of `oid.anchors.grids.anchor_settings` at that size.
+        A model from raw RGB pixels `(batch, image_size, image_size, 3)` to the same dict as `network`. Its anchors are
+        those of `oid.anchors.grids` at that size.
 
     Raises:
         InputError: the image is too small for the network.
@@ -30,7 +31,8 @@ def at_size(network: keras.Model, settings: dict, image_size: int) -> keras.Mode
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(network.dtype_policy)  # layers without variables are the new network's own
     try:
-        fresh = network_from_settings(settings | {"image_size": image_size})
+        resized = dataclasses.replace(settings.network, image_size=image_size)
+        fresh = build_network(dataclasses.replace(settings, network=resized))
         shared = dict(_partners(fresh, network))
         return _with_layers(fresh, shared)
     finally:
@@ -38,9 +40,10 @@ def at_size(network: keras.Model, settings: dict, image_size: int) -> keras.Mode
 
 
 def _partners(fresh: keras.Model, network: keras.Model) -> Iterator[tuple[int, keras.layers.Layer]]:
-    """Pairs of the identity of each layer with variables in `fresh`, and the layer of `network` that means the same.
+    """Yields the identity of each layer with variables in `fresh`, and the layer of `network` that replaces it.
 
-    By their names; where Keras has counted these up from model to model ("layer_normalization_9"), by their order.
+    Layers are paired by name. Where Keras has counted names up from model to model ("layer_normalization_9"), they are
+    paired by order.
     """
     layers, others = ([layer for layer in model.layers if layer.variables] for model in (fresh, network))
     if len(others) != len(layers):

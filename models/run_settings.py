@@ -16,7 +16,7 @@ CHECKPOINT_WEIGHTS = Path(CHECKPOINT) / "network.weights.h5"
 
 BoxDeltas = Literal["distances", "ssd", "corners"]
 Head = Literal["conv", "shared", "light"]
-Resize = Literal["warp", "letterbox"]
+Scores = Literal["sigmoid", "softmax"]
 Variant = Literal["paper", "released", "released_sfam"]
 
 
@@ -95,7 +95,7 @@ class RunSettings:
     classes: tuple[DetectionClass, ...]
     anchors: AnchorGrids | None
     box_deltas: BoxDeltas = "distances"
-    scores: Literal["sigmoid", "softmax"] = "sigmoid"
+    scores: Scores = "sigmoid"
     level: str | None = None
     converted_from: str | None = None
 

@@ -1,54 +1,49 @@
 """The smallest network and its settings, for several test files."""
 
-import json
+import dataclasses
 import math
 from pathlib import Path
 
 import keras
 import numpy as np
 
-CLASSES = [{"label": "/m/apple", "name": "Apple"}, {"label": "/m/pear", "name": "Pear, green"}]
+from models.run_settings import DetectionClass, InputSettings, NetworkSettings, RunSettings, write_run_settings
+from oid.anchors.grids import m2det_anchors, retinanet_anchors
+
+CLASSES = (DetectionClass("/m/apple", "Apple"), DetectionClass("/m/pear", "Pear, green"))
 
 
-def tiny_settings(**changes: object) -> dict:
-    """What a03 writes as `settings.json`, for a network that builds in half a second."""
-    from oid.anchors.grids import anchor_settings
+def tiny_settings(**changes: object) -> RunSettings:
+    """Settings of a network that builds in half a second.
 
-    settings = {
-        "classes": CLASSES,
-        "preprocessing": {
-            "resize": "warp",
-            "interpolation": "area",
-            "orientation": "stored",
-            "pixels": "RGB, 0 to 255",
-            "normalisation": None,
-        },
-        "box_coding": "distances",
-        "score_activation": "sigmoid",
-        "backbone": "residual_small",
-        "taps": None,
-        "level": "1",
-        "image_size": 64,
-        "variant": "paper",
-        "tums": 1,
-        "scales": 3,
-        "channels": 16,
-        "sfam": True,
-        "head": "conv",
-    } | changes
-    return {"anchors": anchor_settings(settings["image_size"], settings["scales"])} | settings
+    `changes` are fields of `NetworkSettings`, `InputSettings` or `RunSettings`. `anchors` can also be a name.
+    """
+    network = {"detector": "m2det", "backbone": "residual_small", "image_size": 64, "scales": 3, "channels": 16}
+    network |= {"head": "conv"} | _fields_of(NetworkSettings, changes)
+    if network["detector"] == "m2det":
+        network = {"variant": "paper", "tums": 1} | network
+    inputs = {"resize": "warp"} | _fields_of(InputSettings, changes)
+    rest = {"classes": CLASSES, "anchors": "square", "level": "1"} | changes
+    if isinstance(rest["anchors"], str):
+        make = m2det_anchors if network["detector"] == "m2det" else retinanet_anchors
+        rest["anchors"] = make(network["image_size"], network["scales"], rest["anchors"])
+    return RunSettings(NetworkSettings(**network), InputSettings(**inputs), **rest)
 
 
-def write_settings(run: Path, settings: object) -> None:
+def _fields_of(kind: type, changes: dict[str, object]) -> dict[str, object]:
+    """Takes the fields of a dataclass out of `changes`."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: changes.pop(name) for name in names & set(changes)}
+
+
+def write_settings(run: Path, settings: RunSettings) -> None:
     """Writes `run/settings.json`."""
     run.mkdir(parents=True, exist_ok=True)
-    (run / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+    write_run_settings(run, settings)
 
 
 def tiny_backbone(dropout: float = 0.0):
     """An entry of BACKBONES: three convolutions, because building the graph is most of a tiny training."""
-    import dataclasses
-
     from models.backbones import BACKBONES
     from models.blocks import conv_bn_relu
 
@@ -130,10 +125,9 @@ def outputs_of_random_network(variant: str, head: str) -> dict[str, np.ndarray]:
 def losses_of_fixed_outputs() -> list[float]:
     """The losses of outputs and ground truth that are always the same, on the backend that Keras runs on."""
     from models.losses import detection_losses
-    from oid.anchors.grids import cell_sides, make_anchors
 
-    description, rng = tiny_settings()["anchors"], np.random.default_rng(0)
-    anchors, cells = make_anchors(description), cell_sides(description)
+    grids, rng = tiny_settings().anchors, np.random.default_rng(0)
+    anchors, cells = grids.boxes(), grids.cell_sides()
     outputs = {
         "classes": rng.normal(-2, 1, (2, len(anchors), 2)).astype("float32"),
         "boxes": rng.normal(0, 0.3, (2, len(anchors), 4)).astype("float32"),

@@ -1,10 +1,11 @@
-"""A trained network made faster for inference, with equal outputs: batch norm folded into convolutions, convolutions of
-one map joined, and, if wanted, bfloat16.
+"""Makes a trained network faster for inference, with equal outputs.
 
-Folded: batch norm, y = gamma (x - mean) / sqrt(variance + epsilon) + beta, behind a convolution whose result nothing
-else reads is a convolution with a scaled kernel and a bias (Jacob et al. 2018, arXiv 1712.05877, section 3.2). A
-convolution that several batch norms follow, as in the shared head, becomes one for each. Joined: convolutions that
-read the same map with kernels of the same size, as the two heads of a scale or FFMv2's in the paper.
+Batch norm, y = gamma (x - mean) / sqrt(variance + epsilon) + beta, is folded into the convolution before it, if nothing
+else reads that convolution's result: a scaled kernel and a bias do the same (Jacob et al. 2018, arXiv 1712.05877,
+section 3.2). A convolution that several batch norms follow, as in the shared head, becomes one for each.
+
+Convolutions that read the same map with kernels of the same size are joined, as the two heads of a scale, or those of
+FFMv2 in the paper. The copy can compute in bfloat16.
 """
 
 import dataclasses
@@ -14,14 +15,14 @@ import keras
 import numpy as np
 from keras import layers
 
+from models.keras_internals import calls_of
 from models.preprocessing import Preprocessing
 
 FULL_PRECISION = (Preprocessing,)  # the mean of the pixels has more digits than bfloat16
 
 
-@keras.saving.register_keras_serializable(package="oid")
 class SplitChannels(layers.Layer):
-    """The channels of a map `(batch, height, width, channels)` as a list of maps; what is left over is dropped.
+    """Splits the channels of a map `(batch, height, width, channels)` into a list of maps, and drops the last ones.
 
     Args:
         sizes: channels of each map.
@@ -38,20 +39,25 @@ class SplitChannels(layers.Layer):
     def compute_output_shape(self, input_shape):
         return [(*input_shape[:-1], size) for size in self.sizes]
 
-    def get_config(self):
-        return {**super().get_config(), "sizes": self.sizes}
 
-
-def folded(network: keras.Model, *, dtype: str | None = None, join: bool = True, multiple: int = 16) -> keras.Model:
+def folded(
+    network: keras.Model,
+    *,
+    dtype: str | None = None,
+    keep_output_dtypes: bool = True,
+    join: bool = True,
+    multiple: int = 16,
+) -> keras.Model:
     """Makes a copy of a network for inference; models inside it are dissolved.
 
     Args:
         network: a functional model whose layers can be made again from their configuration, as those of
             `models.m2det.build_m2det`.
-        dtype: precision of the copy, "bfloat16"; the outputs are float32 all the same. None = as it is.
+        dtype: precision of the copy, "bfloat16"; None = the network's own.
+        keep_output_dtypes: casts outputs to the precision that they have in `network`.
         join: whether convolutions that read the same map become one.
-        multiple: joined convolutions get channels of zeros up to a multiple of this; on CPUs kernels whose channels
-            do not fill whole registers are slow to bring in order, above all in bfloat16.
+        multiple: joined convolutions get channels of zeros up to a multiple of this. On CPUs, kernels whose channels do
+            not fill whole registers are slow to reorder, above all in bfloat16.
 
     Returns:
         A functional model with the same inputs and outputs; it shares no weights with `network`.
@@ -65,12 +71,12 @@ def folded(network: keras.Model, *, dtype: str | None = None, join: bool = True,
         value.tensor = keras.Input(batch_shape=value.spec.shape, dtype=value.spec.dtype, name=value.spec.name)
     for group in _groups(calls) if join else [[call] for call in calls]:
         copy.run(group)
-    tensors = keras.tree.map_structure(copy.output, outputs)
+    tensors = keras.tree.map_structure(copy.output if keep_output_dtypes else lambda value: value.tensor, outputs)
     return keras.Model(keras.tree.map_structure(lambda value: value.tensor, inputs), tensors, name=network.name)
 
 
 class _Value:
-    """A tensor of the network: `spec` there, `tensor` in the copy; `call` is where it comes from, None for an input."""
+    """A tensor: `spec` in the network, `tensor` in the copy. `call` computes it; None for an input."""
 
     def __init__(self, spec, call=None):
         self.spec = spec
@@ -80,8 +86,10 @@ class _Value:
 
 @dataclasses.dataclass(eq=False)
 class _Call:
-    """One call of a layer, with `_Value`s as arguments, and what becomes of it: a convolution takes the batch norm
-    `norm` in; a batch norm that was taken in is `gone`."""
+    """One call of a layer, with `_Value`s as arguments.
+
+    `norm` is the batch norm that is folded into this convolution; `gone` marks a batch norm that was folded.
+    """
 
     layer: object
     args: tuple
@@ -98,33 +106,30 @@ class _Call:
 def _trace(model: keras.Model, inputs, calls: list[_Call]):
     """Appends the model's calls, in an order in which they can run, and returns its outputs as `_Value`s."""
     values = {id(x): value for x, value in zip(model.inputs, keras.tree.flatten(inputs), strict=True)}
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            args, kwargs = node.arguments.fill_in(values)
-            if hasattr(node.operation, "_nodes_by_depth"):
-                outputs = keras.tree.flatten(_trace(node.operation, args[0], calls))
-            else:
-                call = _Call(node.operation, args, kwargs)
-                call.outputs = outputs = [_Value(x, call) for x in node.outputs]
-                calls.append(call)
-            values.update({id(x): value for x, value in zip(node.outputs, outputs, strict=True)})
+    for node in calls_of(model):
+        args, kwargs = node.arguments(values)
+        if isinstance(node.operation, keras.Model):
+            outputs = keras.tree.flatten(_trace(node.operation, args[0], calls))
+        else:
+            call = _Call(node.operation, args, kwargs)
+            call.outputs = outputs = [_Value(x, call) for x in node.outputs]
+            calls.append(call)
+        values.update({id(x): value for x, value in zip(node.outputs, outputs, strict=True)})
     return keras.tree.map_structure(lambda x: values[id(x)], model.output)
 
 
 def _mark_batch_norms(calls: list[_Call], outputs) -> None:
-    """Finds each batch norm that follows a convolution and is all that reads its result."""
+    """Finds each batch norm that follows a convolution and alone reads its result."""
     readers = Counter(x for call in calls for x in call.inputs)
     readers.update(keras.tree.flatten(outputs))
     for call in calls:
         if isinstance(call.layer, layers.BatchNormalization) and len(call.inputs) == 1:
             (value,) = call.inputs
-            if value.call and readers[value] == 1 and _can_take_in(value.call.layer, call.layer):
+            if value.call and readers[value] == 1 and _can_fold(value.call.layer, call.layer):
                 value.call.norm, call.gone = call.layer, True
 
 
-def _can_take_in(layer, norm: layers.BatchNormalization) -> bool:
+def _can_fold(layer, norm: layers.BatchNormalization) -> bool:
     """Whether this is a convolution without activation whose channels are what the batch norm normalises."""
     if type(layer) not in (layers.Conv2D, layers.DepthwiseConv2D) or layer.activation is not keras.activations.linear:
         return False
@@ -132,7 +137,7 @@ def _can_take_in(layer, norm: layers.BatchNormalization) -> bool:
 
 
 def _groups(calls: list[_Call]) -> list[list[_Call]]:
-    """The calls in order, convolutions that can be joined together."""
+    """The calls in their order; convolutions that can be joined are in one list."""
     groups = {}
     for call in calls:
         key, layer = call, call.layer
@@ -154,11 +159,11 @@ class _Copy:
     def __init__(self, dtype: str | None, multiple: int):
         self.dtype = dtype
         self.multiple = multiple
-        self.same = {}  # copies of layers that change only in precision, by the original: they may be shared
+        self.same = {}  # copies of layers that change only in precision, by the original: a layer may be shared
         self.names = Counter()
 
     def run(self, group: list[_Call]) -> None:
-        """Calls what replaces one call, or a group of convolutions of one map."""
+        """Calls the layer that replaces one call or a group of convolutions."""
         call = group[0]
         if call.gone:
             results = [call.inputs[0].tensor]
@@ -236,7 +241,7 @@ class _WithWeights:
 
 
 def _kernel_and_bias(call: _Call) -> tuple[np.ndarray, np.ndarray]:
-    """The weights of a convolution, with the batch norm that it takes in, float64."""
+    """The weights of a convolution after folding, float64."""
     layer, norm = call.layer, call.norm
     depthwise = isinstance(layer, layers.DepthwiseConv2D)
     kernel, *bias = (np.asarray(weight, "float64") for weight in layer.get_weights())

@@ -183,7 +183,7 @@ def forward(*, network: dict, size: int, batch: int, policy="float32", fold: dic
     import keras
 
     from models.m2det import build_m2det
-    from models.optimise import folded
+    from models.fold import folded
 
     keras.config.set_dtype_policy(policy)
     model = build_m2det(**network, image_size=size)

@@ -35,7 +35,7 @@ from models.backbones import BACKBONES
 from models.box_coding import BOX_CODINGS
 from models.decoding import TopPairs
 from models.detector import MOST_BOXES, SIDES
-from models.optimise import folded
+from models.fold import folded
 from models.preprocessing import PREPROCESSING
 from oid.anchors.grids import retinanet_sizes
 from oid.files import InputError, output_file, replacing, replacing_folder

@@ -8,7 +8,7 @@ from keras import layers
 from models.backbones import BACKBONES
 from models.blocks import conv_bn_relu
 from models.m2det import VARIANTS, build_m2det
-from models.optimise import SplitChannels, folded
+from models.fold import SplitChannels, folded
 from models.preprocessing import Preprocessing
 from tests.helpers.project import run_on_backend
 from tests.helpers.tiny_network import pictures, randomised

@@ -1,28 +1,28 @@
-"""The devices that share a batch, of one machine or several: the one place that asks a backend itself.
+"""The devices that share a batch.
 
-TensorFlow shares a batch within one machine by its MirroredStrategy: every device has a copy of the weights and runs
-the step on its part of the batch. JAX does it by `keras.distribution`, over all machines: one program sees the whole
-batch.
+TensorFlow shares it by its MirroredStrategy: each device has a copy of the weights and runs the step on its part of the
+batch. JAX shares it by `keras.distribution`, also over several machines: one program sees the whole batch.
 """
 
 import contextlib
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterator
 
 import keras
-import numpy as np
 
 from models.keras_internals import clip_sum
+from oid.files import InputError
 
 BFLOAT16_FROM = (8, 0)  # NVIDIA's compute capability; P100 has 6.0, V100 7.0, T4 7.5, A100 8.0
 
 
 # === Inside a step ===================================================================================================
 def devices_in_sync() -> int:
-    """On how many devices a step runs at once, each seeing its part of the batch only.
+    """Returns how many devices run the current step, each on its part of the batch.
 
-    One where one program sees the whole batch: on one device, or by JAX's distribution.
+    It is 1 where one program sees the whole batch: on one device, or by JAX's distribution.
     """
     if keras.backend.backend() != "tensorflow":
         return 1
@@ -33,10 +33,8 @@ def devices_in_sync() -> int:
 
 
 def over_all_devices(value):
-    """The sum of a number over the devices that share a batch, so that every object of the batch counts alike."""
-    if devices_in_sync() == 1:
-        return value
-    return _summed(value)
+    """Adds up a number over the devices that share a batch, so that every object of the batch counts alike."""
+    return value if devices_in_sync() == 1 else _summed(value)
 
 
 def _summed(values):
@@ -45,32 +43,32 @@ def _summed(values):
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
-# === What a trainer needs to be on several devices ===================================================================
+# === Around a step ===================================================================================================
 def copies_of(trainer: keras.Model) -> int:
-    """How many devices have a copy of a trainer that is run on each: 1 by JAX's distribution."""
+    """Returns how many devices have a copy of a trainer; 1 by JAX's distribution."""
     return trainer.distribute_strategy.num_replicas_in_sync if keras.backend.backend() == "tensorflow" else 1
 
 
 def scope_of(trainer: keras.Model) -> contextlib.AbstractContextManager:
-    """Inside the block new variables are made where a trainer has its own."""
+    """Returns a context that puts new variables on the devices of a trainer."""
     return trainer.distribute_strategy.scope() if keras.backend.backend() == "tensorflow" else contextlib.nullcontext()
 
 
 def clip_the_sum(optimizer: keras.optimizers.Optimizer) -> None:
     """Makes an optimizer clip the gradient of the whole batch; TensorFlow's would clip that of each device's part.
 
-    To be called where several devices run copies of a trainer.
+    Call it where several devices have copies of a trainer.
     """
     clip_sum(optimizer, _summed)
 
 
 def make_deterministic() -> None:
-    """The same step gives the same bits from now on; to be called before the first one, after the seed is set."""
+    """Makes steps repeatable bit for bit. Call it after the seed is set and before the first step."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
-    elif keras.backend.backend() == "jax":  # which reads this when it starts; on a CPU its steps are so anyway
+    elif keras.backend.backend() == "jax":  # JAX reads this when it starts; on a CPU its steps are repeatable anyway
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     else:
@@ -79,46 +77,126 @@ def make_deterministic() -> None:
         torch.use_deterministic_algorithms(True)
 
 
-# === Which devices there are =========================================================================================
-def make_virtual(count: int) -> None:
-    """Lets the CPU be so many devices, where there is no accelerator. To be called before a backend starts.
+# === Choosing devices ================================================================================================
+@dataclasses.dataclass(frozen=True)
+class Sharing:
+    """The devices that share each batch.
+
+    Attributes:
+        devices: their names, of all machines; empty where one device does all.
+        scope: returns a context that puts new variables on all of the devices.
+    """
+
+    devices: tuple[str, ...] = ()
+    scope: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+
+    @property
+    def count(self) -> int:
+        return max(1, len(self.devices))
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Rejects a batch that cannot be shared evenly.
+
+        Raises:
+            InputError: naming a size that can.
+        """
+        if batch_size % self.count:
+            fits = max(1, batch_size // self.count) * self.count
+            raise InputError(
+                f"{self.count} devices cannot share batches of {batch_size} images evenly: take batches of {fits}, "
+                "or fewer devices"
+            )
+
+
+def split_cpu(count: int) -> None:
+    """Splits the CPU into virtual devices on a machine without an accelerator.
+
+    Call it before the backend starts; afterwards it changes nothing.
+    """
+    with contextlib.suppress(RuntimeError):
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            if not tf.config.list_physical_devices("GPU"):
+                parts = [tf.config.LogicalDeviceConfiguration()] * count
+                tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], parts)
+        elif keras.backend.backend() == "jax" and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+            import jax
+
+            jax.config.update("jax_num_cpu_devices", count)
+
+
+@contextlib.contextmanager
+def sharing(wanted: int | None, *, processes: int = 1, accumulate: int = 1) -> Iterator[Sharing]:
+    """Inside the block trainings use the chosen devices; see `choose`.
+
+    Yields:
+        the devices, and the scope for the variables of a training.
 
     Raises:
-        RuntimeError: it has started.
+        InputError: as `choose`.
     """
-    if keras.backend.backend() == "tensorflow":
+    found = [] if keras.backend.backend() == "torch" else keras.distribution.list_devices()
+    used = choose(wanted, found, processes=processes, accumulate=accumulate)
+    if not used:
+        yield Sharing()
+    elif keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        if not tf.config.list_physical_devices("GPU"):
-            parts = [tf.config.LogicalDeviceConfiguration()] * count
-            tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], parts)
-    elif "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):  # the user's own words
-        import jax
-
-        jax.config.update("jax_num_cpu_devices", count)
-
-
-def accelerator_bytes() -> int | None:
-    """The memory of one accelerator that a training may fill, as JAX says; None where it does not, and on a CPU."""
-    if keras.backend.backend() != "jax":
-        return None
-    import jax
-
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
-    return min(limits) if all(limits) else None
+        # TensorFlow's own choice for CPUs mixes up the sums of two layers
+        reduction = tf.distribute.ReductionToOneDevice() if used[0].startswith("cpu") else None
+        strategy = tf.distribute.MirroredStrategy([name.upper() for name in used], cross_device_ops=reduction)
+        yield Sharing(tuple(used), strategy.scope)
+    else:
+        with keras.distribution.DataParallel(devices=used, auto_shard_dataset=False).scope():
+            yield Sharing(tuple(used))
 
 
+def choose(wanted: int | None, found: list[str], *, processes: int = 1, accumulate: int = 1) -> list[str]:
+    """Chooses the devices that share each batch.
+
+    Args:
+        wanted: number of devices; None = all accelerators, or one CPU.
+        found: all devices of the best kind and of all machines, as `keras.distribution.list_devices` names them.
+        processes: processes that train together, which use all devices.
+        accumulate: steps whose gradients make one update.
+
+    Returns:
+        the names; empty where one device does all.
+
+    Raises:
+        InputError: there are fewer devices, or the backend cannot share a batch.
+    """
+    backend, several = keras.backend.backend(), (wanted or 1) > 1
+    if several and backend == "torch":
+        raise InputError(f"{wanted} devices need TensorFlow or JAX: set KERAS_BACKEND=tensorflow or jax")
+    if several and backend == "tensorflow" and accumulate > 1:
+        raise InputError("TensorFlow cannot accumulate gradients on several devices: set KERAS_BACKEND=jax")
+    if wanted is not None and wanted * processes > max(1, len(found)):
+        most = max(1, len(found) // processes)
+        raise InputError(f"{len(found)} devices were found ({' '.join(found) or 'none'}), not {wanted}: take {most}")
+    if processes > 1:
+        if wanted is not None and wanted * processes != len(found):
+            raise InputError(f"several processes use all of their devices, not {wanted} each: do not limit them")
+        return found
+    if wanted is None and (not found or found[0].startswith("cpu") or (backend == "tensorflow" and accumulate > 1)):
+        return []
+    used = found[:wanted]
+    return used if len(used) > 1 else []
+
+
+# === What accelerators can ===========================================================================================
 def accelerators_have_bfloat16() -> bool:
-    """Whether all of them multiply in bfloat16: TPUs do, and NVIDIA's GPUs from compute capability 8.0 on.
+    """Returns whether all of them multiply in bfloat16: TPUs, and NVIDIA's GPUs from compute capability 8.0 on.
 
-    False where they do not say what they are.
+    False where they do not tell what they are.
     """
     found = list(_capabilities())
     return bool(found) and all(capability >= BFLOAT16_FROM for capability in found)
 
 
 def _capabilities() -> Iterator[tuple[int, ...]]:
-    """The compute capability of each accelerator, (major, minor); () where it has none."""
+    """Yields the compute capability (major, minor) of each accelerator; () where it has none."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -138,83 +216,3 @@ def _capabilities() -> Iterator[tuple[int, ...]]:
         nvidia = torch.cuda.is_available() and torch.version.hip is None  # AMD's GPUs pass for CUDA's there
         for index in range(torch.cuda.device_count() if nvidia else 0):
             yield torch.cuda.get_device_capability(index)
-
-
-@contextlib.contextmanager
-def shared_by(devices: list[str]) -> Iterator[Callable[[], contextlib.AbstractContextManager]]:
-    """Inside the block trainings share their batches among devices.
-
-    Args:
-        devices: as `keras.distribution.list_devices` names them.
-
-    Yields:
-        a function; what is made in the context that it gives has its variables on all of the devices.
-    """
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        # TensorFlow's own choice for CPUs takes the sums of two layers for the same one
-        ways = tf.distribute.ReductionToOneDevice() if devices[0].startswith("cpu") else None
-        strategy = tf.distribute.MirroredStrategy([name.upper() for name in devices], cross_device_ops=ways)
-        yield strategy.scope
-    else:
-        distribution = keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
-        with distribution.scope():
-            yield contextlib.nullcontext
-
-
-# === Several processes, which is JAX's alone =========================================================================
-def join(coordinator: str, *, processes: int, process: int, patience: int) -> None:
-    """Makes this process one of several that train together. To be called before JAX starts.
-
-    Args:
-        coordinator: address:port of process 0.
-        processes: how many there are.
-        process: the number of this one.
-        patience: seconds to wait for the others.
-
-    Raises:
-        RuntimeError: they did not come.
-    """
-    import jax
-
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
-    jax.config.update("jax_enable_recoverability", True)  # or JAX aborts when a process is gone, without a sentence
-    jax.distributed.initialize(
-        coordinator,
-        processes,
-        process,
-        initialization_timeout=patience,
-        shutdown_timeout_seconds=10,
-    )
-
-
-def leave() -> None:
-    """The opposite of `join`."""
-    import jax
-
-    jax.distributed.shutdown()
-
-
-def process_and_processes() -> tuple[int, int]:
-    """The number of this process and how many there are: (0, 1) unless they joined."""
-    if keras.backend.backend() != "jax":
-        return 0, 1
-    import jax
-
-    return jax.process_index(), jax.process_count()
-
-
-def broadcast(values: np.ndarray) -> np.ndarray:
-    """What process 0 has, in all of them; the shapes must be the same."""
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.broadcast_one_to_all(values))
-
-
-def gather(values: np.ndarray) -> np.ndarray:
-    """What all processes have, one row for each."""
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.process_allgather(values))

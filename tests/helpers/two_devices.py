@@ -17,12 +17,11 @@ import numpy as np
 from models import backbones
 from models.detector import network_from_settings
 from tests.helpers.tiny_network import pictures, targets, tiny_backbone, tiny_settings
-from training import checkpoints, machines
+from training import checkpoints, devices
 from training.schedule import Schedule, make_optimizer
 from training.trainer import DetectionTrainer
 
 STEPS, BATCH = 20, 4
-FLAGS = {"strategy": "auto", "devices": None, "coordinator": None, "processes": 1, "process": 0, "accumulate": 1}
 # half of the batch has one object, the other five: each half divided by its own would count them otherwise
 TRUTH = [
     [(0, 0.1, 0.1, 0.5, 0.6)],
@@ -34,16 +33,14 @@ REGIONS = [[(2, 0, 0, 1, 1)], [], [], [(1, 0.5, 0, 1, 0.5)]]  # 2 means both cla
 REGION_CLASSES = np.array([[1, 0], [0, 1], [1, 1]], "float32")
 
 
-def batch(step: int, rows=None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The batch of a step, or some of its rows: four pictures in another order each time."""
+def batch(step: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The batch of a step: four pictures in another order each time."""
     order = np.random.default_rng(step).permutation(BATCH)
-    if rows is not None:
-        order = order[rows.start : rows.stop]
     return pictures(BATCH, 32, 32)[order], {name: value[order] for name, value in targets(TRUTH, REGIONS).items()}
 
 
 class Steps(keras.utils.PyDataset):
-    """The batches from a step on, or this process's share of them."""
+    """The batches from a step on."""
 
     num_batches = None
 
@@ -52,7 +49,7 @@ class Steps(keras.utils.PyDataset):
         self.start = start
 
     def __getitem__(self, index: int):
-        return batch(self.start + index, machines.share_of(BATCH))
+        return batch(self.start + index)
 
 
 class Losses(keras.callbacks.Callback):
@@ -102,25 +99,25 @@ def weights_of(trainer: DetectionTrainer) -> list[np.ndarray]:
 
 
 def main(batch_norm: str, optimizer: str, folder: str) -> None:
-    kind, flags = {"frozen": batch_norm == "frozen", "optimizer": optimizer}, FLAGS | {"devices": 2}
+    kind = {"frozen": batch_norm == "frozen", "optimizer": optimizer}
     from_two, from_one = Path(folder) / "from_two", Path(folder) / "from_one"
     found = {}
-    with machines.together(flags):
-        with machines.sharing(FLAGS) as sharing:
-            one = make_trainer(sharing.scope, **kind)
-            found["one"], weights_of_one = train(one), weights_of(one)
-        with machines.sharing(flags) as sharing:
-            two = make_trainer(sharing.scope, **kind)
-            found["two"], weights_of_two = train(two), weights_of(two)
-            checkpoints.write_checkpoint(from_two, two, two.network, state := checkpoints.new_state())
-            found["two, on"] = train(two, steps=3, start=STEPS)
-        checkpoints.restore(from_two, one, state)
-        found["one, after two"] = train(one, steps=3, start=STEPS)
-        checkpoints.write_checkpoint(from_one, one, one.network, state)
-        found["one, on"] = train(one, steps=3, start=STEPS + 3)
-        with machines.sharing(flags):
-            checkpoints.restore(from_one, two, state)
-            found["two, after one"] = train(two, steps=3, start=STEPS + 3)
+    devices.split_cpu(2)
+    with devices.sharing(None) as sharing:
+        one = make_trainer(sharing.scope, **kind)
+        found["one"], weights_of_one = train(one), weights_of(one)
+    with devices.sharing(2) as sharing:
+        two = make_trainer(sharing.scope, **kind)
+        found["two"], weights_of_two = train(two), weights_of(two)
+        checkpoints.write_checkpoint(from_two, two, two.network, state := checkpoints.new_state())
+        found["two, on"] = train(two, steps=3, start=STEPS)
+    checkpoints.restore(from_two, one, state)
+    found["one, after two"] = train(one, steps=3, start=STEPS)
+    checkpoints.write_checkpoint(from_one, one, one.network, state)
+    found["one, on"] = train(one, steps=3, start=STEPS + 3)
+    with devices.sharing(2):
+        checkpoints.restore(from_one, two, state)
+        found["two, after one"] = train(two, steps=3, start=STEPS + 3)
     pairs = zip(weights_of_one, weights_of_two, strict=True)
     apart = max(np.abs(a - b).max() / max(1.0, np.abs(a).max()) for a, b in pairs)
     copies = len(two.network.weights[0].value.values) if keras.backend.backend() == "tensorflow" else sharing.count

@@ -91,7 +91,7 @@ def _report(error: BaseException) -> int:
     if isinstance(error, Unfinished):
         code, message = 75, str(error)  # EX_TEMPFAIL of sysexits.h
     elif isinstance(error, KeyboardInterrupt):
-        code, message = 130, "\nstopped by the keyboard"
+        code, message = 130, f"\n{error}" if str(error) else "\nstopped by the keyboard"
     elif isinstance(error, OSError) and error.strerror:  # no permission or no space left, in the system's words
         message = f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error.strerror}"
     print(message, file=sys.stderr)

@@ -4,39 +4,45 @@
     RUN/checkpoint.previous/   the one before it
     RUN/checkpoint.new/        the one that is being written
 
-Each has all that a training goes on with: `training.npz` (weights, random seeds, the optimizer and its moving average),
-`network.weights.h5` (the averaged network, for inference), `model.keras` (the best model so far, a hard link where the
-file system has such), and `state.json`: where the training is, the sums of the epoch's losses, the history, the
-settings, and the SHA-256 of the other files and of itself. It is written last: without it there is no checkpoint.
+Each has all that a training goes on with: `training.npz` (weights, random seeds, the optimizer), `network.weights.h5`
+(the network alone, for inference), `model.keras` (the best network so far, a hard link where the file system has
+such), and `state.json`: a `TrainingState`, and the SHA-256 of the other files and of itself. It is written last:
+without it there is no checkpoint.
+
+A reader of a checkpoint looks at `network.weights.h5`: `model.keras` stays the same file while newer weights are no
+better.
 
 Keras would save a training's weights without the seeds of dropout, and by HDF5, which crashes where the disk is full.
 """
 
 import contextlib
+import csv
+import dataclasses
 import errno
 import hashlib
-import json
+import io
 import math
 import os
 import re
 import shutil
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import msgspec
 import numpy as np
 
-from models import detector
+from models.run_settings import CHECKPOINT, CHECKPOINT_WEIGHTS, MODEL
 from oid.files import InputError, replacing
 from training import machines
-from training.averages import averaged_weights
-from training.history import write_history
 from training.schedule import LINE
+from training.state import EpochRow, TrainingState
 
 TRAINING = "training.npz"
-NETWORK_WEIGHTS = detector.CHECKPOINT_WEIGHTS.name
-STATE = "state.json"
-NEWEST, PREVIOUS, UNFINISHED, DAMAGED = "checkpoint", "checkpoint.previous", "checkpoint.new", "checkpoint.damaged"
+NETWORK_WEIGHTS = CHECKPOINT_WEIGHTS.name
+STATE, HISTORY = "state.json", "history.csv"
+NEWEST, PREVIOUS, UNFINISHED, DAMAGED = CHECKPOINT, "checkpoint.previous", "checkpoint.new", "checkpoint.damaged"
 PAGES = 8192  # bytes
 BLOCK = 2**20
 NO_FOLDER_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EISDIR}
@@ -46,28 +52,33 @@ class Damaged(Exception):
     """Why a checkpoint cannot be used."""
 
 
-def new_state() -> dict:
-    """The state of a training that has not begun.
+@dataclasses.dataclass(frozen=True)
+class StateFile:
+    """What `state.json` holds.
 
-    Its entries: `step`, the steps done; `epochs` finished of `total`, `steps` per epoch, the `schedule` of the learning
-    rate, `average_over` so many steps, `closed`, see `training.loop.planned_at_closing`, `seconds` used in all and
-    `epoch_seconds` in the epoch begun, the `best` mAP and the SHA-256 of its `best_model`, `history`, and the `means`
-    (sums and counts of the epoch's losses).
+    Attributes:
+        state: where the training is.
+        files: SHA-256 of the other files by their names.
+        checksum: SHA-256 of the two above.
     """
-    begun = {"step": 0, "epochs": 0, "total": 0, "steps": 0, "schedule": {}, "average_over": None, "closed": 0}
-    times = {"seconds": 0.0, "epoch_seconds": 0.0}
-    return begun | times | {"best": -1.0, "best_model": "", "history": [], "means": []}
 
+    state: TrainingState
+    files: dict[str, str]
+    checksum: str = ""
 
-def best_so_far(state: dict) -> str:
-    """The best mAP so far, to end a sentence with; nothing without validation images."""
-    return f", best mAP {state['best']:.4f}" if state["best"] >= 0 else ""
+    def text(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    def signed(self) -> "StateFile":
+        """The same with its checksum."""
+        unsigned = dataclasses.replace(self, checksum="")
+        return dataclasses.replace(self, checksum=hashlib.sha256(unsigned.text()).hexdigest())
 
 
 # === Writing =========================================================================================================
 def write_checkpoint(
-    run: Path, trainer: keras.Model, network: keras.Model, state: dict, *, best_model: keras.Model | None = None
-) -> None:
+    run: Path, trainer: keras.Model, network: keras.Model, state: TrainingState, *, best: keras.Model | None = None
+) -> TrainingState:
     """Writes the newest checkpoint; the one before it stays as the previous one.
 
     A process that is killed at any moment leaves this one, or the two before it.
@@ -76,23 +87,27 @@ def write_checkpoint(
         run: folder of the run.
         trainer: compiled; its weights, random seeds, optimizer and metrics are kept.
         network: the network inside.
-        state: see `new_state`; its `means` and `best_model` are filled in.
-        best_model: the model for inference, where the averaged weights are the best so far; it becomes RUN/model.keras.
+        state: where the training is.
+        best: the network with the best weights, where these are new; it becomes RUN/model.keras.
+
+    Returns:
+        the state as it was written, with the sums of the losses and the SHA-256 of the best model.
 
     Raises:
-        InputError: it cannot be written, for want of space for example; the checkpoints before are untouched.
+        InputError: it cannot be written, for example because the disk is full; the checkpoints before are untouched.
     """
+    sums = tuple(float(keras.ops.convert_to_numpy(variable)) for variable in trainer.metrics_variables)
+    state = dataclasses.replace(state, loss_sums=sums)
     if not machines.is_first():
-        with averaged_weights(trainer):  # several processes change the weights together, and one of them writes
-            return
+        return state
     new = run / UNFINISHED
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        _write_files(run, new, trainer, network, state, best_model)
+        state = _write_files(run, new, trainer, network, state, best)
         flush(new)
         _rotate(run)
-        if best_model is not None:
+        if best is not None:
             _publish(run)
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
@@ -100,28 +115,25 @@ def write_checkpoint(
         raise InputError(
             f"{new} cannot be written ({_reason(error)}) and {before}: make room, then run the same command to go on"
         ) from error
+    return state
 
 
-def _write_files(run: Path, new: Path, trainer, network, state: dict, best_model) -> None:
+def _write_files(run: Path, new: Path, trainer, network, state: TrainingState, best) -> TrainingState:
     _save_arrays(new / TRAINING, _variables(trainer))
-    with averaged_weights(trainer):
-        if best_model is not None:
-            best_model.save(new / detector.MODEL)
-        _reserve(new / "room", _bytes_of(network))
-        network.save_weights(new / NETWORK_WEIGHTS)
-    if best_model is not None:
-        state["best_model"] = _digest(new / detector.MODEL)
-    elif state.get("best_model"):
-        _link(run / NEWEST / detector.MODEL, new / detector.MODEL)
-    state["means"] = [float(keras.ops.convert_to_numpy(variable)) for variable in trainer.metrics_variables]
-    files = {name: _digest(new / name) for name in (TRAINING, NETWORK_WEIGHTS)}
+    _reserve(new / "room", _bytes_of(network))
+    network.save_weights(new / NETWORK_WEIGHTS)
+    if best is not None:
+        best.save(new / MODEL)
+        state = dataclasses.replace(state, best_model=_digest(new / MODEL))
+    elif state.best_model:
+        _link(run / NEWEST / MODEL, new / MODEL)
+    file = StateFile(state, {name: _digest(new / name) for name in (TRAINING, NETWORK_WEIGHTS)})
     for path in new.iterdir():
         flush(path)
-    whole = json.loads(json.dumps({**state, "files": files}))  # as it will be read; rows keep the order of columns
-    checksum = _text_digest(json.dumps(whole, sort_keys=True))
     with replacing(new / STATE) as path:
-        path.write_text(json.dumps({**whole, "checksum": checksum}), encoding="utf-8")
+        path.write_bytes(file.signed().text())
         flush(path)
+    return state
 
 
 def _rotate(run: Path) -> None:
@@ -135,15 +147,15 @@ def _rotate(run: Path) -> None:
 
 def _publish(run: Path) -> None:
     """Makes the newest checkpoint's best model that of the run."""
-    with replacing(run / detector.MODEL) as path:
+    with replacing(run / MODEL) as path:
         path.unlink(missing_ok=True)
-        _link(run / NEWEST / detector.MODEL, path)
+        _link(run / NEWEST / MODEL, path)
 
 
 def _variables(trainer: keras.Model) -> list[keras.Variable]:
     """All that a step changes but the sums of the losses; in the same order for the same settings.
 
-    The end of the schedule, which the optimizer has among its variables, is in the state.
+    The numbers of the schedule, which the optimizer has among its variables, are in the state.
     """
     of_optimizer = [variable for variable in trainer.optimizer.variables if variable.name != LINE]
     return [*trainer.variables, *of_optimizer]
@@ -165,7 +177,7 @@ def _bytes_of(network: keras.Model) -> int:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Makes a file of so many bytes and removes it: HDF5 ends the process where there is no room for what it writes."""
+    """Makes a file of `size` bytes and removes it: HDF5 ends the process where there is no room for what it writes."""
     try:
         with open(path, "wb") as file:
             if hasattr(os, "posix_fallocate"):
@@ -204,15 +216,31 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else " ".join(str(error).split())[:200]
 
 
+def write_history(run: Path, rows: tuple[EpochRow, ...]) -> None:
+    """Writes `history.csv`, a row per epoch, unless it has these rows; without rows there is none."""
+    path = run / HISTORY
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(field.name for field in dataclasses.fields(EpochRow))
+    writer.writerows(map(dataclasses.astuple, rows))
+    data = text.getvalue().encode()
+    if not (path.is_file() and path.read_bytes() == data):
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
+
+
 # === Reading =========================================================================================================
-def find_checkpoint(run: Path) -> tuple[Path | None, dict, list[str]]:
+def find_checkpoint(run: Path) -> tuple[Path | None, TrainingState, list[str]]:
     """The newest checkpoint that is sound, its state, and what is wrong with newer ones. Changes nothing.
 
     Returns:
         (None, the state of a training that has not begun, []) where there is none.
 
     Raises:
-        InputError: there are some, but none is sound.
+        InputError: there are some, but none is sound; or an earlier version wrote one.
     """
     wrong = []
     for name in (UNFINISHED, NEWEST, PREVIOUS):
@@ -225,35 +253,26 @@ def find_checkpoint(run: Path) -> tuple[Path | None, dict, list[str]]:
             if name != UNFINISHED:  # what was never finished is no damage
                 wrong.append(f"{folder / str(damage)}")
     if wrong:
-        raise InputError(f"{wrong[0]}, and no sound checkpoint is before it: remove {run}, or choose another --run")
-    return None, new_state(), []
+        raise InputError(f"{wrong[0]}, and no sound checkpoint is before it: remove {run}, or choose another run")
+    return None, TrainingState(), []
 
 
-def open_run(run: Path) -> dict:
-    """The state to go on with, after bringing the run's files in line with it.
+def open_run(run: Path, report: Callable[[str], None]) -> TrainingState:
+    """The state to go on with, after bringing the run's files in line with it; the same in every process.
 
-    A newest checkpoint that is damaged is kept as `checkpoint.damaged`, and what replaces it is printed.
+    A newest checkpoint that is damaged is kept as `checkpoint.damaged`.
+
+    Args:
+        run: folder of the run, locked by the caller.
+        report: gets a sentence for each damaged file that is replaced.
 
     Raises:
-        InputError: there are checkpoints, but none is sound.
+        InputError: see `find_checkpoint`.
     """
-    folder, state, wrong = find_checkpoint(run)
-    for sentence in wrong:
-        print(f"{sentence}: going on from the checkpoint before, of step {state['step']}", flush=True)
-    if folder is None:
-        return state
-    if folder.name == UNFINISHED:  # finished, but killed before it got its name
-        _rotate(run)
-    elif folder.name == PREVIOUS:
-        shutil.rmtree(run / DAMAGED, ignore_errors=True)
-        if (run / NEWEST).exists():
-            (run / NEWEST).rename(run / DAMAGED)
-        folder.rename(run / NEWEST)
-    _bring_in_line(run, state)
-    return state
+    return _from_first(lambda: _open_run(run, report))
 
 
-def look_at_run(run: Path) -> dict:
+def look_at_run(run: Path) -> TrainingState:
     """The state of a run's newest checkpoint; no file is touched, so the run may be training at this moment.
 
     Raises:
@@ -266,7 +285,7 @@ def look_at_run(run: Path) -> dict:
     return state
 
 
-def restore(run: Path, trainer: keras.Model, state: dict) -> None:
+def restore(run: Path, trainer: keras.Model) -> None:
     """Gives a trainer, compiled as it was, the weights, the optimizer and the random state of the newest checkpoint.
 
     Raises:
@@ -277,76 +296,100 @@ def restore(run: Path, trainer: keras.Model, state: dict) -> None:
         if len(arrays.files) != len(variables):
             raise InputError(
                 f"{file} has {len(arrays.files)} arrays, and the network of its settings with its optimizer "
-                f"{len(variables)}: it was written by another version, choose another --run"
+                f"{len(variables)}: another version wrote it, choose another run"
             )
         for number, variable in enumerate(variables):
             array = arrays[str(number)]
             if array.shape != tuple(variable.shape):
                 raise InputError(
                     f"{file}: array {number} has shape {array.shape}, expected {tuple(variable.shape)} for "
-                    f"{variable.path}: it was written by another version, choose another --run"
+                    f"{variable.path}: another version wrote it, choose another run"
                 )
             variable.assign(array)
 
 
-def note_images(state: dict, image_ids: list[str]) -> None:
-    """Says so where a run goes on with other training images than before: their order is another one then."""
-    digest = _text_digest("\n".join(image_ids))
-    if state["step"] and state.get("images", digest) != digest:
-        print(
-            "the training images are not those of the checkpoint: from here on they come in another order", flush=True
-        )
-    state["images"] = digest
+def restore_loss_sums(trainer: keras.Model, state: TrainingState) -> None:
+    """Makes the sums of the epoch's losses those of the checkpoint, so that its means are of the whole epoch."""
+    for variable, value in zip(trainer.metrics_variables, state.loss_sums, strict=True):
+        variable.assign(value)
 
 
-def _read_state(folder: Path) -> dict:
+def _from_first(state_of: Callable[[], TrainingState]) -> TrainingState:
+    """What a function returns in the first process, in all of them."""
+    text = machines.from_first(lambda: msgspec.json.encode(state_of()).decode())
+    return msgspec.json.decode(text, type=TrainingState)
+
+
+def _open_run(run: Path, report: Callable[[str], None]) -> TrainingState:
+    folder, state, wrong = find_checkpoint(run)
+    for sentence in wrong:
+        report(f"{sentence}: going on from the checkpoint before, of step {state.step}")
+    if folder is None:
+        return state
+    if folder.name == UNFINISHED:  # finished, but killed before it got its name
+        _rotate(run)
+    elif folder.name == PREVIOUS:
+        shutil.rmtree(run / DAMAGED, ignore_errors=True)
+        if (run / NEWEST).exists():
+            (run / NEWEST).rename(run / DAMAGED)
+        folder.rename(run / NEWEST)
+    return _bring_in_line(run, state, report)
+
+
+def _read_state(folder: Path) -> TrainingState:
     """The state of a checkpoint whose files are what was written.
 
     Raises:
         Damaged: the message begins with the file's name.
+        InputError: an earlier version wrote it.
     """
+    text = b""
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        checksum = state.pop("checksum")
+        text = (folder / STATE).read_bytes()
+        file = msgspec.json.decode(text, type=StateFile)
     except FileNotFoundError:
         raise Damaged(f"{STATE} is missing") from None
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        if b'"total"' in text and b'"flags"' in text:  # what earlier versions kept there
+            raise InputError(f"{folder} was written by an earlier version: choose another run") from None
         raise Damaged(f"{STATE} is damaged ({type(error).__name__})") from None
-    if _text_digest(json.dumps(state, sort_keys=True)) != checksum:
+    if file.signed() != file:
         raise Damaged(f"{STATE} is damaged (its checksum differs)")
-    for name, digest in state.pop("files").items():
+    for name, digest in file.files.items():
         try:
             same = _digest(folder / name) == digest
         except OSError as error:
             raise Damaged(f"{name} cannot be read ({error.strerror})") from None
         if not same:
             raise Damaged(f"{name} is damaged (its checksum differs)")
-    return state
+    return file.state
 
 
-def _bring_in_line(run: Path, state: dict) -> None:
+def _bring_in_line(run: Path, state: TrainingState, report: Callable[[str], None]) -> TrainingState:
     """Makes best model and history those of the newest checkpoint, and removes what a kill left half-written."""
     shutil.rmtree(run / UNFINISHED, ignore_errors=True)
     for path in run.glob(".*"):
         if re.match(r"\.\d+\.", path.name) and path.is_file():
             path.unlink()
-    best, kept = run / detector.MODEL, run / NEWEST / detector.MODEL
-    if not state["best_model"]:  # of an epoch that is not finished in this checkpoint
+    best, kept = run / MODEL, run / NEWEST / MODEL
+    if not state.best_model:  # of an epoch that is not finished in this checkpoint
         best.unlink(missing_ok=True)
-    elif _digest_or_nothing(best) != state["best_model"]:
-        if _digest_or_nothing(kept) == state["best_model"]:
+    elif _digest_or_nothing(best) != state.best_model:
+        if _digest_or_nothing(kept) == state.best_model:
             _publish(run)
         else:
-            print(f"{best} is damaged, and so is the copy in {kept.parent}: the best epoch from now on counts")
-            state.update(best=-1.0, best_model="")
-    elif not (kept.exists() and best.samefile(kept)) and _digest_or_nothing(kept) != state["best_model"]:
+            report(f"{best} is damaged, and so is the copy in {kept.parent}: the best epoch from now on counts")
+            state = dataclasses.replace(state, best=None, best_model="")
+    elif not (kept.exists() and best.samefile(kept)) and _digest_or_nothing(kept) != state.best_model:
         kept.unlink(missing_ok=True)  # a copy that is damaged, where the next checkpoint would take it from
         _link(best, kept)
-    history = run / "history.csv"
-    if not state["history"]:
-        history.unlink(missing_ok=True)
-    else:
-        write_history(history, state["history"], only_if_other=True)
+    write_history(run, state.history)
+    return state
+
+
+def digest_of(image_ids: list[str]) -> str:
+    """A short text that differs where the images, or their order, do."""
+    return hashlib.sha256("\n".join(image_ids).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:
@@ -358,7 +401,3 @@ def _digest_or_nothing(path: Path) -> str:
     with contextlib.suppress(OSError):
         return _digest(path)
     return ""
-
-
-def _text_digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

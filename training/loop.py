@@ -1,9 +1,8 @@
-"""A training from its first step, or from where it was stopped, to its end: one `fit` per epoch, or for its rest.
+"""A training from its first step, or from where it was stopped, to its end: one `fit` per epoch, or for its rest."""
 
-Between epochs the backbone may thaw, the size of the input may change, and a time budget may move the end.
-"""
-
-import contextlib
+import dataclasses
+import functools
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,347 +11,495 @@ import keras
 import numpy as np
 from keras import ops
 
-from models import backbones
 from models.detector import Detector, runs_on_cpu
-from training import machines, memory, plan
-from training.batches import BadImages, Batches, BatchSequence
-from training.callbacks import BatchGuard, EpochEnd, FiniteLossGuard, Progress, Saver, set_means
-from training.checkpoints import best_so_far, note_images
+from models.run_settings import SETTINGS, write_run_settings
+from oid.images.loader import BadImages
+from oid.json_files import write_json
+from training import checkpoints, lengths, machines, schedule
+from training.batches import Batches, BatchSequence
+from training.callbacks import Progress, memory_errors, report_bad_batch, spoiled_weight
+from training.options import LengthOptions, TrainingSettings
 from training.schedule import Schedule, make_optimizer
-from training.settings import check_length
+from training.state import EpochRow, ScheduleState, TrainingState
 from training.stopping import Stop, Stopped
 from training.trainer import DetectionTrainer
-from training.validation import BATCH
+from training.validation import LEFT_OUT, Validation
 
-CLOSED = 0.85  # of the training; the rest sees whole pictures, at the network's own size
+TRAINING_SETTINGS = "training.json"
 STEPS_TO_WARM, STEPS_TO_MEASURE = 6, 30
-FEWEST_STEPS = 3  # the first builds the graph, the second may still wait for pictures
-MEASURING_SHARE = 0.03  # of a time budget: longer steps are fewer, and a longer measurement of the mAP is made once
-WARM_UP = 100  # steps, at most a tenth of the training
+FEWEST_STEPS = 3  # the first builds the graph, the second may still wait for images
+MEASURING_SHARE = 0.03  # of a time budget: longer steps are fewer
+IMAGES_TO_MEASURE = 64  # of the validation, twice: the first time compiles and reads the files
+NEWEST_EPOCHS = 3  # whose mean tells how long the next ones take
 
 
-def new_schedule(flags: dict, learning_rate: float, steps: int) -> dict:
-    """The description of a `Schedule` for so many steps."""
-    warm_up = min(WARM_UP, steps // 10) if flags["warm_up_steps"] is None else flags["warm_up_steps"]
-    return Schedule(peak=learning_rate, steps=steps, shape=flags["schedule"], warm_up=max(1, warm_up)).get_config()
-
-
-def plan_length(flags: dict, settings: dict, trainer, batches: Batches, end: EpochEnd, deadline: float | None) -> None:
-    """Fills in `total` epochs of so many `steps` and the `schedule`: as given, as time allows, or by the images.
-
-    Args:
-        flags: a03's.
-        settings: of the run.
-        trainer: compiled; it is to be compiled again for the plan.
-        batches: of the whole training.
-        end: its `state` gets the plan.
-        deadline: when a time budget ends, on `time.monotonic`'s clock; None = never.
-
-    Raises:
-        InputError: there is no time for a training, or none so long as its flags need.
-    """
-    images, chosen, state = len(batches.data), settings["training"], end.state
-    if flags["epochs"] is not None:
-        total, steps = flags["epochs"], flags["steps_per_epoch"] or max(1, images // chosen["batch_size"])
-    elif deadline is not None:
-        if thaws := flags["freeze_backbone_epochs"]:  # the steps after the thaw take longer, and are most
-            compile_for(trainer, state, flags, backbone=settings["backbone"], epoch=thaws)
-        seconds = MEASURING_SHARE * (deadline - time.monotonic())
-        build, step, validation = measure(trainer, batches, end, workers=flags["workers"], seconds=seconds)
-        every = flags["validate_every"]
-        build *= 2 if thaws else 1
-        seconds = deadline - time.monotonic() - build
-        total, steps = plan.budget_length(seconds, step=step, validation=validation, validate_every=every)
-        pictures = total * steps * chosen["batch_size"]
-        print(
-            f"chosen: {total} epochs of {steps} steps for --time_budget {flags['time_budget']}, "
-            f"{pictures / images:.0f} passes: a step takes {step:.3f} s ({chosen['batch_size'] / step:.1f} images/s), "
-            f"measuring the mAP {validation:.1f} s"
-        )
-        measuring = plan.measurements(total, every) * validation
-        share = measuring / (measuring + total * steps * step)
-        if share > plan.VALIDATION_SHARE:
-            print(f"measuring the mAP takes {share:.0%} of the time: fewer images by --validation_images take less")
-    else:
-        total, steps, reason = plan.fixed_length(images, chosen["batch_size"])
-        print(f"chosen: {reason}")
-    check_length(flags, total, steps)
-    state.update(total=total, steps=steps, average_over=total * steps)
-    state["schedule"] = new_schedule(flags, chosen["learning_rate"], total * steps)
-
-
-def compile_for(trainer: DetectionTrainer, state: dict, flags: dict, *, backbone: str, epoch: int = 0) -> None:
-    """Gives the trainer a new optimizer, with the backbone frozen or not.
-
-    Args:
-        trainer: its weights are those of the training so far.
-        state: `steps`, `schedule` and `average_over`.
-        flags: a03's.
-        backbone: name of its layer in the network.
-        epoch: the one that the optimizer is for, from 0 on.
-    """
-    network = trainer.network
-    thaws = flags["freeze_backbone_epochs"]
-    for layer in network._flatten_layers():  # setting it on the network does not reach the models inside its models
-        layer.trainable = True
-    for layer in trainer.always_frozen:
-        layer.trainable = False
-    if flags["freeze_backbone"] or epoch < thaws:
-        backbones.freeze(network.get_layer(backbone), weights=True)
-    if flags["freeze_batch_norm"]:
-        backbones.freeze(network, batch_norm=True)
-    # an optimizer counts from its own first step: then its averages begin with the weights that it finds
-    offset = thaws * state["steps"] if epoch >= thaws else 0
-    options = {name: flags[name] for name in ("optimizer", "weight_decay", "clip_norm", "ema", "accumulate")}
+def compile_trainer(trainer: DetectionTrainer, settings: TrainingSettings, course: ScheduleState) -> Schedule:
+    """Gives a trainer its optimizer; returns the schedule of its learning rate, whose course may change later."""
+    recipe = settings.recipe
     # XLA on the CPU is slower than TensorFlow's own kernels; JAX compiles whatever is said here
     plain = keras.backend.backend() == "tensorflow" and runs_on_cpu()
     with trainer.scope():
-        schedule = Schedule(**state["schedule"] | {"offset": offset})
-        optimizer = make_optimizer(schedule, average_over=state["average_over"], **options)
-        trainer.compile(optimizer=optimizer, jit_compile=False if plain else "auto")
-        optimizer.build(network.trainable_variables)
-    trainer.forget_functions()
-    trainer.schedule, trainer.compiled_for = schedule, epoch
-
-
-def measure(
-    trainer: DetectionTrainer, batches: Batches, end: EpochEnd, *, workers: int, seconds: float
-) -> tuple[float, float, float]:
-    """Seconds to build the graph, of a training step, of measuring the mAP; afterwards all weights are as before.
-
-    Args:
-        trainer: compiled as it trains most of the time.
-        batches: of the whole training.
-        end: validates.
-        workers: threads that prepare batches.
-        seconds: that all steps together may take without the first, which builds the graph, but for `FEWEST_STEPS`;
-            the mAP is measured once only where that takes longer.
-    """
-    variables = [*trainer.variables, *trainer.optimizer.variables]
-    before = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
-    clock = _StepTimes(seconds)
-    steps = STEPS_TO_WARM + STEPS_TO_MEASURE
-    batches.close_at = steps  # mosaics and mixtures belong to what is measured
-    sequence = BatchSequence(batches, workers=workers)
-    with sequence.mistakes_as_they_are(), _memory(end, trainer.sizes[0]):
-        began = time.perf_counter()
-        trainer.fit(sequence, steps_per_epoch=steps, epochs=1, shuffle=False, verbose=0, callbacks=[clock])
-    for variable, value in zip(variables, before, strict=True):
-        variable.assign(value)
-    if end.validate:
-        end.measuring.append(_seconds_to_validate(end, seconds))
-    warm = min(STEPS_TO_WARM, (len(clock.times) - 1) // 2)
-    step = float(np.median(np.diff(clock.times[warm:])))
-    return max(clock.times[0] - began - step, 0.0), step, end.measuring[-1] if end.validate else 0.0
-
-
-def _seconds_to_validate(end: EpochEnd, long: float) -> float:
-    """Of measuring the mAP; the second time, when the pictures are in memory, unless the first was `long`."""
-    side = end.detector.settings["image_size"]
-    end.detector.detect(np.zeros((BATCH, side, side, 3), "uint8"), sizes=[(side, side)] * BATCH)  # compiles
-    for _ in range(2):
-        began = time.perf_counter()
-        end.validate(end.detector)
-        took = time.perf_counter() - began
-        if machines.from_first(lambda took=took: took > long):
-            break
-    return took
-
-
-class _StepTimes(keras.callbacks.Callback):
-    """When each step ended; no more steps than fit into so many seconds after the first, but `FEWEST_STEPS`."""
-
-    def __init__(self, seconds: float):
-        super().__init__()
-        self.seconds = seconds
-        self.times: list[float] = []
-
-    def on_train_batch_end(self, batch, logs=None):
-        float(logs["loss"])  # waits until an accelerator has done the step
-        self.times.append(time.perf_counter())
-        over = machines.from_first(lambda: self.times[-1] - self.times[0] >= self.seconds)
-        if over and len(self.times) >= FEWEST_STEPS:
-            self.model.stop_training = True
-
-
-def _memory(end: EpochEnd, image_size: int) -> contextlib.AbstractContextManager:
-    """Around `fit`: a lack of memory is said in one sentence."""
-    checkpoint = end.saver.guard.last_good
-    return memory.shortage_in_one_sentence(batch_size=end.batch_size, image_size=image_size, checkpoint=checkpoint)
-
-
-def planned_at_closing(state: dict) -> int:
-    """The epochs of which the last `CLOSED` part is closed: all, unless the end was moved after it had begun."""
-    return state.get("closed") or state["total"]
-
-
-def close_at(state: dict) -> int:
-    """The first step without mosaics and mixtures."""
-    return int(CLOSED * planned_at_closing(state) * state["steps"])
-
-
-def size_of(epoch: int, sizes: tuple[int, ...], *, total: int, seed: int) -> int:
-    """The input's size in an epoch: one of several at random, and the network's own, which is the first, at the end."""
-    if epoch >= CLOSED * total:
-        return sizes[0]
-    return int(np.random.default_rng([seed, epoch, len(sizes)]).choice(sizes))
-
-
-def epoch_end(
-    run: Path,
-    trainer: DetectionTrainer,
-    state: dict,
-    flags: dict,
-    settings: dict,
-    *,
-    batches: Batches,
-    stop: Stop,
-    began: float,
-    validate: Callable[[Detector], float] | None,
-    exported: keras.Model | None,
-) -> EpochEnd:
-    """What guards, saves and measures a training, with a03's flags; the other arguments are those of the callbacks."""
-    writer = None
-    if flags["tensorboard"] and machines.is_first():
-        from tensorboard.summary import Writer
-
-        writer = Writer(str(run / "tensorboard"))
-    saver = Saver(
-        run,
-        trainer,
-        state,
-        guard=FiniteLossGuard(run, batches, state),
-        stop=stop,
-        began=began,
-        every_steps=flags["checkpoint_steps"],
-        every_minutes=flags["checkpoint_minutes"],
-    )
-    return EpochEnd(
-        saver,
-        settings,
-        validate=validate,
-        batch_size=settings["training"]["batch_size"],
-        validate_every=flags["validate_every"],
-        patience=flags["patience"],
-        exported=exported,
-        writer=writer,
-    )
-
-
-def run(
-    trainer: DetectionTrainer, batches: Batches, end: EpochEnd, flags: dict, *, backbone: str, deadline: float | None
-) -> str:
-    """Trains until the last epoch, until nothing gets better, until the time is over, or until it is to stop.
-
-    Args:
-        trainer: compiled, for the step that comes next or the one before it.
-        batches: of the whole training.
-        end: what happens after each epoch; its `state` counts steps and epochs, its `saver` knows when to stop.
-        flags: a03's.
-        backbone: see `compile_for`.
-        deadline: when a time budget ends, on `time.monotonic`'s clock; None = never.
-
-    Returns:
-        why it will not go on though its last epoch is not reached; empty when it was, or when `end.saver.stop` has a
-        reason: then a checkpoint is written, and the training goes on from there.
-    """
-    state, stop = end.state, end.saver.stop
-    note_images(state, batches.data.image_ids)
-    stop.waits = True  # from here on there is something to lose
-    try:
-        if state["step"] > state["epochs"] * state["steps"]:
-            set_means(trainer, state)  # where only the end of the epoch is left; `fit` sets them to zero
-        while state["epochs"] < state["total"]:
-            if end.out_of_patience:
-                return f"no better mAP in {flags['patience']} measurements"
-            if deadline is not None and state["step"] and machines.from_first(lambda: time.monotonic() >= deadline):
-                _end_here(end)
-                break
-            _train_epoch(trainer, batches, end, flags, backbone=backbone)
-            stop.check()
-            end.finish_epoch(lambda done: _keep_to(deadline, trainer, end, flags, done))
-        end.measure_last()
-    except Stopped:
-        end.saver.save_if_needed()
-    except BadImages:
-        if not machines.several():  # they are those of this process alone, and all must save together
-            end.saver.save_if_needed()
-        raise
-    finally:
-        stop.waits = False
-    return ""
-
-
-def how_it_ended(folder: Path, state: dict, why: str, stop: Stop) -> str:
-    """The last line of a training; `why` it will not go on is what `run` gave back."""
-    best = best_so_far(state)
-    if state["epochs"] < state["total"] and stop.reason:
-        where = f"step {state['step']} of {state['total'] * state['steps']}"
-        return f"{folder}: stopped by {stop.reason} after {where}, saved{best}: run the same command to go on"
-    level = state["settings"]["flags"]["level"]
-    return f"{folder}: {state['epochs']} epochs on level {level}{best}{'; stopped: ' + why if why else ''}"
-
-
-def _train_epoch(trainer: DetectionTrainer, batches: Batches, end: EpochEnd, flags: dict, *, backbone: str) -> None:
-    """The steps of an epoch, or those that are left of it; fewer when the training is to stop."""
-    state, epoch = end.state, end.state["epochs"]
-    if epoch and epoch == flags["freeze_backbone_epochs"] and trainer.compiled_for < epoch:
-        compile_for(trainer, state, flags, backbone=backbone, epoch=epoch)
-        end.forget_costs()
-        print(f"the backbone thaws after epoch {epoch}")
-    size = size_of(epoch, tuple(trainer.sizes), total=planned_at_closing(state), seed=flags["seed"])
-    trainer.look_at(size)
-    batches.close_at = close_at(state)
-    left = (epoch + 1) * state["steps"] - state["step"]
-    if not left:
-        return
-    sequence = BatchSequence(batches, start=state["step"], workers=flags["workers"], image_size=size)
-    end.begin_steps(builds=trainer.train_function is None)
-    with sequence.mistakes_as_they_are(), _memory(end, size):
-        trainer.fit(
-            sequence,
-            steps_per_epoch=left,
-            initial_epoch=epoch,
-            epochs=epoch + 1,
-            shuffle=False,
-            verbose=0,
-            callbacks=[BatchGuard(sequence), end.saver.guard, Progress(state), end, end.saver],
+        rate = Schedule(course, recipe.schedule)
+        optimizer = make_optimizer(
+            rate,
+            optimizer=recipe.optimizer,
+            weight_decay=recipe.weight_decay,
+            clip_norm=recipe.clip_norm,
+            accumulate=settings.options.step.accumulate,
         )
+        trainer.compile(optimizer=optimizer, jit_compile=False if plain else "auto")
+        optimizer.build(trainer.network.trainable_variables)
+    return rate
 
 
-def _end_here(end: EpochEnd) -> None:
-    """Ends a training that was stopped and goes on when its time is over: an epoch that was begun counts as it is."""
-    state = end.state
-    begun = state["step"] > state["epochs"] * state["steps"]
-    print(f"the time is over: the training ends after step {state['step']} of {state['total'] * state['steps']}")
-    state["total"] = state["epochs"] + begun
-    if begun:
-        end.finish_epoch()
-    else:
-        end.saver.save()
+def prepare_trainer(trainer: DetectionTrainer, state: TrainingState, run: Path) -> Schedule:
+    """Compiles a trainer; where the training has begun, its weights become those of the newest checkpoint."""
+    course = state.schedule or schedule.new_schedule(state.training.learning_rate, 1000)  # until it is planned
+    rate = compile_trainer(trainer, state.training, course)
+    if state.step:
+        checkpoints.restore(run, trainer)
+    return rate
 
 
-def _keep_to(deadline: float | None, trainer: DetectionTrainer, end: EpochEnd, flags: dict, done: int) -> str:
-    """Moves the end of the training when the newest epochs say that the plan misses the deadline by much.
+def best_so_far(state: TrainingState) -> str:
+    """The best mAP so far, to end a sentence with; nothing without validation images."""
+    return "" if state.best is None else f", best mAP {state.best:.4f} ({LEFT_OUT})"
 
-    While the backbone is frozen not to a later one, as the epochs after the thaw take longer. What is closed stays so.
 
-    Returns:
-        what there is to say about it; empty where the plan stays.
+class Training:
+    """A training and its state, which nothing else holds.
+
+    Args:
+        run: folder of the run, locked by the caller.
+        trainer: with the weights to begin with; not compiled.
+        batches: of the whole training.
+        state: with the settings of the run and of the training.
+        workers: threads that prepare batches.
+        validation: measures the mAP; None = the last epoch counts as the best.
+        exported: the same network in float32, where the other trains in less.
+        stop: asked after each step and during the validation.
+        started: when this process began, on the clock of `time.monotonic`.
+        cache_bytes: memory for reduced images, to name it where memory is short.
+        report: gets each line that a person reads.
+
+    Attributes:
+        state: where the training is.
     """
-    state, planned, epoch = end.state, end.state["total"], end.seconds_per_epoch
-    if deadline is None or epoch is None:
-        return ""
-    left, epoch, measuring = machines.from_first(lambda: (deadline - time.monotonic(), epoch, end.seconds_to_measure))
-    often = {"validation": measuring, "validate_every": end.validate_every}
-    total = plan.epochs_that_fit(left, epoch, done=done, planned=planned, **often)
-    if total == planned or (total > planned and done <= flags["freeze_backbone_epochs"]):
-        return ""
-    if state["step"] >= close_at(state):
-        state["closed"] = planned_at_closing(state)
-    state["total"] = total
-    if done == total:
-        return f"the time is over after {total} of {planned} epochs"
-    trainer.schedule.move_end(total * state["steps"], at=done * state["steps"])
-    state["schedule"] = trainer.schedule.get_config()
-    return f"{left / 60:.1f} minutes are left: {total} epochs instead of {planned}"
+
+    def __init__(
+        self,
+        run: Path,
+        trainer: DetectionTrainer,
+        batches: Batches,
+        state: TrainingState,
+        *,
+        workers: int,
+        validation: Validation | None = None,
+        exported: keras.Model | None = None,
+        stop: Stop,
+        started: float,
+        cache_bytes: int = 0,
+        report: Callable[[str], None],
+    ):
+        self.state = state
+        self.report = report
+        self._run, self._trainer, self._batches, self._validation = run, trainer, batches, validation
+        self._exported = exported or trainer.network
+        self._detector = Detector(self._exported, state.run)
+        self._workers, self._stop = workers, stop
+        self._began = started - state.seconds  # the time between two processes left out
+        self._epoch_began = time.monotonic() - state.epoch_seconds
+        self._saved_at, self._saved_step = time.monotonic(), state.step
+        self._memory = functools.partial(
+            memory_errors,
+            batch_size=batches.batch_size,
+            image_size=state.run.network.image_size,
+            cache_bytes=cache_bytes,
+        )
+        self._progress = Progress(report)
+        self._steps_began: float | None = None
+        self._step_times: list[float] = []  # of the epoch, in this process
+        self._costs: list[float] = []  # seconds of the newest epochs with their validation
+        self._saving = 0.0  # seconds of the newest checkpoint
+        self._rate: Schedule | None = None
+        self._writer = None
+        if state.training.options.records.tensorboard and machines.is_first():
+            from tensorboard.summary import Writer
+
+            self._writer = Writer(str(run / "tensorboard"))
+
+    # === Before the first step =======================================================================================
+    def begin(self, length: LengthOptions) -> None:
+        """Plans a new training, or restores one; writes its settings.
+
+        Args:
+            length: a training goes on with its plan, unless this is another length than before.
+
+        Raises:
+            InputError: there is no time for a training, or no memory for a step.
+        """
+        self._rate = prepare_trainer(self._trainer, self.state, self._run)
+        images = checkpoints.digest_of(self._batches.data.image_ids)
+        if self.state.step and self.state.images != images:
+            self.report("the training images are not those of the checkpoint: they come in another order from here on")
+        self.state = dataclasses.replace(self.state, images=images)
+        if not self.state.plan:
+            with self._memory():
+                self._plan(length)
+        else:
+            self._resume(length)
+        if self._validation:
+            self._validation = self._validation.sample(self.state.plan.validation_images)
+        if machines.is_first():
+            write_run_settings(self._run, self.state.run)
+            write_json(self._run / TRAINING_SETTINGS, self.state.training)
+            for name in (SETTINGS, TRAINING_SETTINGS):
+                checkpoints.flush(self._run / name)
+
+    def _plan(self, length: LengthOptions) -> None:
+        images, batch_size = len(self._batches.data), self._batches.batch_size
+        if length.epochs is not None or length.time_budget is None:
+            plan, reason = lengths.fixed_plan(length, images, batch_size)
+            self.report(f"chosen: {reason}")
+        else:
+            self.report("planning: some steps and some of the validation show how long they take")
+            speed = self._measure_speed(MEASURING_SHARE * length.time_budget)
+            speed = lengths.Speed(*machines.from_first(lambda: speed))
+            left = machines.from_first(lambda: self._began + length.time_budget - time.monotonic())
+            plan = lengths.budget_plan(left, speed, budget=length.time_budget)
+            self.report(
+                f"chosen: {plan.epochs} epochs of {plan.steps} steps for {length.time_budget / 60:g} minutes, "
+                f"{plan.total_steps * batch_size / images:.0f} passes: a step takes {speed.step:.3f} s "
+                f"({batch_size / speed.step:.1f} images/s), measuring the mAP {speed.validation:.1f} s"
+            )
+            if plan.validation_images:
+                self.report(f"chosen: {plan.validation_images} of {speed.images} validation images, to save time")
+        course = schedule.new_schedule(self.state.training.learning_rate, plan.total_steps)
+        self._change(plan, course)
+
+    def _resume(self, length: LengthOptions) -> None:
+        state, plan = self.state, self.state.plan
+        inside = state.step - state.epochs * plan.steps
+        where = f" and {inside} of {plan.steps} steps" if inside else ""
+        self.report(f"{self._run}: going on after epoch {state.epochs} of {plan.epochs}{where}{best_so_far(state)}")
+        epochs = lengths.changed_length(state, length)
+        if epochs is None:
+            return
+        budget = length.time_budget if length.epochs is None else None
+        longer = lengths.make_plan(epochs, plan.steps, seconds=budget, validation_images=plan.validation_images)
+        shape = state.training.recipe.schedule
+        self._change(longer, schedule.prolong(state.schedule, longer.total_steps, at=state.step, shape=shape))
+        self.report(f"{epochs} epochs instead of {plan.epochs}: the learning rate falls to its end over all of them")
+
+    def _change(self, plan, course: ScheduleState) -> None:
+        self.state = dataclasses.replace(self.state, plan=plan, schedule=course)
+        self._rate.follow(course)
+
+    def _measure_speed(self, seconds: float) -> lengths.Speed:
+        """Measures steps and validation, after what they compile; afterwards all weights are as before.
+
+        Args:
+            seconds: for the steps after the first one, which builds the graph.
+        """
+        variables = [*self._trainer.variables, *self._trainer.optimizer.variables]
+        before = [np.array(ops.convert_to_numpy(variable)) for variable in variables]
+        times = []
+
+        def after_step(logs, update_variables):
+            float(logs["loss"])  # waits until an accelerator has done the step
+            times.append(time.perf_counter())
+            over = machines.from_first(lambda: times[-1] - times[0] >= seconds)
+            self._trainer.stop_training = over and len(times) >= FEWEST_STEPS
+
+        steps = STEPS_TO_WARM + STEPS_TO_MEASURE
+        self._fit(BatchSequence(self._batches, workers=self._workers, close_at=steps), steps, after_step=after_step)
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+        step = float(np.median(np.diff(times[min(STEPS_TO_WARM, (len(times) - 1) // 2) :])))
+        if not self._validation:
+            return lengths.Speed(step, 0.0, 0)
+        sample = self._validation.sample(IMAGES_TO_MEASURE)
+        for _ in range(2):
+            began = time.perf_counter()
+            self._measure_on(sample)
+            took = time.perf_counter() - began
+        return lengths.Speed(step, took * self._validation.images / sample.images, self._validation.images)
+
+    # === The steps ===================================================================================================
+    def run(self, deadline: float | None = None) -> str:
+        """Trains until the last epoch, until the time is over, or until it is to stop.
+
+        Args:
+            deadline: when a time budget ends, on the clock of `time.monotonic`; None = never.
+
+        Returns:
+            a sentence about the finished training.
+
+        Raises:
+            Stopped: it is to stop; a checkpoint is written.
+            InputError: the data, the memory or the losses do not allow to go on.
+        """
+        self._stop.waits = True  # from here on there is something to lose
+        try:
+            with self._memory():
+                self._train(deadline)
+        except Stopped:
+            self._save_if_needed()
+            where = f"after step {self.state.step} of {self.state.plan.total_steps}"
+            raise Stopped(f"{where}, saved{best_so_far(self.state)}") from None
+        except BadImages:
+            if not machines.several():  # they are those of this process alone, and all must save together
+                self._save_if_needed()
+            raise
+        finally:
+            self._stop.waits = False
+            self._progress.end()
+        return f"{self._run}: {self.state.epochs} epochs on level {self.state.run.level}{best_so_far(self.state)}"
+
+    def _train(self, deadline: float | None) -> None:
+        while self.state.epochs < self.state.plan.epochs:
+            over = deadline is not None and self.state.step
+            if over and machines.from_first(lambda: time.monotonic() >= deadline):
+                self._end_here()
+                return
+            self._train_epoch()
+            self._check_stop()
+            self._finish_epoch(deadline)
+
+    def _end_here(self) -> None:
+        """Ends a training that is resumed when its time is over; an epoch that was begun counts as it is."""
+        state, plan = self.state, self.state.plan
+        begun = state.step > state.epochs * plan.steps
+        self.report(f"the time is over: the training ends after step {state.step} of {plan.total_steps}")
+        self.state = dataclasses.replace(state, plan=dataclasses.replace(plan, epochs=state.epochs + begun))
+        if begun:
+            checkpoints.restore_loss_sums(self._trainer, state)
+            self._finish_epoch()
+        else:
+            self._save()
+
+    def _train_epoch(self) -> None:
+        """The steps of an epoch, or those that are left of it; fewer when the training is to stop."""
+        state, plan = self.state, self.state.plan
+        done = state.step - state.epochs * plan.steps
+        self._step_times = []
+        if done == plan.steps:
+            checkpoints.restore_loss_sums(self._trainer, state)
+            return
+        self._progress.begin(f"epoch {state.epochs + 1}/{plan.epochs}", total=plan.steps, done=done)
+        sequence = BatchSequence(self._batches, start=state.step, workers=self._workers, close_at=plan.close_at)
+        restore = functools.partial(checkpoints.restore_loss_sums, self._trainer, state) if done else lambda: None
+        # the step that builds the graph is no measure of speed
+        self._steps_began = time.perf_counter() if self._trainer.train_function else None
+        self._fit(sequence, plan.steps - done, epoch=state.epochs, before=restore, after_step=self._after_step)
+        self._progress.end()
+
+    def _fit(
+        self,
+        sequence: BatchSequence,
+        steps: int,
+        *,
+        after_step: Callable,
+        epoch: int = 0,
+        before: Callable = lambda: None,
+    ) -> None:
+        """One `fit`. No step begins whose batch could not be prepared.
+
+        TensorFlow fetches a batch inside the step: one that fails there has already counted itself and drawn from the
+        random seeds, and a checkpoint of what was learned would go on differently.
+
+        Args:
+            sequence: of the batches.
+            steps: how many.
+            after_step: gets the logs, and a function that brings the variables up to date, which JAX needs.
+            epoch: of the training.
+            before: is called when `fit` has set the sums of the losses to zero.
+        """
+        callback = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: before(),
+            on_train_batch_begin=lambda batch, logs: sequence.wait_for(batch),
+            on_train_batch_end=lambda batch, logs: after_step(logs, lambda: callback.model),
+        )
+        with sequence.mistakes_as_they_are():
+            self._trainer.fit(
+                sequence,
+                steps_per_epoch=steps,
+                initial_epoch=epoch,
+                epochs=epoch + 1,
+                shuffle=False,
+                verbose=0,
+                callbacks=[callback],
+            )
+
+    def _after_step(self, logs: dict[str, float], update_variables: Callable) -> None:
+        loss, step = float(logs["loss"]), self.state.step  # the mean over the epoch so far: one bad batch is enough
+        if not math.isfinite(loss):
+            raise self._bad_batch(step, f"the loss of step {step} is {loss}")
+        self._step_times.append(time.perf_counter())
+        self.state = dataclasses.replace(self.state, step=step + 1)
+        done = self.state.step - self.state.epochs * self.state.plan.steps
+        self._progress.update(done, f"loss {loss:.3f}", line=lambda: self._line_of_step(loss))
+        if self._stop_wanted():
+            self._trainer.stop_training = True
+        elif self._checkpoint_is_due(done):
+            update_variables()
+            self._save()
+
+    def _checkpoint_is_due(self, done: int) -> bool:
+        records = self.state.training.options.records
+        by_time = records.checkpoint_minutes > 0 and machines.from_first(
+            lambda: records.checkpoint_minutes * 60 <= time.monotonic() - self._saved_at
+        )
+        by_steps = 0 < records.checkpoint_steps <= self.state.step - self._saved_step
+        return by_time or (by_steps and done < self.state.plan.steps)  # after the last one comes that of the epoch
+
+    def _stop_wanted(self) -> bool:
+        self._stop.request(machines.from_any(self._stop.wanted()))
+        return bool(self._stop.reason)
+
+    def _check_stop(self) -> None:
+        if self._stop_wanted():
+            raise Stopped
+
+    # === After an epoch ==============================================================================================
+    def _finish_epoch(self, deadline: float | None = None) -> None:
+        """What comes after the steps of an epoch. Whenever it is stopped or killed, the next start begins it again."""
+        number, begin = self.state.epochs + 1, time.perf_counter()
+        losses = {name: round(float(value), 6) for name, value in self._trainer.get_metrics_result().items()}
+        score = self._measure()
+        best = score is None or self.state.best is None or score > self.state.best  # a tie keeps the earlier one
+        step = self._seconds_of_a_step()
+        if step:
+            after = time.perf_counter() - begin + self._saving
+            self._costs.append(step * self.state.plan.steps + after)
+        said = self._keep_to(deadline, number)
+        row = EpochRow(
+            epoch=number,
+            **{name: losses[name] for name in ("loss", "class_loss", "box_loss")},
+            mAP=None if score is None else round(score, 6),
+            learning_rate=float(f"{float(self._trainer.optimizer.learning_rate):.6g}"),
+            images_per_second=round(self._batches.batch_size / step, 2) if step else None,
+            seconds=round(time.monotonic() - self._epoch_began, 2),
+        )
+        history = (*self.state.history, row)
+        self.state = dataclasses.replace(
+            self.state, epochs=number, history=history, best=score if best else self.state.best
+        )
+        self._epoch_began = time.monotonic()
+        self._save(best=self._exported if best else None)
+        if machines.is_first():
+            checkpoints.write_history(self._run, history)
+        self._show(row)
+        self._progress.say(self._line_of_epoch(row, best))
+        if said:
+            self.report(said)
+
+    def _measure(self) -> float | None:
+        """The mAP of the newest weights; None without validation images."""
+        if self._exported is not self._trainer.network:
+            self._exported.set_weights(self._trainer.network.get_weights())
+        if not self._validation:
+            return None
+        score = self._measure_on(self._validation)
+        return machines.from_first(lambda: score)
+
+    def _measure_on(self, validation: Validation) -> float:
+        def after_batch(images: int) -> None:
+            self._check_stop()
+            self._progress.update(images, line=lambda: f"validation: {images} of {validation.images} images")
+
+        self._progress.begin("validation", total=validation.images)
+        score = validation.measure(self._detector, after_batch)
+        self._progress.end()
+        return score
+
+    def _keep_to(self, deadline: float | None, done: int) -> str:
+        """Moves the end of the training when the newest epochs say that the plan misses the deadline by much.
+
+        A part without mosaics that has begun stays where it is.
+
+        Returns:
+            a sentence about it; empty where the plan stays.
+        """
+        plan = self.state.plan
+        if deadline is None or not self._costs:
+            return ""
+        left, epoch = machines.from_first(lambda: (deadline - time.monotonic(), self._seconds_of_an_epoch()))
+        epochs = lengths.epochs_that_fit(left, epoch, done=done, planned=plan.epochs)
+        if epochs == plan.epochs:
+            return ""
+        moved = lengths.make_plan(epochs, plan.steps, seconds=plan.seconds, validation_images=plan.validation_images)
+        if self.state.step >= plan.close_at:
+            moved = dataclasses.replace(moved, close_at=plan.close_at)
+        if done == epochs:
+            self.state = dataclasses.replace(self.state, plan=moved)
+            return f"the time is over after {epochs} of {plan.epochs} epochs"
+        self._change(moved, schedule.move_end(self.state.schedule, moved.total_steps, at=done * plan.steps))
+        return f"{left / 60:.1f} minutes are left: {epochs} epochs instead of {plan.epochs}"
+
+    def _seconds_of_a_step(self) -> float | None:
+        """None where no step was made in this process but the one that built the graph."""
+        times = self._step_times
+        if len(times) == 1 and self._steps_began is not None:
+            times = [self._steps_began, *times]
+        return max(times[-1] - times[0], 1e-9) / (len(times) - 1) if len(times) > 1 else None
+
+    def _seconds_of_an_epoch(self) -> float:
+        """The mean of the newest epochs: other work makes single ones slow."""
+        return float(np.mean(self._costs[-NEWEST_EPOCHS:]))
+
+    # === Saving and showing ==========================================================================================
+    def _save(self, best: keras.Model | None = None) -> None:
+        """Writes a checkpoint.
+
+        Args:
+            best: the network, where its weights are the best so far.
+
+        Raises:
+            InputError: it cannot be written, or the weights are not finite.
+        """
+        step = self.state.step - 1
+        if weight := spoiled_weight(self._trainer):
+            raise self._bad_batch(step, f"step {step} made {weight} infinite or not a number")
+        begin = time.monotonic()
+        times = {"seconds": begin - self._began, "epoch_seconds": begin - self._epoch_began}
+        state = dataclasses.replace(self.state, **times)
+        self.state = checkpoints.write_checkpoint(self._run, self._trainer, self._trainer.network, state, best=best)
+        self._saved_at, self._saved_step = time.monotonic(), self.state.step
+        self._saving = self._saved_at - begin
+
+    def _save_if_needed(self) -> None:
+        """Writes a checkpoint where something was learned since the last one."""
+        if self.state.step != self._saved_step:
+            self._save()
+
+    def _bad_batch(self, step: int, what: str) -> Exception:
+        """The error about weights or losses that are not finite."""
+        good = f"the last good checkpoint, {self._run / checkpoints.NEWEST} of step {self._saved_step}"
+        images = self._batches.ids(step)
+        return report_bad_batch(self._run, what, step, images, good if self._saved_step else "")
+
+    def _show(self, row: EpochRow) -> None:
+        """Gives the numbers of an epoch to TensorBoard."""
+        if not self._writer:
+            return
+        for name, value in dataclasses.asdict(row).items():
+            if name != "epoch" and value is not None:
+                self._writer.add_scalar(name, value, row.epoch)
+        self._writer.flush()
+
+    def _line_of_step(self, loss: float) -> str:
+        state, plan, seconds = self.state, self.state.plan, self._seconds_of_a_step()
+        left = plan.total_steps - state.step
+        if self._costs:
+            seconds = self._seconds_of_an_epoch() / plan.steps
+        minutes = "" if seconds is None else f"  {left * seconds / 60:.1f} min left"
+        return f"epoch {state.epochs + 1}/{plan.epochs}  step {state.step}/{plan.total_steps}  loss {loss:.3f}{minutes}"
+
+    def _line_of_epoch(self, row: EpochRow, best: bool) -> str:
+        epochs = self.state.plan.epochs
+        score = "" if row.mAP is None else f"  mAP {row.mAP:.4f} {LEFT_OUT}{', best' if best else ''}"
+        speed = "" if row.images_per_second is None else f"  {row.images_per_second:.1f} images/s"
+        left = f"  {self._seconds_of_an_epoch() * (epochs - row.epoch) / 60:.1f} min left" if self._costs else ""
+        losses = f"loss {row.loss:.3f} (class {row.class_loss:.3f}, box {row.box_loss:.3f})"
+        return f"epoch {row.epoch}/{epochs}  {losses}{score}{speed}{left}"

@@ -1,19 +1,68 @@
 """The learning rate over a training, and the optimizer that follows it."""
 
+import dataclasses
+import math
 from typing import Literal
 
 import keras
 import numpy as np
 from keras import ops
 
+from training.state import ScheduleState
+
 Shape = Literal["cosine", "steps"]
 
-SHAPES = ("cosine", "steps")
 COSINE_END = 0.01  # of the highest rate
 DROPS = (0.6, 0.8)  # where the paper divides the rate by ten: after 90 and 120 of 150 epochs (section 4.1)
-AVERAGED_SHARE = 1 / 25  # of the training that the moving average of the weights reaches back
-LONGEST_AVERAGE = 5000  # steps
+WARM_UP = 100  # steps, at most a tenth of the training
 LINE = "schedule"  # name of the variable that the learning rate is computed from
+
+
+def new_schedule(peak: float, steps: int) -> ScheduleState:
+    """The course of the learning rate in a training of `steps` steps."""
+    return ScheduleState(peak=peak, steps=steps, warm_up=warm_up_of(steps))
+
+
+def warm_up_of(steps: int) -> int:
+    """Steps in which the rate rises, of a training of `steps` steps."""
+    return max(1, min(WARM_UP, steps // 10))
+
+
+def move_end(state: ScheduleState, steps: int, *, at: int) -> ScheduleState:
+    """Moves the end to `steps`: the rate goes on from its value at step `at`."""
+    return dataclasses.replace(state, begin=at, begin_progress=_progress(state, at), steps=steps)
+
+
+def prolong(state: ScheduleState, steps: int, *, at: int, shape: Shape) -> ScheduleState:
+    """Makes the training one of `steps` steps, of which `at` are done.
+
+    From its value at step `at` the rate goes over, in the steps of a warm-up, to the fall that it would have had if the
+    training had been planned so from its beginning: after a finished training it rises again.
+    """
+    return dataclasses.replace(
+        state,
+        begin=at,
+        begin_progress=at / steps,
+        steps=steps,
+        old_factor=_factor(state, at, shape),
+        change_steps=warm_up_of(steps - at),
+    )
+
+
+def _progress(state: ScheduleState, step: int) -> float:
+    """How much of the fall lies behind a step, 0 to 1."""
+    share = (step - state.begin) / max(1, state.steps - state.begin)
+    return min(max(state.begin_progress + (1 - state.begin_progress) * share, 0.0), 1.0)
+
+
+def _factor(state: ScheduleState, step: int, shape: Shape) -> float:
+    """The share of the highest rate at a step, after the warm-up."""
+    progress = _progress(state, step)
+    fall = COSINE_END + (1 - COSINE_END) * 0.5 * (1 + math.cos(math.pi * progress))
+    if shape == "steps":
+        fall = 0.1 ** sum(progress >= drop for drop in DROPS)
+    new = min((step - state.begin + 1) / (state.change_steps + 1), 1.0)
+    return new * fall + (1 - new) * state.old_factor
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
@@ -23,78 +72,55 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     half a cosine to a hundredth; "steps" divides by ten at 0.6 and at 0.8 of the training, as the paper does.
 
     Args:
-        peak: the highest rate.
-        steps: steps of the whole training.
+        state: the course, which `follow` changes later.
         shape: "cosine" or "steps".
-        warm_up: steps.
-        begin: the step from which progress grows evenly up to the end.
-        begin_progress: the progress at `begin`; 0 unless the end of the training was moved on its way.
-        offset: the step that an optimizer calls 0, when it did not begin with the training.
 
     Attributes:
-        line: a variable of `begin`, `begin_progress` and `steps`.
+        line: a variable of the numbers of the course, so that what is compiled follows when they change.
     """
 
-    def __init__(
-        self,
-        *,
-        peak: float,
-        steps: int,
-        shape: Shape = "cosine",
-        warm_up: int = 0,
-        begin: int = 0,
-        begin_progress: float = 0.0,
-        offset: int = 0,
-    ):
+    def __init__(self, state: ScheduleState, shape: Shape = "cosine"):
         super().__init__()
-        if shape not in SHAPES:
-            raise ValueError(f"unknown shape {shape!r}, there are {', '.join(SHAPES)}")
-        self.peak = peak
         self.shape = shape
-        self.warm_up = warm_up
-        self.offset = offset
-        # a variable, so that what is compiled follows when the end is moved
-        self.line = keras.Variable([begin, begin_progress, steps], trainable=False, dtype="float32", name=LINE)
+        self.line = keras.Variable(self._numbers(state), trainable=False, dtype="float32", name=LINE)
 
-    @property
-    def steps(self) -> int:
-        """Steps of the whole training."""
-        return round(self._numbers()[2])
+    @staticmethod
+    def _numbers(state: ScheduleState) -> tuple[float, ...]:
+        return dataclasses.astuple(state)
 
-    def _numbers(self) -> tuple[float, float, float]:
-        begin, begin_progress, steps = ops.convert_to_numpy(self.line)
-        return float(begin), float(begin_progress), float(steps)
-
-    def progress(self, step: int) -> float:
-        """How much of the training lies behind a step, 0 to 1."""
-        begin, begin_progress, steps = self._numbers()
-        share = (step - begin) / max(1.0, steps - begin)
-        return float(np.clip(begin_progress + (1 - begin_progress) * share, 0.0, 1.0))
-
-    def move_end(self, steps: int, *, at: int) -> None:
-        """From step `at` on, with the rate that it has there, the training goes to an end after `steps` steps."""
-        self.line.assign([at, self.progress(at), steps])
+    def follow(self, state: ScheduleState) -> None:
+        """From now on the rate takes another course."""
+        self.line.assign(self._numbers(state))
 
     def __call__(self, step):
-        step = ops.cast(step, "float32") + self.offset
-        begin, begin_progress, steps = ops.unstack(ops.convert_to_tensor(self.line))
+        step = ops.cast(step, "float32")
+        numbers = ops.unstack(ops.convert_to_tensor(self.line))
+        peak, steps, warm_up, begin, begin_progress, old_factor, change_steps = numbers
         share = (step - begin) / ops.maximum(1.0, steps - begin)
         progress = ops.clip(begin_progress + (1.0 - begin_progress) * share, 0.0, 1.0)
         if self.shape == "cosine":
             fall = COSINE_END + (1.0 - COSINE_END) * 0.5 * (1.0 + ops.cos(np.pi * progress))
         else:
             fall = ops.power(0.1, sum(ops.cast(progress >= drop, "float32") for drop in DROPS))
-        return self.peak * ops.minimum(1.0, (step + 1.0) / max(1, self.warm_up)) * fall
-
-    def get_config(self) -> dict:
-        begin, begin_progress, steps = self._numbers()
-        moved = {"begin": round(begin), "begin_progress": begin_progress, "steps": round(steps)}
-        return moved | {name: getattr(self, name) for name in ("peak", "shape", "warm_up", "offset")}
+        new = ops.clip((step - begin + 1.0) / (change_steps + 1.0), 0.0, 1.0)
+        factor = new * fall + (1.0 - new) * old_factor
+        return peak * ops.minimum(1.0, (step + 1.0) / ops.maximum(1.0, warm_up)) * factor
 
 
-def averaging(steps: int) -> float:
-    """The momentum of the moving average of the weights in a training of so many steps."""
-    return 1 - 1 / min(max(steps * AVERAGED_SHARE, 10), LONGEST_AVERAGE)
+class _Following:
+    """An optimizer with the numbers of its schedule among its variables: JAX hands these to compiled steps."""
+
+    def __init__(self, schedule: Schedule, **options):
+        super().__init__(learning_rate=schedule, **options)
+        self.line = schedule.line
+
+
+class FollowingAdamW(_Following, keras.optimizers.AdamW):
+    """AdamW with a `Schedule`."""
+
+
+class FollowingSGD(_Following, keras.optimizers.SGD):
+    """SGD with a `Schedule`."""
 
 
 def make_optimizer(
@@ -102,40 +128,26 @@ def make_optimizer(
     *,
     optimizer: Literal["adamw", "sgd"] = "adamw",
     weight_decay: float,
-    ema: bool,
     clip_norm: float = 10.0,
     accumulate: int = 1,
-    average_over: int | None = None,
 ) -> keras.optimizers.Optimizer:
-    """AdamW, or SGD with momentum 0.9, with clipped gradients and, where it is wanted, a moving average of the weights.
-
-    The average reaches back over about a twenty-fifth of the training, at most 5,000 steps: long enough to be smooth,
-    short enough that a short training is not measured by what its weights were in its first half.
+    """AdamW (beta_2 0.99), or SGD with momentum 0.9, with clipped gradients.
 
     Args:
         schedule: the learning rate.
-        optimizer: "adamw" (beta_2 0.99) or "sgd".
+        optimizer: "adamw" or "sgd".
         weight_decay: decoupled from the gradient, times the learning rate; not applied to biases and batch norm.
-        ema: whether there is an exponential moving average of the weights.
-        clip_norm: the gradient of all weights together is made no longer than this; 0 = as long as it is.
-        accumulate: gradients of so many steps are averaged to one update.
-        average_over: the steps of the training that the average is meant for (default: the schedule's).
+        clip_norm: longest gradient of all weights together; 0 = any.
+        accumulate: steps whose gradients make one update.
     """
-    options = {
-        "learning_rate": schedule,
-        "weight_decay": weight_decay or None,
-        "global_clipnorm": clip_norm or None,
-        "use_ema": ema,
-        "ema_momentum": averaging(average_over or schedule.steps),
-        "gradient_accumulation_steps": accumulate if accumulate > 1 else None,
-    }
-    if optimizer == "adamw":
-        made = keras.optimizers.AdamW(beta_2=0.99, **options | {"weight_decay": weight_decay})
-    else:
-        made = keras.optimizers.SGD(momentum=0.9, **options)
+    kind, options = (FollowingAdamW, {"beta_2": 0.99}) if optimizer == "adamw" else (FollowingSGD, {"momentum": 0.9})
+    made = kind(
+        schedule,
+        weight_decay=weight_decay,
+        global_clipnorm=clip_norm or None,
+        gradient_accumulation_steps=accumulate if accumulate > 1 else None,
+        **options,
+    )
     if weight_decay:
         made.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    made.line = schedule.line  # one of its variables from now on: JAX gives these to what it compiled, no others
-    # each `fit` would end with the average in place of the weights, and there is one per epoch
-    made.finalize_variable_values = lambda variables: None
     return made

@@ -17,11 +17,15 @@ class Plan:
         epochs: in all.
         steps: of an epoch.
         close_at: the first step without mosaics.
+        seconds: the time budget that the plan fills; None = no budget.
+        validation_images: how many measure the mAP; None = all that there are.
     """
 
     epochs: int
     steps: int
     close_at: int
+    seconds: float | None = None
+    validation_images: int | None = None
 
     @property
     def total_steps(self) -> int:
@@ -37,6 +41,8 @@ class ScheduleState:
         steps: of the whole training.
         warm_up: steps.
         begin, begin_progress: step and progress from which the fall grows evenly; moved when the end is.
+        old_factor, change_steps: from `begin` on the rate goes over from `old_factor * peak` to the fall, in so many
+            steps.
     """
 
     peak: float
@@ -44,6 +50,8 @@ class ScheduleState:
     warm_up: int
     begin: int = 0
     begin_progress: float = 0.0
+    old_factor: float = 0.0
+    change_steps: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

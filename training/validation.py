@@ -1,19 +1,24 @@
 """The Open Images metric on a level's own classes, while the network trains."""
 
 import dataclasses
-from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+import functools
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
+from models.suppression import DetectionOptions, ScoredBoxes
 
 from models.detector import Detector
-from oid.files import InputError
+from models.run_settings import RunSettings
 from oid.images.letterbox import letterbox_to_square, warp_to_square
-from oid.images.read import read_image
+from oid.images.loader import ImageLoader
+from oid.machine import usable_cores
 from oid.metric.challenge import Detections, GroundTruth, evaluate
 from training.data_set import DataSet
 
-BATCH = 16
+BATCH = 16  # images
+OPTIONS = DetectionOptions(mirror=False)  # the rest is as in a04, whose boxes a07 measures
+LEFT_OUT = "without mirrored images"  # which would take twice as long
+NO_BOXES = ScoredBoxes(np.zeros((0, 4)), np.zeros(0), np.zeros(0, "int64"))
 
 
 def ground_truth(data: DataSet) -> GroundTruth:
@@ -24,12 +29,10 @@ def ground_truth(data: DataSet) -> GroundTruth:
     order = np.argsort(data.image_ids, kind="stable")
     rank = np.empty(len(order), "int64")
     rank[order] = np.arange(len(order))
-    object_image = np.repeat(np.arange(len(data)), np.diff(data.objects.offsets))
-    region_image = np.repeat(np.arange(len(data)), np.diff(data.regions.offsets))
     group = data.group_of
     return GroundTruth(
         image_ids=tuple(np.array(data.image_ids, dtype=object)[order]),
-        box_image=rank[np.concatenate([object_image, region_image[group]])],
+        box_image=rank[np.concatenate([data.objects.image, data.regions.image[group]])],
         box_class=np.concatenate([data.objects.labels, data.regions.labels[group]]).astype("int64"),
         boxes=np.concatenate([data.objects.boxes, data.regions.boxes[group]]).astype("float64"),
         box_group_of=np.repeat([False, True], [len(data.objects.labels), int(group.sum())]),
@@ -40,73 +43,125 @@ def ground_truth(data: DataSet) -> GroundTruth:
 
 def make_validation(
     data: DataSet,
-    settings: dict,
+    settings: RunSettings,
     *,
-    orientation: str,
-    score_threshold: float = 0.01,
+    group_of_weight: float = 1.0,
     cache_bytes: int = 2**30,
     max_bad_images: int = 0,
-) -> Callable[[Detector], float]:
-    """Returns a function from a detector to its mAP at IoU 0.5 on `data`.
+    report: Callable[[str], None] = print,
+) -> "Validation":
+    """Prepares the measurement of the mAP at IoU 0.5 on `data`.
 
-    Pictures are kept in memory up to `cache_bytes`; the others are read each time. Those that cannot be read are said
-    once and not measured; more of them than `max_bad_images` raise an InputError.
+    Args:
+        data: the validation images.
+        settings: of the run; its images are squares.
+        group_of_weight: what a group-of box counts, see `oid.metric.challenge`.
+        cache_bytes: images are kept in memory up to this number of bytes; the others are read each time.
+        max_bad_images: number of unreadable images that is allowed; they are not measured.
+        report: gets a sentence about each unreadable image.
     """
+    side, inputs = settings.network.image_size, settings.inputs
+    to_square = letterbox_to_square if inputs.resize == "letterbox" else warp_to_square
+    loader = ImageLoader(
+        data.paths,
+        functools.partial(to_square, side=side, smooth=inputs.interpolation == "area"),
+        orientation=inputs.orientation,
+        minimum_side=side,
+        cache_bytes=cache_bytes,
+        max_bad_images=max_bad_images,
+        report=report,
+        consequence="it is not measured",
+    )
     truth = ground_truth(data)
-    image_of = {image_id: index for index, image_id in enumerate(truth.image_ids)}
-    image = np.array([image_of[image_id] for image_id in data.image_ids])
-    side = settings["image_size"]
-    to_square = letterbox_to_square if settings["preprocessing"]["resize"] == "letterbox" else warp_to_square
-    room = cache_bytes // (side * side * 3)
-    cache: dict[int, tuple[np.ndarray, tuple[int, int]]] = {}
-    bad: set[int] = set()
+    place_of = {image_id: place for place, image_id in enumerate(truth.image_ids)}
+    places = np.array([place_of[image_id] for image_id in data.image_ids], "int64")
+    return Validation(loader, truth, places, side=side, num_classes=len(settings.classes), weight=group_of_weight)
 
-    def square(index: int) -> tuple[np.ndarray, tuple[int, int]]:
-        if index in cache:
-            return cache[index]
-        try:
-            picture = read_image(data.paths[index], orientation=orientation, minimum_side=side)
-        except InputError as error:
-            if index not in bad:
-                bad.add(index)
-                if len(bad) > max_bad_images:
-                    raise
-                print(f"{error}; it is not measured ({len(bad)} of at most {max_bad_images})", flush=True)
-            return np.zeros((side, side, 3), "uint8"), (side, side)
-        found = to_square(picture, side), picture.shape[:2]
-        if index < room:
-            cache[index] = found
-        return found
 
-    def validate(detector: Detector) -> float:
-        """The mAP of one detector; 0 where no class has ground truth."""
-        found = []
-        with ThreadPoolExecutor() as pool:
-            for begin in range(0, len(data), BATCH):
-                batch = np.zeros((BATCH, side, side, 3), "uint8")  # always the same shape: nothing is compiled twice
-                sizes = [(side, side)] * BATCH
-                indices = range(begin, min(begin + BATCH, len(data)))
-                for row, (picture, size) in enumerate(pool.map(square, indices)):
-                    batch[row], sizes[row] = picture, size
-                found += detector.detect(batch, sizes=sizes, score_threshold=score_threshold)[: len(indices)]
-        no_boxes = np.zeros((0, 4)), np.zeros(0), np.zeros(0, "int64")
-        found = [no_boxes if index in bad else boxes for index, boxes in enumerate(found)]
-        detections = Detections(
-            image=np.repeat(image, [len(boxes) for boxes, _, _ in found]).astype("int64"),
-            class_index=np.concatenate([labels for _, _, labels in found]).astype("int64"),
-            scores=np.concatenate([scores for _, scores, _ in found]).astype("float64"),
-            boxes=np.concatenate([boxes for boxes, _, _ in found]).astype("float64").reshape(-1, 4),
+class Validation:
+    """Measures detectors on the same images.
+
+    Args:
+        loader: of the images.
+        truth: their boxes and labels.
+        places: int64 `(images,)`, the index of each of the loader's images in `truth`.
+        side: of the network's input in pixels.
+        num_classes: class indices are below it.
+        weight: what a group-of box counts.
+        measured: numbers of the images that are measured; None = all.
+
+    Attributes:
+        images: number of images that are measured.
+    """
+
+    def __init__(
+        self,
+        loader: ImageLoader,
+        truth: GroundTruth,
+        places: np.ndarray,
+        *,
+        side: int,
+        num_classes: int,
+        weight: float,
+        measured: Sequence[int] | None = None,
+    ):
+        self._parts = {"loader": loader, "truth": truth, "places": places}
+        self._options = {"side": side, "num_classes": num_classes, "weight": weight}
+        self._measured = range(len(places)) if measured is None else measured
+        self.images = len(self._measured)
+
+    def sample(self, images: int | None) -> "Validation":
+        """The measurement on at most `images` of all images, evenly spaced; None = all. It shares the images read."""
+        total = len(self._parts["places"])
+        if images is None or images >= total:
+            return Validation(**self._parts, **self._options)
+        chosen = np.linspace(0, total - 1, max(1, images)).round().astype(int)
+        return Validation(**self._parts, **self._options, measured=chosen.tolist())
+
+    def measure(self, detector: Detector, after_batch: Callable[[int], None] = lambda images: None) -> float:
+        """The mAP of a detector; 0 where no class has ground truth.
+
+        Args:
+            detector: without precision, so that it follows the weights of its network.
+            after_batch: is called with the number of images done so far; what it raises ends the measurement.
+
+        Raises:
+            BadImages: too many images cannot be read.
+        """
+        loader, truth, places = self._parts.values()
+        side, threads = self._options["side"], usable_cores()
+        squares, sizes, found = np.zeros((BATCH, side, side, 3), "uint8"), [(side, side)] * BATCH, []
+        for row, image in enumerate(loader.load_all(self._measured, threads=threads, ahead=2 * BATCH)):
+            if image is not None:
+                squares[row % BATCH], sizes[row % BATCH] = image
+            if (row + 1) % BATCH == 0 or row + 1 == self.images:  # batches of one shape: nothing is compiled twice
+                found += detector.detect_prepared(squares, sizes=sizes, options=OPTIONS)
+                after_batch(row + 1)
+        bad = set(loader.bad)
+        found = [NO_BOXES if number in bad else boxes for number, boxes in zip(self._measured, found, strict=False)]
+        measured = [places[number] for number in self._measured if number not in bad]
+        metrics = evaluate(
+            _only(truth, measured),
+            _detections(found, places[list(self._measured)]),
+            num_classes=self._options["num_classes"],
+            group_of_weight=self._options["weight"],
         )
-        readable = _without(truth, image[sorted(bad)]) if bad else truth
-        score = evaluate(readable, detections, num_classes=len(settings["classes"])).mean_average_precision
-        return 0.0 if np.isnan(score) else float(score)
-
-    return validate
+        return float(np.nan_to_num(metrics.mean_average_precision))
 
 
-def _without(truth: GroundTruth, images: Collection[int]) -> GroundTruth:
-    """The ground truth as if these images had neither boxes nor labels: without detections they count nowhere."""
-    boxes, labels = ~np.isin(truth.box_image, images), ~np.isin(truth.label_image, images)
+def _detections(found: list[ScoredBoxes], places: np.ndarray) -> Detections:
+    """What was found in the images at these places."""
+    return Detections(
+        image=np.repeat(places, [len(boxes.scores) for boxes in found]),
+        class_index=np.concatenate([boxes.labels for boxes in found]).astype("int64"),
+        scores=np.concatenate([boxes.scores for boxes in found]).astype("float64"),
+        boxes=np.concatenate([boxes.boxes for boxes in found]).astype("float64").reshape(-1, 4),
+    )
+
+
+def _only(truth: GroundTruth, places: Collection[int]) -> GroundTruth:
+    """The ground truth as if the other images had neither boxes nor labels: without detections they count nowhere."""
+    boxes, labels = np.isin(truth.box_image, places), np.isin(truth.label_image, places)
     kept = {name: getattr(truth, name)[boxes] for name in ("box_image", "box_class", "boxes", "box_group_of")}
     kept |= {name: getattr(truth, name)[labels] for name in ("label_image", "label_class")}
     return dataclasses.replace(truth, **kept)

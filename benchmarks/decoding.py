@@ -76,7 +76,7 @@ def straight(anchors: np.ndarray, softmax: bool) -> Callable[[dict], dict]:
     """The obvious way: the same boxes, with every output made a score and every number fetched by itself."""
     from keras import ops
 
-    from models.box_coding import decode_distances
+    from models.box_deltas import decode_distances
 
     def decode(outputs: dict) -> dict:
         scores = ops.softmax(outputs["classes"])[..., 1:] if softmax else ops.sigmoid(outputs["classes"])

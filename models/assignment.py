@@ -1,30 +1,24 @@
-"""Which anchor learns which ground-truth box: task-aligned assignment, on the device, from padded boxes.
+"""Which anchor learns which ground-truth box: by task alignment, or by the maximum IoU as published.
 
-Feng et al. 2021 (TOOD, arXiv 2108.07755), section 3.2: an anchor is good for a box when it already gives that box's
-class a high score *and* a well-placed box. All functions work on batches of fixed shape; padding has label -1.
-`models.matching` has the assignments that do not look at the predictions.
+All functions work on the device, on batches of fixed shape; padding has label -1. Rows with the same coordinates are
+one object: its anchors are assigned to the first of its rows. Gradients do not flow through an assignment: the caller
+stops them.
 """
 
 from keras import ops
 
+TIE = 1e-4  # numbers that differ less, relatively, are equal: the rounding of a backend must not choose
+
 
 def pairwise_iou(a, b):
-    """Intersection over union of two lists of boxes; boxes without area overlap nothing.
-
-    Args:
-        a: float tensor `(..., N, 4)`, xyxy.
-        b: float tensor `(..., M, 4)`, xyxy.
-
-    Returns:
-        A float tensor `(..., N, M)`.
-    """
+    """IoU of each box of `(..., N, 4)` with each of `(..., M, 4)`, xyxy: `(..., N, M)`; 0 for boxes without area."""
     intersection = pairwise_intersection(a, b)
     union = ops.expand_dims(area(a), -1) + ops.expand_dims(area(b), -2) - intersection
     return intersection / ops.maximum(union, 1e-9)
 
 
 def pairwise_intersection(a, b):
-    """Areas of the intersections: `(..., N, 4)` and `(..., M, 4)` give `(..., N, M)`."""
+    """Areas of the intersections of `(..., N, 4)` with `(..., M, 4)`: `(..., N, M)`."""
     a, b = ops.expand_dims(a, -2), ops.expand_dims(b, -3)
     width = ops.minimum(a[..., 2], b[..., 2]) - ops.maximum(a[..., 0], b[..., 0])
     height = ops.minimum(a[..., 3], b[..., 3]) - ops.maximum(a[..., 1], b[..., 1])
@@ -32,15 +26,14 @@ def pairwise_intersection(a, b):
 
 
 def area(boxes):
-    """Areas of xyxy boxes, 0 for swapped corners: `(..., 4)` gives `(...)`."""
+    """Areas of xyxy boxes `(..., 4)`: `(...)`; 0 for swapped corners."""
     return ops.maximum(boxes[..., 2] - boxes[..., 0], 0.0) * ops.maximum(boxes[..., 3] - boxes[..., 1], 0.0)
 
 
 def centre_inside(boxes, anchors, cell_sides):
-    """Whether an anchor's centre lies in a box, grown to the anchor's cell where smaller.
+    """Whether an anchor's centre lies in a box; a box smaller than the anchor's cell counts as large as the cell.
 
-    An anchor of which a box covers a half (in area) has its centre in that box: the half is at least half as wide and
-    half as high as the anchor.
+    A box that covers half of an anchor's area always contains its centre.
 
     Args:
         boxes: `(batch, boxes, 4)`, xyxy, normalised.
@@ -72,34 +65,32 @@ def task_aligned_assignment(
     score_power: float = 0.5,
     iou_power: float = 6.0,
 ):
-    """Chooses the anchors that learn each ground-truth box, and how strongly.
+    """Chooses the anchors that learn each box, and how strongly (Feng et al. 2021, arXiv 2108.07755, section 3.2).
 
-    1. An anchor may learn a box when its centre lies inside; a box smaller than the anchor's cell counts as large as
-       the cell, so that every box has a candidate on every map.
+    An anchor is good for a box when it already gives the box's class a high score *and* predicts a well-placed box.
+
+    1. An anchor may learn a box when its centre lies inside (`centre_inside`): each map has a candidate for each box.
     2. alignment = score of the box's class ^ `score_power` * IoU of the predicted box ^ `iou_power`.
-    3. The `candidates` best-aligned anchors of a box (more where they tie) learn it. An anchor chosen by several boxes
-       learns the one that its prediction overlaps most.
+    3. The `candidates` best-aligned anchors of a box (more where they tie) learn it. An anchor that several boxes
+       choose learns the box that its prediction overlaps most.
     4. The target score is the alignment, scaled so that the best anchor of a box has the box's best IoU.
 
-    A box that is listed with several classes has all of them (`classes_of_boxes`), its score is their mean, and the
-    anchors are assigned to the first of its rows.
-
-    Gradients do not flow through the assignment: the caller stops them.
+    The score of a box that is listed with several classes is their mean.
 
     Args:
-        logits: `(batch, anchors, classes)`, the predicted probabilities are their sigmoids.
+        logits: `(batch, anchors, classes)`; their sigmoids are the scores.
         boxes: `(batch, anchors, 4)`, predicted boxes, xyxy, normalised.
         gt_boxes: `(batch, gt, 4)`, xyxy, normalised, padded.
         gt_labels: `(batch, gt)` int32 class indices; -1 marks padding.
         anchors: `(anchors, 4)`, xyxy, normalised.
         cell_sides: `(anchors,)`, side of each anchor's cell, normalised.
-        candidates: so many anchors per box.
-        score_power: TOOD's alpha.
-        iou_power: TOOD's beta.
+        candidates: anchors per box.
+        score_power: exponent of the score.
+        iou_power: exponent of the IoU.
 
     Returns:
         A tuple `(assigned, target)`: int32 `(batch, anchors)`, the index of the box that each anchor learns, -1 for
-        none; float32 `(batch, anchors)`, its target score in [0, 1], 0 for none.
+        background; float32 `(batch, anchors)`, its target score in [0, 1], 0 for background.
     """
     num_anchors = anchors.shape[0]
     score = scores_of_boxes(logits, gt_boxes, gt_labels)  # [B,G,A]
@@ -119,8 +110,43 @@ def task_aligned_assignment(
     return assigned, target
 
 
+def max_iou_assignment(gt_boxes, gt_labels, anchors, *, positive: float = 0.5, negative: float = 0.4):
+    """Assigns by the overlap with the anchors, as SSD and RetinaNet do (Liu et al. 2016, 2.2; Lin et al. 2017, 4.1).
+
+    1. An anchor whose highest IoU with a box is at least `positive` learns that box. It is ignored if that IoU is above
+       `negative`, else it is background.
+    2. A box forces its best anchor to learn it, whatever the IoU above 0. Of anchors with equal IoU it takes the one
+       with the nearest centre (a box inside many anchors of one size has the same IoU with all). Of boxes that force
+       the same anchor the one with the highest IoU gets it. (keras-retinanet does without this rule.)
+
+    Args:
+        gt_boxes: `(batch, gt, 4)`, xyxy, normalised, padded.
+        gt_labels: `(batch, gt)` int32 class indices; -1 marks padding.
+        anchors: `(anchors, 4)`, xyxy, normalised.
+        positive: lowest IoU of a positive.
+        negative: highest IoU of background; RetinaNet has 0.4, SSD ignores nothing (0.5).
+
+    Returns:
+        As `task_aligned_assignment`, with -2 for an ignored anchor, and with 1 as the target of each positive.
+    """
+    real = ops.expand_dims(gt_labels >= 0, -1)  # [B,G,1]
+    iou = ops.where(real, pairwise_iou(gt_boxes, anchors), 0.0)  # [B,G,A]
+    highest = ops.max(iou, axis=1)  # [B,A]
+    index = ops.cast(ops.argmax(iou, axis=1), "int32")
+    assigned = ops.where(highest >= positive, index, ops.where(highest > negative, -2, -1))
+
+    best = ops.max(iou, axis=-1, keepdims=True)  # [B,G,1]
+    distance = ops.where(iou >= (1 - TIE) * best, _squared_distance(gt_boxes, anchors), 1e9)
+    nearest = distance <= (1 + TIE) * ops.min(distance, axis=-1, keepdims=True) + 1e-9
+    nearest = ops.cast(ops.argmax(ops.cast(nearest, "int32"), axis=-1), "int32")  # [B,G], of equals the first
+    taken = ops.expand_dims(nearest, -1) == ops.arange(anchors.shape[0], dtype="int32")  # [B,G,A]
+    forced = best_of_chosen(ops.logical_and(taken, best > 0), iou)
+    assigned = ops.where(forced >= 0, forced, assigned)
+    return assigned, ops.cast(assigned >= 0, "float32")
+
+
 def best_of_chosen(chosen, iou):
-    """Of the boxes that chose an anchor the one with the highest IoU, of equals the first; -1 where none did.
+    """For each anchor the box with the highest IoU among those that chose it, the first of equals; -1 if none did.
 
     Args:
         chosen: bool `(batch, gt, anchors)`.
@@ -146,8 +172,8 @@ def same_boxes(gt_boxes):
 def classes_of_boxes(gt_boxes, gt_labels, num_classes: int):
     """All classes of each box: rows with the same coordinates are one object.
 
-    That is how a class and its ancestors, or the two parents of a class, are annotated. Were each row its own object,
-    one would take all the anchors, and there the other classes would be trained as negatives.
+    Open Images lists a box again for each ancestor of its class. If each row were its own object, one row would take
+    all the anchors, and the other classes would be negatives there.
 
     Args:
         gt_boxes: `(batch, gt, 4)`.
@@ -169,7 +195,7 @@ def scores_of_boxes(logits, gt_boxes, gt_labels):
         classes = classes_of_boxes(gt_boxes, gt_labels, num_classes)  # [B,G,C]
         classes = classes / ops.maximum(ops.sum(classes, axis=-1, keepdims=True), 1.0)
         return ops.einsum("bgc,bac->bga", classes, ops.sigmoid(logits))
-    # With many classes only the columns of the boxes' own are read; the same weights for rows instead of classes.
+    # With many classes read only the columns of the boxes' labels; weights of rows replace weights of classes.
     columns = ops.expand_dims(ops.maximum(gt_labels, 0), 1)  # [B,1,G]
     score = ops.sigmoid(ops.take_along_axis(logits, columns, axis=-1))  # [B,A,G]
     real = gt_labels >= 0
@@ -181,10 +207,17 @@ def scores_of_boxes(logits, gt_boxes, gt_labels):
 
 
 def _power(x, exponent: float):
-    """`x ** exponent`, which is slow, by multiplications and a square root where they do."""
+    """`x ** exponent`; multiplications and a square root are faster where they suffice."""
     if exponent == 0.5:
         return ops.sqrt(x)
     if exponent == 6:
         cube = x * x * x
         return cube * cube
     return x**exponent
+
+
+def _squared_distance(gt_boxes, anchors):
+    """Squared distances between the centres of boxes `(batch, gt, 4)` and of anchors: `(batch, gt, anchors)`."""
+    x = ops.expand_dims(gt_boxes[..., 0] + gt_boxes[..., 2], -1) - (anchors[:, 0] + anchors[:, 2])
+    y = ops.expand_dims(gt_boxes[..., 1] + gt_boxes[..., 3], -1) - (anchors[:, 1] + anchors[:, 3])
+    return (x * x + y * y) / 4

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from models.box_coding import BOX_CODINGS
+from models.box_deltas import DECODERS
 from models.run_settings import BoxDeltas, Scores
 from models.suppression import Candidates, ScoredBoxes
 from oid.anchors.grids import AnchorGrids
@@ -28,7 +28,7 @@ class TopBoxes(keras.layers.Layer):
     Args:
         anchors: of the network.
         count: boxes per image; fewer when there are fewer (anchor, class) pairs.
-        box_deltas: what the four numbers of an anchor mean, see `models.box_coding`.
+        box_deltas: what the four numbers of an anchor mean, see `models.box_deltas`.
         scores: what makes scores of the class outputs.
     """
 
@@ -43,7 +43,7 @@ class TopBoxes(keras.layers.Layer):
         # not cast on entry: of half-precision outputs only those that are searched need be converted
         super().__init__(dtype="float32", autocast=False, name=name)
         self.count = count
-        self.decode = BOX_CODINGS[box_deltas]
+        self.decode = DECODERS[box_deltas]
         self.scores = scores
         self._boxes = anchors.boxes()
 
@@ -190,4 +190,4 @@ def candidates_of_pairs(
 
 
 def _decoded(offsets: np.ndarray, anchors: np.ndarray, box_deltas: BoxDeltas) -> np.ndarray:
-    return BOX_CODINGS[box_deltas](np.asarray(offsets, "float64"), np.asarray(anchors, "float64"), library=np)
+    return DECODERS[box_deltas](np.asarray(offsets, "float64"), np.asarray(anchors, "float64"), library=np)

@@ -32,7 +32,7 @@ import numpy as np
 from keras import ops
 
 from models.backbones import BACKBONES
-from models.box_coding import BOX_CODINGS
+from models.box_deltas import DECODERS
 from models.decoding import TopPairs
 from models.detector import MOST_BOXES, SIDES
 from models.fold import folded
@@ -155,7 +155,7 @@ class BoxesOfAnyShape(keras.layers.Layer):
 
     Args:
         scales: levels of the pyramid.
-        box_coding: see `models.box_coding`.
+        box_coding: see `models.box_deltas`.
     """
 
     def __init__(self, scales: int, box_coding: str, **kwargs):
@@ -171,7 +171,7 @@ class BoxesOfAnyShape(keras.layers.Layer):
         anchors = ops.take(self._anchors(height, width), top["pairs"] // num_classes, axis=0)  # [B,T,4]
         sides = ops.cast(ops.stack([width, height, width, height]), "float32")
         return {
-            "boxes": BOX_CODINGS[self.box_coding](top["offsets"], anchors) / sides,
+            "boxes": DECODERS[self.box_coding](top["offsets"], anchors) / sides,
             "scores": ops.sigmoid(top["logits"]),
             "labels": ops.cast(top["pairs"] % num_classes, "int32"),
         }

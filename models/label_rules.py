@@ -1,13 +1,12 @@
-"""Where Open Images does not say that a class is absent, and background must not be learned: the three label rules.
+"""The label rules: Open Images does not say everywhere that a class is absent; there it must be no negative.
 
-- Unverified classes: an image is annotated for the classes that people have verified there; of others it may show
-  objects without boxes.
-- Ancestors: an apple is a fruit. For the ancestors of its class, a box is what an ignored region is for its class: they
-  are no negatives at the anchors that learn it, nor at those that could learn an object filling it. An ancestor that is
-  listed with the same box is a class like others.
-- Ignored regions: groups, and what else a01 marks.
+- Unverified classes: an image is annotated for the classes that people have verified in it. It may show objects of
+  other classes without boxes.
+- Ancestors: an apple is a fruit. The ancestors of a box's class are no negatives at the anchors that learn the box or
+  could learn it. An ancestor that is listed with the same box is a class like others.
+- Ignored regions: groups, and whatever else a01 marks.
 
-None of them silences a positive. A rule whose input is not given costs nothing.
+A class is never silent at an anchor that learns it. A rule without its input costs nothing.
 """
 
 from keras import ops
@@ -19,21 +18,20 @@ def silent_classes(targets, assigned, anchors, cell_sides, num_classes: int, anc
     """Where a class gives no gradient as a negative.
 
     Args:
-        targets: as `models.losses.detection_losses` takes them; the rules on regions and on verified classes are off
-            without `regions` and `region_labels`, and without `parts` and `verified`.
-        assigned: int32 `(batch, anchors)`: index of the box that each anchor learns, -1 for none, -2 for an anchor that
-            is to give no gradient at all.
+        targets: see `models.losses.DetectionLoss`. The rule on regions is off without `regions` and `region_labels`,
+            the rule on verified classes without `parts` and `verified`.
+        assigned: int32 `(batch, anchors)`, the row of the box that each anchor learns, below 0 without one.
         anchors: `(anchors, 4)`, xyxy, normalised.
         cell_sides: `(anchors,)`, side of each anchor's cell, normalised.
         num_classes: number of classes.
-        ancestors: float `(num_classes, num_classes)`, 1 in row c and column a where a is a proper ancestor of c; None =
+        ancestors: float `(num_classes, num_classes)`, 1 in row c and column a if a is a proper ancestor of c; None =
             the rule is off.
-        region_classes: which classes a region's label means, as `ignored_regions` takes it.
+        region_classes: see `ignored_regions`.
 
     Returns:
-        A bool tensor `(batch, anchors, num_classes)`, or None where all rules are off.
+        A bool tensor `(batch, anchors, num_classes)`, or None if all rules are off.
     """
-    rules = []  # pairs of anchors `(batch, rows, anchors)` and classes `(batch, rows, classes)`
+    rules = []  # pairs of anchors (batch, rows, anchors) and classes (batch, rows, classes)
     if "regions" in targets:
         regions = targets["regions"], targets["region_labels"]
         rules.append(ignored_regions(*regions, anchors, cell_sides, num_classes, region_classes))
@@ -46,15 +44,15 @@ def silent_classes(targets, assigned, anchors, cell_sides, num_classes: int, anc
     rows, classes = (
         ops.concatenate(parts, axis=1) if len(parts) > 1 else parts[0] for parts in zip(*rules, strict=True)
     )
-    # one product for all: it is positive where some row means both the anchor and the class
+    # one product for all rules: it is above 0 where a row has both the anchor and the class
     return ops.einsum("bra,brc->bac", ops.cast(rows, "float32"), classes) > 0.5
 
 
 def ignored_regions(regions, region_labels, anchors, cell_sides, num_classes: int, region_classes=None):
-    """The anchors that could learn an object that fills a region, and the region's classes.
+    """The anchors that could learn an object as large as the region, and the region's classes.
 
-    The rule is the one of the task-aligned assignment (`centre_inside`). It contains the anchors of which the region
-    covers at least a half (IoA >= 0.5); those alone would leave a region smaller than half of every anchor without any.
+    They are the candidates of task-aligned assignment (`centre_inside`). The published rule, a region covers at least
+    half of the anchor, is a subset, and leaves a region smaller than half of every anchor without any.
 
     Args:
         regions: `(batch, regions, 4)`, xyxy, normalised, padded.
@@ -62,8 +60,8 @@ def ignored_regions(regions, region_labels, anchors, cell_sides, num_classes: in
         anchors: `(anchors, 4)`, xyxy, normalised.
         cell_sides: `(anchors,)`, side of each anchor's cell, normalised.
         num_classes: number of classes.
-        region_classes: float `(labels, num_classes)`, 1 where the label of the row means the class of the column: a
-            coarse box is one region of many classes. None = a label is the class itself.
+        region_classes: float `(labels, num_classes)`, 1 where a region's label (row) covers a class (column): the
+            label of a coarse box covers many. None = a label is the class itself.
 
     Returns:
         A tuple `(rows, classes)`: bool `(batch, regions, anchors)` and float32 `(batch, regions, num_classes)`.
@@ -78,8 +76,8 @@ def ignored_regions(regions, region_labels, anchors, cell_sides, num_classes: in
 def unverified_parts(parts, verified, anchors):
     """The anchors of each part of a picture, and the classes that nobody has verified there.
 
-    A picture made of several has a part for each. An anchor belongs to the part that holds its centre, outside all to
-    the nearest; of several to the first.
+    A mosaic has several parts. An anchor belongs to the part that contains its centre (the first of several), or to
+    the nearest part.
 
     Args:
         parts: `(batch, parts, 4)`, xyxy, normalised; padding has no area.
@@ -101,15 +99,12 @@ def unverified_parts(parts, verified, anchors):
 
 
 def unlisted_ancestors(gt_boxes, gt_labels, assigned, anchors, cell_sides, ancestors):
-    """The anchors that learn a box or could, and the ancestors of its classes that are not listed with it.
+    """The anchors that learn a box or could learn it, and those ancestors of its classes that are not listed with it.
 
     Args:
         gt_boxes: `(batch, gt, 4)`, xyxy, normalised, padded.
         gt_labels: `(batch, gt)` int32; -1 marks padding.
-        assigned: int32 `(batch, anchors)`: index of the box that each anchor learns.
-        anchors: `(anchors, 4)`, xyxy, normalised.
-        cell_sides: `(anchors,)`, side of each anchor's cell, normalised.
-        ancestors: as `silent_classes` takes it.
+        assigned, anchors, cell_sides, ancestors: as in `silent_classes`.
 
     Returns:
         As `ignored_regions`, with a row for each box.

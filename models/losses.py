@@ -1,206 +1,222 @@
-"""What the network is trained to do: losses of classes and boxes, from padded ground truth.
+"""The losses of classes and boxes, from the network's raw outputs and padded ground truth.
 
-All is float32, whatever the precision of the network.
+Everything is float32, whatever the precision of the network.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
+import numpy as np
 from keras import ops
 
-from models.assignment import area, classes_of_boxes, task_aligned_assignment
-from models.box_coding import BOX_CODINGS, BOX_ENCODINGS
+from models.assignment import area, classes_of_boxes, max_iou_assignment, task_aligned_assignment
+from models.box_deltas import DECODERS, ENCODERS
+from models.chunked_map import chunked_map
 from models.label_rules import silent_classes
-from models.matching import atss_assignment, max_iou_assignment
-from models.pieces import in_pieces
+from oid.anchors.grids import AnchorGrids
 
+ASSIGNMENTS = ("task_aligned", "max_iou")
+CLASS_LOSSES = ("bce", "focal", "softmax")
 BOX_WEIGHTS = {"giou": 2.0, "ciou": 2.0, "smooth_l1": 1.0}
-ASSIGNMENTS = ("task_aligned", "atss", "max_iou")
+SMOOTH_L1_SIGMAS = {"corners": 3.0}  # keras-retinanet's; 1 for other box deltas
+NEGATIVE_IOU = {"softmax": 0.5}  # SSD ignores no anchor; 0.4 (RetinaNet) for other class losses
+HARD_NEGATIVES = 3  # per positive of an image
 FARTHEST = 1e9  # a decoded box is cut there, so that its area is finite
+LEFT_OUT = -1e9  # a logit that softmax does not see
 
 
-def detection_losses(
-    outputs,
-    targets,
-    anchors,
-    cell_sides,
-    *,
-    assignment: str = "task_aligned",
-    class_loss: str = "bce",
-    box_loss: str = "giou",
-    box_coding: str = "distances",
-    ancestors=None,
-    region_classes=None,
-    level_sizes: Sequence[int] | None = None,
-):
-    """The two parts of the loss of a batch, in float32 whatever the precision of the network.
+class Assignment(NamedTuple):
+    """What each anchor learns.
 
-    Both are sums over the batch, to be divided by the third number where that is above 1: so it can be added up over
-    several devices before, and a batch without boxes has a finite loss.
-
-    A positive's target, which its box loss is weighted with, is: its quality by the task-aligned assignment; with the
-    others 1, or, for "varifocal" and "quality_focal", the IoU of its prediction; for "focal" 1 always.
-
-    Args:
-        outputs: `classes` logits `(batch, anchors, classes)` and `boxes` offsets `(batch, anchors, 4)`.
-        targets: `boxes` `(batch, gt, 4)` xyxy normalised and `labels` `(batch, gt)` int32, padded with -1; for the
-            rules of `models.label_rules` also `regions` `(batch, regions, 4)` and `region_labels` `(batch, regions)`,
-            the same for ignored regions, and `parts` `(batch, parts, 4)`, xyxy, with `verified` `(batch, parts,
-            classes)`.
-        anchors: `(anchors, 4)`, xyxy, normalised.
-        cell_sides: `(anchors,)`, side of each anchor's cell, normalised.
-        assignment: one of `ASSIGNMENTS`.
-        class_loss: a key of `CLASS_LOSSES`.
-        box_loss: a key of `BOX_WEIGHTS`.
-        box_coding: a key of `models.box_coding.BOX_CODINGS`.
-        ancestors: `(classes, classes)`, see `models.label_rules.silent_classes`.
-        region_classes: `(region labels, classes)`, see `models.label_rules.ignored_regions`.
-        level_sizes: anchors of each map (`oid.anchors.grids.anchors_per_level`), which "atss" needs.
-
-    Returns:
-        A tuple of scalars `(class_sum, box_sum, normaliser)`: both sums, and the sum of the positives' targets.
+    Attributes:
+        index: int32 `(batch, anchors)`, row of the box that an anchor learns; -1 for background, -2 if it is ignored.
+        target: float32 `(batch, anchors)`, in [0, 1]; 0 without a box.
+        silent: bool `(batch, anchors, classes)`, where a class is no negative; None where it always is.
     """
-    logits, offsets, boxes = predictions(outputs, anchors, box_coding)
-    assigned, target, silent = assigned_targets(
-        assignment,
-        ops.stop_gradient(logits),
-        ops.stop_gradient(boxes),
-        targets,
-        anchors,
-        cell_sides,
-        ancestors=ancestors,
-        region_classes=region_classes,
-        level_sizes=level_sizes,
-    )
-    gt = rows_of(targets["boxes"], assigned)  # [B,A,4]
-    if class_loss == "focal":
-        target = ops.cast(target > 0, "float32")
-    elif class_loss != "bce" and assignment != "task_aligned":
-        target = target * ops.stop_gradient(paired_iou(gt, boxes))
 
-    classes = classes_of_boxes(targets["boxes"], targets["labels"], logits.shape[-1])  # [B,G,C]
-    class_target = rows_of(classes, assigned) * ops.expand_dims(target, -1)  # [B,A,C]
-    loss = CLASS_LOSSES[class_loss](class_target, logits)
-    if silent is not None:
-        loss = ops.where(ops.logical_and(silent, class_target <= 0), 0.0, loss)
-
-    if box_loss == "smooth_l1":
-        distance = smooth_l1(BOX_ENCODINGS[box_coding](gt, anchors) - offsets)
-    else:
-        distance = 1.0 - OVERLAPS[box_loss](gt, boxes)
-    return ops.sum(loss), BOX_WEIGHTS[box_loss] * ops.sum(target * distance), ops.sum(target)
+    index: object
+    target: object
+    silent: object
 
 
-def predictions(outputs, anchors, box_coding: str):
-    """The network's logits `(batch, anchors, classes)`, offsets and boxes `(batch, anchors, 4)` in float32."""
-    logits, offsets = (ops.cast(outputs[name], "float32") for name in ("classes", "boxes"))
-    return logits, offsets, ops.clip(BOX_CODINGS[box_coding](offsets, anchors), -FARTHEST, FARTHEST)
+class DetectionLoss:
+    """Assigns anchors to ground truth and computes the loss of a batch.
 
-
-def assigned_targets(
-    assignment,
-    logits,
-    boxes,
-    targets,
-    anchors,
-    cell_sides,
-    *,
-    ancestors=None,
-    region_classes=None,
-    level_sizes=None,
-):
-    """The assignment and the label rules, a few images at a time. No gradient flows through them.
+    The combinations that are trained: "task_aligned" with "bce", where a positive's target is its quality, the overlap
+    of its prediction; "max_iou" with "softmax" as SSD and M2Det; "max_iou" with "focal" as RetinaNet. Except for
+    "task_aligned" with "bce" the target of a positive is 1.
 
     Args:
+        anchors: of the network.
         assignment: one of `ASSIGNMENTS`.
-        logits: `(batch, anchors, classes)`.
-        boxes: `(batch, anchors, 4)`, predicted, xyxy.
-        targets: and all others as `detection_losses` takes them.
-
-    Returns:
-        A tuple `(assigned, target, silent)`: int32 `(batch, anchors)`, index of the box that each anchor learns, -1 for
-        none, -2 for an ignored anchor; float32 `(batch, anchors)`, its target in [0, 1]; bool `(batch, anchors,
-        classes)`, where a negative gives no loss, or None where none is silent.
+        class_loss: one of `CLASS_LOSSES`; "softmax" has the background as its first class output, and goes with
+            "max_iou" only.
+        box_loss: a key of `BOX_WEIGHTS`.
+        box_deltas: a key of `models.box_deltas.DECODERS`.
+        ancestors: `(classes, classes)`, see `models.label_rules.silent_classes`; None = the rule is off.
+        region_classes: `(region labels, classes)`, see `models.label_rules.ignored_regions`.
 
     Raises:
-        ValueError: an unknown assignment, or "atss" without `level_sizes`.
+        ValueError: unknown names, or softmax without maximum IoU.
     """
-    if assignment not in ASSIGNMENTS:
-        raise ValueError(f"unknown assignment {assignment!r}")
-    if assignment == "atss" and level_sizes is None:
-        raise ValueError("assignment 'atss' needs level_sizes")
-    names = sorted(targets)
-    num_anchors, num_classes = logits.shape[1:]
 
-    def of_piece(logits, boxes, *values):
-        piece = dict(zip(names, values, strict=True))
-        truth = piece["boxes"], piece["labels"], anchors
-        if assignment == "task_aligned":
-            assigned, target = task_aligned_assignment(logits, boxes, *truth, cell_sides)
-        elif assignment == "atss":
-            assigned, target = atss_assignment(*truth, cell_sides, level_sizes)
+    def __init__(
+        self,
+        anchors: AnchorGrids,
+        *,
+        assignment: str = "task_aligned",
+        class_loss: str = "bce",
+        box_loss: str = "giou",
+        box_deltas: str = "distances",
+        ancestors: np.ndarray | None = None,
+        region_classes: np.ndarray | None = None,
+    ):
+        chosen = (assignment, class_loss, box_loss, box_deltas)
+        for name, names in zip(chosen, (ASSIGNMENTS, CLASS_LOSSES, BOX_WEIGHTS, DECODERS), strict=True):
+            if name not in names:
+                raise ValueError(f"{name!r} does not exist: choose one of {', '.join(names)}")
+        if class_loss == "softmax" and assignment != "max_iou":
+            raise ValueError("softmax goes with max_iou: task alignment needs independent scores")
+        self.anchors, self.cell_sides = anchors.boxes(), anchors.cell_sides()
+        self.assignment, self.class_loss, self.box_loss, self.box_deltas = assignment, class_loss, box_loss, box_deltas
+        self.ancestors, self.region_classes = ancestors, region_classes
+
+    def __call__(self, outputs: dict, targets: dict) -> tuple:
+        """Computes the parts of the loss.
+
+        All three are sums over the batch, so that they can be added up over several devices before the division, and
+        a batch without boxes has a finite loss.
+
+        Args:
+            outputs: `classes`, logits `(batch, anchors, outputs)`, and `boxes`, deltas `(batch, anchors, 4)`.
+            targets: `boxes` `(batch, gt, 4)` xyxy normalised and `labels` `(batch, gt)` int32, padded with -1; for the
+                label rules also `regions` `(batch, regions, 4)` and `region_labels` `(batch, regions)`, the same for
+                ignored regions, and `parts` `(batch, parts, 4)`, xyxy, with `verified` `(batch, parts, classes)`.
+
+        Returns:
+            A tuple of scalars `(class_sum, box_sum, normaliser)`; the normaliser, to be used where it is above 1, is
+            the sum of the positives' targets.
+        """
+        logits, deltas, boxes = self._predictions(outputs)
+        assigned = self._assign(logits, boxes, targets)
+        index, target = assigned.index, assigned.target
+        if self.class_loss == "focal":
+            target = ops.cast(target > 0, "float32")
+        gt = rows_of(targets["boxes"], index)  # [B,A,4]
+        classes = classes_of_boxes(targets["boxes"], targets["labels"], self._num_classes(logits))  # [B,G,C]
+        class_target = rows_of(classes, index) * ops.expand_dims(target, -1)  # [B,A,C]
+        if self.class_loss == "softmax":
+            class_sum = multibox(class_target, logits, index, assigned.silent)
         else:
-            assigned, target = max_iou_assignment(*truth)
-        silent = silent_classes(piece, assigned, anchors, cell_sides, num_classes, ancestors, region_classes)
-        return (assigned, target) if silent is None else (assigned, target, silent)
+            loss = {"bce": cross_entropy, "focal": focal}[self.class_loss](class_target, logits)
+            if assigned.silent is not None:
+                loss = ops.where(ops.logical_and(assigned.silent, class_target <= 0), 0.0, loss)
+            class_sum = ops.sum(loss)
+        if self.box_loss == "smooth_l1":
+            difference = ENCODERS[self.box_deltas](gt, ops.convert_to_tensor(self.anchors)) - deltas
+            distance = smooth_l1(difference, SMOOTH_L1_SIGMAS.get(self.box_deltas, 1.0))
+        else:
+            distance = 1.0 - OVERLAPS[self.box_loss](gt, boxes)
+        return class_sum, BOX_WEIGHTS[self.box_loss] * ops.sum(target * distance), ops.sum(target)
 
-    rows = targets["boxes"].shape[1] + (targets["regions"].shape[1] if "regions" in targets else 0)
-    result = in_pieces(of_piece, (logits, boxes, *(targets[name] for name in names)), rows * num_anchors)
-    assigned, target, silent = (*map(ops.stop_gradient, result), None)[:3]
-    if assignment == "max_iou":
-        ignored = ops.expand_dims(assigned == -2, -1)
-        silent = ignored if silent is None else ops.logical_or(silent, ignored)
-    return assigned, target, silent
+    def assign(self, outputs: dict, targets: dict) -> Assignment:
+        """Assigns the anchors as in `__call__`, which takes the same arguments."""
+        logits, _, boxes = self._predictions(outputs)
+        return self._assign(logits, boxes, targets)
+
+    def _predictions(self, outputs: dict) -> tuple:
+        """The logits `(batch, anchors, outputs)`, deltas and boxes `(batch, anchors, 4)` in float32."""
+        logits, deltas = (ops.cast(outputs[name], "float32") for name in ("classes", "boxes"))
+        boxes = DECODERS[self.box_deltas](deltas, ops.convert_to_tensor(self.anchors))
+        return logits, deltas, ops.clip(boxes, -FARTHEST, FARTHEST)
+
+    def _num_classes(self, logits) -> int:
+        return logits.shape[-1] - (self.class_loss == "softmax")
+
+    def _assign(self, logits, boxes, targets: dict) -> Assignment:
+        """Assigns in chunks of images; no gradient flows through the result."""
+        anchors, cell_sides = ops.convert_to_tensor(self.anchors), ops.convert_to_tensor(self.cell_sides)
+        names, num_classes = sorted(targets), self._num_classes(logits)
+
+        def assign_chunk(logits, boxes, *values):
+            chunk = dict(zip(names, values, strict=True))
+            truth = chunk["boxes"], chunk["labels"], anchors
+            if self.assignment == "task_aligned":
+                index, target = task_aligned_assignment(logits, boxes, *truth, cell_sides)
+            else:
+                index, target = max_iou_assignment(*truth, negative=NEGATIVE_IOU.get(self.class_loss, 0.4))
+            rules = {"ancestors": self.ancestors, "region_classes": self.region_classes}
+            silent = silent_classes(chunk, index, anchors, cell_sides, num_classes, **rules)
+            return (index, target) if silent is None else (index, target, silent)
+
+        rows = targets["boxes"].shape[1] + (targets["regions"].shape[1] if "regions" in targets else 0)
+        predicted = ops.stop_gradient(logits), ops.stop_gradient(boxes)
+        arguments = (*predicted, *(targets[name] for name in names))
+        index, target, silent = (*chunked_map(assign_chunk, arguments, rows * len(self.anchors)), None)[:3]
+        if self.assignment == "max_iou" and self.class_loss != "softmax":
+            ignored = ops.expand_dims(index == -2, -1)
+            silent = ignored if silent is None else ops.logical_or(silent, ignored)
+        return Assignment(*(None if x is None else ops.stop_gradient(x) for x in (index, target, silent)))
 
 
 def rows_of(values, index):
-    """Rows of `(batch, rows, width)` by `(batch, n)`: `(batch, n, width)`; row 0 for a negative index."""
+    """Takes rows of `(batch, rows, width)` by `(batch, n)`: `(batch, n, width)`; row 0 for a negative index."""
     batch, rows, width = ops.shape(values)[0], *values.shape[1:]
     first = ops.expand_dims(ops.arange(batch, dtype="int32") * rows, -1)
     return ops.take(ops.reshape(values, (-1, width)), first + ops.maximum(index, 0), axis=0)
 
 
-# === Classes: the loss of each element, `(...)`, of a target and a logit, `(...)`. 0 is the target of a negative. ===
-
-
+# === Classes ==========================================================================================================
 def cross_entropy(target, logits):
-    """Binary cross-entropy against a soft target, every negative at its full weight.
+    """Binary cross-entropy of each logit against a soft target, every negative at its full weight.
 
-    Focal weights would make background cheap, but also the confusion of one class with another at the same object:
-    with assignment by alignment the positives are good enough to go without (on the demonstration's ten classes 0.77
-    instead of 0.54 mAP after 800 steps).
+    Focal weights would make background cheap, but also the confusion of one class with another at the same object.
+    Task alignment has good enough positives to go without (on the demonstration's ten classes 0.77 instead of 0.54 mAP
+    after 800 steps).
     """
     return ops.softplus(logits) - target * logits
 
 
 def focal(target, logits):
-    """Sigmoid focal loss (Lin et al. 2017, section 3.2) with alpha 0.25 and gamma 2, of targets 0 and 1."""
+    """Sigmoid focal loss (Lin et al. 2017, 3.2) of each logit with alpha 0.25 and gamma 2; targets are 0 or 1."""
     alpha = 0.75 - 0.5 * target
-    return alpha * quality_focal(target, logits)
+    return alpha * ops.square(target - ops.sigmoid(logits)) * cross_entropy(target, logits)
 
 
-def quality_focal(target, logits):
-    """Quality focal loss (Li et al. 2020, arXiv 2006.04388, equation 3) with beta 2."""
-    return ops.square(target - ops.sigmoid(logits)) * cross_entropy(target, logits)
+def multibox(class_target, logits, index, silent=None):
+    """Softmax cross-entropy of positives and of the hardest negatives (SSD, Liu et al. 2016, 2.2), summed.
 
+    In each image the background anchors with the highest loss count, `HARD_NEGATIVES` for each positive. A silent class
+    that is no target of an anchor is left out of the anchor's softmax: its logit gets no gradient, and the anchor's
+    other classes compete without it. A box with several classes has each of them as an equal share of the target.
 
-def varifocal(target, logits):
-    """Varifocal loss (Zhang et al. 2021, arXiv 2008.13367, equation 2) with alpha 0.75 and gamma 2.
+    Args:
+        class_target: `(batch, anchors, classes)`, above 0 for the classes of an anchor's box.
+        logits: `(batch, anchors, 1 + classes)`, the background first.
+        index: `(batch, anchors)`, see `Assignment`; and so is `silent`.
+        silent: bool `(batch, anchors, classes)`, or None.
 
-    Positives are weighted by their target, only negatives by what is wrong with them.
+    Returns:
+        A scalar.
     """
-    weight = ops.where(target > 0, target, 0.75 * ops.square(ops.sigmoid(logits)))
-    return weight * cross_entropy(target, logits)
+    if silent is not None:
+        silent = ops.logical_and(silent, class_target <= 0)
+        silent = ops.pad(silent, ((0, 0), (0, 0), (1, 0)))  # never the background
+        logits = ops.where(silent, LEFT_OUT, logits)
+    positive, background = index >= 0, index == -1
+    shares = class_target / ops.maximum(ops.sum(class_target, axis=-1, keepdims=True), 1.0)
+    of_target = ops.where(positive, ops.sum(shares * logits[..., 1:], axis=-1), logits[..., 0])
+    loss = ops.logsumexp(logits, axis=-1) - of_target  # [B,A]
+    hardest = -ops.sort(-ops.where(background, loss, 0.0), axis=-1)
+    count = HARD_NEGATIVES * ops.sum(ops.cast(positive, "int32"), axis=-1, keepdims=True)
+    chosen = ops.arange(loss.shape[-1], dtype="int32") < count
+    return ops.sum(ops.where(positive, loss, 0.0)) + ops.sum(ops.where(chosen, hardest, 0.0))
 
 
-CLASS_LOSSES = {"bce": cross_entropy, "focal": focal, "varifocal": varifocal, "quality_focal": quality_focal}
-
-
-# === Boxes: pair by pair, two `(..., 4)`, xyxy, give `(...)`, with finite gradients for boxes without area. ===
-
-
+# === Boxes: pair by pair; two `(..., 4)`, xyxy, give `(...)`, with finite gradients for boxes without area ============
 def paired_iou(a, b):
-    """Intersection over union, pair by pair: in [0, 1]."""
+    """Intersection over union: in [0, 1]."""
     intersection, union = _intersection_and_union(a, b)
     return intersection / ops.maximum(union, 1e-9)
 
@@ -214,10 +230,10 @@ def generalised_iou(a, b):
 
 
 def complete_iou(a, b):
-    """CIoU (Zheng et al. 2020, arXiv 1911.08287, section 3.3): in [-2, 1]. `b` is the prediction.
+    """CIoU (Zheng et al. 2020, arXiv 1911.08287, 3.3): in [-2, 1]. `b` is the prediction.
 
-    The IoU, less the squared distance of the centres over the squared diagonal of the hull, less the difference of the
-    aspect ratios; the weight of the latter is a constant for the gradient, as in the paper.
+    The IoU, minus the squared distance of the centres over the squared diagonal of the hull, minus the difference of
+    the aspect ratios; the weight of the latter is a constant for the gradient, as in the paper.
     """
     iou = paired_iou(a, b)
     shift = ops.square((a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2)
@@ -231,13 +247,13 @@ def complete_iou(a, b):
     return iou - ops.sum(shift, axis=-1) / ops.maximum(diagonal, 1e-9) - weight * aspect
 
 
-OVERLAPS = {"giou": generalised_iou, "ciou": complete_iou}
+OVERLAPS: dict[str, Callable] = {"giou": generalised_iou, "ciou": complete_iou}
 
 
-def smooth_l1(difference):
-    """Smooth L1 (Girshick 2015, equation 3) of differences `(..., 4)`, added up: `(...)`."""
-    size = ops.abs(difference)
-    return ops.sum(ops.where(size < 1, 0.5 * difference * difference, size - 0.5), axis=-1)
+def smooth_l1(difference, sigma: float = 1.0):
+    """Smooth L1 (Girshick 2015, equation 3) of differences `(..., 4)`, quadratic below 1 / sigma^2, summed: `(...)`."""
+    size, border = ops.abs(difference), 1 / sigma**2
+    return ops.sum(ops.where(size < border, 0.5 * ops.square(sigma * difference), size - 0.5 * border), axis=-1)
 
 
 def _intersection_and_union(a, b):

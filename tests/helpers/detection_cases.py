@@ -4,14 +4,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from models.losses import detection_losses
-from oid.anchors.grids import anchor_settings, anchors_per_level, cell_sides, make_anchors
+from models.losses import DetectionLoss
+from oid.anchors.grids import m2det_anchors
 from oid.boxes.suppression import iou_matrix
 
-SETTINGS = anchor_settings(64, 3)
-ANCHORS, CELLS, LEVELS = make_anchors(SETTINGS), cell_sides(SETTINGS), anchors_per_level(SETTINGS)
+GRIDS = m2det_anchors(64, 3)
+ANCHORS, CELLS = GRIDS.boxes(), GRIDS.cell_sides()
 CENTRES = (ANCHORS[:, :2] + ANCHORS[:, 2:]) / 2
 NUM_CLASSES = 3
+OWN, M2DET, RETINANET = RECIPES = (
+    {"assignment": "task_aligned", "class_loss": "bce", "box_loss": "giou", "box_deltas": "distances"},
+    {"assignment": "max_iou", "class_loss": "softmax", "box_loss": "smooth_l1", "box_deltas": "ssd"},
+    {"assignment": "max_iou", "class_loss": "focal", "box_loss": "smooth_l1", "box_deltas": "corners"},
+)
 REGION_CLASSES = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]], "float32")  # label 3 means two classes
 COARSE = [(3, 0.25, 0.25, 0.75, 0.75)]  # an ignored region of a box whose class lies above 0 and 1
 
@@ -20,11 +25,11 @@ def numpy(tensor) -> np.ndarray:
     return keras.ops.convert_to_numpy(tensor)
 
 
-def random_case(seed: int, batch: int = 3):
+def random_case(seed: int, batch: int = 3, *, outputs: int = NUM_CLASSES):
     """Random predictions near the anchors and random ground truth with padding in between."""
     rng = np.random.default_rng(seed)
     offsets = rng.normal(0, 0.5, (batch, len(ANCHORS), 4)).astype("float32")
-    logits = rng.normal(-1, 2, (batch, len(ANCHORS), NUM_CLASSES)).astype("float32")
+    logits = rng.normal(-1, 2, (batch, len(ANCHORS), outputs)).astype("float32")
     truth = {}
     for boxes, labels in (("boxes", "labels"), ("regions", "region_labels")):
         corner, size = rng.uniform(0, 0.8, (batch, 5, 2)), rng.uniform(0.02, 0.5, (batch, 5, 2))
@@ -42,10 +47,14 @@ def with_parts(truth: dict, parts: list[tuple], verified: list[list[int]]) -> di
     return result
 
 
+def assign(logits, offsets, truth, **options) -> np.ndarray:
+    """Which box each anchor learns, `(batch, anchors)`."""
+    return numpy(DetectionLoss(GRIDS, **options).assign({"classes": logits, "boxes": offsets}, truth).index)
+
+
 def losses(offsets, logits, truth, **options):
     """Both parts of the loss, divided as the trainer divides them."""
-    outputs = {"classes": logits, "boxes": offsets}
-    *sums, normaliser = detection_losses(outputs, truth, ANCHORS, CELLS, level_sizes=LEVELS, **options)
+    *sums, normaliser = DetectionLoss(GRIDS, **options)({"classes": logits, "boxes": offsets}, truth)
     return [part / keras.ops.maximum(normaliser, 1.0) for part in sums]
 
 
@@ -61,10 +70,14 @@ def gradients(offsets, logits, truth, **options):
 
 
 def logit_gradient(truth, **options) -> np.ndarray:
-    """By logits, of a network that predicts the anchors themselves, each class with the same low score."""
+    """By the classes' logits, of a network that predicts the anchors themselves, each class with the same low score.
+
+    Softmax has the background first, as likely as a class; its gradient is left out.
+    """
+    background = options.get("class_loss") == "softmax"
     shape = (len(truth["labels"]), len(ANCHORS))
-    logits = np.full((*shape, NUM_CLASSES), -1, "float32")
-    return gradients(np.zeros((*shape, 4), "float32"), logits, truth, **options)[1]
+    logits = np.full((*shape, NUM_CLASSES + background), -1, "float32")
+    return gradients(np.zeros((*shape, 4), "float32"), logits, truth, **options)[1][..., int(background) :]
 
 
 def check_coarse(gradient: np.ndarray, plain: np.ndarray) -> None:
@@ -113,15 +126,15 @@ def _first_highest(claims: list[tuple[float, int]]) -> int:
     return max(claims, key=lambda claim: (claim[0], -claim[1]))[1]
 
 
-def reference_max_iou(gt_boxes, gt_labels):
-    """One image: SSD's rule, with a tolerance of 1e-4 between equal IoUs."""
+def reference_max_iou(gt_boxes, gt_labels, negative=0.4):
+    """One image: RetinaNet's and SSD's rule, with a tolerance of 1e-4 between equal IoUs."""
     iou = iou_matrix(gt_boxes, ANCHORS)
     real = [g for g, label in enumerate(gt_labels) if label >= 0]
     assigned = np.full(len(ANCHORS), -1)
     for a in range(len(ANCHORS)):
         if real:
             g = _first_highest([(iou[g, a], g) for g in real])
-            assigned[a] = g if iou[g, a] >= 0.5 else -2 if iou[g, a] >= 0.4 else -1
+            assigned[a] = g if iou[g, a] >= 0.5 else -2 if iou[g, a] > negative else -1
     claims = {}
     for g in real:
         if iou[g].max() > 0:
@@ -135,37 +148,9 @@ def reference_max_iou(gt_boxes, gt_labels):
     return assigned
 
 
-def reference_atss(gt_boxes, gt_labels, k=9):
-    """One image: section 3 of the paper, with a tolerance of 1e-4 where numbers tie."""
-    iou = iou_matrix(gt_boxes, ANCHORS)
-    claims = {}
-    for g, label in enumerate(gt_labels):
-        if label < 0:
-            continue
-        centre = (gt_boxes[g, :2] + gt_boxes[g, 2:]) / 2
-        distance = ((CENTRES - centre) ** 2).sum(-1)
-        candidates, start = [], 0
-        for size in LEVELS:
-            level = np.arange(start, start + size)
-            limit = np.sort(distance[level])[min(k, size) - 1]
-            candidates += [a for a in level if distance[a] <= limit * (1 + 1e-4)]
-            start += size
-        overlaps = iou[g, candidates]
-        threshold = overlaps.mean() + overlaps.std(ddof=1)
-        for a in candidates:
-            if iou[g, a] >= threshold * (1 - 1e-4) and iou[g, a] > 0 and reference_centre_inside(gt_boxes[g], a):
-                claims.setdefault(a, []).append((iou[g, a], g))
-    return np.array([_first_highest(claims[a]) if a in claims else -1 for a in range(len(ANCHORS))])
-
-
 def reference_giou(a, b) -> float:
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     intersection = max(width, 0) * max(height, 0)
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection
     outer = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
     return intersection / union - (outer - union) / outer
-
-
-def reference_cross_entropy(target: float, logit: float) -> float:
-    p = 1 / (1 + np.exp(-logit))
-    return -(target * np.log(p) + (1 - target) * np.log(1 - p))

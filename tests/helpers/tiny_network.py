@@ -124,13 +124,12 @@ def outputs_of_random_network(variant: str, head: str) -> dict[str, np.ndarray]:
 
 def losses_of_fixed_outputs() -> list[float]:
     """The losses of outputs and ground truth that are always the same, on the backend that Keras runs on."""
-    from models.losses import detection_losses
+    from models.losses import DetectionLoss
 
     grids, rng = tiny_settings().anchors, np.random.default_rng(0)
-    anchors, cells = grids.boxes(), grids.cell_sides()
     outputs = {
-        "classes": rng.normal(-2, 1, (2, len(anchors), 2)).astype("float32"),
-        "boxes": rng.normal(0, 0.3, (2, len(anchors), 4)).astype("float32"),
+        "classes": rng.normal(-2, 1, (2, sum(grids.per_map), 2)).astype("float32"),
+        "boxes": rng.normal(0, 0.3, (2, sum(grids.per_map), 4)).astype("float32"),
     }
-    parts = keras.tree.map_structure(keras.ops.convert_to_tensor, (outputs, two_pictures(), anchors, cells))
-    return [float(keras.ops.convert_to_numpy(loss)) for loss in detection_losses(*parts)]
+    case = keras.tree.map_structure(keras.ops.convert_to_tensor, (outputs, two_pictures()))
+    return [float(keras.ops.convert_to_numpy(loss)) for loss in DetectionLoss(grids)(*case)]

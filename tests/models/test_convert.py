@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from models import convert, load_model
-from models.box_coding import decode_ssd
+from models.box_deltas import decode_ssd
 from models.legacy_checkpoint import LegacyStructure
 from models.released import COCO_NAMES, read_structure
 from oid.anchors.grids import make_anchors

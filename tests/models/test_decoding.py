@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as drawn_arrays
 
-from models.box_coding import BOX_CODINGS, decode_ssd
+from models.box_deltas import DECODERS, decode_ssd
 from models.decoding import TopBoxes, best_entries, suppress, top_boxes
 from oid.anchors.grids import anchor_settings, make_anchors
 from oid.boxes.best_pairs import best_pairs, row_maxima
@@ -171,7 +171,7 @@ def test_the_graph_and_the_host_find_the_best_of_all_pairs(scales, classes, coun
         scores = (softmax(logits[image]) if background else sigmoid(logits[image]))[:, background:]
         order = np.argsort(-scores, axis=None, kind="stable")[:count]
         anchor, label = np.unravel_index(order, scores.shape)
-        boxes = BOX_CODINGS[box_coding](offsets[image].astype("float64"), anchors, library=np)[anchor]
+        boxes = DECODERS[box_coding](offsets[image].astype("float64"), anchors, library=np)[anchor]
         in_graph = [graph[name][image] for name in ("boxes", "scores", "labels")]
         on_host = top_boxes(logits[image], offsets[image], anchors, count=count, **options)
         for found, dtypes in ((in_graph, ("f4", "f4", "i4")), (on_host, ("f8", "f8", "i8"))):
@@ -259,9 +259,9 @@ def test_arrays_and_tensors_are_decoded_alike(box_coding):
     description, _, offsets = random_outputs()
     anchors = make_anchors(description)
     offsets[0, :3] = np.array([1e4, -1e4, 500], "float32")[:, None]
-    tensors = keras.ops.convert_to_numpy(BOX_CODINGS[box_coding](*map(keras.ops.convert_to_tensor, (offsets, anchors))))
+    tensors = keras.ops.convert_to_numpy(DECODERS[box_coding](*map(keras.ops.convert_to_tensor, (offsets, anchors))))
     assert np.isfinite(tensors).all()
-    np.testing.assert_allclose(BOX_CODINGS[box_coding](offsets, anchors, library=np), tensors, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(DECODERS[box_coding](offsets, anchors, library=np), tensors, rtol=1e-5, atol=1e-6)
 
 
 def test_ssd_coding_equals_the_reference():

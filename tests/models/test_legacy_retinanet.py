@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from models import convert, decoding, detector
 from models.backbones import all_layers
-from models.box_coding import decode_corners
+from models.box_deltas import decode_corners
 from models.decoding import clip_ends, published_boxes
 from models.detector import Detector, load_model
 from models.legacy_checkpoint import BLOCKS, LegacyStructure, open_legacy_checkpoint

@@ -11,7 +11,7 @@ from oid import paths
 from oid.annotations import read_class_descriptions
 from oid.files import InputError, require_file
 from oid.images.find import find_images
-from training.class_relations import CoarseClasses, coarse_classes
+from training.verified_labels import CoarseClasses, coarse_classes
 
 COORDINATES = ("XMin", "YMin", "XMax", "YMax")
 DEPICTION = "depiction"  # the one reason for an ignored region that is not a01's

@@ -4,7 +4,6 @@ So threads do not change results, the images of any batch are known afterwards, 
 batches that it would have seen. An unreadable image is replaced by another, which depends on seed and step, too.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -22,7 +21,7 @@ from training.augment import KEPT_SIDE, MOSAIC_TILES, Sample, augment
 from training.data_set import DataSet
 from training.options import ImageOptions, LabelOptions, Recipe
 from training.sampling import epoch_order, image_weights
-from training.verified_labels import RulesInForce
+from training.verified_labels import LabelRulesInForce
 
 AHEAD = 128  # the other images of a mosaic are among the next AHEAD ones, so that each is decoded once for both uses
 RECENT_IMAGES = 160  # kept besides the cache: those of the last batches, which the next mosaics show again
@@ -73,7 +72,7 @@ class Batches:
         recipe: Recipe,
         labels: LabelOptions,
         images: ImageOptions,
-        rules: RulesInForce,
+        rules: LabelRulesInForce,
         num_classes: int,
         seed: int,
         cache_bytes: int,
@@ -287,19 +286,20 @@ def _padded(lists: list[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[np.
 class BatchSequence(keras.utils.PyDataset):
     """Gives a `Batches` to `fit`, without end: `fit` says how many steps an epoch has.
 
+    Each step must call `wait_for` first: TensorFlow wraps an error of a data thread in one of its own.
+
     Args:
         batches: of the whole training.
         start: the first step.
         close_at: the first step whose batch is closed, see `Batches.batch`.
-        workers: number of threads that prepare batches.
+        workers: number of threads that prepare batches, at least 2.
     """
 
-    def __init__(self, batches: Batches, *, start: int, close_at: int, workers: int):
+    def __init__(self, batches: Batches, *, start: int = 0, close_at: int, workers: int):
         super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=8)
         self._batches = batches
         self._start = start
         self._close_at = close_at
-        self._mistake: InputError | None = None
         self._prepared: dict[int, InputError | None] = {}  # index -> why not, of batches that nobody has waited for
         self._news = threading.Condition()
 
@@ -309,12 +309,12 @@ class BatchSequence(keras.utils.PyDataset):
         return None
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, Targets]:
-        mistake, step = None, self._start + index
+        step, mistake = self._start + index, None
         try:
             positions = machines.share_of(self._batches.batch_size)
             return self._batches.batch(step, closed=step >= self._close_at, positions=positions)
         except InputError as error:
-            self._mistake = mistake = error
+            mistake = error
             raise
         finally:
             with self._news:
@@ -332,21 +332,3 @@ class BatchSequence(keras.utils.PyDataset):
             mistake = self._prepared.pop(index)
         if mistake is not None:
             raise mistake
-
-    @contextlib.contextmanager
-    def mistakes_as_they_are(self) -> Iterator[None]:
-        """Around `fit`: raises an InputError of a batch itself instead of TensorFlow's error about its data threads."""
-        try:
-            yield
-        except _errors_of_data_threads():
-            if self._mistake:
-                raise self._mistake from None
-            raise
-
-
-def _errors_of_data_threads() -> tuple[type[Exception], ...]:
-    if keras.backend.backend() != "tensorflow":  # the others raise what a batch raised
-        return ()
-    import tensorflow as tf
-
-    return (tf.errors.OpError,)

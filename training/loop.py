@@ -320,16 +320,15 @@ class Training:
             on_train_batch_begin=lambda batch, logs: sequence.wait_for(batch),
             on_train_batch_end=lambda batch, logs: after_step(logs, lambda: callback.model),
         )
-        with sequence.mistakes_as_they_are():
-            self._trainer.fit(
-                sequence,
-                steps_per_epoch=steps,
-                initial_epoch=epoch,
-                epochs=epoch + 1,
-                shuffle=False,
-                verbose=0,
-                callbacks=[callback],
-            )
+        self._trainer.fit(
+            sequence,
+            steps_per_epoch=steps,
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            shuffle=False,
+            verbose=0,
+            callbacks=[callback],
+        )
 
     def _after_step(self, logs: dict[str, float], update_variables: Callable) -> None:
         loss, step = float(logs["loss"]), self.state.step  # the mean over the epoch so far: one bad batch is enough

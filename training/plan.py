@@ -11,7 +11,7 @@ import re
 
 from oid.anchors.grids import SMALL_IMAGE_SIZE, SMALL_SCALES, scales_that_fit
 from oid.files import InputError
-from training.pictures import KEPT_SIDE
+from training.augment import KEPT_SIDE
 
 SMALL = {
     "backbone": "residual_small",

@@ -19,7 +19,7 @@ IgnoredRegions = Literal["all", "depictions", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
-class RulesInForce:
+class LabelRulesInForce:
     """The label rules of a training.
 
     Attributes:
@@ -39,7 +39,7 @@ class RulesInForce:
 
 def rules_in_force(
     rules: Sequence[LabelRule], dataset_path: str | Path, labels: list[str], data: "DataSet"
-) -> tuple[RulesInForce, list[str]]:
+) -> tuple[LabelRulesInForce, list[str]]:
     """Returns those of the wanted rules that the data can follow, and sentences about them.
 
     Args:
@@ -62,7 +62,7 @@ def rules_in_force(
     if "ancestors" in rules and ancestors is None:
         sentences.append("no class of this level lies above another in the hierarchy: there are no ancestors to spare")
     region_classes = None if regions == "none" else data.region_classes
-    return RulesInForce(verified, regions, ancestors, region_classes), sentences
+    return LabelRulesInForce(verified, regions, ancestors, region_classes), sentences
 
 
 # === The class hierarchy =============================================================================================

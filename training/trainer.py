@@ -21,8 +21,8 @@ class DetectionTrainer(keras.Model):
         assignment, class_loss, box_loss, box_deltas, ancestors, region_classes: see `models.losses.DetectionLoss`.
 
     Attributes:
-        frozen_layers: layers that were not trainable when the trainer was made, such as the batch norm of published
-            checkpoints.
+        network: as given.
+        anchors: as given.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class DetectionTrainer(keras.Model):
     ):
         super().__init__(name="trainer")
         self.network = network
+        self.anchors = anchors
         self.batch_size = batch_size
-        self.frozen_layers = tuple(layer for layer in all_layers(network) if not layer.trainable)
         self.detection_loss = DetectionLoss(
             anchors,
             assignment=assignment,

@@ -257,25 +257,75 @@ def train(
     folder: Path,
     options: Options,
     recipe: Recipe,
-    stop: Stop,
     *,
+    started: float,
     show_batches: int = 0,
 ) -> None:
-    """Trains the run in `folder` from its beginning, or from its last checkpoint."""
+    """Trains the run in `folder` from its beginning, or from its last checkpoint.
+
+    Args:
+        dataset_path: folder with train/ and validation/.
+        output_path: folder with a01's files.
+        folder: of the run.
+        options: as given.
+        recipe: of `recipe_of`, or another one to be measured.
+        started: when the training was started, on the clock of `time.monotonic`.
+        show_batches: write a page with this many batches instead.
+    """
     classes = read_classes(output_path, options.level)
+    output_file(folder / SETTINGS, "give another place by --output_path")
     source = read_source(output_path, options.network.init_from)
-    output_file(folder / "settings.json", "give another place by --output_path")
-    known = options.network.channels or (source.network.channels if source else None)
-    choose.share_few_cores(known, machine.usable_cores())
-    import keras  # here and below, because the framework takes seconds to start: not for --help, nor for a mistake
+    stop = Stop(str(folder), max_hours=options.length.max_hours, started=started)
+    with stop.on_signals(), backend(options, source) as sharing, contextlib.ExitStack() as lock:
+        from training import batch_page, build, checkpoints, lengths, verified_labels
+        from training.loop import Training
 
-    from training import build, checkpoints, machines
-    from training.devices import make_deterministic
+        is_new = not folder.is_dir()  # a mistake in the first start leaves no folder behind
+        if not is_new and not show_batches:
+            lock.enter_context(locked(folder, str(folder)))
+        state = checkpoints.look_at_run(folder) if show_batches else checkpoints.open_run(folder, print)
+        refuse_changes(folder, state, options, recipe, classes)
+        if lengths.is_finished(state, options.length) and not show_batches:
+            print(f"{folder} is finished: {state.epochs} epochs{checkpoints.best_so_far(state)}; {PROLONG}")
+            return
+        data = read_training_data(dataset_path, output_path, options)
+        rules, sentences = verified_labels.rules_in_force(options.labels.rules, dataset_path, classes, data)
+        print(*sentences, sep="\n")
+        run, training = settings_of(state, options, recipe, classes, build.facts_about(len(data), sharing.count), source)
+        sharing.check_batch_size(training.batch_size)
+        with sharing.scope():
+            network, twin = build.build_networks(run, training, begins=not state.step)
+            if source and not state.step:
+                take_over(output_path, options.network, network, run)
+            trainer = build.build_trainer(network, run, training, rules)
+        batches = build.build_batches(data, run, training, rules, print)
+        if show_batches:
+            print(batch_page.show(folder / "batches.html", trainer, batches, run, training, state, show_batches))
+            return
+        validation = build.build_validation(dataset_path, output_path, run, options, print)
+        session = Training(folder, trainer, twin, batches, validation, state, stop=stop, report=print)
+        session.begin(run, training, started)
+        if is_new:
+            lock.enter_context(locked(folder, str(folder)))
+        write_run_settings(folder, run)
+        write_json(folder / TRAINING, training)
+        print(session.run())
 
+
+@contextlib.contextmanager
+def backend(options: Options, source: RunSettings | None) -> Iterator[Sharing]:
+    """Starts the framework and joins the other machines; inside the block the devices share each batch."""
+    channels = options.network.channels or (source.network.channels if source else None)
+    choose.share_few_cores(channels, machine.usable_cores())
+    import keras  # here and in `train`: the framework takes seconds, which --help and a mistake should not wait for
+
+    from training import devices, machines
+
+    flags = {"strategy": "auto", "devices": options.machine.devices, "accumulate": options.step.accumulate}
+    flags |= {"coordinator": None, "processes": 1, "process": 0}
+    machines.check_flags(flags)
     keras.utils.set_random_seed(options.machine.seed)
     if options.machine.deterministic:
-        make_deterministic()
-    with contextlib.ExitStack() as inside:
-        inside.enter_context(stop.on_signals())
-        sharing = machines.enter(inside, options)
-        new = not folder.is_dir()
+        devices.make_deterministic()
+    with machines.together(flags), machines.sharing(flags) as sharing:
+        yield sharing

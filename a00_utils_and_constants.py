@@ -20,14 +20,15 @@ IMAGE_SIZE = None  # side of the network's square input in pixels; 320, 512 and 
 TUMS, SCALES, CHANNELS = None, None, None  # U-shape modules, maps per module, channels per map; 8, 6, 128 in the paper
 VARIANT = None  # None or "paper" = the network of its figures, "released" = that of the authors' code (8, 6, 256)
 HEAD = "auto"  # "conv" as published; "shared" by the scales, for hundreds of classes; "light", for small networks
-ANCHORS = None  # None or "square" = one per cell, "official" = the published six, or a file that a02 makes
+ANCHORS = None  # "square" = one per cell, "official" = the published six, or a file that a02 makes; None = by RECIPE
+RECIPE = "own"  # how a03 trains; "published" = as the authors did
 EPOCHS = None  # a number replaces TIME_BUDGET; a checkpoint and a validation follow each epoch
 STEPS_PER_EPOCH = None  # with EPOCHS; 0 or None = each training image once
 BATCH_SIZE = None  # images per step
 PRECISION = None  # "float32", or "bfloat16" = mixed, which some machines compute faster
 LEARNING_RATE = None  # the highest, after the warm-up
 LABEL_RULES = ("verified", "ancestors", "regions")  # Open Images' rules for negatives; "depictions" is another one
-SAMPLING, SAMPLING_EXPONENT = "images", 0.5  # "classes" and "repeat_factor" draw rare classes more often
+SAMPLING, SAMPLING_EXPONENT = "images", 0.5  # "classes" draws rare classes more often
 VALIDATION_IMAGES = 1000  # at most this many choose the best epoch; 0 = all
 
 # === Edit here: predictions, ensemble, metric (a04 to a07) ===========================================================

@@ -21,15 +21,27 @@ Options that are left open (None in a00) are chosen from the data and the machin
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
+from oid.lock import locked
+
 import a00_utils_and_constants as a00
-from models.run_settings import RunSettings, Variant, read_run_settings, write_run_settings
+from models.run_settings import (
+    CHECKPOINT,
+    SETTINGS,
+    DetectionClass,
+    RunSettings,
+    Variant,
+    read_run_settings,
+    write_run_settings,
+)
 from oid import machine, paths
 from oid.command_line import check_flag, check_range, run_script
 from oid.files import InputError, output_file, remedy
@@ -53,10 +65,11 @@ from training.options import (
     duration,
     recipe_of,
 )
+from training.state import TrainingState
 from training.stopping import Stop
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides TensorFlow's warning where there is no GPU
-TRAINING = "training.json"
+TRAINING, HISTORY = "training.json", "history.csv"  # files in the folder of a run
 
 
 def main(
@@ -166,7 +179,7 @@ def main(
         seed: of weights, order and augmentation
         deterministic: the same bits from the same seed on the same machine; slower
     """
-    stop = Stop(max_hours=max_hours, started=time.monotonic())
+    started = time.monotonic()
     budget = None if time_budget == "none" else duration(time_budget)
     check_flag(budget is None or budget > 0, "time_budget", time_budget, "90s, 20m, 1h30m, 2d, or none")
     options = Options(
@@ -187,14 +200,7 @@ def main(
         ),
         length=LengthOptions(budget, epochs, steps_per_epoch, max_hours),
         labels=LabelOptions(() if label_rules == ("none",) else label_rules, max_gt_boxes),
-        images=ImageOptions(
-            sampling=sampling,
-            sampling_exponent=sampling_exponent,
-            negatives=negatives,
-            mosaic=mosaic,
-            orientation=orientation,
-            skip_missing=skip_missing,
-        ),
+        images=ImageOptions(sampling, sampling_exponent, negatives, mosaic, orientation, skip_missing),
         step=StepOptions(recipe, batch_size, accumulate, precision, learning_rate),
         records=RecordOptions(validation_images, tensorboard),
         machine=MachineOptions(cache_gb=cache_gb, devices=devices, seed=seed, deterministic=deterministic),
@@ -203,7 +209,7 @@ def main(
     check_combinations(options)
     check_range(0, math.inf, show_batches=show_batches)
     folder = Path(output_path) / "weights" / (run or default_name(options))
-    train(dataset_path, output_path, folder, options, recipe_of(options), stop, show_batches=show_batches)
+    train(dataset_path, output_path, folder, options, recipe_of(options), started=started, show_batches=show_batches)
 
 
 # === Flags ===
@@ -286,12 +292,14 @@ def train(
         state = checkpoints.look_at_run(folder) if show_batches else checkpoints.open_run(folder, print)
         refuse_changes(folder, state, options, recipe, classes)
         if lengths.is_finished(state, options.length) and not show_batches:
-            print(f"{folder} is finished: {state.epochs} epochs{checkpoints.best_so_far(state)}; {PROLONG}")
+            print(f"{folder} is finished: a larger --time_budget or more --epochs prolong it")
             return
-        data = read_training_data(dataset_path, output_path, options)
+        data = build.training_data(dataset_path, output_path, options)
+        print(build.describe("train", data))
         rules, sentences = verified_labels.rules_in_force(options.labels.rules, dataset_path, classes, data)
         print(*sentences, sep="\n")
-        run, training = settings_of(state, options, recipe, classes, build.facts_about(len(data), sharing.count), source)
+        facts = build.facts_about(len(data), sharing.count)
+        run, training = settings_of(state, options, recipe, classes, facts, source)
         sharing.check_batch_size(training.batch_size)
         with sharing.scope():
             network, twin = build.build_networks(run, training, begins=not state.step)
@@ -313,19 +321,100 @@ def train(
 
 
 @contextlib.contextmanager
-def backend(options: Options, source: RunSettings | None) -> Iterator[Sharing]:
+def backend(options: Options, source: RunSettings | None) -> Iterator:
     """Starts the framework and joins the other machines; inside the block the devices share each batch."""
     channels = options.network.channels or (source.network.channels if source else None)
     choose.share_few_cores(channels, machine.usable_cores())
     import keras  # here and in `train`: the framework takes seconds, which --help and a mistake should not wait for
 
-    from training import devices, machines
+    from training import devices, processes
 
-    flags = {"strategy": "auto", "devices": options.machine.devices, "accumulate": options.step.accumulate}
-    flags |= {"coordinator": None, "processes": 1, "process": 0}
-    machines.check_flags(flags)
     keras.utils.set_random_seed(options.machine.seed)
     if options.machine.deterministic:
         devices.make_deterministic()
-    with machines.together(flags), machines.sharing(flags) as sharing:
-        yield sharing
+    if options.machine.devices:
+        devices.split_cpu(options.machine.devices)
+    with processes.together():
+        count = processes.process_and_processes()[1]
+        with devices.sharing(options.machine.devices, processes=count, accumulate=options.step.accumulate) as sharing:
+            if sharing.count > 1:
+                print(f"{sharing.count} devices share each batch: {' '.join(sharing.devices)}")
+            yield sharing
+
+
+# === The run and its source ===
+def read_source(output_path: str, init_from: str | None) -> RunSettings | None:
+    """The settings of the run whose weights are taken over."""
+    if init_from is None:
+        return None
+    folder = paths.run_folder(output_path, init_from)
+    with remedy("name another run by --init_from"):
+        return read_run_settings(folder.parent if folder.name == CHECKPOINT else folder)
+
+
+def refuse_changes(
+    folder: Path, state: TrainingState, options: Options, recipe: Recipe, classes: tuple[DetectionClass, ...]
+) -> None:
+    """Refuses to go on with a run that began otherwise.
+
+    Raises:
+        InputError: naming the first flag, class or file that differs.
+    """
+    if state.run is None:
+        if (folder / HISTORY).is_file():
+            raise InputError(f"{folder} holds a training without its checkpoint: remove it, or choose another --run")
+        return
+    other = f"or another --run (--init_from {folder.name} starts from its weights)"
+    for name, before, now in changes(state.run, state.training, options):
+        before = " ".join(before) if isinstance(before, tuple) else "nothing" if before is None else before
+        allowed = f"{before}, as when {folder} was begun, {other}"
+        check_flag(False, "label_rules" if name == "rules" else name, now, allowed)
+    if state.training.recipe != dataclasses.replace(recipe, mosaic=state.training.recipe.mosaic):
+        raise InputError(f"{folder} was begun with another recipe: take the same, {other}")
+    if state.run.classes != classes:
+        raise InputError(f"{folder} was begun with other classes than a01's files have now: choose another --run")
+    if (folder / SETTINGS).is_file() and read_run_settings(folder) != state.run:
+        raise InputError(f"{folder / SETTINGS} is not that of the checkpoint: remove it, and it is made again")
+
+
+def settings_of(
+    state: TrainingState,
+    options: Options,
+    recipe: Recipe,
+    classes: tuple[DetectionClass, ...],
+    facts: choose.Facts,
+    source: RunSettings | None,
+) -> tuple[RunSettings, TrainingSettings]:
+    """What the run began with, or what is chosen for a new one."""
+    if state.run is not None:
+        return state.run, dataclasses.replace(state.training, options=continued(state.training.options, options))
+    run, training, reasons = choose.choose_run(options, recipe, classes, facts, source)
+    print(*(f"chosen: {reason}" for reason in reasons), sep="\n")
+    return run, training
+
+
+def take_over(output_path: str, options: NetworkOptions, network, run: RunSettings) -> None:
+    """Takes over the weights of the run that --init_from names, and prints what begins anew.
+
+    Raises:
+        InputError: nothing fits, or --freeze would keep random weights.
+    """
+    from models.load import load_run
+    from training import fine_tuning
+
+    source, old = load_run(paths.run_folder(output_path, options.init_from))
+    taken = fine_tuning.take_over_weights(source, old, network, run)
+    if not taken.whole:
+        raise InputError(f"no layer of --init_from {options.init_from} fits: it needs the same detector and backbone")
+    if options.freeze == "backbone" and options.backbone_weights == "none":
+        random = fine_tuning.random_layers(taken, network.get_layer(run.network.backbone))
+        if random:
+            raise InputError(
+                f"--freeze backbone would keep random weights: {len(random)} layers of {run.network.backbone} "
+                f"({random[0]}, ...) are not in --init_from {options.init_from}: give --backbone_weights as well"
+            )
+    print(*taken.sentences(options.init_from, len(run.classes)), sep="\n")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -33,6 +33,18 @@ def facts_about(images: int, devices: int) -> choose.Facts:
     return choose.Facts(images, accelerator, machine.usable_cores(), bfloat16, devices)
 
 
+def training_data(dataset_path: str | Path, output_path: str | Path, options: Options) -> DataSet:
+    """The training images of the level, and what is known of them."""
+    return read_data_set(
+        dataset_path,
+        output_path,
+        options.level,
+        "train",
+        skip_missing=options.images.skip_missing,
+        leave_out_depictions="depictions" in options.labels.rules,
+    )
+
+
 def describe(split: str, data: DataSet) -> str:
     """A sentence about a split."""
     parts = [f"{len(data)} images", f"{len(data.objects.labels)} boxes"]
@@ -42,16 +54,17 @@ def describe(split: str, data: DataSet) -> str:
 
 
 def build_networks(
-    run: RunSettings, training: TrainingSettings, *, backbone_weights: str = "none"
+    run: RunSettings, training: TrainingSettings, *, begins: bool = True
 ) -> tuple[keras.Model, keras.Model | None]:
     """Builds the network that trains, and its twin in float32 where it trains in bfloat16 (else None).
 
     Args:
         run: what rebuilds the network.
-        training: its precision and what it freezes.
-        backbone_weights: "none" (random), "imagenet", or a file.
+        training: its precision, the backbone's weights, and what stays frozen.
+        begins: whether the backbone's weights are needed; a run that goes on has its own.
     """
     twin, policy = None, keras.config.dtype_policy()
+    backbone_weights = training.options.network.backbone_weights if begins else "none"
     if training.precision == "bfloat16":
         twin = build_network(run)
         keras.config.set_dtype_policy("mixed_bfloat16")
@@ -108,7 +121,7 @@ def build_batches(
 
 
 def build_validation(
-    dataset_path: Path, output_path: Path, run: RunSettings, options: Options, report: Report
+    dataset_path: str | Path, output_path: str | Path, run: RunSettings, options: Options, report: Report
 ) -> Validation | None:
     """What measures an epoch, or None where there are no validation images."""
     images = Path(dataset_path) / "validation"

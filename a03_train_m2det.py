@@ -23,14 +23,13 @@ Options that are left open (None in a00) are chosen from the data and the machin
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import math
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
-
-from oid.lock import locked
 
 import a00_utils_and_constants as a00
 from models.run_settings import (
@@ -40,12 +39,11 @@ from models.run_settings import (
     RunSettings,
     Variant,
     read_run_settings,
-    write_run_settings,
 )
 from oid import machine, paths
 from oid.command_line import check_flag, check_range, run_script
 from oid.files import InputError, output_file, remedy
-from oid.json_files import write_json
+from oid.lock import locked
 from training import choose
 from training.data_set import read_classes
 from training.options import (
@@ -278,46 +276,65 @@ def train(
         started: when the training was started, on the clock of `time.monotonic`.
         show_batches: write a page with this many batches instead.
     """
-    classes = read_classes(output_path, options.level)
+    classes = tuple(itertools.starmap(DetectionClass, read_classes(output_path, options.level).items()))
     output_file(folder / SETTINGS, "give another place by --output_path")
     source = read_source(output_path, options.network.init_from)
     stop = Stop(str(folder), max_hours=options.length.max_hours, started=started)
     with stop.on_signals(), backend(options, source) as sharing, contextlib.ExitStack() as lock:
-        from training import batch_page, build, checkpoints, lengths, verified_labels
-        from training.loop import Training
+        from training import build, checkpoints, lengths, loop
+        from training.batch_page import show
+        from training.verified_labels import rules_in_force
 
-        is_new = not folder.is_dir()  # a mistake in the first start leaves no folder behind
+        is_new = not folder.is_dir()  # then it is made, and locked, when nothing can be wrong any more
         if not is_new and not show_batches:
             lock.enter_context(locked(folder, str(folder)))
         state = checkpoints.look_at_run(folder) if show_batches else checkpoints.open_run(folder, print)
         refuse_changes(folder, state, options, recipe, classes)
         if lengths.is_finished(state, options.length) and not show_batches:
-            print(f"{folder} is finished: a larger --time_budget or more --epochs prolong it")
+            print(f"{folder} is finished{loop.best_so_far(state)}: a larger --time_budget or more --epochs prolong it")
             return
         data = build.training_data(dataset_path, output_path, options)
-        print(build.describe("train", data))
-        rules, sentences = verified_labels.rules_in_force(options.labels.rules, dataset_path, classes, data)
-        print(*sentences, sep="\n")
+        labels = [entry.label for entry in classes]
+        rules, sentences = rules_in_force(options.labels.rules, dataset_path, labels, data)
+        print(build.describe("train", data), *sentences, sep="\n")
         facts = build.facts_about(len(data), sharing.count)
-        run, training = settings_of(state, options, recipe, classes, facts, source)
-        sharing.check_batch_size(training.batch_size)
-        with sharing.scope():
-            network, twin = build.build_networks(run, training, begins=not state.step)
-            if source and not state.step:
-                take_over(output_path, options.network, network, run)
-            trainer = build.build_trainer(network, run, training, rules)
-        batches = build.build_batches(data, run, training, rules, print)
+        state = with_settings(state, options, recipe, classes, facts, source)
+        trainer, twin = make_trainer(output_path, state, rules, sharing)
+        cache_bytes = choose.cache_bytes(options.machine.cache_gb, machine.free_memory())
+        batches = build.build_batches(data, state.run, state.training, rules, cache_bytes, print)
         if show_batches:
-            print(batch_page.show(folder / "batches.html", trainer, batches, run, training, state, show_batches))
+            loop.prepare_trainer(trainer, state, folder)
+            print(show(folder / "batches.html", trainer, batches, state, count=show_batches))
             return
-        validation = build.build_validation(dataset_path, output_path, run, options, print)
-        session = Training(folder, trainer, twin, batches, validation, state, stop=stop, report=print)
-        session.begin(run, training, started)
+        validation = build.build_validation(dataset_path, output_path, state.run, options, print)
         if is_new:
             lock.enter_context(locked(folder, str(folder)))
-        write_run_settings(folder, run)
-        write_json(folder / TRAINING, training)
-        print(session.run())
+        training = loop.Training(
+            folder,
+            trainer,
+            batches,
+            state,
+            workers=options.machine.workers or choose.workers_for(machine.usable_cores()),
+            validation=validation,
+            exported=twin,
+            stop=stop,
+            started=started,
+            cache_bytes=cache_bytes,
+            report=say,
+        )
+        training.begin(options.length)
+        ended = training.run(deadline(options.length, started - state.seconds))
+        print(*batches.notes(range(state.step, training.state.step)), ended, sep="\n")
+
+
+def say(line: str) -> None:
+    """Prints a line at once, also into a file."""
+    print(line, flush=True)
+
+
+def deadline(length: LengthOptions, began: float) -> float | None:
+    """When a time budget ends, on the clock of `time.monotonic`."""
+    return None if length.epochs is not None or length.time_budget is None else began + length.time_budget
 
 
 @contextlib.contextmanager
@@ -377,20 +394,41 @@ def refuse_changes(
         raise InputError(f"{folder / SETTINGS} is not that of the checkpoint: remove it, and it is made again")
 
 
-def settings_of(
+def with_settings(
     state: TrainingState,
     options: Options,
     recipe: Recipe,
     classes: tuple[DetectionClass, ...],
     facts: choose.Facts,
     source: RunSettings | None,
-) -> tuple[RunSettings, TrainingSettings]:
-    """What the run began with, or what is chosen for a new one."""
+) -> TrainingState:
+    """The state with the settings that the run began with, or with those that are chosen for a new one."""
+    from training.processes import from_first
+
     if state.run is not None:
-        return state.run, dataclasses.replace(state.training, options=continued(state.training.options, options))
-    run, training, reasons = choose.choose_run(options, recipe, classes, facts, source)
+        training = dataclasses.replace(state.training, options=continued(state.training.options, options))
+        return dataclasses.replace(state, training=training)
+    run, training, reasons = from_first(
+        lambda: choose.choose_run(options, recipe, classes, facts, source),
+        tuple[RunSettings, TrainingSettings, list[str]],
+    )
     print(*(f"chosen: {reason}" for reason in reasons), sep="\n")
-    return run, training
+    return dataclasses.replace(state, run=run, training=training)
+
+
+def make_trainer(output_path: str, state: TrainingState, rules, sharing) -> tuple:
+    """The trainer, with the weights of another run where --init_from names one, and the network's twin in float32."""
+    from models.cost import print_cost
+    from training import build
+
+    with remedy("change --batch_size or --devices"):
+        sharing.check_batch_size(state.training.batch_size)
+    with sharing.scope():
+        network, twin = build.build_networks(state.run, state.training, begins=not state.step)
+        print_cost(network)
+        if state.training.options.network.init_from and not state.step:
+            take_over(output_path, state.training.options.network, network, state.run)
+        return build.build_trainer(network, state.run, state.training, rules), twin
 
 
 def take_over(output_path: str, options: NetworkOptions, network, run: RunSettings) -> None:

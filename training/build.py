@@ -101,21 +101,25 @@ def build_trainer(
 
 
 def build_batches(
-    data: DataSet, run: RunSettings, training: TrainingSettings, rules: LabelRulesInForce, report: Report
+    data: DataSet,
+    run: RunSettings,
+    training: TrainingSettings,
+    rules: LabelRulesInForce,
+    cache_bytes: int,
+    report: Report,
 ) -> Batches:
     """The batches of the whole training."""
-    options = training.options
     return Batches(
         data,
         image_size=run.network.image_size,
         batch_size=training.batch_size,
         recipe=training.recipe,
-        labels=options.labels,
-        images=options.images,
+        labels=training.options.labels,
+        images=training.options.images,
         rules=rules,
         num_classes=len(run.classes),
-        seed=options.machine.seed,
-        cache_bytes=choose.cache_bytes(options.machine.cache_gb, machine.free_memory()),
+        seed=training.options.machine.seed,
+        cache_bytes=cache_bytes,
         report=report,
     )
 

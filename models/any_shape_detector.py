@@ -1,5 +1,7 @@
 """A converted RetinaNet as a detector: it takes images of any shape, for which anchors are made."""
 
+import copy
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 
@@ -26,6 +28,13 @@ MOST_OUTPUTS = 2**29  # bytes of raw outputs at a time
 class AnyShapeDetector(BaseDetector):
     """A converted RetinaNet, which takes images of any shape."""
 
+    def with_sides(self, min_side: int, max_side: int) -> "AnyShapeDetector":
+        """Returns this detector for images of other sides, see `models.run_settings.InputSettings`."""
+        inputs = dataclasses.replace(self.settings.inputs, min_side=min_side, max_side=max_side)
+        detector = copy.copy(self)
+        detector.settings = dataclasses.replace(self.settings, inputs=inputs)
+        return detector
+
     def _end(self) -> keras.layers.Layer:
         return TopPairs()
 
@@ -44,7 +53,7 @@ class AnyShapeDetector(BaseDetector):
 
         `options.suppression` "auto" is "keras_retinanet". See `BaseDetector.detect_prepared`.
         """
-        if options.suppression == "own":
+        if options.resolved(any_shape=True).suppression == "own":
             return super().detect_prepared(inputs, sizes=sizes, options=options)
         views = [*inputs, *(mirror_image(image) for image in inputs if options.mirror)]
         found = [None] * len(views)

@@ -21,7 +21,6 @@ from models.m2det import build_m2det
 from models.retinanet import build_retinanet
 from models.run_settings import RunSettings
 from models.suppression import Candidates, DetectionOptions, GetCandidates, ScoredBoxes, suppress
-from oid.files import InputError
 from oid.images.letterbox import boxes_of_picture, letterbox_to_square, warp_to_square
 from oid.images.read import image_parameters, read_image
 from oid.json_files import json_text
@@ -113,7 +112,12 @@ class BaseDetector(abc.ABC):
     Attributes:
         network, settings: as given.
         class_labels, class_names: in the order of the outputs.
+        batch_size: number of images that are best detected together.
+        smallest_side: pixels that the shorter side of an image must keep when it is read; 0 = all.
     """
+
+    batch_size = 1
+    smallest_side = 0
 
     def __init__(self, network: keras.Model, settings: RunSettings, *, precision: Precision | None = None):
         self.network = network
@@ -164,8 +168,7 @@ class BaseDetector(abc.ABC):
             InputError: `options.suppression` does not belong to this network.
             ValueError: the network takes letterboxed images, and there is not one size for each.
         """
-        if options.suppression == "keras_retinanet":
-            raise InputError("the suppression keras_retinanet belongs to converted RetinaNets, this is another network")
+        options = options.resolved(any_shape=self.settings.any_shape)
         found = self._best_boxes(inputs, options.score_threshold)
         if options.mirror:
             mirrored = self._best_boxes([mirror_image(image) for image in inputs], options.score_threshold)
@@ -224,30 +227,18 @@ class BaseDetector(abc.ABC):
             ValueError: the array is not an image.
         """
         if isinstance(image, str | os.PathLike):
-            width, height, *_ = image_parameters(image, self.settings.inputs.orientation, md5=False)
-            image = self.read(image)
+            orientation = self.settings.inputs.orientation
+            width, height, *_ = image_parameters(image, orientation, md5=False)
+            image = read_image(image, orientation=orientation, minimum_side=self.smallest_side)
         else:
             height, width = _checked_size(image)
-        prepared = self.prepare(np.asarray(image))
-        (found,) = self.detect_prepared([prepared], sizes=[(height, width)], options=options)
+        image = np.asarray(image)
+        (found,) = self.detect_prepared([self.prepare(image)], sizes=[image.shape[:2]], options=options)
         boxes = found.boxes * (width, height, width, height)
         return [
             Detection(self.class_labels[label], self.class_names[label], float(score), tuple(box.tolist()))
             for box, score, label in zip(boxes, found.scores, found.labels, strict=True)
         ]
-
-    @property
-    def smallest_side(self) -> int:
-        """To how many pixels of the shorter side an image may be reduced when it is read; 0 = not at all."""
-        return 0
-
-    def read(self, path: str | os.PathLike) -> np.ndarray:
-        """Reads an image for `prepare`; a large JPEG may be decoded at a reduced size.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
-        return read_image(path, orientation=self.settings.inputs.orientation, minimum_side=self.smallest_side)
 
     def fingerprint(self) -> str:
         """A digest of the settings and of the weights: it differs where the detections can."""
@@ -264,17 +255,17 @@ class Detector(BaseDetector):
         image_size: side of the network's input in pixels.
     """
 
+    batch_size = 16
+
     def __init__(self, network: keras.Model, settings: RunSettings, *, precision: Precision | None = None):
         super().__init__(network, settings, precision=precision)
         self.image_size = settings.network.image_size
+        if settings.inputs.interpolation == "area":  # then the decoder may average, too
+            self.smallest_side = self.image_size
         self._anchors = settings.anchors.boxes()
 
     def _end(self) -> keras.layers.Layer:
         return TopBoxes(self.settings.anchors, MOST_BOXES, self.settings.box_deltas, self.settings.scores)
-
-    @property
-    def smallest_side(self) -> int:
-        return self.image_size if self.settings.inputs.interpolation == "area" else 0
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """Warps or letterboxes an RGB image `(height, width, 3)` to `(image_size, image_size, 3)` uint8."""

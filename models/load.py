@@ -1,6 +1,5 @@
 """Loads a trained run, or another project's checkpoint, as a detector."""
 
-import dataclasses
 import zipfile
 from pathlib import Path
 
@@ -21,8 +20,6 @@ def load_model(
     precision: Precision | None = "float32",
     backbone_name: str | None = None,
     classes: str | Path | None = None,
-    min_side: int | None = None,
-    max_side: int | None = None,
 ) -> Detector | AnyShapeDetector:
     """Loads a network with its weights.
 
@@ -36,7 +33,6 @@ def load_model(
         precision: of the predictions, see `models.detector.BaseDetector`.
         backbone_name: refuses a network on another backbone; None = any.
         classes: of a file: CSV with rows `label,name` in the order of its outputs.
-        min_side, max_side: of a converted RetinaNet: sides of the images that it sees, in pixels; None = the run's.
 
     Raises:
         InputError: there is no such run or file, it is damaged, or it does not fit the arguments.
@@ -52,8 +48,6 @@ def load_model(
         network, settings = load_run(folder, checkpoint=checkpoint)
     if backbone_name not in (None, settings.network.backbone):
         raise InputError(f"{run} has the backbone {settings.network.backbone}, not {backbone_name}")
-    if min_side is not None or max_side is not None:
-        settings = _with_sides(settings, min_side, max_side)
     return make_detector(network, settings, precision=precision)
 
 
@@ -92,15 +86,3 @@ def load_run(run: str | Path, *, checkpoint: bool = False) -> tuple[keras.Model,
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{weights} cannot be loaded ({reason}): restore the file or train the run again") from error
     return network, settings
-
-
-def _with_sides(settings: RunSettings, min_side: int | None, max_side: int | None) -> RunSettings:
-    """The settings of a converted RetinaNet that sees images of other sides."""
-    if not settings.any_shape:
-        size = settings.network.image_size
-        raise InputError(f"only converted RetinaNets have min_side and max_side, this network sees squares of {size}")
-    inputs = settings.inputs
-    sides = {"min_side": min_side or inputs.min_side, "max_side": max_side or inputs.max_side}
-    if sides["min_side"] > sides["max_side"]:
-        raise InputError("min_side {min_side} is more than max_side {max_side}: give both".format(**sides))
-    return dataclasses.replace(settings, inputs=dataclasses.replace(inputs, **sides))

@@ -8,6 +8,7 @@ import numpy as np
 
 from oid.boxes.suppression import classwise_nms, classwise_soft_nms
 from oid.boxes.voting import vote_boxes
+from oid.files import InputError
 from oid.fusion.fuse import fuse
 
 Nms = Literal["hard", "linear", "gaussian"]
@@ -46,6 +47,17 @@ class DetectionOptions:
     mirror: bool = True
     max_boxes: int = 300
     suppression: Suppression = "auto"
+
+    def resolved(self, *, any_shape: bool) -> "DetectionOptions":
+        """Replaces the suppression "auto".
+
+        Raises:
+            InputError: "keras_retinanet" of a network that does not take images of any shape.
+        """
+        if self.suppression == "keras_retinanet" and not any_shape:
+            raise InputError("the suppression keras_retinanet is for converted RetinaNets, and this is another network")
+        default = "keras_retinanet" if any_shape else "own"
+        return dataclasses.replace(self, suppression=default) if self.suppression == "auto" else self
 
 
 class ScoredBoxes(NamedTuple):

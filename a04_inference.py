@@ -96,7 +96,7 @@ def main(
         mirror: look at the mirrored image, too: better boxes in twice the time
         max_boxes: maximum number of boxes per image, the best ones
         suppression: own = what these flags say; keras_retinanet = that of keras-retinanet, for the image and for its
-            mirrored one, and weighted boxes fusion of the two; auto = keras_retinanet for converted RetinaNets, else own
+            mirrored one, both fused; auto = keras_retinanet for converted RetinaNets, else own
         min_side: converted RetinaNets: the shorter side of the images that they see, in pixels (default: the run's)
         max_side: converted RetinaNets: at most this many pixels for the longer side (default: the run's)
         precision: of the network; bfloat16 is faster on processors that have it, and changes scores in the third digit

@@ -1,5 +1,6 @@
 """Loads a trained run, or another project's checkpoint, as a detector."""
 
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -76,13 +77,9 @@ def load_run(run: str | Path, *, checkpoint: bool = False) -> tuple[keras.Model,
         raise InputError(f"{run} has {missing} yet: train it for at least one epoch")
     network = build_network(settings)
     try:
-        network.load_weights(weights)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        zipfile.BadZipFile,
-    ) as error:  # what h5py, zipfile and Keras say of bad files
+        with warnings.catch_warnings(action="error", category=UserWarning):  # Keras only warns of some missing weights
+            network.load_weights(weights)
+    except (OSError, ValueError, KeyError, UserWarning, zipfile.BadZipFile) as error:  # raised for damaged files
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{weights} cannot be loaded ({reason}): restore the file or train the run again") from error
     return network, settings

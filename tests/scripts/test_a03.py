@@ -1,5 +1,7 @@
 """a03: what a run holds, that it goes on exactly where it was, and that a mistake is one sentence."""
 
+import ast
+import inspect
 import json
 import math
 import os
@@ -8,47 +10,69 @@ import shutil
 import signal
 from types import SimpleNamespace
 
-import keras
 import numpy as np
 import pytest
 
 import a03_train_m2det as a03
 from a01_create_training_files import main as create_training_files
 from models import load_model
+from models.keras_internals import all_layers
+from models.load import load_run
+from models.run_settings import read_run_settings
 from oid import paths
-from oid.anchors.grids import anchor_settings
+from oid.anchors.grids import m2det_anchors
 from oid.annotations import read_class_descriptions
-from oid.files import InputError
+from oid.files import InputError, Unfinished
+from oid.json_files import read_json
 from tests.helpers.project import refused
-from tests.helpers.runs import assert_same_training, history, in_folder, tensors
+from tests.helpers.runs import assert_same_training, history, in_folder
 from tests.helpers.small_photographs import CLASSES, TINY, make_photographs
-from training import batches, parts, trainer
 from training.data_set import read_data_set
-from training.sampling import image_weights
+from training.loop import Training
+from training.options import TrainingSettings
+from training.validation import make_validation
+
+FLAGS = a03.main.__kwdefaults__
+
+
+def test_main_is_short_and_has_40_flags():
+    assert len(FLAGS) == 40
+    (function,) = ast.parse(inspect.getsource(a03.main)).body
+    first, *_, last = function.body[1:]  # without the docstring
+    assert last.end_lineno - first.lineno < 60
 
 
 # === What a run holds ================================================================================================
-def test_settings_json_describes_the_network_and_every_flag(trained):
-    settings = json.loads((trained.folder / "settings.json").read_text())
+def test_settings_json_describes_the_network(trained):
+    settings = read_run_settings(trained.folder)
     names = read_class_descriptions(paths.level_class_descriptions(trained.output, "1"))
-    assert settings["classes"] == [{"label": label, "name": names[label]} for label in CLASSES]
-    assert (settings["level"], settings["image_size"]) == ("1", 96)
-    assert settings["anchors"] == anchor_settings(96, 2)
-    assert settings["preprocessing"]["orientation"] == "stored"
-    assert settings["flags"].keys() == a03.main.__kwdefaults__.keys()
-    assert {name: settings["flags"][name] for name in trained.flags} == trained.flags
-    assert settings["flags"]["seed"] == 0
+    assert settings.classes == tuple((label, names[label]) for label in CLASSES)
+    assert (settings.level, settings.network.image_size, settings.inputs.orientation) == ("1", 96, "stored")
+    assert settings.anchors == m2det_anchors(96, 2)
+
+
+def test_training_json_has_every_flag(trained):
+    training = read_json(trained.folder / "training.json", TrainingSettings)
+    groups = [training.options, *vars(training.options).values()]
+    options = {name: value for group in groups if hasattr(group, "__dict__") for name, value in vars(group).items()}
+    options |= {"label_rules": options.pop("rules")}
+    others = {"dataset_path", "output_path", "run", "show_batches"}
+    assert FLAGS.keys() - others <= options.keys()
+    expected = {**FLAGS, "time_budget": 1200.0} | trained.flags
+    assert {name: options[name] for name in FLAGS if name not in others} == {
+        name: value for name, value in expected.items() if name not in others
+    }
+    assert (training.batch_size, training.learning_rate, training.precision) == (4, 2e-3, "float32")
 
 
 def test_a_row_of_history_per_epoch(trained):
     rows = history(trained.folder)
     assert [row["epoch"] for row in rows] == ["1", "2"]
     for row in rows:
-        assert math.isfinite(float(row["loss"]))
         assert float(row["loss"]) == pytest.approx(float(row["class_loss"]) + float(row["box_loss"]), abs=1e-3)
         assert 0 <= float(row["mAP"]) <= 1
         assert float(row["images_per_second"]) > 0
-        assert float(row["seconds"]) > 0
+        assert math.isfinite(float(row["seconds"]))
 
 
 def test_printed_lines(trained):
@@ -56,50 +80,73 @@ def test_printed_lines(trained):
     assert lines[0] == "train: 12 images, 14 boxes, 2 ignored regions"
     assert "validation: 6 images, 8 boxes" in lines
     assert "label rules: verified, regions" in lines  # leaves have no ancestors among themselves
-    assert "no class of this level lies above another in the hierarchy: there are no ancestors to spare" in lines
     chosen = [line.removeprefix("chosen: ").split(",")[0] for line in lines if line.startswith("chosen: ")]
-    rates = ["learning rate 0.002 for adamw", "weight decay 0.03"]  # nothing else is open in TINY
-    assert chosen == [*rates, "1 anchor per cell", "12 images: cache on"]
+    assert chosen == ["1 anchor per cell", "learning rate 0.002 for adamw", "2 epochs of 3 steps"]
     scores = [float(row["mAP"]) for row in history(trained.folder)]
-    epochs = [line for line in lines if line.startswith("epoch ")]
+    epochs = [line for line in lines if re.match(r"epoch \d/\d  loss", line)]
     found = [re.search(r"epoch (\d/\d) .* mAP (\d\.\d{4})", line).groups() for line in epochs]
     assert found == [(f"{number}/2", f"{score:.4f}") for number, score in enumerate(scores, start=1)]
     assert ["best" in line for line in epochs] == [True, scores[1] > scores[0]]
-    assert lines[-1].endswith(f"best mAP {max(scores):.4f}")
+    assert f"best mAP {max(scores):.4f}" in lines[-1]
 
 
 def test_a_run_keeps_two_checkpoints_and_no_temporary_files(trained):
     assert [path.name for path in trained.folder.glob("checkpoint.*")] == ["checkpoint.previous"]
-    assert not list(trained.folder.rglob(".*"))
+    assert [path.name for path in trained.folder.rglob(".*")] == [".lock"]
 
 
 def test_validation_measured_what_the_saved_model_finds(trained):
-    from training.validation import make_validation
-
     data = read_data_set(trained.data_set, trained.output, "1", "validation")
     detector = load_model(trained.folder)
-    score = make_validation(data, detector.settings, orientation="stored")(detector)
+    score = make_validation(data, detector.settings).measure(detector)
     assert score == pytest.approx(max(float(row["mAP"]) for row in history(trained.folder)), abs=1e-6)
 
 
 def test_a_finished_run_says_so_and_changes_nothing(trained, capsys):
-    before = {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*")}
+    def times():
+        return {path: path.stat().st_mtime_ns for path in trained.folder.rglob("[!.]*")}
+
+    before = times()
     a03.main(**trained.flags)
-    assert "is finished: 2 of 2 epochs, best mAP " in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*")} == before
+    assert re.search(
+        r"trained is finished, best mAP .*: a larger --time_budget or more --epochs prolong it\n$",
+        capsys.readouterr().out,
+    )
+    assert times() == before
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 2}, {"epochs": 3}, {"learning_rate": 0.5}, {"seed": 1}])
-def test_other_settings_are_refused_by_name(trained, change):
+# === Going on ========================================================================================================
+def test_more_epochs_prolong_a_finished_run(trained, tmp_path, capsys):
+    flags, folder = in_folder(trained, tmp_path, epochs=3)
+    shutil.copytree(trained.folder, folder)
+    a03.main(**{name: value for name, value in flags.items() if name != "batch_size"})  # which is as it began
+    assert "going on after epoch 2 of 2" in capsys.readouterr().out
+    before, after = history(trained.folder), history(folder)
+    assert after[:2] == before
+    assert len(after) == 3
+    assert read_json(folder / "training.json", TrainingSettings).options.length.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "before"),
+    [
+        ({"batch_size": 2}, "4"),
+        ({"learning_rate": 0.5}, "0.002"),  # which was chosen
+        ({"seed": 1}, "0"),
+        ({"label_rules": ("verified",)}, "verified ancestors regions"),
+        ({"init_from": "trained"}, "nothing"),
+    ],
+)
+def test_other_settings_are_refused_by_name(trained, change, before):
     ((name, value),) = change.items()
-    before = json.loads((trained.folder / "settings.json").read_text())["flags"][name]
-    with refused(f"--{name} {before}, now it is {value}"):
+    shown = " ".join(value) if isinstance(value, tuple) else value
+    with refused(f"--{name} is {shown}: give {before}, as when {trained.folder} was begun, or another --run "):
         a03.main(**{**trained.flags, **change})
 
 
 def change_channels(folder) -> None:
-    settings = json.loads((folder / "settings.json").read_text())
-    (folder / "settings.json").write_text(json.dumps(settings | {"channels": 32}))
+    text = (folder / "settings.json").read_text()
+    (folder / "settings.json").write_text(text.replace('"channels": 16', '"channels": 32'))
 
 
 def change_the_order_of_classes(folder) -> None:
@@ -112,12 +159,17 @@ def lose_the_checkpoints(folder) -> None:
         shutil.rmtree(folder / name)
 
 
+def write_settings_as_an_earlier_version(folder) -> None:
+    (folder / "settings.json").write_text(json.dumps({"detector": "m2det", "flags": {}}))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (change_channels, "settings.json: channels is not that of the checkpoint beside it, 16: restore"),
-        (change_the_order_of_classes, "other classes"),
-        (lose_the_checkpoints, "lacks its checkpoint"),
+        (change_channels, "settings.json is not that of the checkpoint: remove it"),
+        (change_the_order_of_classes, "was begun with other classes"),
+        (lose_the_checkpoints, "holds a training without its checkpoint"),
+        (write_settings_as_an_earlier_version, "settings.json is damaged, or was written by another version"),
     ],
 )
 def test_a_run_that_does_not_fit_its_checkpoint_is_refused(trained, tmp_path, damage, message):
@@ -128,87 +180,43 @@ def test_a_run_that_does_not_fit_its_checkpoint_is_refused(trained, tmp_path, da
         a03.main(**flags)
 
 
-# === Stopping and going on ===========================================================================================
-def poisoned(monkeypatch, step: int):
-    """Makes the loss of one step not a number."""
-    mark, pure, losses = 77.0, batches.Batches.batch, trainer.detection_losses
+def test_a_stopped_run_goes_on_exactly(trained, tmp_path, monkeypatch, capsys):
+    flags, folder = in_folder(trained, tmp_path)
+    usual = Training._after_step
 
-    def batch(self, asked, image_size=None):
-        images, targets = pure(self, asked, image_size)
-        if asked == step:
-            targets["regions"][0, -1] = mark  # padding
-        return images, targets
-
-    def detection_losses(outputs, targets, *others, **options):
-        bad = keras.ops.any(targets["regions"] == mark)
-        class_sum, *rest = losses(outputs, targets, *others, **options)
-        return keras.ops.where(bad, math.nan, class_sum), *rest
-
-    monkeypatch.setattr(batches.Batches, "batch", batch)
-    monkeypatch.setattr(trainer, "detection_losses", detection_losses)
-
-
-def test_a_loss_that_is_not_finite_stops_and_the_run_then_goes_on_exactly(trained, monkeypatch, capsys):
-    flags = {**trained.flags, "run": "stopped"}
-    folder = trained.output / "weights" / "stopped"
-    data = read_data_set(trained.data_set, trained.output, "1", "train")
-    order = {"weights": image_weights(data), "close_at": int(0.85 * 6)}
-    expected = batches.Batches(data, image_size=96, batch_size=4, mosaic=0.5, **order).ids(4)
-    good = f"the last good checkpoint, {folder / 'checkpoint'} of step 3"
-    with monkeypatch.context() as patch, refused("the loss of step 4 is nan", " ".join(expected), good):
-        poisoned(patch, step=4)
-        a03.main(**flags)
-    report = json.loads((folder / "bad_batch.json").read_text())
-    assert (report["step"], report["images"]) == (4, expected)
-    assert str(folder / "checkpoint") in report["last_good_checkpoint"]
-    assert len(history(folder)) == 1  # the epoch before is safe
-    assert all(np.all(np.isfinite(value)) for value in tensors(folder / "checkpoint/training.npz").values())
+    def stops(self, logs, update_variables):
+        if self.state.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        usual(self, logs, update_variables)
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "training_data", lambda flags: os.kill(os.getpid(), signal.SIGTERM))
-        a03.main(**flags)
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        f"{folder}: stopped by SIGTERM before its next step: run the same command to go on"
-    )
+        patch.setattr(Training, "_after_step", stops)
+        with pytest.raises(Unfinished, match=r"stopped by SIGTERM after step 4 of 6, saved.*: run the same command"):
+            a03.main(**flags)
     a03.main(**flags)
-    assert "going on after epoch 1 of 2" in capsys.readouterr().out
+    assert "going on after epoch 1 of 2 and 1 of 3 steps" in capsys.readouterr().out
     assert_same_training(folder, trained.folder)
-    arrays, weights = (tensors(folder / "checkpoint" / name) for name in ("training.npz", "network.weights.h5"))
-    assert len(arrays) > 2 * len(weights)  # averages and the optimizer's moments, too
-    picture = np.random.default_rng(0).integers(0, 256, (1, 96, 96, 3)).astype("uint8")
-    one, two = (load_model(run).predict_on_batch(picture) for run in (trained.folder, folder))
-    np.testing.assert_allclose(one["scores"], two["scores"], atol=1e-5)
 
 
 def test_a_run_without_a_checkpoint_may_change_its_settings(trained, monkeypatch, tmp_path):
-    """The first attempt ran out of memory, for example, and left settings.json only."""
+    """The first attempt ran out of memory, for example."""
     flags, folder = in_folder(trained, tmp_path, batch_size=2)
     folder.mkdir(parents=True)
-    shutil.copy(trained.folder / "settings.json", folder)
+    shutil.copy(trained.folder / "training.json", folder)
 
     def stop(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer.DetectionTrainer, "fit", stop)
+    monkeypatch.setattr(Training, "run", stop)
     with pytest.raises(KeyboardInterrupt):
         a03.main(**flags)
-    assert json.loads((folder / "settings.json").read_text())["flags"]["batch_size"] == 2
-
-
-def test_no_memory_for_a_step_is_one_sentence(trained, monkeypatch):
-    def fit(*arguments, **options):
-        raise type("ResourceExhaustedError", (Exception,), {})("OOM when allocating tensor")
-
-    monkeypatch.setattr(trainer.DetectionTrainer, "fit", fit)
-    with refused("the memory does not suffice for a step of 4 images of 96 pixels: give "):
-        a03.main(**trained.flags | {"run": "full"})
-    assert not (trained.output / "weights" / "full" / "checkpoint").exists()
+    assert read_json(folder / "training.json", TrainingSettings).batch_size == 2
 
 
 # === Another training: other classes, a missing file, no validation images, few ground-truth boxes ===================
 @pytest.fixture(scope="module")
 def other(trained, tmp_path_factory):
-    """The level `all` from the weights of `trained`, without validation images, with a file missing, two threads.
+    """The level `all` from the weights of `trained`, without validation images, with a file missing.
 
     The network is left open, except what `trained` says of it.
     """
@@ -218,7 +226,7 @@ def other(trained, tmp_path_factory):
     from_source = ("backbone", "image_size", "tums", "scales", "channels")
     flags = {name: value for name, value in TINY.items() if name not in from_source} | {"level": "all"}
     flags |= {"dataset_path": str(folder / "data"), "output_path": str(folder / "out")}
-    flags |= {"max_gt_boxes": 1, "workers": 2, "init_from": str(trained.folder), "epochs": 1, "steps_per_epoch": 0}
+    flags |= {"max_gt_boxes": 1, "init_from": str(trained.folder), "epochs": 1, "steps_per_epoch": 0}
     return SimpleNamespace(flags=flags, folder=folder / "out" / "weights" / "m2det_level_all")
 
 
@@ -231,37 +239,32 @@ def test_a_missing_image_is_refused_before_anything_is_written(other):
 def test_another_class_set_starts_from_the_weights_of_a_run_with_its_network(other, trained, capsys):
     a03.main(**other.flags, skip_missing=True)
     printed = capsys.readouterr().out
-    assert "train: 1 images have no file, or a damaged one, and are left out" in printed
-    assert "validation does not exist: nothing is measured, the last epoch counts" in printed
-    settings = json.loads((other.folder / "settings.json").read_text())  # the run's name comes from its flags
-    assert {"fruit", "vegetable", "food", *CLASSES} == {entry["label"] for entry in settings["classes"]}
+    assert "1 images without a sound file left out" in printed
+    assert "validation does not exist: no epoch is measured, and the last one counts" in printed
+    settings = read_run_settings(other.folder)  # the run's name comes from its flags
+    assert {"fruit", "vegetable", "food", *CLASSES} == set(settings.labels)
     taken, anew = re.search(r"(\d+) layers taken over, (\d+) begin anew$", printed, flags=re.MULTILINE).groups()
     assert int(taken) > 20
     assert int(anew) == 0
-    of_network = "variant paper, tums 1, scales 2, channels 16, sfam True, head conv, anchors square"
-    why = f"because the weights of {trained.folder} are for these"
-    assert f"chosen: backbone tiny, image_size 96, {of_network}, {why}" in printed.splitlines()
-    assert "it knows 3 of the 6 classes, whose part of the classifier (classes1, classes2) is taken over" in printed
-    assert int(re.search(r"(\d+) boxes beyond --max_gt_boxes 1 of a picture", printed)[1]) > 0
+    of_network = "backbone tiny, image_size 96, variant paper, tums 1, scales 2, channels 16, head conv"
+    assert f"chosen: {of_network}, because the weights of {trained.folder} are for these" in printed.splitlines()
+    assert "classes1, classes2 taken over for the 3 of the 6 classes that it knows" in printed
+    assert int(re.search(r"(\d+) boxes beyond 1 of an image were left out", printed)[1]) > 0
     (row,) = history(other.folder)
     assert row["mAP"] == ""
     assert "mAP" not in printed.split("epoch 1/1")[1]  # nothing was measured, so nothing is claimed
-    assert load_model(other.folder).class_labels == [entry["label"] for entry in settings["classes"]]
-
-
-def weights_of(run) -> dict[str, np.ndarray]:
-    """All weights of a run's best model, by path."""
-    return {weight.path: np.asarray(weight) for weight in load_model(run).model.weights}
+    assert load_model(other.folder).class_labels == settings.labels
 
 
 @pytest.mark.parametrize("frozen", ["backbone", "batch_norm"])
 def test_frozen_weights_stay_and_the_others_learn(trained, tmp_path, frozen):
-    changes = {"init_from": str(trained.folder), "epochs": 1, "learning_rate": 0.05, f"freeze_{frozen}": True}
+    changes = {"init_from": str(trained.folder), "epochs": 1, "learning_rate": 0.05, "freeze": frozen}
     flags, folder = in_folder(trained, tmp_path, **changes)
     a03.main(**flags)
-    before, after = weights_of(trained.folder), weights_of(folder)
+    (source, _), (network, _) = load_run(trained.folder), load_run(folder)
+    before, after = ({w.path: np.asarray(w) for w in model.weights} for model in (source, network))
     changed = {path for path in after if not np.array_equal(after[path], before[path])}
-    backbone = {layer.name for layer in load_model(trained.folder).model.get_layer("tiny").get_layer("backbone").layers}
+    backbone = {layer.name for layer in all_layers(source.get_layer("tiny"))}
     should_stay = {
         path
         for path in after
@@ -272,13 +275,23 @@ def test_frozen_weights_stay_and_the_others_learn(trained, tmp_path, frozen):
     assert changed >= {path for path in after if path.endswith("kernel")} - should_stay
 
 
-@pytest.mark.parametrize("frozen", ["freeze_backbone", "freeze_backbone_epochs"])
-def test_a_backbone_that_the_source_run_lacks_cannot_be_frozen(trained, frozen):
-    flags = trained.flags | {"run": "mistake", "init_from": str(trained.folder), "backbone": "vgg_small", frozen: 1}
-    remedy = "with its tiny: give --backbone_weights as well, or its backbone"
-    with refused(f"--{frozen} would keep random weights: ", " layers of vgg_small (", f"{trained.folder}, {remedy}"):
-        a03.main(**flags)
+def test_a_backbone_that_the_source_run_lacks_cannot_be_frozen(trained):
+    source = {"run": "mistake", "init_from": str(trained.folder), "backbone": "vgg_small", "freeze": "backbone"}
+    with refused("--freeze backbone would keep random weights: ", " layers of vgg_small (", "give --backbone_weights"):
+        a03.main(**trained.flags | source)
     assert not (trained.output / "weights" / "mistake").exists()
+
+
+@pytest.mark.parametrize("detector", ["m2det", "retinanet"])
+def test_the_published_recipe_trains(trained, tmp_path, detector):
+    tums = 1 if detector == "m2det" else None
+    changes = {"recipe": "published", "detector": detector, "tums": tums, "epochs": 1}
+    flags, folder = in_folder(trained, tmp_path, **changes)
+    a03.main(**flags)
+    settings = read_run_settings(folder)
+    assert settings.scores == ("softmax" if detector == "m2det" else "sigmoid")
+    assert math.isfinite(float(history(folder)[0]["loss"]))
+    assert load_model(folder).class_labels == list(CLASSES)
 
 
 # === Mistakes ========================================================================================================
@@ -289,18 +302,54 @@ def test_a_backbone_that_the_source_run_lacks_cannot_be_frozen(trained, frozen):
         ({"backbone": "resnet51"}, "resnet50"),
         ({"output_path": "/nowhere"}, "run a01_create_training_files.py"),
         ({"dataset_path": "/nowhere"}, "/nowhere/train does not exist"),
-        ({"epochs": 0}, "--epochs is 0: it must be at least 1"),
-        ({"image_size": 8}, "--image_size is 8"),
         ({"scales": 9}, "9 scales do not fit 96 pixels: take at least"),
         ({"channels": 10}, "SFAM divides them by 16"),
-        ({"freeze_backbone": True}, "--freeze_backbone would keep random weights: give --backbone_weights or"),
         ({"backbone_weights": "nothing.h5"}, "nothing.h5"),
+        ({"init_from": "nothing"}, "nothing is not a run: it has no settings.json: name another run by --init_from"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing_behind(trained, change, message):
     with refused(message):
         a03.main(**{**trained.flags, "run": "mistake", **change})
     assert not (trained.output / "weights" / "mistake").exists()
+
+
+LEARNED = "--backbone_weights or --init_from as well: random weights would be kept"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"image_size": 8}, "--image_size is 8: give a number of at least 32"),
+        ({"epochs": 0}, "--epochs is 0: give a number of at least 1"),
+        ({"mosaic": math.nan}, "--mosaic is nan: give a number from 0 to 1"),
+        ({"negatives": 1.1}, "--negatives is 1.1: give a number from 0 to 1"),
+        ({"learning_rate": 0.0}, "--learning_rate is 0.0: give a number above 0"),
+        ({"max_hours": math.inf}, "--max_hours is inf: give a number above 0"),
+        ({"seed": 2**32}, "--seed is 4294967296: give a number from 0 to 4294967295"),
+        ({"show_batches": -1}, "--show_batches is -1: give a number of at least 0"),
+        ({"time_budget": "20min"}, "--time_budget is 20min: give 90s, 20m, 1h30m, 2d, or none"),
+        ({"time_budget": "0m"}, "--time_budget is 0m: give 90s, 20m, 1h30m, 2d, or none"),
+        ({"steps_per_epoch": 9}, "--steps_per_epoch is 9: give --epochs as well, or a --time_budget instead"),
+        (
+            {"label_rules": ("none", "verified")},
+            "--label_rules is none verified: give some of verified, ancestors, regions, depictions, or none",
+        ),
+        ({"detector": "retinanet", "tums": 2}, "--tums is 2: give --detector m2det as well, or leave it out"),
+        ({"freeze": "batch_norm"}, f"--freeze is batch_norm: give {LEARNED}"),
+    ],
+    ids=str,
+)
+def test_flags_out_of_range_or_against_each_other_are_refused(flags, message, tmp_path):
+    with pytest.raises(InputError) as error:
+        a03.main(**flags, output_path=str(tmp_path))
+    assert str(error.value) == message
+
+
+def test_tensorboard_is_looked_for_before_anything_starts(monkeypatch, tmp_path):
+    monkeypatch.setattr(a03.importlib.util, "find_spec", lambda name: None)
+    with refused("--tensorboard needs a package: pip install tensorboard, or leave it out"):
+        a03.main(tensorboard=True, output_path=str(tmp_path))
 
 
 # === It learns =======================================================================================================

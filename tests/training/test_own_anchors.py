@@ -13,11 +13,10 @@ import a03_train_m2det as a03
 import a04_inference as a04
 from models import load_model
 from oid import paths
-from oid.anchors.grids import make_anchors
-from tests.helpers.project import refused
+from oid.files import Unfinished
 from tests.helpers.runs import copy_level
 from tests.helpers.small_photographs import TINY
-from training import callbacks
+from training.loop import Training
 
 
 @pytest.fixture(scope="module")
@@ -29,50 +28,32 @@ def output(photographs, tmp_path_factory):
     return output
 
 
-@pytest.fixture
-def flags(photographs, tiny_backbone, output, tmp_path):
+@pytest.mark.slow
+def test_a_run_keeps_the_numbers_and_goes_on_without_the_file(
+    photographs, tiny_backbone, output, tmp_path, monkeypatch, capsys
+):
     copy_level(output, tmp_path)
     file = shutil.copy(paths.level_anchors(output, "1"), tmp_path / "own.json")
-    places = {"dataset_path": str(photographs[0]), "output_path": str(tmp_path), "run": "own"}
-    return TINY | places | {"anchors": str(file)}
+    sizes = json.loads(file.read_text())["sizes"]
+    places = {"dataset_path": str(photographs[0]), "output_path": str(tmp_path)}
+    usual = Training._after_step
 
+    def stops(self, logs, update_variables):
+        os.kill(os.getpid(), signal.SIGTERM)
+        usual(self, logs, update_variables)
 
-@pytest.mark.slow
-def test_a_run_keeps_the_numbers_and_goes_on_without_the_file(flags, tmp_path, monkeypatch, capsys):
-    sizes = json.loads((tmp_path / "own.json").read_text())["sizes"]
-    usual = callbacks.FiniteLossGuard.on_train_batch_end
-
-    def stops(self, batch, logs=None):
-        usual(self, batch, logs)
-        if self.state["step"] == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(callbacks.FiniteLossGuard, "on_train_batch_end", stops)
-    a03.main(**flags, multi_scale=(128,))
-    printed = capsys.readouterr().out
-    assert "2 anchors per cell, as" in printed
-    assert "stopped by SIGTERM" in printed
-    (tmp_path / "own.json").unlink()
-    a03.main(**flags, multi_scale=(128,))
+    with monkeypatch.context() as patch, pytest.raises(Unfinished, match="stopped by SIGTERM"):
+        patch.setattr(Training, "_after_step", stops)
+        a03.main(**TINY, **places, run="own", anchors=str(file))
+    assert "2 anchors per cell, from" in capsys.readouterr().out
+    file.unlink()
+    a03.main(**TINY, **places, run="own", anchors=str(file))
     assert "going on after" in capsys.readouterr().out
-    detector = load_model(tmp_path / "weights/own")
-    assert detector.settings["anchors"]["sizes"] == sizes
-    assert detector.model.output["boxes"].shape[-1] == 4
-    assert len(make_anchors(detector.settings["anchors"])) == 2 * (12**2 + 6**2)
-    a04.main(dataset_path=flags["dataset_path"], output_path=str(tmp_path), run=("own",), split="validation")
+    settings = load_model(tmp_path / "weights/own").settings
+    np.testing.assert_array_equal(settings.anchors.sizes, sizes)
+    assert len(settings.anchors.boxes()) == 2 * (12**2 + 6**2)
+    a04.main(**places, run=("own",), split="validation")
     assert paths.run_predictions(tmp_path, "validation", "own").is_file()
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"resize": "warp"}, "made for pictures of another shape, --resize letterbox"),
-        ({"scales": 1}, "has sizes for 2 maps, not for 1"),
-    ],
-)
-def test_anchors_for_another_input_are_refused(flags, change, sentence):
-    with refused(sentence):
-        a03.main(**flags | change)
 
 
 def test_a02_covers_more_than_the_squares(output):

@@ -35,7 +35,7 @@ import numpy as np
 
 from models.run_settings import CHECKPOINT, CHECKPOINT_WEIGHTS, MODEL
 from oid.files import InputError, replacing
-from training import machines
+from training import processes
 from training.schedule import LINE
 from training.state import EpochRow, TrainingState
 
@@ -98,7 +98,7 @@ def write_checkpoint(
     """
     sums = tuple(float(keras.ops.convert_to_numpy(variable)) for variable in trainer.metrics_variables)
     state = dataclasses.replace(state, loss_sums=sums)
-    if not machines.is_first():
+    if not processes.is_first():
         return state
     new = run / UNFINISHED
     try:
@@ -269,7 +269,7 @@ def open_run(run: Path, report: Callable[[str], None]) -> TrainingState:
     Raises:
         InputError: see `find_checkpoint`.
     """
-    return _from_first(lambda: _open_run(run, report))
+    return processes.from_first(lambda: _open_run(run, report), TrainingState)
 
 
 def look_at_run(run: Path) -> TrainingState:
@@ -292,7 +292,7 @@ def restore(run: Path, trainer: keras.Model) -> None:
         InputError: they are those of another network.
     """
     file, variables = run / NEWEST / TRAINING, _variables(trainer)
-    with machines.copy_of_first(file) as copy, np.load(copy, allow_pickle=False) as arrays:
+    with processes.copy_of_first(file) as copy, np.load(copy, allow_pickle=False) as arrays:
         if len(arrays.files) != len(variables):
             raise InputError(
                 f"{file} has {len(arrays.files)} arrays, and the network of its settings with its optimizer "
@@ -312,12 +312,6 @@ def restore_loss_sums(trainer: keras.Model, state: TrainingState) -> None:
     """Makes the sums of the epoch's losses those of the checkpoint, so that its means are of the whole epoch."""
     for variable, value in zip(trainer.metrics_variables, state.loss_sums, strict=True):
         variable.assign(value)
-
-
-def _from_first(state_of: Callable[[], TrainingState]) -> TrainingState:
-    """What a function returns in the first process, in all of them."""
-    text = machines.from_first(lambda: msgspec.json.encode(state_of()).decode())
-    return msgspec.json.decode(text, type=TrainingState)
 
 
 def _open_run(run: Path, report: Callable[[str], None]) -> TrainingState:

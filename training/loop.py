@@ -15,15 +15,16 @@ from models.detector import Detector, runs_on_cpu
 from models.run_settings import SETTINGS, write_run_settings
 from oid.images.loader import BadImages
 from oid.json_files import write_json
-from training import checkpoints, lengths, machines, schedule
+from training import checkpoints, lengths, processes, schedule
 from training.batches import Batches, BatchSequence
-from training.callbacks import Progress, memory_errors, report_bad_batch, spoiled_weight
+from training.failures import memory_errors, report_bad_batch, spoiled_weight
 from training.options import LengthOptions, TrainingSettings
+from training.progress import Progress, TensorBoard, best_so_far, line_of_epoch, minutes_left
 from training.schedule import Schedule, make_optimizer
 from training.state import EpochRow, ScheduleState, TrainingState
 from training.stopping import Stop, Stopped
 from training.trainer import DetectionTrainer
-from training.validation import LEFT_OUT, Validation
+from training.validation import Validation
 
 TRAINING_SETTINGS = "training.json"
 STEPS_TO_WARM, STEPS_TO_MEASURE = 6, 30
@@ -59,11 +60,6 @@ def prepare_trainer(trainer: DetectionTrainer, state: TrainingState, run: Path) 
     if state.step:
         checkpoints.restore(run, trainer)
     return rate
-
-
-def best_so_far(state: TrainingState) -> str:
-    """The best mAP so far, to end a sentence with; nothing without validation images."""
-    return "" if state.best is None else f", best mAP {state.best:.4f} ({LEFT_OUT})"
 
 
 class Training:
@@ -122,11 +118,8 @@ class Training:
         self._costs: list[float] = []  # seconds of the newest epochs with their validation
         self._saving = 0.0  # seconds of the newest checkpoint
         self._rate: Schedule | None = None
-        self._writer = None
-        if state.training.options.records.tensorboard and machines.is_first():
-            from tensorboard.summary import Writer
-
-            self._writer = Writer(str(run / "tensorboard"))
+        tensorboard = state.training.options.records.tensorboard and processes.is_first()
+        self._tensorboard = TensorBoard(run / "tensorboard" if tensorboard else None)
 
     # === Before the first step =======================================================================================
     def begin(self, length: LengthOptions) -> None:
@@ -150,7 +143,7 @@ class Training:
             self._resume(length)
         if self._validation:
             self._validation = self._validation.sample(self.state.plan.validation_images)
-        if machines.is_first():
+        if processes.is_first():
             write_run_settings(self._run, self.state.run)
             write_json(self._run / TRAINING_SETTINGS, self.state.training)
             for name in (SETTINGS, TRAINING_SETTINGS):
@@ -164,8 +157,8 @@ class Training:
         else:
             self.report("planning: some steps and some of the validation show how long they take")
             speed = self._measure_speed(MEASURING_SHARE * length.time_budget)
-            speed = lengths.Speed(*machines.from_first(lambda: speed))
-            left = machines.from_first(lambda: self._began + length.time_budget - time.monotonic())
+            speed = lengths.Speed(*processes.from_first(lambda: speed))
+            left = processes.from_first(lambda: self._began + length.time_budget - time.monotonic())
             plan = lengths.budget_plan(left, speed, budget=length.time_budget)
             self.report(
                 f"chosen: {plan.epochs} epochs of {plan.steps} steps for {length.time_budget / 60:g} minutes, "
@@ -208,7 +201,7 @@ class Training:
         def after_step(logs, update_variables):
             float(logs["loss"])  # waits until an accelerator has done the step
             times.append(time.perf_counter())
-            over = machines.from_first(lambda: times[-1] - times[0] >= seconds)
+            over = processes.from_first(lambda: times[-1] - times[0] >= seconds)
             self._trainer.stop_training = over and len(times) >= FEWEST_STEPS
 
         steps = STEPS_TO_WARM + STEPS_TO_MEASURE
@@ -248,7 +241,7 @@ class Training:
             where = f"after step {self.state.step} of {self.state.plan.total_steps}"
             raise Stopped(f"{where}, saved{best_so_far(self.state)}") from None
         except BadImages:
-            if not machines.several():  # they are those of this process alone, and all must save together
+            if not processes.several():  # they are those of this process alone, and all must save together
                 self._save_if_needed()
             raise
         finally:
@@ -259,7 +252,7 @@ class Training:
     def _train(self, deadline: float | None) -> None:
         while self.state.epochs < self.state.plan.epochs:
             over = deadline is not None and self.state.step
-            if over and machines.from_first(lambda: time.monotonic() >= deadline):
+            if over and processes.from_first(lambda: time.monotonic() >= deadline):
                 self._end_here()
                 return
             self._train_epoch()
@@ -346,14 +339,14 @@ class Training:
 
     def _checkpoint_is_due(self, done: int) -> bool:
         records = self.state.training.options.records
-        by_time = records.checkpoint_minutes > 0 and machines.from_first(
+        by_time = records.checkpoint_minutes > 0 and processes.from_first(
             lambda: records.checkpoint_minutes * 60 <= time.monotonic() - self._saved_at
         )
         by_steps = 0 < records.checkpoint_steps <= self.state.step - self._saved_step
         return by_time or (by_steps and done < self.state.plan.steps)  # after the last one comes that of the epoch
 
     def _stop_wanted(self) -> bool:
-        self._stop.request(machines.from_any(self._stop.wanted()))
+        self._stop.request(processes.from_any(self._stop.wanted()))
         return bool(self._stop.reason)
 
     def _check_stop(self) -> None:
@@ -386,10 +379,11 @@ class Training:
         )
         self._epoch_began = time.monotonic()
         self._save(best=self._exported if best else None)
-        if machines.is_first():
+        if processes.is_first():
             checkpoints.write_history(self._run, history)
-        self._show(row)
-        self._progress.say(self._line_of_epoch(row, best))
+        self._tensorboard.show(row)
+        left = self._seconds_left()
+        self._progress.say(line_of_epoch(row, self.state.plan.epochs, best=best, seconds_left=left))
         if said:
             self.report(said)
 
@@ -400,7 +394,7 @@ class Training:
         if not self._validation:
             return None
         score = self._measure_on(self._validation)
-        return machines.from_first(lambda: score)
+        return processes.from_first(lambda: score)
 
     def _measure_on(self, validation: Validation) -> float:
         def after_batch(images: int) -> None:
@@ -423,7 +417,7 @@ class Training:
         plan = self.state.plan
         if deadline is None or not self._costs:
             return ""
-        left, epoch = machines.from_first(lambda: (deadline - time.monotonic(), self._seconds_of_an_epoch()))
+        left, epoch = processes.from_first(lambda: (deadline - time.monotonic(), self._seconds_of_an_epoch()))
         epochs = lengths.epochs_that_fit(left, epoch, done=done, planned=plan.epochs)
         if epochs == plan.epochs:
             return ""
@@ -478,27 +472,15 @@ class Training:
         images = self._batches.ids(step)
         return report_bad_batch(self._run, what, step, images, good if self._saved_step else "")
 
-    def _show(self, row: EpochRow) -> None:
-        """Gives the numbers of an epoch to TensorBoard."""
-        if not self._writer:
-            return
-        for name, value in dataclasses.asdict(row).items():
-            if name != "epoch" and value is not None:
-                self._writer.add_scalar(name, value, row.epoch)
-        self._writer.flush()
+    def _seconds_left(self) -> float | None:
+        """Until the end of the training, in this process's experience; None where there is none."""
+        state, plan = self.state, self.state.plan
+        left, seconds = plan.total_steps - state.step, self._seconds_of_a_step()
+        if self._costs:
+            return left * self._seconds_of_an_epoch() / plan.steps
+        return None if seconds is None else left * seconds
 
     def _line_of_step(self, loss: float) -> str:
-        state, plan, seconds = self.state, self.state.plan, self._seconds_of_a_step()
-        left = plan.total_steps - state.step
-        if self._costs:
-            seconds = self._seconds_of_an_epoch() / plan.steps
-        minutes = "" if seconds is None else f"  {left * seconds / 60:.1f} min left"
-        return f"epoch {state.epochs + 1}/{plan.epochs}  step {state.step}/{plan.total_steps}  loss {loss:.3f}{minutes}"
-
-    def _line_of_epoch(self, row: EpochRow, best: bool) -> str:
-        epochs = self.state.plan.epochs
-        score = "" if row.mAP is None else f"  mAP {row.mAP:.4f} {LEFT_OUT}{', best' if best else ''}"
-        speed = "" if row.images_per_second is None else f"  {row.images_per_second:.1f} images/s"
-        left = f"  {self._seconds_of_an_epoch() * (epochs - row.epoch) / 60:.1f} min left" if self._costs else ""
-        losses = f"loss {row.loss:.3f} (class {row.class_loss:.3f}, box {row.box_loss:.3f})"
-        return f"epoch {row.epoch}/{epochs}  {losses}{score}{speed}{left}"
+        state, plan = self.state, self.state.plan
+        where = f"epoch {state.epochs + 1}/{plan.epochs}  step {state.step}/{plan.total_steps}"
+        return f"{where}  loss {loss:.3f}{minutes_left(self._seconds_left())}"

@@ -5,10 +5,10 @@ import functools
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
-from models.suppression import DetectionOptions, ScoredBoxes
 
 from models.detector import Detector
 from models.run_settings import RunSettings
+from models.suppression import DetectionOptions, ScoredBoxes
 from oid.images.letterbox import letterbox_to_square, warp_to_square
 from oid.images.loader import ImageLoader
 from oid.machine import usable_cores

@@ -1,7 +1,7 @@
 """A checkpoint holds all of a training, is whole or absent, and damage is noticed."""
 
 import contextlib
-import json
+import dataclasses
 import os
 import shutil
 import sys
@@ -14,9 +14,9 @@ from oid.files import InputError
 from tests.helpers.killed_runs import OPERATIONS
 from tests.helpers.project import refused
 from training import checkpoints
-from training.checkpoints import NEWEST, PREVIOUS, UNFINISHED, find_checkpoint, new_state, open_run, write_checkpoint
-from training.history import write_history
-from training.schedule import Schedule, make_optimizer
+from training.checkpoints import NEWEST, PREVIOUS, UNFINISHED, find_checkpoint, write_checkpoint, write_history
+from training.schedule import Schedule, make_optimizer, new_schedule
+from training.state import EpochRow, Plan, TrainingState
 
 resource = pytest.importorskip("resource", reason="limits of file sizes are a matter of POSIX systems")
 
@@ -26,10 +26,15 @@ def small_trainer(*, seed: int = 0, units: int = 8) -> keras.Model:
     keras.utils.set_random_seed(seed)
     layers = [keras.layers.Dense(units), keras.layers.Dropout(0.5, seed=seed), keras.layers.Dense(1)]
     model = keras.Sequential([keras.Input((4,)), *layers])
-    optimizer = make_optimizer(Schedule(peak=0.1, steps=100), ema=True, weight_decay=0.01, accumulate=2)
+    optimizer = make_optimizer(Schedule(new_schedule(0.1, 100)), weight_decay=0.01, accumulate=2)
     model.compile(optimizer=optimizer, loss="mse", run_eagerly=True)
     optimizer.build(model.trainable_variables)
     return model
+
+
+def network_of(trainer: keras.Model) -> keras.Model:
+    """The same weights, not compiled."""
+    return keras.Model(trainer.inputs, trainer.outputs)
 
 
 def step(trainer: keras.Model, number: int) -> None:
@@ -38,7 +43,7 @@ def step(trainer: keras.Model, number: int) -> None:
 
 
 def everything(trainer: keras.Model) -> list[np.ndarray]:
-    """All that a step depends on or changes: weights, random state, optimizer with the average, sums of the losses."""
+    """All that a step depends on or changes: weights, random state, optimizer, sums of the losses."""
     variables = [*trainer.variables, *trainer.optimizer.variables, *trainer.metrics_variables]
     return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
 
@@ -56,13 +61,25 @@ def trainer():
     return made
 
 
+def open_run(run, said=None) -> TrainingState:
+    """The state to go on with; what is reported goes to `said`, or must be nothing."""
+    reported = []
+    state = checkpoints.open_run(run, reported.append)
+    if said is None:
+        assert reported == []
+    else:
+        said += reported
+    return state
+
+
 def write(run, trainer, number: int, *, best: bool = False) -> None:
     """The checkpoint after `number` steps, each an epoch, and what the end of an epoch writes besides."""
-    _, state, _ = find_checkpoint(run)
-    state |= {"step": number, "epochs": number, "total": 9, "steps": 1, "best": 0.1 * number if best else state["best"]}
-    state["history"] = [{"epoch": epoch + 1, "class_loss": 0.5} for epoch in range(number)]
-    write_checkpoint(run, trainer, trainer, state, best_model=trainer if best else None)
-    write_history(run / "history.csv", state["history"])
+    state = find_checkpoint(run)[1]
+    rows = tuple(EpochRow(epoch + 1, 1.0, 0.5, 0.5, None, 0.1, None, 2.5) for epoch in range(number))
+    changes = {"step": number, "epochs": number, "history": rows, "best": 0.1 * number if best else state.best}
+    state = dataclasses.replace(state, plan=Plan(9, 1, 7), schedule=new_schedule(0.1, 9), **changes)
+    write_checkpoint(run, trainer, trainer, state, best=network_of(trainer) if best else None)
+    write_history(run, rows)
 
 
 @pytest.fixture(scope="module")
@@ -86,28 +103,32 @@ def run(tmp_path, written):
     return folder
 
 
-def assert_in_line(run, state: dict) -> None:
+HEADER = "epoch,loss,class_loss,box_loss,mAP,learning_rate,images_per_second,seconds"
+
+
+def assert_in_line(run, state: TrainingState) -> None:
     """What lies in the run's folder is what its checkpoint says."""
-    assert checkpoints._digest_or_nothing(run / "model.keras") == state["best_model"]
+    assert checkpoints._digest_or_nothing(run / "model.keras") == state.best_model
     rows = (run / "history.csv").read_text().splitlines() if (run / "history.csv").exists() else []
-    assert rows == ["epoch,class_loss"] * bool(rows) + [f"{epoch + 1},0.5" for epoch in range(state["epochs"])]
+    assert rows == [HEADER] * bool(rows) + [f"{epoch + 1},1.0,0.5,0.5,,0.1,,2.5" for epoch in range(state.epochs)]
     assert not [path for path in run.rglob("*") if path.name.startswith(".")]
 
 
 # === What it holds ===================================================================================================
 @pytest.mark.parametrize("best", [False, True])
 def test_another_process_goes_on_bit_for_bit(tmp_path, best):
-    """Weights, averages, moments, half-collected gradients, dropout's seeds, sums of the losses: all of them count."""
+    """Weights, moments, half-collected gradients, dropout's seeds, sums of the losses: all of them count."""
     trainer, other = small_trainer(), small_trainer(seed=1)
     for number in range(3):
         step(trainer, number)
     before = everything(trainer)
-    write_checkpoint(tmp_path, trainer, trainer, new_state() | {"step": 3}, best_model=trainer if best else None)
+    state = write_checkpoint(
+        tmp_path, trainer, trainer, TrainingState(step=3), best=network_of(trainer) if best else None
+    )
     assert_equal(everything(trainer), before)  # writing changes nothing
-    read = open_run(tmp_path)
-    checkpoints.restore(tmp_path, other, read)
-    for variable, value in zip(other.metrics_variables, read["means"], strict=True):
-        variable.assign(value)
+    assert open_run(tmp_path) == state
+    checkpoints.restore(tmp_path, other)
+    checkpoints.restore_loss_sums(other, state)
     assert_equal(everything(other), before)
     for number in range(3, 6):
         step(other, number)
@@ -119,22 +140,18 @@ def test_another_process_goes_on_bit_for_bit(tmp_path, best):
 
 def test_a_checkpoint_of_another_network_or_optimizer_is_refused(run):
     with pytest.raises(InputError, match=r"training\.npz: array 0 has shape \(4, 8\), expected \(4, 9\) for "):
-        checkpoints.restore(run, small_trainer(units=9), open_run(run))
+        checkpoints.restore(run, small_trainer(units=9))
     other = small_trainer()
     other.compile(optimizer="sgd", loss="mse")
     other.optimizer.build(other.trainable_variables)
     with pytest.raises(InputError, match=r"training\.npz has \d+ arrays, and the network .* with its optimizer \d+"):
-        checkpoints.restore(run, other, open_run(run))
+        checkpoints.restore(run, other)
 
 
-def test_changed_training_images_are_reported(capsys):
-    state = new_state()
-    checkpoints.note_images(state, ["a", "b"])
-    state["step"] = 5
-    checkpoints.note_images(state, ["a", "b"])
-    assert capsys.readouterr().out == ""
-    checkpoints.note_images(state, ["a", "c"])
-    assert capsys.readouterr().out.startswith("the training images are not those of the checkpoint")
+def test_the_state_of_an_earlier_version_is_refused(run):
+    (run / NEWEST / "state.json").write_text('{"step": 3, "total": 4, "settings": {"flags": {}}, "checksum": "0"}')
+    with refused(f"{run / NEWEST} was written by an earlier version: choose another run"):
+        open_run(run)
 
 
 # === Whenever it is killed ===========================================================================================
@@ -167,7 +184,7 @@ def photographed(run, snaps):
 @pytest.mark.parametrize(
     ("first", "best"), [(False, False), (False, True), (True, True)], ids=["old best", "new best", "first"]
 )
-def test_a_killed_write_leaves_a_complete_checkpoint(run, trainer, tmp_path, first, best, capsys):
+def test_a_killed_write_leaves_a_complete_checkpoint(run, trainer, tmp_path, first, best):
     """Either the one before or the new one; before the first one there is none."""
     if first:
         run = tmp_path / "first"
@@ -179,16 +196,15 @@ def test_a_killed_write_leaves_a_complete_checkpoint(run, trainer, tmp_path, fir
     steps = []
     for snap in sorted((tmp_path / "snaps").iterdir()):
         state = open_run(snap)
-        steps.append(state["step"])
-        if state["step"]:
+        steps.append(state.step)
+        if state.step:
             assert_in_line(snap, state)
-            assert state["best"] == pytest.approx(0.1 * after if best and state["step"] == after else 0.1)
+            assert state.best == pytest.approx(0.1 * after if best and state.step == after else 0.1)
             assert find_checkpoint(snap) == (snap / NEWEST, state, [])
     assert len(steps) > (10 if first else 20)
     assert steps == sorted(steps)
     assert set(steps) == {before, after}
     assert steps.count(after) >= 5  # also between the checkpoint's last byte and its final name
-    assert capsys.readouterr().out == ""  # nothing is damaged, so nothing is printed
 
 
 def test_half_written_files_are_removed(run):
@@ -200,8 +216,8 @@ def test_half_written_files_are_removed(run):
 def test_the_last_two_are_kept(run, trainer):
     for number in (3, 4, 5):
         write(run, trainer, number)
-        assert checkpoints._read_state(run / NEWEST)["step"] == number
-        assert checkpoints._read_state(run / PREVIOUS)["step"] == number - 1
+        assert checkpoints._read_state(run / NEWEST).step == number
+        assert checkpoints._read_state(run / PREVIOUS).step == number - 1
         assert not (run / UNFINISHED).exists()
 
 
@@ -222,27 +238,27 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", ["training.npz", "network.weights.h5", "state.json"])
-def test_a_damaged_newest_one_falls_back_and_says_so(run, trainer, name, damage, capsys):
+def test_a_damaged_newest_one_falls_back_and_says_so(run, trainer, name, damage):
     write(run, trainer, 3, best=True)
     DAMAGES[damage](run / NEWEST / name)
-    state = open_run(run)
-    (line,) = capsys.readouterr().out.splitlines()
+    said = []
+    state = open_run(run, said)
+    (line,) = said
     assert line.startswith(f"{run / NEWEST / name} " + "is " * (damage != "removed"))
     assert line.endswith(": going on from the checkpoint before, of step 2")
-    assert state["step"] == 2
+    assert state.step == 2
     assert_in_line(run, state)  # the best model of step 3 and the third row are gone with it
-    assert state["best"] == pytest.approx(0.1)
+    assert state.best == pytest.approx(0.1)
     assert (run / "checkpoint.damaged").is_dir()
     assert open_run(run) == state  # which is the newest one now
-    assert capsys.readouterr().out == ""
     write(run, trainer, 3)
-    assert find_checkpoint(run)[1]["step"] == 3
+    assert find_checkpoint(run)[1].step == 3
 
 
 def test_a_changed_state_that_is_still_json_is_noticed(run):
     path = run / NEWEST / "state.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"best": 0.9}))
-    assert find_checkpoint(run)[1]["step"] == 1
+    path.write_text(path.read_text().replace('"best":0.1', '"best":0.9'))
+    assert find_checkpoint(run)[1].step == 1
 
 
 def test_looking_at_a_run_touches_no_file_of_it(run):
@@ -250,8 +266,8 @@ def test_looking_at_a_run_touches_no_file_of_it(run):
     (run / UNFINISHED).mkdir()
     (run / UNFINISHED / "training.npz").write_bytes(b"half")
     before = snapshot(run)
-    assert checkpoints.look_at_run(run)["step"] == 2
-    assert checkpoints.look_at_run(run / "nothing") == new_state()
+    assert checkpoints.look_at_run(run).step == 2
+    assert checkpoints.look_at_run(run / "nothing") == TrainingState()
     assert snapshot(run) == before
     flip(run / NEWEST / "training.npz")
     before = snapshot(run)
@@ -275,7 +291,7 @@ def test_two_damaged_checkpoints_are_refused_and_left_as_they_are(run):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_best_model_comes_back_from_the_checkpoint(run, damage, monkeypatch, trainer, capsys):
+def test_a_damaged_best_model_comes_back_from_the_checkpoint(run, damage, monkeypatch, trainer):
     """On a file system without links the copies are files of their own."""
 
     def no_link(*arguments):
@@ -289,15 +305,15 @@ def test_a_damaged_best_model_comes_back_from_the_checkpoint(run, damage, monkey
     assert_in_line(run, state)
     DAMAGES[damage](run / NEWEST / "model.keras")
     assert open_run(run) == state
-    assert checkpoints._digest(run / NEWEST / "model.keras") == state["best_model"]
-    assert capsys.readouterr().out == ""
+    assert checkpoints._digest(run / NEWEST / "model.keras") == state.best_model
 
 
-def test_after_the_best_model_is_lost_the_next_one_is_the_best(run, capsys):
+def test_after_the_best_model_is_lost_the_next_one_is_the_best(run):
     flip(run / "model.keras")  # all its links are one file
-    state = open_run(run)
-    assert (state["best"], state["best_model"], state["step"]) == (-1.0, "", 2)
-    assert "the best epoch from now on counts" in capsys.readouterr().out
+    said = []
+    state = open_run(run, said)
+    assert (state.best, state.best_model, state.step) == (None, "", 2)
+    assert "the best epoch from now on counts" in said[0]
 
 
 # === A disk that is full =============================================================================================
@@ -324,4 +340,4 @@ def test_a_write_that_fails_is_one_sentence_and_the_old_checkpoint_stays(run, tr
         write(run, trainer, 3, best=best)
     assert snapshot(run) == before
     write(run, trainer, 3)
-    assert find_checkpoint(run)[1]["step"] == 3
+    assert find_checkpoint(run)[1].step == 3

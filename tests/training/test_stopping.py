@@ -1,39 +1,48 @@
-"""Proves when a training is to stop: by real signals to this process, and when its hours are over."""
+"""When a training stops: real signals to this process, and hours that are over."""
 
-import contextlib
 import os
 import signal
 import threading
 
 import pytest
 
+from oid.files import Unfinished
 from training import stopping
 from training.stopping import Stop, Stopped
 
-
-def test_before_the_first_step_a_signal_stops_at_once():
-    with pytest.raises(Stopped), Stop().on_signals():
-        os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), Stop().on_signals():
-        os.kill(os.getpid(), signal.SIGINT)
+SIGNALS = pytest.mark.parametrize(
+    ("number", "reason", "error"),
+    [(signal.SIGTERM, "SIGTERM", Unfinished), (signal.SIGINT, "the keyboard", KeyboardInterrupt)],
+)
 
 
-@pytest.mark.parametrize(("number", "reason"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "the keyboard")])
-def test_a_signal_stops_the_training_after_the_step(number, reason):
-    """A second SIGTERM changes nothing; a second Ctrl+C ends at once."""
-    stop = Stop()
-    with stop.on_signals():
-        stop.waits = True
-        assert not stop.wanted()
-        stop.check()
-        os.kill(os.getpid(), number)
-        with pytest.raises(KeyboardInterrupt) if number == signal.SIGINT else contextlib.nullcontext():
+@SIGNALS
+def test_before_the_first_step_a_signal_stops_at_once(number, reason, error):
+    with pytest.raises(error, match=f"^run: stopped by {reason} before its next step: run the same"):
+        with Stop("run").on_signals():
             os.kill(os.getpid(), number)
-        assert stop.wanted()
-        assert stop.reason == reason
-        assert stop.by_keyboard == (number == signal.SIGINT)
-        with pytest.raises(Stopped):
-            stop.check()
+
+
+@SIGNALS
+def test_a_signal_stops_the_training_after_the_step(number, reason, error):
+    stop = Stop("run")
+    with pytest.raises(error, match=f"^run: stopped by {reason} after step 5: run the same command to go on"):
+        with stop.on_signals():
+            stop.waits = True
+            assert not stop.wanted()
+            os.kill(os.getpid(), number)
+            assert stop.wanted() == reason
+            raise Stopped("after step 5")
+
+
+def test_a_second_ctrl_c_ends_at_once_and_a_second_sigterm_does_not():
+    stop = Stop()
+    with pytest.raises(KeyboardInterrupt), stop.on_signals():
+        stop.waits = True
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert stop.wanted() == "SIGTERM"
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_signal_handlers_are_restored():
@@ -53,7 +62,7 @@ def test_another_thread_sets_no_handlers():
     thread = threading.Thread(target=train)
     thread.start()
     thread.join()
-    assert done == [False]
+    assert done == [""]
 
 
 def test_hours_end_a_training(monkeypatch):
@@ -63,6 +72,5 @@ def test_hours_end_a_training(monkeypatch):
     now[0] = 1000 + 11.5 * 3600 - 1
     assert not stop.wanted()
     now[0] += 1
-    assert stop.wanted()
-    assert stop.reason == "--max_hours 11.5"
+    assert stop.wanted() == "its limit of 11.5 hours"
     assert not Stop(started=0.0).wanted()

@@ -1,21 +1,18 @@
-"""What is seen of a training while it runs, and what ends it: progress, losses that are not finite, lack of memory."""
+"""What ends a training against its will, in one sentence: losses that are not finite, and lack of memory."""
 
 import contextlib
 import json
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
 from oid.files import InputError, replacing
-from training import machines
+from training.processes import is_first
 
 BAD_BATCH = "bad_batch.json"
-SECONDS_PER_LINE = 10
 OUT_OF_MEMORY = re.compile(
     r"RESOURCE_EXHAUSTED|ResourceExhausted|OutOfMemory|out of memory|MemoryError|bad_alloc|Insufficient memory", re.I
 )
@@ -45,7 +42,7 @@ def report_bad_batch(run: Path, what: str, step: int, images: list[str], last_go
     """
     good = last_good or "nothing: there is no checkpoint yet"
     report = {"step": step, "what": what, "images": images, "last_good_checkpoint": good}
-    if machines.is_first():
+    if is_first():
         with replacing(run / BAD_BATCH) as path:
             path.write_text(json.dumps(report, indent=1), encoding="utf-8")
     return NonFiniteLoss(
@@ -78,45 +75,3 @@ def memory_errors(*, batch_size: int, image_size: int, cache_bytes: int) -> Iter
             f"{cache_bytes / 2**30:.1f} GB of cached images: take a smaller batch size (accumulating several), a "
             "smaller image size or network, or a smaller cache"
         ) from error
-
-
-class Progress:
-    """Shows how far a training is: a bar on a terminal, else a line every ten seconds.
-
-    Args:
-        report: gets the lines.
-    """
-
-    def __init__(self, report: Callable[[str], None]):
-        self._report = report
-        self._said = time.monotonic()
-        self._bar = None
-
-    def begin(self, what: str, *, total: int, done: int = 0) -> None:
-        """Begins to count something, such as the steps of an epoch."""
-        self.end()
-        self._bar = tqdm(total=total, initial=done, desc=what, leave=False, disable=None)
-
-    def update(self, done: int, text: str = "", *, line: Callable[[], str]) -> None:
-        """Shows progress.
-
-        Args:
-            done: of the total.
-            text: behind the bar.
-            line: makes the line that is reported where there is no terminal.
-        """
-        if not self._bar.disable:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(done - self._bar.n)
-        elif time.monotonic() - self._said >= SECONDS_PER_LINE:
-            self.say(line())
-
-    def say(self, line: str) -> None:
-        """Reports a line; the next one by itself comes ten seconds later."""
-        self._said = time.monotonic()
-        self._report(line)
-
-    def end(self) -> None:
-        """Removes the bar."""
-        if self._bar is not None:
-            self._bar.close()

@@ -30,7 +30,7 @@ TRAINING_SETTINGS = "training.json"
 STEPS_TO_WARM, STEPS_TO_MEASURE = 6, 30
 FEWEST_STEPS = 3  # the first builds the graph, the second may still wait for images
 MEASURING_SHARE = 0.03  # of a time budget: longer steps are fewer
-IMAGES_TO_MEASURE = 64  # of the validation, twice: the first time compiles and reads the files
+IMAGES_TO_MEASURE = 64  # of the validation, twice: the first time reads the files
 NEWEST_EPOCHS = 3  # whose mean tells how long the next ones take
 
 
@@ -136,11 +136,13 @@ class Training:
         if self.state.step and self.state.images != images:
             self.report("the training images are not those of the checkpoint: they come in another order from here on")
         self.state = dataclasses.replace(self.state, images=images)
-        if not self.state.plan:
-            with self._memory():
+        with self._memory():
+            if self._validation:
+                self._measure_on(self._validation.sample(1))  # compiles, so that no epoch is measured with that
+            if self.state.plan:
+                self._resume(length)
+            else:
                 self._plan(length)
-        else:
-            self._resume(length)
         if self._validation:
             self._validation = self._validation.sample(self.state.plan.validation_images)
         if processes.is_first():

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training.augmentation import augment, mixup, mosaic
+from training.samples import Sample
 
 from tests.helpers.drawn_objects import check_places, check_sample, empty, picture
 from training import augmentation
-from training.augmentation import augment, mixup, mosaic
-from training.samples import Sample
 
 pytestmark = pytest.mark.usefixtures("dark_outside")
 

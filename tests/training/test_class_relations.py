@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from training.class_relations import ancestor_matrix, coarse_classes
+from training.label_rules import in_force
 
 from oid import paths
 from tests.helpers.project import refused
 from tests.helpers.small_open_images import make_data_set
-from training.class_relations import ancestor_matrix, coarse_classes
-from training.label_rules import in_force
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import colorsys
 
 import numpy as np
 import pytest
-
 from training.colours import BRIGHTNESS, HUE, LUMA, SATURATION, colour_matrix, jitter_colours
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from training.crops import affine_view, rectangle_view, ssd_patch, ssd_view, zoomed_view
+from training.samples import Sample
 
 from oid.boxes.suppression import iou_matrix
 from tests.helpers.drawn_objects import NO_BOXES, NO_LABELS, check_places, check_sample, empty, picture
 from training import crops
-from training.crops import affine_view, rectangle_view, ssd_patch, ssd_view, zoomed_view
-from training.samples import Sample
 
 pytestmark = pytest.mark.usefixtures("dark_outside")
 

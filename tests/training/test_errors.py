@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from training.callbacks import FiniteLossGuard, NonFiniteLoss, Saver
 
 import a03_train_m2det as a03
 from oid.files import InputError
@@ -16,7 +17,6 @@ from tests.helpers.project import refused
 from tests.helpers.runs import assert_same_batch, history, in_folder
 from training import checkpoints
 from training.batches import BadImages, Batches, check_images
-from training.callbacks import FiniteLossGuard, NonFiniteLoss, Saver
 from training.data_set import read_data_set
 from training.validation import make_validation
 

@@ -3,14 +3,14 @@
 import cv2
 import numpy as np
 import pytest
+from training.label_rules import in_force
+from training.samples import Sample, with_boxes, with_regions
 
 from models.losses import assigned_targets
 from tests.helpers.data_sets import data_set_of
 from tests.helpers.detection_cases import ANCHORS, CELLS, CENTRES, LEVELS, NUM_CLASSES, logit_gradient, numpy
 from training import batches as module
 from training.batches import MAX_REGIONS, Batches
-from training.label_rules import in_force
-from training.samples import Sample, with_boxes, with_regions
 
 SIDE = 64
 LEFT, RIGHT, MIDDLE = (0.0, 0.0, 0.4, 1.0), (0.6, 0.0, 1.0, 1.0), (0.45, 0.4, 0.55, 0.6)

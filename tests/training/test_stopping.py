@@ -16,33 +16,26 @@ SIGNALS = pytest.mark.parametrize(
 )
 
 
-@SIGNALS
-def test_before_the_first_step_a_signal_stops_at_once(number, reason, error):
-    with pytest.raises(error, match=f"^run: stopped by {reason} before its next step: run the same"):
-        with Stop("run").on_signals():
+def train(stop: Stop, *signals: int, waits: bool) -> None:
+    """Gets signals in a step, after which it stops."""
+    with stop.on_signals():
+        stop.waits = waits
+        for number in signals:
             os.kill(os.getpid(), number)
+        assert stop.wanted()
+        raise Stopped("after step 5")
 
 
 @SIGNALS
-def test_a_signal_stops_the_training_after_the_step(number, reason, error):
-    stop = Stop("run")
-    with pytest.raises(error, match=f"^run: stopped by {reason} after step 5: run the same command to go on"):
-        with stop.on_signals():
-            stop.waits = True
-            assert not stop.wanted()
-            os.kill(os.getpid(), number)
-            assert stop.wanted() == reason
-            raise Stopped("after step 5")
+@pytest.mark.parametrize(("waits", "where"), [(False, "before its next step"), (True, "after step 5")])
+def test_a_signal_stops_at_once_before_the_first_step_and_then_after_the_step(number, reason, error, waits, where):
+    with pytest.raises(error, match=f"^run: stopped by {reason} {where}: run the same command to go on"):
+        train(Stop("run"), number, waits=waits)
 
 
 def test_a_second_ctrl_c_ends_at_once_and_a_second_sigterm_does_not():
-    stop = Stop()
-    with pytest.raises(KeyboardInterrupt), stop.on_signals():
-        stop.waits = True
-        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
-            os.kill(os.getpid(), number)
-        assert stop.wanted() == "SIGTERM"
-        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        train(Stop(), signal.SIGTERM, signal.SIGTERM, signal.SIGINT, signal.SIGINT, waits=True)
 
 
 def test_signal_handlers_are_restored():

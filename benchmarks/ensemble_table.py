@@ -28,7 +28,7 @@ from oid.fusion.resampling import Curves, bootstrap, interval_95, mean_of_folds
 from oid.fusion.search import as_detections, boxes_that_count, divide, fuse_all, tune
 from oid.fusion.tuned_settings import FusionSettings, SearchOptions, model_names
 from oid.machine import usable_cores
-from oid.metric.challenge import Detections, score
+from oid.metric.challenge import Detections, match
 from oid.metric.ground_truth import find_ground_truth
 from oid.predictions.files import PredictionFile
 
@@ -86,7 +86,7 @@ def main(
     metric = {"num_classes": len(report.labels), "group_of_weight": a00.GROUP_OF_WEIGHT}
 
     def curves(found: Detections, images: np.ndarray | None = None) -> Curves:
-        return Curves(score(truth, found, **metric)[0], truth, images=images, **metric)
+        return Curves(match(truth, found, **metric), images)
 
     found = {name: as_detections(model) for name, model in zip(names, models, strict=True)}
     for name, (method, flag) in FUSIONS.items():

@@ -14,8 +14,7 @@ from oid.annotations import read_class_descriptions
 from oid.files import InputError
 from oid.fusion.resampling import Curves
 from oid.hierarchy import read_hierarchy
-from oid.metric.challenge import Selection
-from oid.metric.challenge import score as matched
+from oid.metric.challenge import Selection, match
 from oid.metric.ground_truth import read_ground_truth
 from oid.predictions.files import read_predictions
 
@@ -80,8 +79,7 @@ def measure(data_set: Path, expanded: Path) -> list[Curves]:
     truth, report = read_ground_truth(*files, tree, classes)
     detections = Selection(truth, report.labels).take(read_predictions(expanded))
     size = len(report.labels)
-    found = (matched(truth, detections, num_classes=size, iou_threshold=iou)[0] for iou in IOUS)
-    return [Curves(entries, truth, num_classes=size) for entries in found]
+    return [Curves(match(truth, detections, num_classes=size, iou_threshold=iou)) for iou in IOUS]
 
 
 def score(seeds: list[list[Curves]], times: np.ndarray | None = None) -> tuple[float, float]:

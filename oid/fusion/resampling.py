@@ -6,90 +6,55 @@ can count twice.
 
 from collections.abc import Callable, Sequence
 
-import numba
 import numpy as np
 
-from oid.metric.challenge import Entries, GroundTruth
+from oid.metric.challenge import Matcher, mean_of_defined, ratios
+from oid.metric.matching import areas_below
 
 
 class Curves:
-    """Matched detections, class by class in descending score: the points of the precision-recall curves.
+    """The precision-recall curves of a `Matcher` that has all its detections.
 
-    Args:
-        entries: the matched detections, from `oid.metric.challenge.score`.
-        truth: the ground truth that they were matched with.
-        num_classes, group_of_weight: as given to `score`.
-        images: `(images,)` bool, leaves out all other images; None = all images.
+    `images` `(images,)` bool leaves out all other images; None = all images.
     """
 
-    def __init__(
-        self,
-        entries: Entries,
-        truth: GroundTruth,
-        *,
-        num_classes: int,
-        group_of_weight: float = 1.0,
-        images: np.ndarray | None = None,
-    ):
-        self.num_images, self.num_classes = len(truth.image_ids), num_classes
+    def __init__(self, matcher: Matcher, images: np.ndarray | None = None):
+        self.num_images, self.num_classes = matcher.num_images, matcher.num_classes
         if images is None:
             images = np.ones(self.num_images, dtype=bool)
-        kept = np.flatnonzero(images[entries.image])[::-1]
-        order = kept[np.argsort(-entries.scores[kept], kind="stable")]  # the later one of equal scores first
-        small = entries.class_index[order].astype(np.min_scalar_type(num_classes))
-        order = order[np.argsort(small, kind="stable")]  # NumPy sorts integers of 16 bits in linear time
-        self._image, self._labels = entries.image[order], entries.labels[order]
-        self._first = np.searchsorted(entries.class_index[order], np.arange(num_classes + 1))
-        boxes = np.flatnonzero(images[truth.box_image])
-        self._box_image, self._box_class = truth.box_image[boxes], truth.box_class[boxes]
-        self._box_weight = np.where(truth.box_group_of[boxes], group_of_weight, 1.0)
+        entries, targets = matcher.entries(), matcher.targets
+        order, first = matcher.by_class()
+        kept = images[entries.image[order]]
+        self._first = np.concatenate([[0], np.cumsum(kept)])[first]
+        self._labels, self._image = entries.labels[order[kept]], entries.image[order[kept]]
+        box_image = np.repeat(np.arange(self.num_images), np.diff(targets.first))
+        boxes = images[box_image]
+        self._box_image, self._box_class = box_image[boxes], targets.class_index[boxes]
+        self._box_weight = np.where(targets.group_of[boxes], matcher.group_of_weight, 1.0)
 
-    def average_precision(self, times: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Computes AP: the area below the envelope of precision over recall.
+    def areas(self, times: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The area below each class's curve over the true positives `(C,)`, and its ground truth `(C,)`.
 
-        Args:
-            times: `(images,)` how often each image counts; None = once.
-
-        Returns:
-            `(num_classes,)` AP, 0 for a class without ground truth, and `(num_classes,)` amount of ground truth.
+        `times` `(images,)` is how often each image counts; None = once.
         """
-        times = np.ones(self.num_images) if times is None else np.asarray(times, dtype=np.float64)
+        times = np.ones(self.num_images) if times is None else times
         weights = self._box_weight * times[self._box_image]
         num_gt = np.bincount(self._box_class, weights=weights, minlength=self.num_classes)
-        areas = _areas(self._labels, self._image, self._first, times)
-        return np.divide(areas, num_gt, out=np.zeros(self.num_classes), where=num_gt > 0.0), num_gt
+        return areas_below(self._labels, times.astype(np.float32)[self._image], self._first), num_gt
 
     def mean_average_precision(self, times: np.ndarray | None = None) -> float:
-        """mAP over the classes with ground truth, nan if there are none; `times` as for `average_precision`."""
+        """mAP over the classes with ground truth, nan if there are none; `times` as for `areas`."""
         return mean_of_folds([self], times)
-
-
-@numba.njit(cache=True, nogil=True)
-def _areas(labels, image, first, times):
-    """`(num_classes,)` area below the envelope of precision over true positives; class c begins at `first[c]`."""
-    areas, precision = np.zeros(len(first) - 1), np.empty(len(labels))
-    for c in range(len(areas)):
-        hits = misses = envelope = 0.0
-        for i in range(first[c], first[c + 1]):
-            count = times[image[i]]
-            hits += count * labels[i]
-            misses += count * (labels[i] <= 0.0)
-            precision[i] = hits / max(hits + misses, 1e-300)  # 0 as long as only images that count 0 came
-        for i in range(first[c + 1] - 1, first[c] - 1, -1):
-            envelope = max(envelope, precision[i])
-            areas[c] += times[image[i]] * labels[i] * envelope
-    return areas
 
 
 def mean_of_folds(folds: Sequence[Curves], times: np.ndarray | None = None) -> float:
     """mAP of folds whose scores are not comparable, because each was fused with its own settings.
 
     The AP of a class is the mean of its APs in the folds, weighted by the ground truth there. nan if there is no ground
-    truth; `times` as for `Curves.average_precision`.
+    truth; `times` as for `Curves.areas`.
     """
-    found, num_gt = zip(*(fold.average_precision(times) for fold in folds), strict=True)
-    total, weighted = np.sum(num_gt, axis=0), np.sum(np.multiply(found, num_gt), axis=0)
-    return float(np.mean(weighted[total > 0] / total[total > 0])) if np.any(total > 0) else float("nan")
+    areas, num_gt = np.sum([fold.areas(times) for fold in folds], axis=0)
+    return mean_of_defined(ratios(areas, num_gt))
 
 
 def bootstrap(measure: Callable[[np.ndarray], object], fold: np.ndarray, draws: int, seed: int) -> np.ndarray:

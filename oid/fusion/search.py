@@ -25,7 +25,7 @@ from oid.fusion.fuse import CONF_TYPES, Boxes, fuse
 from oid.fusion.model_files import ModelFiles
 from oid.fusion.resampling import Curves, bootstrap, interval_95, mean_of_folds
 from oid.fusion.tuned_settings import FusionSettings, SearchOptions
-from oid.metric.challenge import Detections, Entries, GroundTruth, score
+from oid.metric.challenge import Detections, GroundTruth, Matcher, match
 
 IOU_RANGE = (0.3, 0.9)
 SMALLEST_WEIGHT = 0.1  # a smaller weight becomes 0: the model is left out
@@ -78,14 +78,26 @@ class Tuning:
 
 
 class Choice(NamedTuple):
-    """The best of some trials, and its mAP."""
+    """The best of some trials, as in `Gain`, and its mAP."""
 
-    settings: FusionSettings  # the best trial on all images
-    fold_settings: tuple[FusionSettings, ...]  # for each fold, the best trial on all other images
+    settings: FusionSettings
+    fold_settings: tuple[FusionSettings, ...]
     in_fold: float
     out_of_fold: float
     folds: np.ndarray  # (folds,) in each fold; nan for one without ground truth
     draws: np.ndarray  # (DRAWS,) out of fold on the samples of the bootstrap
+
+    def gain_over(self, other: "Choice") -> Gain:
+        """Compares the mAPs of two choices."""
+        out_of_fold = self.out_of_fold - other.out_of_fold
+        return Gain(
+            settings=self.settings,
+            fold_settings=self.fold_settings,
+            in_fold=float(self.in_fold - other.in_fold),
+            out_of_fold=out_of_fold,
+            interval_95=interval_95(out_of_fold, self.draws - other.draws),
+            folds=tuple(None if np.isnan(value) else value for value in (self.folds - other.folds).tolist()),
+        )
 
 
 def tune(
@@ -112,53 +124,38 @@ def tune(
     fold = divide(len(truth.image_ids), options.folds, options.seed)
     models = boxes_that_count(files, truth, labels)
     trials = draw_trials(base, options.trials, np.concatenate([model.scores for model in models]), options.seed)
-    metric = {"num_classes": len(labels), "group_of_weight": options.group_of_weight}
 
     @functools.lru_cache(maxsize=1)
-    def matched(settings: FusionSettings) -> Entries:
-        return score(truth, fuse_all(models, settings, options.threads), **metric)[0]
+    def matched(settings: FusionSettings) -> Matcher:
+        found = fuse_all(models, settings, options.threads)
+        return match(truth, found, num_classes=len(labels), group_of_weight=options.group_of_weight)
 
     others = [*(fold != f for f in range(options.folds)), None]
-    curves_of_trials = (Curves(matched(trial), truth, **metric) for trial in progress(trials))
+    curves_of_trials = (Curves(matched(trial)) for trial in progress(trials))
     maps = np.nan_to_num([[curves.mean_average_precision(of) for of in others] for curves in curves_of_trials])
 
     def best(allowed: Sequence[bool]) -> Choice:
         """The first of the best trials among the allowed ones."""
         values = np.where(np.array(allowed)[:, None], maps, -1.0)
         *of_folds, of_all = np.argmax(values >= values.max(axis=0) - ROUNDING, axis=0)
-        curves = [Curves(matched(trials[i]), truth, images=fold == f, **metric) for f, i in enumerate(of_folds)]
+        curves = [Curves(matched(trials[i]), fold == f) for f, i in enumerate(of_folds)]
         measure = functools.partial(mean_of_folds, curves)
         folds = np.array([one.mean_average_precision() for one in curves])
         draws = bootstrap(measure, fold, DRAWS, options.seed)
         return Choice(trials[of_all], tuple(trials[i] for i in of_folds), maps[of_all, -1], measure(), folds, draws)
 
-    equal = best([len(set(trial.weights)) == 1 for trial in trials])
-    return judge(best([trial is base for trial in trials]), equal, best([True] * len(trials)), options)
-
-
-def judge(base: Choice, equal: Choice, free: Choice, options: SearchOptions) -> Tuning:
-    """Keeps the simplest choice that no other beats beyond noise."""
-    kept, verdict = base, "inside the noise"
-    equal_weights = compare(equal, base)
-    if equal_weights.is_beyond_noise():
-        kept, verdict = equal, "gain with equal weights"
-    free_weights = compare(free, kept)
-    if free_weights.is_beyond_noise():
-        kept, verdict = free, "gain"
-    return Tuning(verdict, compare(kept, base), equal_weights, free_weights, base.in_fold, options)
-
-
-def compare(one: Choice, other: Choice) -> Gain:
-    """The gain of one choice over another."""
-    gain = one.out_of_fold - other.out_of_fold
-    return Gain(
-        settings=one.settings,
-        fold_settings=one.fold_settings,
-        in_fold=float(one.in_fold - other.in_fold),
-        out_of_fold=gain,
-        interval_95=interval_95(gain, one.draws - other.draws),
-        folds=tuple(None if np.isnan(value) else value for value in (one.folds - other.folds).tolist()),
-    )
+    start = kept = best([trial is base for trial in trials])
+    gains, verdict = [], "inside the noise"
+    candidates = {
+        "gain with equal weights": [len(set(trial.weights)) == 1 for trial in trials],
+        "gain": [True] * len(trials),
+    }
+    for name, allowed in candidates.items():
+        choice = best(allowed)
+        gains.append(choice.gain_over(kept))
+        if gains[-1].is_beyond_noise():
+            kept, verdict = choice, name
+    return Tuning(verdict, kept.gain_over(start), *gains, start.in_fold, options)
 
 
 def boxes_that_count(files: ModelFiles, truth: GroundTruth, labels: Sequence[str]) -> list[Boxes]:

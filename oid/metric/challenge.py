@@ -65,48 +65,29 @@ class Metrics:
     dropped: dict[str, int]  # detections that each of RULES dropped
 
 
-def evaluate(
-    truth: GroundTruth,
-    detections: Detections,
-    *,
-    num_classes: int,
-    group_of_weight: float = 1.0,
-    iou_threshold: float = 0.5,
-) -> Metrics:
-    """Computes average precision per class and its mean, as the module's docstring says.
+def evaluate(truth: GroundTruth, detections: Detections, **options) -> Metrics:
+    """Computes average precision per class and its mean; options and errors are those of `Matcher`."""
+    return match(truth, detections, **options).metrics()
+
+
+def match(truth: GroundTruth, detections: Detections, **options) -> "Matcher":
+    """A `Matcher` that has all its detections."""
+    matcher = Matcher(truth, **options)
+    matcher.add(detections)
+    return matcher
+
+
+class Matcher:
+    """Matches detections block by block, all detections of an image in one block. Keeps 24 bytes for each entry.
 
     Args:
-        truth, detections: boxes in one unit.
+        truth: boxes in the unit of the detections.
         num_classes: class indices are below it.
         group_of_weight: what a group-of box counts, from 0 to 1.
         iou_threshold: the smallest overlap that is a match, for IoU and for intersection over the detection's area.
 
     Raises:
         ValueError: arrays that do not fit each other, indices out of range, or a parameter out of range.
-    """
-    matcher = Matcher(truth, num_classes=num_classes, group_of_weight=group_of_weight, iou_threshold=iou_threshold)
-    matcher.add(detections)
-    return matcher.metrics()
-
-
-def score(
-    truth: GroundTruth,
-    detections: Detections,
-    *,
-    num_classes: int,
-    group_of_weight: float = 1.0,
-    iou_threshold: float = 0.5,
-) -> tuple[Entries, dict[str, int]]:
-    """The entries by image, and {rule: number of detections that it dropped}; arguments as in `evaluate`."""
-    matcher = Matcher(truth, num_classes=num_classes, group_of_weight=group_of_weight, iou_threshold=iou_threshold)
-    matcher.add(detections)
-    return matcher.entries(), matcher.dropped
-
-
-class Matcher:
-    """Matches detections block by block, all detections of an image in one block. Keeps 24 bytes for each entry.
-
-    Arguments and errors are those of `evaluate`.
     """
 
     def __init__(
@@ -159,14 +140,19 @@ class Matcher:
         entries = self.entries()
         return np.lexsort((entries.image, entries.scores))[::-1]
 
-    def metrics(self) -> Metrics:
-        """AP of every class, and the mean."""
-        scores, labels, class_index, image = self.entries()
+    def by_class(self) -> tuple[np.ndarray, np.ndarray]:
+        """The order of `entries` by class, then as in `descending`, `(E,)`, and where each class begins `(C + 1,)`."""
+        scores, _, class_index, image = self.entries()
         order, first = rows_by_class(class_index, self.num_classes)
         for begin, end in itertools.pairwise(first.tolist()):  # many short sorts cost less than a long one
             own = order[begin:end]
             order[begin:end] = own[np.lexsort((image[own], scores[own]))[::-1]]
-        average_precision = areas_below(labels[order], first, self.num_gt)
+        return order, first
+
+    def metrics(self) -> Metrics:
+        """AP of every class, and the mean."""
+        order, first = self.by_class()
+        average_precision = average_precisions(self.entries().labels[order], first, self.num_gt)
         return Metrics(mean_of_defined(average_precision), average_precision, self.num_gt, dict(self.dropped))
 
     def curve(self, class_index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -207,13 +193,14 @@ class Selection:
 # === Average precision ================================================================================================
 
 
-def average_precisions(class_index: np.ndarray, labels: np.ndarray, num_gt: np.ndarray) -> np.ndarray:
-    """AP of each class `(C,)`, nan where `num_gt` `(C,)` is 0.
+def average_precisions(labels: np.ndarray, first: np.ndarray, num_gt: np.ndarray) -> np.ndarray:
+    """AP of each class `(C,)`, nan where `num_gt` `(C,)` is 0; labels and `first` as in `areas_below`."""
+    return ratios(areas_below(labels, np.ones(len(labels), np.float32), first), num_gt)
 
-    Classes and labels `(E,)` of the entries are in descending order of score; class -1 leaves an entry out.
-    """
-    order, first = rows_by_class(class_index, len(num_gt))
-    return areas_below(labels[order], first, num_gt)
+
+def ratios(areas: np.ndarray, num_gt: np.ndarray) -> np.ndarray:
+    """`areas / num_gt`, both `(C,)`; nan where there is no ground truth."""
+    return np.divide(areas, num_gt, out=np.full(len(num_gt), np.nan), where=num_gt > 0)
 
 
 def rows_by_class(class_index: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

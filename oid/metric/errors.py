@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from oid.metric.challenge import Matcher, average_precisions, mean_of_defined
+from oid.metric.challenge import Matcher, average_precisions, mean_of_defined, rows_by_class
 from oid.metric.matching import CLASSIFICATION, MISSED, NO_ERROR, Block, Entries, classify_errors
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
@@ -98,7 +98,12 @@ class ErrorKinds:
         counts = np.bincount(kinds, minlength=NO_ERROR + 1)[: len(KINDS)]
         counts[MISSED] = np.count_nonzero(missed)
         entries = np.bincount(class_index, minlength=matcher.num_classes)
-        now = mean_of_defined(average_precisions(class_index, labels, matcher.num_gt))
+
+        def precisions(class_index: np.ndarray, labels: np.ndarray, num_gt: np.ndarray) -> np.ndarray:
+            rows, first = rows_by_class(class_index, matcher.num_classes)
+            return average_precisions(labels[rows], first, num_gt)
+
+        now = mean_of_defined(precisions(class_index, labels, matcher.num_gt))
 
         def gain(wrong: np.ndarray, *, fix: bool = True, without: np.ndarray | None = None) -> float:
             """What mAP gains when the entries `wrong` are fixed, or go, and the boxes `without` are left out."""
@@ -111,7 +116,7 @@ class ErrorKinds:
             if without is not None:
                 less = np.bincount(matcher.targets.class_index, weight * without, minlength=matcher.num_classes)
                 num_gt = np.maximum(num_gt - less, 0)
-            found = average_precisions(new_class, new_labels, num_gt)
+            found = precisions(new_class, new_labels, num_gt)
             found[np.isnan(found) & (matcher.num_gt > 0) & (entries > 0)] = 0.0
             mean = mean_of_defined(found)
             return (1.0 if np.isnan(mean) else mean) - now

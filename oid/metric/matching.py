@@ -154,27 +154,24 @@ def _overlap(box, target, group_of):
 
 
 @numba.njit(cache=True, nogil=True)
-def areas_below(labels, first, num_gt):
-    """`(C,)`, the area below the envelope of precision over recall of each class, nan where `num_gt` `(C,)` is 0.
+def areas_below(labels, counts, first):
+    """`(C,)`, the area below the envelope of precision over the true positives of each class.
 
-    The labels `(E,)` are ordered by class, then descending score; class c is at `first[c]:first[c + 1]`.
+    Args:
+        labels: `(E,)` of the entries, ordered by class, then descending score.
+        counts: `(E,)` float32, how often each entry counts.
+        first: `(C + 1,)`; class c is at `first[c]:first[c + 1]`.
     """
-    areas = np.full(len(num_gt), np.nan)
-    precision = np.empty(np.diff(first).max())
-    for c in range(len(num_gt)):
-        if num_gt[c] == 0:
-            continue
-        own = labels[first[c] : first[c + 1]]
-        hits, misses = 0.0, 0
-        for i in range(len(own)):
-            hits += own[i]
-            misses += own[i] <= 0
-            precision[i] = hits / (hits + misses)
-        area = envelope = 0.0
-        for i in range(len(own) - 1, -1, -1):
-            envelope = max(envelope, precision[i])
-            area += own[i] * envelope
-        areas[c] = area / num_gt[c]
+    areas, precision = np.zeros(len(first) - 1), np.empty(np.diff(first).max())
+    for c in range(len(areas)):
+        hits = misses = envelope = 0.0
+        for i in range(first[c], first[c + 1]):
+            hits += counts[i] * labels[i]
+            misses += counts[i] * (labels[i] <= 0)
+            precision[i - first[c]] = hits / max(hits + misses, 1e-300)  # 0 until an entry counts
+        for i in range(first[c + 1] - 1, first[c] - 1, -1):
+            envelope = max(envelope, precision[i - first[c]])
+            areas[c] += counts[i] * labels[i] * envelope
     return areas
 
 

@@ -6,8 +6,7 @@ import pytest
 
 from benchmarks.ablation import deviation_of_differences, print_table
 from oid.fusion.resampling import Curves
-from oid.metric.challenge import Detections, GroundTruth
-from oid.metric.challenge import score as matched
+from oid.metric.challenge import Detections, GroundTruth, match
 
 IMAGES = 40
 BOX, ELSEWHERE = [0.1, 0.1, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9]
@@ -22,7 +21,7 @@ def run(found: np.ndarray) -> list:
     """Of one seed: a box in each image, right where `found`; all scores are different."""
     boxes = np.where(found[:, None], BOX, ELSEWHERE)
     detections = Detections(np.arange(IMAGES), np.zeros(IMAGES, np.int64), 1 - 0.01 * np.arange(IMAGES), boxes)
-    return [Curves(matched(TRUTH, detections, num_classes=1)[0], TRUTH, num_classes=1)]
+    return [Curves(match(TRUTH, detections, num_classes=1))]
 
 
 def verdicts(found: dict, capsys) -> dict[str, tuple[float, float, float, str]]:

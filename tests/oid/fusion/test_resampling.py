@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oid.fusion.resampling import Curves, bootstrap, interval_95, mean_of_folds
-from oid.metric.challenge import Detections, Entries, GroundTruth, evaluate, score
+from oid.metric.challenge import Detections, GroundTruth, evaluate, match
 
 CLASSES = 3
 
@@ -46,13 +46,10 @@ def test_some_images_are_measured_as_if_there_were_no_others(seed, share, weight
     truth, detections = case(rng)
     chosen = rng.random(len(truth.image_ids)) < share
     options = {"num_classes": CLASSES, "group_of_weight": weight}
-    entries, expected = score(truth, detections, **options)[0], evaluate(*only(truth, detections, chosen), **options)
-    for curves, times in (
-        (Curves(entries, truth, **options), chosen),
-        (Curves(entries, truth, images=chosen, **options), None),
-    ):
-        ap, num_gt = curves.average_precision(times)
-        np.testing.assert_allclose(ap, np.nan_to_num(expected.average_precision), atol=1e-12)
+    matcher, expected = match(truth, detections, **options), evaluate(*only(truth, detections, chosen), **options)
+    for curves, times in ((Curves(matcher), chosen), (Curves(matcher, chosen), None)):
+        areas, num_gt = curves.areas(times)
+        np.testing.assert_allclose(areas, np.nan_to_num(expected.average_precision) * num_gt, atol=1e-12)
         np.testing.assert_array_equal(num_gt, expected.num_gt)
         found = curves.mean_average_precision(times)
         np.testing.assert_allclose(found, expected.mean_average_precision, atol=1e-12, equal_nan=True)
@@ -64,12 +61,11 @@ def test_folds_are_ranked_separately_and_weighted_by_their_ground_truth(seed):
     rng = np.random.default_rng(seed)
     truth, detections = case(rng)
     fold = rng.permutation(np.arange(len(truth.image_ids)) % 3)
-    entries, _ = score(truth, detections, num_classes=CLASSES)
-    folds = [Curves(entries, truth, num_classes=CLASSES, images=fold == f) for f in range(3)]
+    matcher = match(truth, detections, num_classes=CLASSES)
     alone = [evaluate(*only(truth, detections, fold == f), num_classes=CLASSES) for f in range(3)]
     num_gt = np.array([one.num_gt for one in alone])
     ap = np.sum([np.nan_to_num(one.average_precision) for one in alone] * num_gt, axis=0) / num_gt.sum(axis=0)
-    assert mean_of_folds(folds) == pytest.approx(np.nanmean(ap), abs=1e-12)
+    assert mean_of_folds([Curves(matcher, fold == f) for f in range(3)]) == pytest.approx(np.nanmean(ap), abs=1e-12)
 
 
 def test_an_image_that_is_drawn_twice_counts_twice():
@@ -79,8 +75,9 @@ def test_an_image_that_is_drawn_twice_counts_twice():
     2 false positives, then 1 of 3 at precision 1/3.
     """
     truth = GroundTruth(("a", "b"), *(np.array(x) for x in ([0, 1], [0, 0], [[0, 0, 1, 1.0]] * 2, [False] * 2, [], [])))
-    entries = Entries(np.array([0.8, 0.9]), np.array([1.0, 0.0]), np.array([0, 0]), np.array([0, 1]))
-    curves = Curves(entries, truth, num_classes=1)
+    boxes = np.array([[0, 0, 1, 1.0], [2, 2, 3, 3]])
+    detections = Detections(np.array([0, 1]), np.array([0, 0]), np.array([0.8, 0.9]), boxes)
+    curves = Curves(match(truth, detections, num_classes=1))
     assert curves.mean_average_precision(np.array([2, 1])) == pytest.approx(4 / 9)
     assert curves.mean_average_precision(np.array([1, 2])) == pytest.approx(1 / 9)
     assert curves.mean_average_precision(np.array([3, 3])) == pytest.approx(curves.mean_average_precision())
@@ -90,7 +87,7 @@ def test_an_image_that_is_drawn_twice_counts_twice():
 def test_no_detections_are_zero_and_no_ground_truth_is_nan():
     truth, detections = case(np.random.default_rng(4))
     none = Detections(*(column[:0] for column in vars(detections).values()))
-    curves = Curves(score(truth, none, num_classes=CLASSES)[0], truth, num_classes=CLASSES)
+    curves = Curves(match(truth, none, num_classes=CLASSES))
     assert curves.mean_average_precision() == 0.0
     assert np.isnan(curves.mean_average_precision(np.zeros(12)))
 

@@ -12,7 +12,7 @@ from oid.fusion.model_files import ModelFiles
 from oid.fusion.resampling import Curves, mean_of_folds
 from oid.fusion.search import IOU_RANGE, SMALLEST_WEIGHT, Gain, boxes_that_count, divide, draw_trials, fuse_all, tune
 from oid.fusion.tuned_settings import FusionSettings, SearchOptions
-from oid.metric.challenge import GroundTruth, evaluate, score
+from oid.metric.challenge import GroundTruth, evaluate, match
 from oid.predictions.files import Predictions
 
 CLASSES = 3
@@ -93,8 +93,7 @@ def fold_gain(truth: GroundTruth, models: list[Predictions], settings_of_fold: l
     boxes, fold = boxes_that_count(opened(models, truth), truth, LABELS), divide(len(truth.image_ids), 5, 0)
 
     def curves(settings: FusionSettings, images: np.ndarray) -> Curves:
-        found = score(truth, fuse_all(boxes, settings), num_classes=CLASSES)[0]
-        return Curves(found, truth, num_classes=CLASSES, images=images)
+        return Curves(match(truth, fuse_all(boxes, settings), num_classes=CLASSES), images)
 
     pairs = [[curves(one, fold == f) for one in (base(3), settings)] for f, settings in enumerate(settings_of_fold)]
     before, after = (mean_of_folds(folds) for folds in zip(*pairs, strict=True))

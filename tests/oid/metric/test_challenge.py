@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oid.metric.challenge import RULES, GroundTruth, Matcher, Selection, average_precisions, evaluate, score
+from oid.metric.challenge import RULES, GroundTruth, Matcher, Selection, average_precisions, evaluate, match
 from oid.metric.ground_truth import GroundTruthFiles
 from oid.metric.matching import MAX_DETECTIONS
 from oid.predictions.files import read_predictions
@@ -30,7 +30,7 @@ from tests.helpers.project import shared
 
 def scored_list(images: list, weight: float, iou: float = 0.5) -> tuple[list, list]:
     """Scores and labels of class A."""
-    entries, _ = score(*arrays(images), num_classes=3, group_of_weight=weight, iou_threshold=iou)
+    entries = match(*arrays(images), num_classes=3, group_of_weight=weight, iou_threshold=iou).entries()
     own = entries.class_index == A
     return entries.scores[own].tolist(), entries.labels[own].tolist()
 
@@ -152,7 +152,7 @@ def test_area_below_the_envelope():
     precision = [0.8, 0.76, 0.9, 0.65, 0.7, 0.5, 0.55, 0]
     recall = [0.3, 0.3, 0.4, 0.4, 0.45, 0.45, 0.5, 0.5]
     assert area_below(precision, recall) == pytest.approx(0.4225, abs=1e-12)
-    assert np.isnan(average_precisions(np.zeros(3, int), np.zeros(3), np.zeros(1)))
+    assert np.isnan(average_precisions(np.zeros(3), np.array([0, 3]), np.zeros(1)))
 
 
 @settings(max_examples=20, deadline=None)
@@ -363,11 +363,11 @@ def test_blocks_of_images_and_their_order_do_not_matter(images: list, size: int,
     matcher, order = Matcher(truth, num_classes=3), random.sample(range(len(images)), len(images))
     for begin in range(0, len(order), size):
         matcher.add(rows_of(detections, np.isin(detections.image, order[begin : begin + size])))
-    entries, dropped = score(truth, detections, num_classes=3)
+    whole = match(truth, detections, num_classes=3)
     order = np.argsort(matcher.entries().image, kind="stable")
-    for column, expected in zip(matcher.entries(), entries, strict=True):
+    for column, expected in zip(matcher.entries(), whole.entries(), strict=True):
         np.testing.assert_array_equal(column[order], expected)
-    assert matcher.dropped == dropped
+    assert matcher.dropped == whole.dropped
     result = evaluate(truth, detections, num_classes=3)
     np.testing.assert_array_equal(matcher.metrics().average_precision, result.average_precision)
 

@@ -12,7 +12,6 @@ has not seen, and saves them. --settings applies them to files of the same names
     python a06_ensemble.py --split test --settings best.tuned.json
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -193,7 +192,7 @@ def tune_settings(
         tuning = tune(files, truth, report.labels, base, options, progress)
     missing = (f"{name}: {count} images are missing" for name, count in zip(names, files.missing, strict=True))
     print(*missing, *tuning.lines(), sep="\n")
-    write_settings(target, names, tuning.kept.settings, tuning.verdict, dataclasses.asdict(tuning))
+    write_settings(target, names, tuning.kept.settings, tuning.verdict, tuning)
     print(f"wrote {target}: apply it to files of the same names by --settings {target}")
 
 

@@ -22,13 +22,13 @@ def read_json(path: str | os.PathLike, kind: type[Record]) -> Record:
         return msgspec.json.decode(Path(path).read_bytes(), type=kind)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is damaged, or was written by another version ({error})") from error
 
 
 def json_text(record: object) -> str:
     """The text of a dataclass as `write_json` writes it: indented, fields in their order."""
-    return json.dumps(msgspec.to_builtins(record), indent=1)
+    return json.dumps(msgspec.to_builtins(record, enc_hook=lambda number: number.item()), indent=1)  # of NumPy
 
 
 def write_json(path: str | os.PathLike, record: object) -> None:

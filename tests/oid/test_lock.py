@@ -37,7 +37,9 @@ def hold(path, connection) -> None:
 
 
 def test_a_second_process_is_told_who_holds_the_lock(path, holder):
-    with pytest.raises(InputError, match=f"^run a is being written by process {holder.pid} on {socket.gethostname()}: "):
+    with pytest.raises(
+        InputError, match=f"^run a is being written by process {holder.pid} on {socket.gethostname()}: "
+    ):
         with locked(path, "run a"):
             pass
 

@@ -160,7 +160,7 @@ def test_a_mistake_in_a_late_block_leaves_no_file(tmp_path, monkeypatch):
         ({"tune": True, "folds": 1}, "--folds is 1: give a number of at least 2"),
         ({"settings": "x.tuned.json", "weights": (1.0, 2.0)}, "--weights is 1.0 2.0: give it only without --settings"),
         ({"settings": "x.tuned.json", "fusion_iou": 0.5}, "--fusion_iou is 0.5: give it only without --settings"),
-        ({"settings": "x.tuned.json"}, "x.tuned.json does not exist: .*write the file again by --tune"),
+        ({"settings": "x.tuned.json"}, "x.tuned.json cannot be read .*write the file again by --tune"),
     ],
 )
 def test_mistakes_in_flags(ensemble, tmp_path, options, match):
@@ -191,15 +191,15 @@ def test_tuned_settings_are_found_saved_and_applied(tmp_path, capsys):
     assert not out.exists()
     found = json.loads(settings.read_text())
     assert found["models"] == ["good", "bad"]
-    assert found["weights"][0] > found["weights"][1]
+    flags = found["settings"]
+    assert flags["weights"][0] > flags["weights"][1]
 
     a06.main(**shared)
-    names = {"weights": tuple(found["weights"]), "fusion_iou": found["fusion_iou"], "conf_type": found["conf_type"]}
+    flags = flags | {"weights": tuple(flags["weights"]), "fusion_iou": flags.pop("iou_threshold")}
     by_settings = out.read_bytes()
-    skip = found["skip_box_threshold"]
-    a06.main(predictions=file_paths, ensemble=str(out), skip_box_threshold=skip, **names)
+    a06.main(predictions=file_paths, ensemble=str(out), **flags)
     assert out.read_bytes() == by_settings
-    with pytest.raises(InputError, match=r"models is \['good', 'bad'\], it must be .*: give --predictions"):
+    with pytest.raises(InputError, match=r"models are \['good', 'bad'\], they must be .*: give --predictions"):
         a06.main(**(shared | {"predictions": file_paths[::-1]}))
 
 

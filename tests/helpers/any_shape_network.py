@@ -1,34 +1,38 @@
-"""A run like a converted RetinaNet, that sees pictures of any shape, but of three layers: for several test files."""
+"""A run like a converted RetinaNet, which takes images of any shape, but of three layers: for several test files."""
 
 from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
 
 from models.heads import anchors_in_a_row
 from models.preprocessing import Preprocessing
-from tests.helpers.tiny_network import CLASSES, tiny_settings, write_settings
+from models.run_settings import InputSettings, NetworkSettings, RunSettings
+from tests.helpers.tiny_network import CLASSES, write_settings
 
-SETTINGS = {
-    "detector": "legacy_retinanet",
-    "classes": CLASSES,
-    "preprocessing": tiny_settings()["preprocessing"]
-    | {"resize": "sides", "min_side": 48, "max_side": 80, "interpolation": "linear", "normalisation": "caffe"},
-    "anchors": {"kind": "retinanet", "scales": 5},
-    "box_coding": "corners",
-    "score_activation": "sigmoid",
-    "backbone": "legacy_resnet50",
-    "taps": None,
-    "level": None,
-    "image_size": None,
-    "padding": "explicit",
-    "clip": "side",
-}
+SETTINGS = RunSettings(
+    network=NetworkSettings(
+        detector="keras_retinanet",
+        backbone="resnet50",
+        image_size=None,
+        scales=5,
+        channels=256,
+        head="shared",
+        normalisation="caffe",
+        padding="valid",
+        clip="side",
+    ),
+    inputs=InputSettings(resize="sides", interpolation="linear", min_side=48, max_side=80),
+    classes=CLASSES,
+    anchors=None,
+    box_deltas="corners",
+)
 
 
-def write_run(folder: Path, **changes: object) -> Path:
-    """The run's folder; its weights are random, and always the same."""
+def build() -> keras.Model:
+    """The network; its weights are random, and always the same."""
     rng = np.random.default_rng(0)
     image = keras.Input((None, None, 3), name="image")
     x = layers.Conv2D(8, 8, 8, padding="same", activation="tanh")(Preprocessing("caffe")(image))
@@ -43,6 +47,12 @@ def write_run(folder: Path, **changes: object) -> Path:
     for layer in network.layers:
         layer.set_weights([rng.normal(0, 1 / np.prod(w.shape[:-1]) ** 0.5, w.shape) for w in layer.get_weights()])
     heads["classes"].set_weights([w - 2 * (w.ndim == 1) for w in heads["classes"].get_weights()])
-    write_settings(folder, SETTINGS | changes)
-    network.save(folder / "model.keras")
+    return network
+
+
+def write_run(folder: Path, patch: pytest.MonkeyPatch, settings: RunSettings = SETTINGS) -> Path:
+    """The run's folder; while `patch` holds, every run that is loaded has this architecture."""
+    patch.setattr("models.load.build_network", lambda settings: build())
+    write_settings(folder, settings)
+    build().save(folder / "model.keras")
     return folder

@@ -1,14 +1,23 @@
 """HDF5 files as Keras wrote keras-retinanet's networks, with the reference material and without it."""
 
+import functools
+
 import h5py
 import numpy as np
 import pytest
 
-from models.legacy_checkpoint import CLASSIFICATION, REGRESSION, LegacyStructure, expected_tensors
+from convert.keras_retinanet import CLASSIFICATION, REGRESSION, Structure, groups_of
+from models.keras_retinanet import BLOCKS, build_keras_retinanet
 from tests.helpers.project import shared
 
 WEIGHTLESS = ["input_1", "padding_conv1", "conv1_relu", "pool1", "res2a", "P5_upsampled", "regression"]
 HEADS = {REGRESSION: "pyramid_regression", CLASSIFICATION: "pyramid_classification"}
+TINY = Structure("resnet50", 2, "valid")  # one block per stage, inside `tiny_blocks`
+
+
+def tiny_blocks(patch: pytest.MonkeyPatch) -> None:
+    """ResNet50 has one block per stage until the patch is undone: networks build in a second."""
+    patch.setitem(BLOCKS, "resnet50", (1, 1, 1, 1))
 
 
 def golden_retinanet(folder, name, **options):
@@ -35,6 +44,30 @@ def check_detections(found, answers, prefix=""):
     assert near.any(1).all()
 
 
+@functools.cache
+def _shapes(structure: Structure, blocks: tuple[int, ...]) -> dict[str, list[tuple[int, ...]]]:
+    del blocks  # of the backbone as it is now
+    network = build_keras_retinanet(backbone=structure.backbone, num_classes=structure.num_classes)
+    return {
+        group: [tuple(weight.shape) for layer in layers for weight in layer.weights]
+        for group, layers in groups_of(network).items()
+    }
+
+
+def expected_shapes(structure: Structure) -> dict[str, list[tuple[int, ...]]]:
+    """The shapes of the tensors of each layer with weights, or group of layers."""
+    return dict(_shapes(structure, BLOCKS[structure.backbone]))
+
+
+def small_numbers(group: str, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+    """Weights whose activations keep their size, with scores and boxes that say something."""
+    array = random.normal(size=shape).astype("float32")
+    if group.startswith("bn"):
+        return abs(array) + 0.5
+    is_output = shape[-1] in (18, 36)
+    return array * (0.05 if len(shape) == 1 else (0.002 if is_output else 1) * (2 / np.prod(shape[:-1])) ** 0.5)
+
+
 def weight_names(group: str, count: int) -> list[str]:
     """As Keras names the tensors of a layer, or of a head."""
     if group in HEADS:
@@ -44,7 +77,7 @@ def weight_names(group: str, count: int) -> list[str]:
     return [f"{group}/{kind}:0" for kind in kinds[:count]]
 
 
-def write_checkpoint(path, *, structure: LegacyStructure, values=None, renumbered=False, optimizer=False, edit=None):
+def write_checkpoint(path, *, structure: Structure, values=None, renumbered=False, optimizer=False, edit=None):
     """Writes a file.
 
     Args:
@@ -55,8 +88,8 @@ def write_checkpoint(path, *, structure: LegacyStructure, values=None, renumbere
         optimizer: with the state of one.
         edit: function of the dict {group: shapes} in the file's order, to change it before it is written.
     """
-    groups = expected_tensors(structure)
-    groups |= {name: [] for name in WEIGHTLESS if name != "padding_conv1" or structure.padding == "explicit"}
+    groups = expected_shapes(structure)
+    groups |= {name: [] for name in WEIGHTLESS if name != "padding_conv1" or structure.padding == "valid"}
     if edit:
         edit(groups)
     with h5py.File(path, "w") as file:

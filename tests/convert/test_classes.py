@@ -1,4 +1,4 @@
-"""`python -m models.published_classes` gives the order of the published checkpoints' outputs, or refuses."""
+"""`python -m convert.classes` gives the order of the published checkpoints' outputs, or refuses."""
 
 import csv
 import hashlib
@@ -7,12 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from models import convert
-from models.legacy_checkpoint import LegacyStructure
-from models.published_classes import ALL, INNER, LEAVES, in_another_order, main, published_classes
+from convert.classes import (
+    ALL,
+    COCO_NAMES,
+    INNER,
+    LEAVES,
+    classes_of_outputs,
+    in_another_order,
+    main,
+    published_classes,
+)
 from oid import paths
-from oid.annotations import read_class_descriptions, write_class_descriptions
-from tests.helpers.legacy_checkpoint_files import write_checkpoint
+from oid.annotations import read_class_descriptions
 from tests.helpers.project import refused, shared
 
 # SHA-256 of the labels, one a line, that the constants of the published repository give, by its class descriptions
@@ -62,15 +68,15 @@ def test_the_published_order(tmp_path, number):
     main(str(tmp_path), output=str(tmp_path / "out.csv"), number=number)
     classes = read_class_descriptions(tmp_path / "out.csv")
     assert hashlib.sha256("\n".join(classes).encode()).hexdigest() == PUBLISHED[number]
-    assert not in_another_order(classes)
+    assert not in_another_order(list(classes.values()))
 
 
 @pytest.mark.parametrize(
     ("names", "challenge", "message"),
     [
-        ({}, {"/m/new": "New"}, "1 labels of the second have no name in the first, /m/new for example"),
-        ({"/m/007": "Tool"}, {}, "there is no class Toy"),
-        ({"/m/000": "Leaf 001"}, {}, "there are 500 classes with 499 names"),
+        ({}, {"/m/new": "New"}, "1 classes of the challenge have no name, /m/new for example"),
+        ({"/m/007": "Tool"}, {}, "the challenge has no class Toy"),
+        ({"/m/000": "Leaf 001"}, {}, "the challenge has 500 classes with 499 names"),
     ],
 )
 def test_other_classes_are_refused(tmp_path, names, challenge, message):
@@ -82,19 +88,25 @@ def test_other_classes_are_refused(tmp_path, names, challenge, message):
 
 def test_another_order_is_noticed():
     drawn = drawn_classes()
-    order = dict(published_classes(drawn, set(counted_classes())))
+    order = [name for _, name in published_classes(drawn, set(counted_classes()))]
     assert not in_another_order(order)
-    assert not in_another_order(dict(list(order.items())[:LEAVES]))
-    assert in_another_order({label: name for label, name in drawn.items() if label in order})  # as a01 has them
-    assert not in_another_order(dict(reversed(list(order.items())[:80])))  # not as many as the published have
+    assert not in_another_order(order[:LEAVES])
+    assert in_another_order([name for name in drawn.values() if name in order])  # as a01 has them
+    assert not in_another_order(order[:80][::-1])  # not as many as the published have
 
 
-@pytest.mark.parametrize("published", [True, False])
-def test_the_converter_warns_about_another_order(tmp_path, monkeypatch, capsys, published):
-    order = published_classes(drawn_classes(), set(counted_classes()))[:LEAVES]
-    write_class_descriptions(tmp_path / "classes.csv", dict(order if published else reversed(order)))
-    write_checkpoint(tmp_path / "x.h5", structure=LegacyStructure(50, LEAVES, "explicit"))
-    monkeypatch.setattr(convert, "legacy_settings", lambda *arguments: 1 / 0)  # the rest takes seconds
-    with pytest.raises(ZeroDivisionError):
-        convert.main(str(tmp_path / "x.h5"), output=str(tmp_path / "run"), classes=str(tmp_path / "classes.csv"))
-    assert ("is not in the order of the published checkpoints' outputs" in capsys.readouterr().out) != published
+def test_coco_has_80_classes():
+    classes = classes_of_outputs(80, Path("m2det512_vgg.pth"), None)
+    assert tuple(entry.name for entry in classes) == COCO_NAMES
+    assert not any(" " in entry.label for entry in classes)
+    places = {name: index for index, name in enumerate(COCO_NAMES, start=1)}  # output 0 is the background
+    known = {"traffic light": 10, "stop sign": 12, "dog": 17, "backpack": 25, "banana": 47, "tv": 63, "toothbrush": 80}
+    assert {name: places[name] for name in known} == known
+
+
+def test_classes_come_from_a_file_of_as_many_or_are_numbers(tmp_path):
+    (tmp_path / "classes.csv").write_text("/m/a,Apple\n/m/b,Pear\n", encoding="utf-8")
+    assert classes_of_outputs(2, Path("x.h5"), tmp_path / "classes.csv") == (("/m/a", "Apple"), ("/m/b", "Pear"))
+    assert classes_of_outputs(2, Path("x.h5"), None) == (("0", "0"), ("1", "1"))
+    with refused("classes.csv has 2 classes, x.h5 has 3 without the background"):
+        classes_of_outputs(3, Path("x.h5"), tmp_path / "classes.csv")

@@ -25,7 +25,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.processes import measured
-from models.legacy_checkpoint import LegacyStructure
 from oid.command_line import run_script
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,15 +45,17 @@ WAYS = {  # of this side: what is loaded, what is timed
 
 def serve(*, run: str, precision: str, picture: str) -> None:
     """Answers each line, "network", "boxes" or "own", with the seconds of one picture."""
-    from models.detector import load_model
+    from models.load import load_model
+    from models.suppression import DetectionOptions
 
     detector = load_model(run, precision=precision)
     batch = (np.load(picture) + np.asarray(MEAN_BGR, "float32"))[None, ..., ::-1]
-    published = {"nms": "published", "score_threshold": 0.05, "nms_iou": 0.5}
+    published = DetectionOptions(mirror=False, score_threshold=0.05)
+    own = DetectionOptions(mirror=False, score_threshold=0.05, suppression="own")
     ways = {
         "network": lambda: detector._predicting.predict_on_batch(batch)["boxes"],
-        "boxes": lambda: detector.detect(list(batch), **published)[0][0],
-        "own": lambda: detector.detect(list(batch), score_threshold=0.05)[0][0],
+        "boxes": lambda: detector.detect_prepared(batch, options=published)[0].boxes,
+        "own": lambda: detector.detect_prepared(batch, options=own)[0].boxes,
     }
     for line in sys.stdin:
         begin = time.perf_counter()
@@ -94,8 +95,8 @@ class Side:
 
 def write_file(path: Path, layers: int, classes: int) -> None:
     """A training file without an optimizer's state, of random weights."""
-    sys.path.append(str(ROOT / "tests"))
-    from legacy_checkpoint_files import write_checkpoint
+    from convert.keras_retinanet import Structure
+    from tests.helpers.keras_retinanet_files import write_checkpoint
 
     random, of_norm = np.random.default_rng(0), {}
 
@@ -113,7 +114,7 @@ def write_file(path: Path, layers: int, classes: int) -> None:
         gain = 0.04 if shape[-1] in (36, 9 * classes) else 2**0.5 if inner else 1.0
         return array * np.float32(gain / np.prod(shape[:-1]) ** 0.5)
 
-    write_checkpoint(path, structure=LegacyStructure(layers, classes, "explicit"), values=values)
+    write_checkpoint(path, structure=Structure(f"resnet{layers}", classes, "valid"), values=values)
 
 
 def convert(folder: Path, layers: int, classes: int) -> Path:
@@ -121,7 +122,7 @@ def convert(folder: Path, layers: int, classes: int) -> Path:
     file, run, labels = folder / f"resnet{layers}.h5", folder / f"run{layers}", folder / "classes.csv"
     write_file(file, layers, classes)
     labels.write_text("".join(f"/m/{k},Class {k}\n" for k in range(classes)), encoding="utf-8")
-    command = ["-m", "models.convert", str(file), "--output", str(run), "--classes", str(labels)]
+    command = ["-m", "convert.cli", str(file), "--output", str(run), "--classes", str(labels)]
     seconds, processor, memory = measured(
         [sys.executable, *command], os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     )

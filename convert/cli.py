@@ -12,14 +12,13 @@ Takes    20 s on two CPU cores for files of the published sizes; 1.3 GB of memor
     python -m convert.cli small.pth --output small --classes class-descriptions.csv --image_size 320
 """
 
-import math
 import os
 from pathlib import Path
 
 from convert.classes import in_another_order
 from models.run_settings import MODEL, SETTINGS, read_run_settings, write_run_settings
-from oid.command_line import check_range, run_script
-from oid.files import InputError, output_file, remedy, replacing_folder, require_file
+from oid.command_line import run_script
+from oid.files import InputError, output_file, replacing_folder, require_file
 
 
 def main(
@@ -47,14 +46,10 @@ def main(
     path = require_file(file, "name the checkpoint to convert")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's alarm where there is no GPU
     from convert.load import load_checkpoint
-    from models.load import with_sides
 
-    network, settings = load_checkpoint(path, classes=classes, image_size=image_size)
-    sides = {name: side for name, side in (("min_side", min_side), ("max_side", max_side)) if side is not None}
-    check_range(32, math.inf, **sides)
-    if sides:
-        with remedy("change --min_side and --max_side, or leave them out"):
-            settings = with_sides(settings, min_side, max_side)
+    network, settings = load_checkpoint(
+        path, classes=classes, image_size=image_size, min_side=min_side, max_side=max_side
+    )
     parts = settings.network
     variant = f", {parts.variant}, {parts.tums} TUMs" if parts.tums else f", {parts.padding} padding of conv1"
     print(

@@ -27,6 +27,7 @@ REGRESSION, CLASSIFICATION = "regression_submodel", "classification_submodel"  #
 HEADS = {REGRESSION: "boxes", CLASSIFICATION: "classes"}
 UNCHANGED = "give an unchanged file"
 COCO_SIDES = 800, 1333  # shorter and longer side at most, the defaults of keras-retinanet
+LEAST_SIDE = 32
 OPEN_IMAGES_SIDES = {"resnet50": (768, 1024), "resnet101": (768, 1024), "resnet152": (600, 800)}
 
 
@@ -39,26 +40,38 @@ class Structure:
     padding: Literal["same", "valid"]
 
 
-def load_keras_retinanet(path: Path, classes: str | Path | None) -> tuple[keras.Model, RunSettings]:
+def load_keras_retinanet(
+    path: Path, classes: str | Path | None = None, min_side: int | None = None, max_side: int | None = None
+) -> tuple[keras.Model, RunSettings]:
     """Builds the network of a file with its weights.
 
     Args:
         path: of the file.
         classes: see `convert.classes.classes_of_outputs`.
+        min_side, max_side: sides of the images that the network sees, in pixels; None = as published.
 
     Raises:
         InputError: the file is damaged, or is not of such a network; names the first layer or tensor that differs.
     """
     with open_checkpoint(path) as checkpoint:
-        settings = settings_of(checkpoint.structure, path, classes)
+        settings = settings_of(checkpoint.structure, path, classes, min_side, max_side)
         network = build_network(settings)
         checkpoint.load_into(network)
     return network, settings
 
 
-def settings_of(structure: Structure, path: Path, classes: str | Path | None) -> RunSettings:
-    """The settings of a run of a published network."""
-    sides = COCO_SIDES if structure.num_classes == len(COCO_NAMES) else OPEN_IMAGES_SIDES[structure.backbone]
+def settings_of(
+    structure: Structure,
+    path: Path,
+    classes: str | Path | None = None,
+    min_side: int | None = None,
+    max_side: int | None = None,
+) -> RunSettings:
+    """The settings of a run of a published network; arguments as of `load_keras_retinanet`."""
+    published = COCO_SIDES if structure.num_classes == len(COCO_NAMES) else OPEN_IMAGES_SIDES[structure.backbone]
+    sides = min_side or published[0], max_side or published[1]
+    if not LEAST_SIDE <= sides[0] <= sides[1]:
+        raise InputError(f"min_side {sides[0]} and max_side {sides[1]}: give at least {LEAST_SIDE}, the larger last")
     network = NetworkSettings(
         detector="keras_retinanet",
         backbone=structure.backbone,

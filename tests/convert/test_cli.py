@@ -105,7 +105,7 @@ def test_converted_run_and_the_file_itself_detect_the_same(retinanet, tmp_path, 
     cli.main(str(retinanet), output=str(tmp_path / "run"), min_side=64, max_side=96)
     assert "labels are the numbers of the outputs" in capsys.readouterr().out
     options = {"precision": None, "backbone_name": "resnet50"}
-    run, file = load_model(tmp_path / "run", **options), load_model(retinanet, min_side=64, max_side=96, **options)
+    run, file = load_model(tmp_path / "run", **options), load_model(retinanet, **options).with_sides(64, 96)
     assert run.settings == file.settings
     assert run.class_names == ["0", "1"]
     found, expected = run.predict_on_batch(IMAGES), file.predict_on_batch(IMAGES)
@@ -161,8 +161,8 @@ def test_flags_that_do_not_fit_a_retinanet(retinanet, tmp_path):
     for flags, words in (
         ({"classes": four}, r"four\.csv has 4 classes, .*x\.h5 has 2 without the background: give the list"),
         ({"image_size": 512}, r"x\.h5 is a RetinaNet for images of any shape: it takes no image_size"),
-        ({"min_side": 900, "max_side": 800}, "min_side 900 is more than max_side 800"),
-        ({"min_side": 5}, "--min_side is 5: give a number of at least 32"),
+        ({"min_side": 900, "max_side": 800}, "min_side 900 and max_side 800: give at least 32, the larger last"),
+        ({"min_side": 5}, "min_side 5 and max_side 1024: give at least 32"),
     ):
         refuse(words, retinanet, tmp_path / "run", **flags)
 
@@ -172,7 +172,7 @@ def test_flags_that_do_not_fit_an_m2det(arrays, state, tmp_path, monkeypatch):
     for side in (0, -512, 256, 300, 520):
         words = f"image_size is {side}: it must be a multiple of 16, at least 272"
         refuse(words, tmp_path / "x.pth", tmp_path / "run", image_size=side)
-    refuse("only converted RetinaNets have min_side", tmp_path / "x.pth", tmp_path / "run", min_side=600)
+    refuse("is not a RetinaNet: it takes neither min_side", tmp_path / "x.pth", tmp_path / "run", min_side=600)
     del state["conf.5.bias"]
     refuse(r"conf\.5\.bias of shape \(24,\) is missing", tmp_path / "x.pth", tmp_path / "run", image_size=272)
 

@@ -50,7 +50,7 @@ def test_structure_and_settings_are_read_off_the_file(tmp_path, backbone, paddin
     structure = Structure(backbone, 7, padding)
     write_checkpoint(tmp_path / "x.h5", structure=structure, renumbered=padding == "same", optimizer=True)
     assert read(tmp_path / "x.h5") == structure
-    settings = settings_of(structure, tmp_path / "x.h5", None)
+    settings = settings_of(structure, tmp_path / "x.h5")
     assert settings.any_shape
     assert (settings.network.backbone, settings.network.padding, settings.converted_from) == (backbone, padding, "x.h5")
     assert settings.network.clip == ("side" if padding == "valid" else "last_pixel")
@@ -60,7 +60,7 @@ def test_structure_and_settings_are_read_off_the_file(tmp_path, backbone, paddin
 
 
 def test_published_files_of_coco_have_its_names_and_sides(tmp_path):
-    settings = settings_of(Structure("resnet50", 80, "valid"), tmp_path / "x.h5", None)
+    settings = settings_of(Structure("resnet50", 80, "valid"), tmp_path / "x.h5")
     assert (settings.names[9], settings.labels[9]) == ("traffic light", "traffic_light")
     assert (settings.inputs.min_side, settings.inputs.max_side) == (800, 1333)
 
@@ -74,7 +74,7 @@ def test_network_has_the_numbers_of_the_file_as_float32(tiny, tmp_path):
         return array
 
     write_checkpoint(tmp_path / "x.h5", structure=tiny, values=values, renumbered=True)
-    network, _ = load_keras_retinanet(tmp_path / "x.h5", None)
+    network, _ = load_keras_retinanet(tmp_path / "x.h5")
     layers = {layer.name: layer for layer in all_layers(network)}
     norm = layers["bn5a_branch2c"]
     for name, array in zip(("gamma", "beta", "moving_mean", "moving_variance"), written["bn5a_branch2c"], strict=True):
@@ -98,7 +98,7 @@ def test_files_with_weights_alone_are_read(tiny, tmp_path):
 @pytest.mark.slow
 def test_published_number_of_parameters(tmp_path):
     path, _ = golden_retinanet(tmp_path, "resnet50_c443", kind="training", optimizer=True)
-    assert load_keras_retinanet(path, None)[0].count_params() == 45_552_247
+    assert load_keras_retinanet(path)[0].count_params() == 45_552_247
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_first_different_tensor_is_named(tiny, tmp_path, name, shapes, words):
 
     write_checkpoint(tmp_path / "x.h5", structure=tiny, edit=edit)
     with refused(words, str(tmp_path / "x.h5")):
-        load_keras_retinanet(tmp_path / "x.h5", None)
+        load_keras_retinanet(tmp_path / "x.h5")
 
 
 def virtual(group):
@@ -175,7 +175,7 @@ def test_damaged_and_hostile_tensors_are_refused(tiny, tmp_path, case):
         if replace:
             replace(parent)
     with refused(words):
-        load_keras_retinanet(tmp_path / "x.h5", None)
+        load_keras_retinanet(tmp_path / "x.h5")
 
 
 @pytest.mark.parametrize("length", [8, 100, 0.5, 0.9])
@@ -185,7 +185,7 @@ def test_cut_off_files_are_refused(tiny, tmp_path, length):
     content = path.read_bytes()
     path.write_bytes(content[: length if length > 1 else int(length * len(content))])
     with pytest.raises(InputError, match=r"x\.h5 (cannot be read as HDF5|is damaged).*download it again"):
-        load_keras_retinanet(path, None)
+        load_keras_retinanet(path)
 
 
 def test_numbers_that_are_not_finite_are_refused(tiny, tmp_path):
@@ -194,4 +194,4 @@ def test_numbers_that_are_not_finite_are_refused(tiny, tmp_path):
 
     write_checkpoint(tmp_path / "x.h5", structure=tiny, values=values)
     with refused("P3 has numbers that are not finite"):
-        load_keras_retinanet(tmp_path / "x.h5", None)
+        load_keras_retinanet(tmp_path / "x.h5")

@@ -182,8 +182,8 @@ def forward(*, network: dict, size: int, batch: int, policy="float32", fold: dic
     """Raw outputs, on the backend that Keras runs on."""
     import keras
 
-    from models.fold import folded
     from models.m2det import build_m2det
+    from models.fold import folded
 
     keras.config.set_dtype_policy(policy)
     model = build_m2det(**network, image_size=size)

@@ -1,6 +1,7 @@
 """Draws dark images with one rectangle per class in the colour of the class, and finds the rectangles again."""
 
 import numpy as np
+
 from training.samples import Sample
 
 NO_BOXES, NO_LABELS = np.zeros((0, 4), "float32"), np.zeros(0, "int32")

@@ -13,7 +13,6 @@ import cv2
 import keras
 import numpy as np
 import pytest
-from tests.helpers.legacy_checkpoint_files import check_detections, golden_retinanet
 
 import a04_inference as a04
 from models import convert, load_model
@@ -24,6 +23,7 @@ from oid import paths
 from oid.anchors.grids import retinanet_anchor_settings
 from oid.files import InputError
 from tests.helpers import any_shape_network
+from tests.helpers.legacy_checkpoint_files import check_detections, golden_retinanet
 from tests.helpers.project import refused
 from tests.helpers.tiny_network import CLASSES, pictures, randomised, tiny_settings, write_settings
 

@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from models.legacy_checkpoint import BLOCKS, LegacyStructure
-from tests.helpers.legacy_checkpoint_files import write_checkpoint
 
 import a03_train_m2det
 from models import convert, load_model
 from models.backbones import all_layers
+from models.legacy_checkpoint import BLOCKS, LegacyStructure
+from tests.helpers.legacy_checkpoint_files import write_checkpoint
 from tests.helpers.project import refused
 from training import detectors
 from training.data_set import read_classes

@@ -15,7 +15,7 @@ from oid import paths
 from oid.anchors.grids import retinanet_anchors
 from oid.files import InputError
 from tests.helpers.project import run_script
-from training import plan
+from training import choose
 
 
 def rows_of(path):
@@ -146,8 +146,8 @@ def test_retinanet_has_its_own_anchors_and_maps(made, monkeypatch):
 def test_the_network_for_small_data_is_that_of_a03(made):
     a02.main(**made)
     content = json.loads(paths.level_anchors(made["output_path"], "1").read_text())
-    assert (content["image_size"], content["scales"]) == (plan.SMALL["image_size"], plan.SMALL["scales"])
-    assert np.shape(content["sizes"]) == (plan.SMALL["scales"], 1, 2)
+    assert (content["image_size"], content["scales"]) == (choose.SMALL.image_size, choose.SMALL.scales)
+    assert np.shape(content["sizes"]) == (choose.SMALL.scales, 1, 2)
 
 
 def test_too_few_boxes_for_k_means_remove_an_older_file(made, capsys):

@@ -1,7 +1,7 @@
 """What each ingredient of the training brings, with the uncertainty of the answer.
 
     python benchmarks/ablation.py --voc ../BCCD_Dataset/BCCD
-    python benchmarks/ablation.py --voc ../BCCD_Dataset/BCCD --variants mixup --seeds 0 --epochs 1 --steps_per_epoch 5
+    python benchmarks/ablation.py --voc ../BCCD_Dataset/BCCD --variants ciou --seeds 0 --epochs 1 --steps_per_epoch 5
 
 Trains every variant with every seed by a03: on the trainval split of a data set in Pascal VOC's layout (`--voc`), on
 one in Open Images' layout (`--oid`), or on the demonstration's generated data, whose labels are incomplete as Open
@@ -13,39 +13,37 @@ over all variants, widens the interval. An interval that holds 0 is noise.
 Finished runs are not repeated: it goes on where it was stopped, and another `--variants` adds to what is there.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.training_runs import NEVER, VOC_FLAGS, measure, run, score, train_and_predict
-from oid.command_line import run_script
+from benchmarks.training_runs import VOC_FLAGS, length_options, measure, run, score, train_and_predict
+from oid.command_line import check_flag, run_script
 from oid.files import InputError
 from oid.fusion.resampling import Curves
+from training.options import LengthOptions, Options, Recipe, recipe_of
 
-VARIANTS: dict[str, dict[str, object]] = {  # name -> what differs from a03's defaults
+VARIANTS: dict[str, dict[str, object]] = {  # name -> fields of the options, or else of the recipe, that differ
     "base": {},
-    "assignment atss": {"assignment": "atss"},
-    "assignment max_iou": {"assignment": "max_iou"},
-    "loss varifocal": {"class_loss": "varifocal"},
-    "loss quality_focal": {"class_loss": "quality_focal"},
-    "loss focal, atss": {"class_loss": "focal", "assignment": "atss"},
-    "box loss ciou": {"box_loss": "ciou"},
-    "box loss smooth_l1": {"box_loss": "smooth_l1"},
-    "ema": {"ema": True},
+    "giou": {"box_loss": "giou"},
+    "ciou": {"box_loss": "ciou"},
+    "smooth_l1": {"box_loss": "smooth_l1"},
+    "max_iou": {"assignment": "max_iou"},
+    "focal, max_iou": {"class_loss": "focal", "assignment": "max_iou"},
+    "published": {"recipe": "published"},
     "no mosaic": {"mosaic": 0.0},
     "more mosaic": {"mosaic": 1.0},
-    "mixup": {"mixup": 0.15},
     "ssd crops": {"crop": "ssd"},
     "warp": {"resize": "warp"},
-    "sampling classes": {"sampling": "classes", "sampling_exponent": 0.5},
-    "sampling repeat_factor": {"sampling": "repeat_factor"},
-    "sgd, steps": {"optimizer": "sgd", "schedule": "steps", "learning_rate": 2e-2, "weight_decay": 5e-4},
+    "sampling classes": {"sampling": "classes"},
+    "sgd, steps": {"optimizer": "sgd", "schedule": "steps", "weight_decay": 5e-4},
     "bfloat16": {"precision": "bfloat16"},
-    "no label rules": {"label_rules": "none"},
-    "verified only": {"label_rules": "verified"},
-    "regions only": {"label_rules": "regions"},
+    "no label rules": {"rules": ()},
+    "verified only": {"rules": ("verified",)},
+    "regions only": {"rules": ("regions",)},
 }
 
 
@@ -79,21 +77,34 @@ def main(
     if sum(map(bool, (voc, oid, demo))) != 1:
         raise InputError("give --voc, --oid or --demo: one data set to measure on")
     names = list(dict.fromkeys(["base", *(VARIANTS if variants == ("all",) else variants)]))
-    if unknown := [name for name in names if name not in VARIANTS]:
-        raise InputError(f"--variants {unknown[0]!r} is unknown, there are: {', '.join(VARIANTS)}")
+    for name in names:
+        check_flag(name in VARIANTS, "variants", name, f"some of {', '.join(VARIANTS)}, or all")
+    length = length_options(time_budget, epochs, steps_per_epoch)
     data_set, output = Path(oid or Path(folder) / "data_set").absolute(), Path(folder) / "output"
     prepare(voc, demo, data_set, output)
-    length = {"time_budget": time_budget} if epochs is None else {"epochs": epochs, "steps_per_epoch": steps_per_epoch}
     found: dict[str, list[list[Curves]]] = {}
     for seed in seeds:
         for name in names:
             run_name = f"{name.replace(' ', '_').replace(',', '')}_{seed}"
-            flags = {"validate_every": NEVER, "seed": seed, **length, **VARIANTS[name]}
-            expanded, _ = train_and_predict(data_set, output, run_name, flags)
+            expanded, _ = train_and_predict(data_set, output, run_name, *make_variant(name, length, seed))
             found.setdefault(name, []).append(measure(data_set, expanded))
             at_50, at_all = score(found[name][-1:])
             print(f"{name}, seed {seed}: mAP@.5 {at_50:.4f}, mAP@.5:.95 {at_all:.4f}", flush=True)
     print_table(found, resamples)
+
+
+def make_variant(name: str, length: LengthOptions, seed: int) -> tuple[Options, Recipe]:
+    """The options and the recipe of a variant."""
+    options, of_recipe = Options(length=length), {}
+    options = dataclasses.replace(options, machine=dataclasses.replace(options.machine, seed=seed))
+    for field, value in VARIANTS[name].items():
+        group = next((group for group, part in vars(options).items() if hasattr(part, field)), None)
+        if group is None:
+            of_recipe[field] = value
+        else:
+            changed = dataclasses.replace(getattr(options, group), **{field: value})
+            options = dataclasses.replace(options, **{group: changed})
+    return options, dataclasses.replace(recipe_of(options), **of_recipe)
 
 
 def prepare(voc: str | None, demo: bool, data_set: Path, output: Path) -> None:

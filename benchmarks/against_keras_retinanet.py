@@ -72,7 +72,7 @@ def main(
     worker = [python, str(ROOT / "benchmarks" / "keras_retinanet_worker.py"), json.dumps(task)]
     file_paths = ["--dataset_path", str(data_set), "--output_path", str(output), "--run", "ours"]
     flags = ["--time_budget", f"{minutes:g}m", "--backbone", backbone, "--image_size", str(side), "--seed", str(seed)]
-    flags += ["--validate_every", "1000000"]  # the last weights count, on both sides
+    flags += ["--validation_images", "1"]  # the last weights count, on both sides
     theirs = start(worker, cores[0], folder / "theirs.log")
     ours = start([sys.executable, "a03_train_m2det.py", *file_paths, *flags], cores[-1], folder / "ours.log")
     for process, log in ((theirs, folder / "theirs.log"), (ours, folder / "ours.log")):
@@ -81,7 +81,7 @@ def main(
 
     ours_file, theirs_file = folder / "ours.csv", folder / "theirs.csv"
     images = data_set / "validation"
-    run("a04_inference.py", output_path=output, run="ours", images=images, predictions=ours_file)
+    run("a04_inference.py", output_path=output, run="ours/checkpoint", images=images, predictions=ours_file)
     result = json.loads((folder / "theirs.json").read_text())
     found = [np.array(result["found"][str(path)], "float64").reshape(-1, 6) for path in validation.paths]
     image_index, rows = np.repeat(np.arange(len(found)), list(map(len, found))), np.concatenate(found)

@@ -21,11 +21,21 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.training_runs import NEVER, ROOT, VOC_FLAGS, Cost, measure, run, score, train_and_predict
+from benchmarks.training_runs import (
+    ROOT,
+    VOC_FLAGS,
+    Cost,
+    length_options,
+    measure,
+    run,
+    score,
+    train_and_predict,
+)
 from oid.command_line import run_script
 from oid.files import InputError, replacing, require_file
 from oid.images.find import find_images
 from oid.images.read import read_image
+from training.options import LengthOptions, MachineOptions, Options
 
 BATCH = 16  # images at a time where inference is timed
 
@@ -62,7 +72,7 @@ def main(
         for name in (name for name, given in wanted.items() if given):
             find_table(Path(readme), name)  # before hours of training
     folder = Path(folder).absolute()
-    length = {"time_budget": time_budget} if epochs is None else {"epochs": epochs, "steps_per_epoch": steps_per_epoch}
+    length = length_options(time_budget, epochs, steps_per_epoch)
     tables = {}
     if demo:
         tables["demonstration"] = demonstration(folder / "demo", seeds)
@@ -97,12 +107,10 @@ def demonstration(folder: Path, seeds: tuple[int, ...]) -> list[str]:
     return rows
 
 
-def data_set_table(
-    flags: dict[str, object], output: Path, seeds: tuple[int, ...], length: dict[str, object]
-) -> list[str]:
+def data_set_table(flags: dict[str, object], output: Path, seeds: tuple[int, ...], length: LengthOptions) -> list[str]:
     """A row per seed: what the training cost, what the network finds, and what it costs to use; then their mean.
 
-    `flags` are a01's that say where the data set is, or how it is made; `length` are a03's that say how long it trains.
+    `flags` are a01's that say where the data set is, or how it is made.
     """
     run("a01_create_training_files.py", output_path=output, levels="1", **flags)
     data_set = flags["dataset_path"]
@@ -113,9 +121,9 @@ def data_set_table(
     scores = []
     for seed in seeds:
         name = f"seed_{seed}"
-        chosen = {**length, "seed": seed, "validate_every": NEVER}
+        options = Options(length=length, machine=MachineOptions(seed=seed))
         begun = (output / "weights" / name).exists()
-        expanded, cost = train_and_predict(data_set, output, name, chosen)
+        expanded, cost = train_and_predict(data_set, output, name, options)
         spent = remembered(output / f"{name}.cost.json", None if begun else cost)
         scores.append(score([measure(data_set, expanded)]))
         milliseconds = 1e3 * inference_seconds(output / "weights" / name, data_set / "validation")
@@ -144,13 +152,14 @@ def remembered(path: Path, cost: Cost | None) -> Cost | None:
 def inference_seconds(run_folder: Path, images: Path) -> float:
     """CPU seconds of one image from its pixels to its boxes: resizing, network, decoding, suppression."""
     from models import load_model
+    from models.suppression import DetectionOptions
 
-    detector = load_model(run_folder)
+    detector, options = load_model(run_folder, checkpoint=True), DetectionOptions(mirror=False)
     pictures = [read_image(path, orientation="stored") for path in find_images(images).values()]
     times = []
     for begin in [0, *range(0, len(pictures) - BATCH + 1, BATCH)]:  # the first is there twice: it compiles
         before = time.process_time()
-        detector.predict_on_batch(pictures[begin : begin + BATCH])
+        detector.predict_on_batch(pictures[begin : begin + BATCH], options)
         times.append((time.process_time() - before) / BATCH)
     return float(np.median(times[1:]))
 

@@ -7,20 +7,23 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from oid import paths
 from oid.annotations import read_class_descriptions
+from oid.command_line import check_flag
 from oid.files import InputError
 from oid.fusion.resampling import Curves
 from oid.hierarchy import read_hierarchy
 from oid.metric.challenge import Selection, match
 from oid.metric.ground_truth import read_ground_truth
 from oid.predictions.files import read_predictions
+from training.options import LengthOptions, Options, Recipe, RecordOptions, duration, recipe_of
 
 ROOT = Path(__file__).resolve().parent.parent
 IOUS = np.linspace(0.5, 0.95, 10)
-NEVER = 1_000_000  # --validate_every, where no epoch is to be chosen on the images that measure
+VALIDATION_IMAGES = 1  # no epoch is chosen on the images that measure: the newest checkpoint counts
 VOC_FLAGS = {"source": "voc", "source_splits": ("train=trainval", "validation=test")}  # a01's, with --source_path
 
 
@@ -37,36 +40,66 @@ class Cost:
     cpu: float
 
 
-def run(*script: str, **flags: object) -> Cost:
+def run(*script: str, given: bytes = b"", **flags: object) -> Cost:
     """Runs one of the scripts with this Python; a tuple becomes several values.
+
+    Args:
+        script: the file or "-m" and the module, and values without a flag.
+        given: the standard input.
+        flags: of the script.
 
     Raises:
         InputError: it failed; with its last line.
     """
-    command = [sys.executable, *script]
+    command = [sys.executable, *map(str, script)]
     for name, value in flags.items():
         command += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
     before, begin = os.times(), time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, input=given)
     after = os.times()
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
+        lines = done.stderr.decode().strip().splitlines() or ["no message"]
         raise InputError(f"{script[0]} ended with exit code {done.returncode}: {lines[-1].removeprefix('error: ')}")
     spent = after.children_user - before.children_user + after.children_system - before.children_system
     return Cost(time.monotonic() - begin, spent)
 
 
-def train_and_predict(data_set: Path, output: Path, run_name: str, flags: dict[str, object]) -> tuple[Path, Cost]:
-    """One run of a03, and a04's predictions on the images that measure, expanded by a05.
+def length_options(time_budget: str, epochs: int | None, steps_per_epoch: int | None) -> LengthOptions:
+    """How long each training takes: a time budget such as "8m", or epochs instead.
 
-    A finished run is not repeated; the cost is that of a03.
+    Raises:
+        InputError: the budget is not a time.
     """
-    file_paths = {"dataset_path": data_set, "output_path": output, "run": run_name}
+    seconds = duration(time_budget)
+    check_flag(seconds > 0, "time_budget", time_budget, "90s, 20m, 1h30m or 2d")
+    return LengthOptions(seconds, epochs, steps_per_epoch)
+
+
+def train_and_predict(
+    data_set: Path, output: Path, run_name: str, options: Options, recipe: Recipe | None = None
+) -> tuple[Path, Cost]:
+    """Trains a run, predicts by its newest checkpoint on the images that measure, and expands the predictions.
+
+    A finished run is not repeated.
+
+    Args:
+        data_set: DATASET.
+        output: OUTPUT, with a01's files.
+        run_name: of the run.
+        options: of the training; the validation images are replaced.
+        recipe: None = that of the options.
+
+    Returns:
+        the file of a05, and what the training cost.
+    """
+    options = dataclasses.replace(options, records=RecordOptions(validation_images=VALIDATION_IMAGES))
+    given = msgspec.json.encode((options, recipe or recipe_of(options)))
+    cost = run("-m", "benchmarks.train_variant", data_set, output.absolute(), run_name, given=given)
     found = paths.run_predictions(output, "validation", run_name)
     expanded = paths.expanded_predictions(found)
-    cost = run("a03_train_m2det.py", **file_paths, **flags)
     if not expanded.is_file():
-        run("a04_inference.py", **file_paths, images=data_set / "validation", predictions=found)
+        file_paths = {"dataset_path": data_set, "output_path": output.absolute(), "predictions": found.absolute()}
+        run("a04_inference.py", **file_paths, run=f"{run_name}/checkpoint", images=data_set / "validation")
         run("a05_expand_hierarchy.py", dataset_path=data_set, predictions=found, expanded=expanded)
     return expanded, cost
 

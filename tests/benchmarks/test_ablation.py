@@ -4,9 +4,10 @@ much a difference varies from seed to seed."""
 import numpy as np
 import pytest
 
-from benchmarks.ablation import deviation_of_differences, print_table
+from benchmarks.ablation import VARIANTS, deviation_of_differences, make_variant, print_table
 from oid.fusion.resampling import Curves
 from oid.metric.challenge import Detections, GroundTruth, match
+from training.options import OWN, PUBLISHED, LengthOptions
 
 IMAGES = 40
 BOX, ELSEWHERE = [0.1, 0.1, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9]
@@ -90,3 +91,14 @@ def test_seeds_are_averaged(capsys):
     told = verdicts(found, capsys)
     assert told["two"][0] == pytest.approx(100)
     assert told["one"][0] == pytest.approx(50)
+
+
+def test_every_variant_differs_from_the_base_in_its_fields():
+    base = make_variant("base", LengthOptions(), 3)
+    assert (base[0].machine.seed, base[1]) == (3, OWN)
+    same = [name for name in VARIANTS if make_variant(name, LengthOptions(), 3) == base]
+    assert set(same) == {"base", OWN.box_loss}
+    assert make_variant("ciou", LengthOptions(), 0)[1].box_loss == "ciou"
+    assert make_variant("no label rules", LengthOptions(), 0)[0].labels.rules == ()
+    assert make_variant("no mosaic", LengthOptions(), 0)[1].mosaic == 0
+    assert make_variant("published", LengthOptions(), 0)[1] == PUBLISHED

@@ -42,9 +42,10 @@ def test_a_run_keeps_the_numbers_and_goes_on_without_the_file(
         os.kill(os.getpid(), signal.SIGTERM)
         usual(self, logs, update_variables)
 
-    with monkeypatch.context() as patch, pytest.raises(Unfinished, match="stopped by SIGTERM"):
+    with monkeypatch.context() as patch:
         patch.setattr(Training, "_after_step", stops)
-        a03.main(**TINY, **places, run="own", anchors=str(file))
+        with pytest.raises(Unfinished, match="stopped by SIGTERM"):
+            a03.main(**TINY, **places, run="own", anchors=str(file))
     assert "2 anchors per cell, from" in capsys.readouterr().out
     file.unlink()
     a03.main(**TINY, **places, run="own", anchors=str(file))

@@ -23,13 +23,20 @@ from oid.command_line import run_script
 
 os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 CLASSES = (3, 500)
+RECIPES = {
+    "own": {},
+    "m2det": {"assignment": "max_iou", "class_loss": "softmax", "box_loss": "smooth_l1", "box_deltas": "ssd"},
+    "retinanet": {"assignment": "max_iou", "class_loss": "focal", "box_loss": "smooth_l1", "box_deltas": "corners"},
+}
 FILLED = 10  # rows of boxes, and of regions, of each image
 
 
-def batch(rng: np.random.Generator, *, images: int, rows: dict[str, int], anchors: int, classes: int) -> tuple:
-    """Outputs and targets as `models.losses.detection_losses` takes them; `rows` of boxes and regions."""
+def batch(
+    rng: np.random.Generator, *, images: int, rows: dict[str, int], anchors: int, classes: int, background: bool
+) -> tuple[dict, dict]:
+    """Outputs and targets as `models.losses.DetectionLoss` takes them; `rows` of boxes and regions."""
     outputs = {
-        "classes": rng.normal(-5, 1, (images, anchors, classes)).astype("float32"),
+        "classes": rng.normal(-5, 1, (images, anchors, classes + background)).astype("float32"),
         "boxes": rng.normal(0, 0.3, (images, anchors, 4)).astype("float32"),
     }
     targets = {}
@@ -68,7 +75,7 @@ def main(
     anchors: Literal["square", "official"] = "square",
     boxes: int = 100,
     regions: int = 0,
-    assignment: Literal["task_aligned", "atss", "max_iou"] = "task_aligned",
+    recipe: Literal["own", "m2det", "retinanet"] = "own",
     repeats: int = 30,
 ) -> None:
     """Prints milliseconds, and megabytes of the largest tensor of pairs.
@@ -80,30 +87,29 @@ def main(
         anchors: as in a03
         boxes: rows per image
         regions: rows of ignored regions per image; 0 = without the rule
-        assignment: as in a03
+        recipe: losses of our own, or as M2Det or RetinaNet is published
         repeats: of each; the median counts
     """
     import tensorflow as tf
 
-    from models.losses import detection_losses
-    from oid.anchors.grids import anchor_settings, anchors_per_level, cell_sides, make_anchors
+    from models.losses import DetectionLoss
+    from oid.anchors.grids import m2det_anchors
 
-    settings = anchor_settings(image_size, scales, anchors=anchors)
-    places, cells, levels = make_anchors(settings), cell_sides(settings), anchors_per_level(settings)
+    grids = m2det_anchors(image_size, scales, anchors)
+    count, losses = sum(grids.per_map), DetectionLoss(grids, **RECIPES[recipe])
 
     @tf.function
     def gradient(outputs, targets):
         with tf.GradientTape() as tape:
             tape.watch(outputs)
-            options = {"assignment": assignment, "level_sizes": levels}
-            class_sum, box_sum, normaliser = detection_losses(outputs, targets, places, cells, **options)
+            class_sum, box_sum, normaliser = losses(outputs, targets)
             loss = (class_sum + box_sum) / tf.maximum(normaliser, 1.0)
         return tape.gradient(loss, outputs)
 
     rng, rows = np.random.default_rng(0), {"boxes": boxes, "regions": regions}
     cases = {}
     for classes in CLASSES:
-        made = batch(rng, images=batch_size, rows=rows, anchors=len(places), classes=classes)
+        made = batch(rng, images=batch_size, rows=rows, anchors=count, classes=classes, background=recipe == "m2det")
         outputs, targets = ({name: tf.constant(value) for name, value in part.items()} for part in made)
         cases[classes] = gradient.get_concrete_function(outputs, targets), outputs, targets
     seconds = {classes: [] for classes in CLASSES}
@@ -112,9 +118,9 @@ def main(
             begin = time.perf_counter()
             function(outputs, targets)["classes"].numpy()
             seconds[classes].append(time.perf_counter() - begin)
-    print(f"{batch_size} images, {len(places)} anchors, {boxes} rows of boxes, {regions} of regions, {assignment}")
+    print(f"{batch_size} images, {count} anchors, {boxes} rows of boxes, {regions} of regions, {recipe}")
     for classes, (function, *_) in cases.items():
-        size, kind, shape = largest_of_pairs(function, {boxes, regions, boxes + regions}, len(places))
+        size, kind, shape = largest_of_pairs(function, {boxes, regions, boxes + regions}, count)
         tensor = f"largest tensor of pairs {size / 1e6:.1f} MB, {kind} {tuple(shape)}"
         print(f"{classes} classes: {1000 * np.median(seconds[classes][2:]):.0f} ms, {tensor}")
 

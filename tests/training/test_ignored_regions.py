@@ -3,16 +3,17 @@
 import cv2
 import numpy as np
 import pytest
-from training.label_rules import in_force
-from training.samples import Sample, with_boxes, with_regions
 
-from models.losses import assigned_targets
 from tests.helpers.data_sets import data_set_of
-from tests.helpers.detection_cases import ANCHORS, CELLS, CENTRES, LEVELS, NUM_CLASSES, logit_gradient, numpy
+from tests.helpers.detection_cases import ANCHORS, CENTRES, NUM_CLASSES, assign, logit_gradient
 from training import batches as module
-from training.batches import MAX_REGIONS, Batches
+from training.augment import Sample
+from training.batches import MAX_REGIONS, Batches, limit_boxes, limit_regions
+from training.options import ImageOptions, LabelOptions, Recipe
+from training.verified_labels import LabelRulesInForce, rules_in_force
 
 SIDE = 64
+ALL_REGIONS = LabelRulesInForce()
 LEFT, RIGHT, MIDDLE = (0.0, 0.0, 0.4, 1.0), (0.6, 0.0, 1.0, 1.0), (0.45, 0.4, 0.55, 0.6)
 
 
@@ -21,6 +22,22 @@ def data_of(folder, objects: list[tuple], regions: list[tuple] = (), depiction: 
     path = folder / "grey.png"
     assert cv2.imwrite(str(path), np.full((SIDE, SIDE, 3), 128, "uint8"))
     return data_set_of([objects] * images, [regions] * images, depiction=[*depiction] * images, path=path)
+
+
+def batches_of(data, *, max_gt_boxes: int = 100, rules=ALL_REGIONS, batch_size: int = 1, mosaic: float = 0.0):
+    return Batches(
+        data,
+        image_size=SIDE,
+        batch_size=batch_size,
+        recipe=Recipe(mosaic=mosaic),
+        labels=LabelOptions(max_gt_boxes=max_gt_boxes),
+        images=ImageOptions(),
+        rules=rules,
+        num_classes=NUM_CLASSES,
+        seed=0,
+        cache_bytes=0,
+        report=print,
+    )
 
 
 @pytest.fixture
@@ -36,12 +53,12 @@ def inside(box: tuple) -> np.ndarray:
 # === Depictions ======================================================================================================
 @pytest.mark.parametrize(
     ("asked", "silent"),
-    [(("none",), []), (("depictions",), [LEFT]), (("depictions", "regions"), [LEFT, RIGHT])],
+    [((), []), (("depictions",), [LEFT]), (("depictions", "regions"), [LEFT, RIGHT])],
 )
 def test_a_depiction_gives_no_gradient_with_or_without_the_rule_on_regions(tmp_path, as_they_are, asked, silent):
     data = data_of(tmp_path, [(0, *MIDDLE)], [(1, *RIGHT), (1, *LEFT)], [False, True])
-    rules = in_force({"label_rules": asked}, ["a", "b", "c"], data)
-    batches = Batches(data, image_size=SIDE, batch_size=1, regions=rules.regions)
+    rules, _ = rules_in_force(asked, tmp_path, ["a", "b", "c"], data)
+    batches = batches_of(data, rules=rules)
     gradient = logit_gradient(batches.batch(0)[1], region_classes=rules.region_classes)[0]
     for box in (LEFT, RIGHT):
         assert inside(box).sum() >= 16
@@ -52,7 +69,7 @@ def test_a_depiction_gives_no_gradient_with_or_without_the_rule_on_regions(tmp_p
 
 # === Boxes without room ==============================================================================================
 def grid(side: int) -> list[tuple]:
-    """So many boxes in each direction of a picture, of class 1."""
+    """Boxes of class 1 that fill a picture, `side` in each direction."""
     corners = [(x / side, y / side) for y in range(side) for x in range(side)]
     return [(1, x + 0.01, y + 0.01, x + 1 / side - 0.01, y + 1 / side - 0.01) for x, y in corners]
 
@@ -60,8 +77,7 @@ def grid(side: int) -> list[tuple]:
 def test_boxes_without_room_give_no_gradient_against_them(tmp_path, as_they_are):
     """Sixteen boxes that fill the picture: whatever the room, no anchor inside one is pushed down by the others."""
     data = data_of(tmp_path, grid(4))
-    options = {"image_size": SIDE, "batch_size": 1}
-    targets = Batches(data, max_gt_boxes=10, **options).batch(0)[1]
+    targets = batches_of(data, max_gt_boxes=10).batch(0)[1]
     gradient = logit_gradient(targets)[0]
     left_out = [box for label, *box in grid(4) if not (targets["boxes"] == np.float32(box)).all(axis=-1).any()]
     assert len(left_out) == 6
@@ -69,15 +85,14 @@ def test_boxes_without_room_give_no_gradient_against_them(tmp_path, as_they_are)
         assert inside(box).any()
         np.testing.assert_array_equal(gradient[inside(box), 1], 0)
         assert (gradient[inside(box)][:, [0, 2]] > 0).all()
-    none = Batches(data, max_gt_boxes=10, regions="none", **options).batch(0)[1]
+    none = batches_of(data, max_gt_boxes=10, rules=LabelRulesInForce(regions="none")).batch(0)[1]
     assert all((logit_gradient(none)[0, inside(box), 1] > 0).all() for box in left_out)
 
 
 def test_the_tiles_of_a_mosaic_lose_boxes_alike(tmp_path):
     """Boxes come tile by tile; those that stay lie, on average, in the middle of that line."""
     data = data_of(tmp_path, grid(4), images=8)
-    options = {"image_size": SIDE, "batch_size": 8, "mosaic": 1.0, "close_at": 99}
-    some, every = Batches(data, max_gt_boxes=12, **options), Batches(data, max_gt_boxes=99, **options)
+    some, every = (batches_of(data, max_gt_boxes=most, batch_size=8, mosaic=1.0) for most in (12, 99))
     share = []
     for step in range(12):
         found, expected = some.batch(step)[1], every.batch(step)[1]
@@ -98,7 +113,7 @@ def test_an_object_stays_or_goes_with_all_its_classes():
     rows = [(label, *box) for _, *box in grid(3) for label in range(3)]
     whole = sample_of(rows)
     for seed in range(20):
-        found, cut = with_boxes(whole, 10, np.random.default_rng(seed))
+        found, cut = limit_boxes(whole, 10, np.random.default_rng(seed))
         assert len(found.labels) == 9
         assert cut == len(found.region_labels) == 18
         for boxes, labels, count in ((found.boxes, found.labels, 3), (found.regions, found.region_labels, 6)):
@@ -109,14 +124,13 @@ def test_an_object_stays_or_goes_with_all_its_classes():
 
 def test_an_object_of_more_classes_than_there_is_room_for():
     box = (0.1, 0.1, 0.6, 0.6)
-    found, cut = with_boxes(sample_of([(label, *box) for label in range(3)]), 1, np.random.default_rng(0))
+    found, cut = limit_boxes(sample_of([(label, *box) for label in range(3)]), 1, np.random.default_rng(0))
     assert (found.labels.tolist(), found.region_labels.tolist(), cut) == ([0], [1, 2], 2)
     truth = {"boxes": found.boxes, "labels": found.labels, "regions": found.regions}
     truth = {name: value[None] for name, value in (truth | {"region_labels": found.region_labels}).items()}
     gradient = logit_gradient(truth)[0]
-    logits = np.full((1, len(ANCHORS), NUM_CLASSES), -1, "float32")
-    assigned = assigned_targets("task_aligned", logits, ANCHORS[None], truth, ANCHORS, CELLS, level_sizes=LEVELS)[0]
-    learns = numpy(assigned)[0] == 0
+    logits, offsets = (np.full((1, len(ANCHORS), width), fill, "f") for width, fill in ((NUM_CLASSES, -1), (4, 0)))
+    learns = assign(logits, offsets, truth)[0] == 0
     assert learns.any()
     assert (gradient[learns, 0] < 0).any()
     np.testing.assert_array_equal(gradient[learns, 1:], 0)
@@ -124,36 +138,32 @@ def test_an_object_of_more_classes_than_there_is_room_for():
 
 def test_boxes_within_the_limit_stay():
     whole = sample_of(grid(3), [(0, 0, 0, 1, 1)])
-    assert with_boxes(whole, 9, np.random.default_rng(0)) == (whole, 0)
-    assert with_regions(whole, 1) == (whole, 0)
+    assert limit_boxes(whole, 9, np.random.default_rng(0)) == (whole, 0)
+    assert limit_regions(whole, 1) == (whole, 0)
 
 
 # === Regions without room ============================================================================================
 def test_the_largest_regions_stay_in_order():
     sides = np.random.default_rng(0).permutation(20) / 40 + 0.01
-    found, beyond = with_regions(sample_of([], [(k, 0, 0, side, side) for k, side in enumerate(sides)]), 5)
+    found, beyond = limit_regions(sample_of([], [(k, 0, 0, side, side) for k, side in enumerate(sides)]), 5)
     assert beyond == 15
     assert found.region_labels.tolist() == np.flatnonzero(sides > 0.375).tolist()
     np.testing.assert_array_equal(found.regions[:, 2], np.float32(sides[sides > 0.375]))
 
 
-def test_cut_boxes_share_the_room_with_other_regions_and_all_is_counted(tmp_path, as_they_are, capsys):
+def test_cut_boxes_share_the_room_with_other_regions_and_all_is_counted(tmp_path, as_they_are):
     regions = [(0, 0, 0, 0.02, 0.01 + k / 1000) for k in range(100)]
     data = data_of(tmp_path, grid(12), regions, [False] * 100)
-    batches = Batches(data, image_size=SIDE, batch_size=2, max_gt_boxes=80)
+    batches = batches_of(data, batch_size=2, max_gt_boxes=80)
     batches.batch(0)
     targets = batches.batch(0)[1]  # made again: counted once
     assert (targets["labels"] >= 0).sum(axis=1).tolist() == [80, 80]
     assert (targets["region_labels"] >= 0).sum(axis=1).tolist() == [MAX_REGIONS] * 2
     assert (targets["region_labels"] == 1).sum(axis=1).tolist() == [64, 64]  # all boxes: they are larger
-    assert batches.boxes_left_out(range(1)) == 2 * 64
-    assert batches.regions_left_out(range(1)) == 2 * 36
-    batches.print_left_out(range(1))
-    assert capsys.readouterr().out.splitlines() == [
-        "128 boxes beyond --max_gt_boxes 80 of a picture were left out and are ignored regions",
-        f"72 ignored regions beyond {MAX_REGIONS} of a picture, its smallest, were left out: background counts there",
-    ]
-    other = Batches(data, image_size=SIDE, batch_size=2, max_gt_boxes=80, regions="none")
+    assert batches.left_out(range(1)) == (2 * 64, 2 * 36)
+    boxes, regions = batches.notes(range(1))
+    assert boxes == "128 boxes beyond 80 of an image were left out and are ignored regions"
+    assert regions.startswith(f"72 ignored regions beyond {MAX_REGIONS} of an image, its smallest, were left out")
+    other = batches_of(data, batch_size=2, max_gt_boxes=80, rules=LabelRulesInForce(regions="none"))
     other.batch(0)
-    other.print_left_out(range(1))
-    assert capsys.readouterr().out.endswith("were left out and are background\n")
+    assert other.notes(range(1)) == ["128 boxes beyond 80 of an image were left out and are background"]

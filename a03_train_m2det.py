@@ -342,6 +342,9 @@ def backend(options: Options, source: RunSettings | None) -> Iterator:
     """Starts the framework and joins the other machines; inside the block the devices share each batch."""
     channels = options.network.channels or (source.network.channels if source else None)
     choose.share_few_cores(channels, machine.usable_cores())
+    import cv2
+
+    cv2.setNumThreads(1)  # the threads that prepare batches share the cores
     import keras  # here and in `train`: the framework takes seconds, which --help and a mistake should not wait for
 
     from training import devices, processes

@@ -16,10 +16,10 @@ import numpy as np
 
 from oid.files import InputError
 from oid.images.loader import ImageLoader, reduce_to
-from training import machines
 from training.augment import KEPT_SIDE, MOSAIC_TILES, Sample, augment
 from training.data_set import DataSet
 from training.options import ImageOptions, LabelOptions, Recipe
+from training.processes import share_of
 from training.sampling import epoch_order, image_weights
 from training.verified_labels import LabelRulesInForce
 
@@ -311,7 +311,7 @@ class BatchSequence(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, Targets]:
         step, mistake = self._start + index, None
         try:
-            positions = machines.share_of(self._batches.batch_size)
+            positions = share_of(self._batches.batch_size)
             return self._batches.batch(step, closed=step >= self._close_at, positions=positions)
         except InputError as error:
             mistake = error

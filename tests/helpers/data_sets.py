@@ -1,10 +1,12 @@
-"""Data sets in memory, for tests that need no files of a01."""
+"""Data sets in memory, for tests that need no files of a01, and their batches."""
 
 from pathlib import Path
 
 import numpy as np
 
 from training.data_set import Boxes, DataSet
+from training.options import ImageOptions, LabelOptions, Recipe
+from training.verified_labels import LabelRulesInForce
 
 
 def data_set_of(objects, regions=None, *, depiction=None, path: Path = Path("none.png")) -> DataSet:
@@ -30,7 +32,27 @@ def data_set_of(objects, regions=None, *, depiction=None, path: Path = Path("non
         regions=found,
         group_of=~depiction,
         depiction=depiction,
-        verified=np.zeros((0, 2), "int64"),
+        verified=np.zeros((0, 2), "int32"),
+        present=np.zeros(0, bool),
         has_image_labels=False,
         missing=0,
     )
+
+
+def make_batches(data: DataSet, *, kind: type | None = None, **changes):
+    """The batches of a data set for a network of 64 pixels.
+
+    Args:
+        data: the images.
+        kind: a subclass of `training.batches.Batches`.
+        changes: arguments of `Batches`, or fields of its recipe, label or image options.
+    """
+    from training.batches import Batches
+
+    groups = {"recipe": Recipe, "labels": LabelOptions, "images": ImageOptions}
+    arguments = {"image_size": 64, "batch_size": 5, "num_classes": 3, "seed": 0, "cache_bytes": 2**30, "report": print}
+    arguments["rules"] = changes.pop("rules", LabelRulesInForce())
+    for name, group in groups.items():
+        fields = {field: changes.pop(field) for field in set(changes) & set(group.__dataclass_fields__)}
+        arguments[name] = group(**fields)
+    return (kind or Batches)(data, **arguments | changes)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from training.samples import Sample
+from training.augment import Sample
 
 NO_BOXES, NO_LABELS = np.zeros((0, 4), "float32"), np.zeros(0, "int32")
 COLOURS = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255)], "uint8")  # of classes 0, 1, 2

@@ -5,22 +5,23 @@ import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import cv2
 import keras
 import numpy as np
 import pytest
 
 from oid.files import InputError
-from tests.helpers.data_sets import data_set_of
+from oid.images import loader
+from tests.helpers.data_sets import data_set_of, make_batches
 from tests.helpers.project import refused
 from tests.helpers.runs import assert_same_batch
 from training import batches as module
-from training import pictures
 from training.batches import Batches, BatchSequence
 from training.data_set import read_data_set
-from training.sampling import epoch_order
+from training.sampling import epoch_order, image_weights
+from training.verified_labels import LabelRulesInForce
 
 SIDE = 64
+VERIFIED = LabelRulesInForce(verified=True)
 
 
 @pytest.fixture(scope="module")
@@ -28,24 +29,30 @@ def data(photographs):
     return read_data_set(*photographs, "1", "train")
 
 
-def make(data, **options) -> Batches:
-    return Batches(data, **{"image_size": SIDE, "batch_size": 5, "close_at": 100, "max_gt_boxes": 8, **options})
+def make(data, **changes) -> Batches:
+    return make_batches(data, **{"max_gt_boxes": 8, "resize": "warp"} | changes)
 
 
 # === A pure function =================================================================================================
-@pytest.mark.parametrize(
-    "options", [{}, {"mixup": 0.5}, {"crop": "ssd", "mixup": 0.5}, {"resize": "letterbox", "close_at": 0}]
-)
-def test_a_batch_depends_on_seed_and_step_alone(data, options):
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize("options", [{}, {"crop": "ssd"}, {"resize": "letterbox"}])
+def test_a_batch_depends_on_seed_and_step_alone(data, options, closed):
     """Whichever object makes it, in which order, with or without a cache."""
     steps = [0, 1, 2, 7, 150]
     first = make(data, **options)
-    expected = {step: first.batch(step) for step in steps}
+    expected = {step: first.batch(step, closed=closed) for step in steps}
     for other in (first, make(data, **options), make(data, cache_bytes=30_000, **options)):
         for step in reversed(steps):
-            assert_same_batch(other.batch(step), expected[step])
+            other.batch(step, closed=not closed)
+            assert_same_batch(other.batch(step, closed=closed), expected[step])
     assert not np.array_equal(make(data, seed=1, **options).batch(0)[0], expected[0][0])
     assert not np.array_equal(expected[0][0], expected[1][0])
+
+
+def test_processes_make_parts_of_the_same_batch(data):
+    whole, targets = make(data).batch(4)
+    parts = [make(data).batch(4, positions=positions) for positions in (range(2), range(2, 5))]
+    assert_same_batch((whole, targets), keras.tree.map_structure(lambda *parts: np.concatenate(parts), *parts))
 
 
 def test_threads_do_not_change_batches(data):
@@ -88,66 +95,60 @@ def test_each_pass_shows_each_image_once(data):
     assert together == [image_id for order in passes for image_id in order][:35]
 
 
-@pytest.mark.parametrize(("mosaic", "mixup", "each"), [(0.0, 0.0, 1), (0.5, 0.0, None), (1.0, 0.0, 4), (1.0, 1.0, 5)])
-def test_the_ids_of_a_batch_are_those_of_its_images(data, monkeypatch, mosaic, mixup, each):
-    """Mosaics of four images, and pictures that are blended in, end at `close_at`."""
+@pytest.mark.parametrize(("mosaic", "each"), [(0.0, 1), (0.5, None), (1.0, 4)])
+def test_the_ids_of_a_batch_are_those_of_its_images(data, monkeypatch, mosaic, each):
+    """A closed batch has no mosaics."""
     read = []
 
     def note(path, **options):
         read.append(path.stem)
         return np.zeros((50, 50, 3), "uint8")
 
-    monkeypatch.setattr(pictures, "read_image", note)
-    monkeypatch.setattr(pictures, "RECENT_PICTURES", 0)
+    monkeypatch.setattr(loader, "read_image", note)
+    monkeypatch.setattr(module, "RECENT_IMAGES", 0)
     empty = dataclasses.replace(data_set_of([[]] * len(data)), image_ids=data.image_ids, paths=data.paths)
-    batches = make(empty, mosaic=mosaic, mixup=mixup, close_at=10, cache_bytes=0)
-    for step in (0, 4, 9, 10, 33):
+    batches = make(empty, mosaic=mosaic, cache_bytes=0)
+    for step, closed in ((0, False), (9, False), (9, True), (33, True)):
         read.clear()
-        batches.batch(step)
-        assert read == batches.ids(step)
+        batches.batch(step, closed=closed)
+        assert read == batches.ids(step, closed=closed)
         if each:
-            assert len(read) == 5 * (each if step < 10 else 1)
+            assert len(read) == 5 * (1 if closed else each)
+
+
+def test_mosaics_read_no_image_twice(data, monkeypatch):
+    read, original = [], loader.read_image
+    monkeypatch.setattr(loader, "read_image", lambda path, **options: read.append(path) or original(path, **options))
+    batches = make(data, mosaic=1.0, cache_bytes=0)
+    for step in range(6):
+        batches.batch(step)
+    assert len(read) == len(set(read)) == len(data)
 
 
 def test_weights_say_how_often_an_image_is_drawn(data):
-    """An image of weight 0 is never seen, not in mosaics either; the others as often as `epoch_order` draws them."""
-    weights = np.ones(len(data))
-    weights[0], weights[1] = 0.0, 2.0
-    weighted = make(data, weights=weights, mosaic=0.0, batch_size=1)
+    """As often as `epoch_order` draws it, and in mosaics about as often; an image of weight 0 is never seen."""
+    options = {"sampling": "classes", "sampling_exponent": 0.0, "negatives": 0.0}
+    weights = image_weights(data, sampling="classes", exponent=0.0, negatives=0.0)
+    weighted = make(data, mosaic=0.0, batch_size=1, **options)
     for epoch in range(3):
         seen = [weighted.ids(step)[0] for step in range(epoch * len(data), (epoch + 1) * len(data))]
         assert seen == [data.image_ids[image] for image in epoch_order(weights, 0, epoch)]
-    tiles = make(data, weights=weights, mosaic=1.0, mixup=1.0)
+    tiles = make(data, mosaic=1.0, **options)
     seen = [image_id for step in range(40) for image_id in tiles.ids(step)]
-    counts = np.array([seen.count(image_id) for image_id in data.image_ids])
-    assert counts[0] == 0
-    assert 1.6 < counts[1] / counts[2:].mean() < 2.4
+    counts = np.array([seen.count(image_id) for image_id in data.image_ids]) / len(seen) * len(data)
+    assert (counts[weights == 0] == 0).all()
+    assert np.abs(counts - weights).max() < 0.5
 
 
-# === Sizes and rules =================================================================================================
-@pytest.mark.parametrize("crop", ["zoom", "ssd"])
-def test_another_size_shows_the_same(data, crop):
-    batches = make(data, crop=crop, mosaic=0.0, mixup=0.3)
-    for step in (0, 5):
-        images, targets = batches.batch(step)
-        for size in (96, 33):
-            others, other_targets = batches.batch(step, image_size=size)
-            assert others.shape == (5, size, size, 3)
-            for name, value in targets.items():
-                np.testing.assert_allclose(other_targets[name], value, atol=1e-4)
-            for image, other in zip(images, others, strict=True):
-                small = cv2.resize(other, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-                assert np.abs(small.astype(int) - image).mean() < 25  # noise, but the same shapes
-
-
+# === Letterbox and rules =============================================================================================
 def test_a_letterboxed_training_ends_with_pictures_as_inference_sees_them(data):
     """The squares that some pictures are full of stay squares once mosaics have ended; a warp stretches them."""
     seen = {}
     for resize in ("letterbox", "warp"):
-        batches = make(data, resize=resize, close_at=0, mosaic=0.0)
+        batches = make(data, resize=resize)
         ratios = []
         for step in range(20):
-            _, targets = batches.batch(step)
+            _, targets = batches.batch(step, closed=True)
             sides = (targets["boxes"][..., 2:] - targets["boxes"][..., :2])[targets["labels"] >= 0]
             inner = np.all((targets["boxes"] > 0) & (targets["boxes"] < 1), axis=-1)[targets["labels"] >= 0]
             ratios += list((sides[:, 0] / sides[:, 1])[inner])
@@ -157,24 +158,27 @@ def test_a_letterboxed_training_ends_with_pictures_as_inference_sees_them(data):
 
 
 def test_a_rule_that_is_off_leaves_its_targets_out(data):
-    both = {"regions": "all", "verified": True, "num_classes": 3}
-    _, targets = make(data, **both).batch(0)
+    _, targets = make(data, rules=VERIFIED).batch(0)
     assert set(targets) == {"boxes", "labels", "regions", "region_labels", "parts", "verified"}
-    for off, names in (
-        ({"regions": "none"}, {"regions", "region_labels"}),
-        ({"verified": False}, {"parts", "verified"}),
+    for rules, names in (
+        (LabelRulesInForce(verified=True, regions="none"), {"regions", "region_labels"}),
+        (LabelRulesInForce(), {"parts", "verified"}),
     ):
-        _, fewer = make(data, **both | off).batch(0)
+        _, fewer = make(data, rules=rules).batch(0)
         assert set(targets) - set(fewer) == names
         for name in fewer:
             np.testing.assert_array_equal(fewer[name], targets[name])
-    with pytest.raises(ValueError, match="num_classes"):
-        make(data, verified=True)
+
+
+def test_targets_take_at_most_16_kilobytes_an_image(data):
+    """With all rules and 500 classes; they are copied to the device in every step."""
+    _, targets = make(data, rules=VERIFIED, num_classes=500, max_gt_boxes=100).batch(0)
+    assert sum(value.nbytes for value in targets.values()) <= 5 * 16 * 1024
 
 
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
 def test_parts_say_what_is_verified_in_their_pictures(data, mosaic):
-    batches = make(data, mosaic=mosaic, verified=True, num_classes=3)
+    batches = make(data, mosaic=mosaic, rules=VERIFIED)
     seen = set()
     for step in range(8):
         _, targets = batches.batch(step)
@@ -214,69 +218,92 @@ def test_boxes_beyond_the_limit_are_ignored_regions_and_counted_once(data):
             assert len(kept) == min(2, len(every))
             assert regions == before + [box for box in every if box not in kept]
         total += int((all_targets["labels"][:, 2:] >= 0).sum())
-        assert narrow.boxes_left_out(range(step + 1)) == total
+        assert narrow.left_out(range(step + 1)).boxes == total
     assert total > 0
     for step in (3, 0, 90):  # made again, or prefetched beyond the end: not counted twice, nor at all
         narrow.batch(step)
-    assert narrow.boxes_left_out(range(4)) == total
-    assert wide.boxes_left_out(range(1000)) == 0
+    assert narrow.left_out(range(4)).boxes == total
+    assert wide.left_out(range(1000)).boxes == 0
+
+
+def test_an_unreadable_image_is_replaced_by_the_same_one_everywhere(data, tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    damaged = dataclasses.replace(data, paths=[bad, *list(data.paths)[1:]])
+    said: list[str] = []
+    one, other = make(damaged, report=said.append), make(damaged, report=said.append)
+    batches = {step: one.batch(step) for step in range(12)}
+    for step in reversed(batches):
+        assert_same_batch(other.batch(step), batches[step])
+        assert data.image_ids[0] not in other.ids(step)
+    assert len(said) == 2
+    assert said[0].endswith("another image stands in for it (1 of at most 100)")
+    assert one.notes(range(0)) == [f"1 images could not be read and were replaced by others: {data.image_ids[0]}"]
+    with pytest.raises(loader.BadImages, match=r"bad\.jpg"):
+        [make(damaged, max_bad_images=0).batch(step) for step in range(3)]
+
+
+def test_a_data_set_without_images_is_refused(data):
+    with refused("no training image of this level"):
+        make(data_set_of([]))
 
 
 # === What fit sees ===================================================================================================
 class Numbers(Batches):
-    """Batches that hold nothing but the number of their step."""
+    """Batches that hold nothing but the number of their step and whether they are closed."""
 
-    def batch(self, step: int, image_size=None):
-        return np.full((1, 1), step, "float32"), np.zeros((1, 1), "float32")
+    bad_steps = ()
+
+    def batch(self, step: int, *, closed: bool = False, positions=None):
+        if step in self.bad_steps:
+            raise InputError(f"step {step} has no image")
+        return np.array([[step, closed]], "float32"), np.zeros((1, 1), "float32")
 
 
-def steps_seen_by_fit(data, *, workers: int, start: int, epochs: int, kind=Numbers) -> list[int]:
-    seen = []
+class Failing(Numbers):
+    """Some of its steps have no image."""
+
+    bad_steps = (6, 8)
+
+
+def note_steps_of_fit(sequence: BatchSequence, seen: list[list[int]]) -> None:
+    """Adds what `fit` sees in 11 steps."""
 
     class Noting(keras.Model):
         def call(self, x):
             return x
 
         def train_step(self, batch):
-            seen.append(int(np.asarray(batch[0])[0, 0]))
+            seen.append(np.asarray(batch[0])[0].astype(int).tolist())
             return {"loss": 0.0}
 
     model = Noting()
     model.compile(run_eagerly=True)
-    sequence = BatchSequence(kind(data, image_size=8, batch_size=1), start=start, workers=workers)
-    with sequence.mistakes_as_they_are():
-        model.fit(sequence, steps_per_epoch=11, epochs=epochs, shuffle=False, verbose=0)
-    return seen
+    wait = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: sequence.wait_for(batch))
+    model.fit(sequence, steps_per_epoch=11, shuffle=False, verbose=0, callbacks=[wait])
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
-@pytest.mark.parametrize(("start", "epochs"), [(0, 3), (22, 2)])
-def test_fit_sees_the_steps_in_order(data, workers, start, epochs):
-    steps = steps_seen_by_fit(data, workers=workers, start=start, epochs=epochs)
-    assert steps == list(range(start, start + 11 * epochs))
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("start", [0, 22])
+def test_fit_sees_the_steps_in_order_and_the_last_ones_closed(data, workers, start):
+    sequence = BatchSequence(make(data, kind=Numbers), start=start, close_at=start + 4, workers=workers)
+    seen: list[list[int]] = []
+    note_steps_of_fit(sequence, seen)
+    assert seen == [[step, step >= start + 4] for step in range(start, start + 11)]
 
 
-@pytest.mark.parametrize(("workers", "bad_step"), [(1, 5), (2, 0), (2, 5)])
-def test_an_image_that_cannot_be_read_stops_fit_with_its_sentence(data, monkeypatch, workers, bad_step):
-    monkeypatch.setattr(Failing, "bad_steps", (bad_step,))
-    with refused(f"step {bad_step} has no picture"):
-        steps_seen_by_fit(data, workers=workers, start=0, epochs=2, kind=Failing)
-
-
-class Failing(Numbers):
-    """Some of its steps have no picture."""
-
-    bad_steps = (6, 8)
-
-    def batch(self, step: int, image_size=None):
-        if step in self.bad_steps:
-            raise InputError(f"step {step} has no picture")
-        return super().batch(step)
+@pytest.mark.parametrize(("start", "steps"), [(6, []), (1, [1, 2, 3, 4, 5])])
+def test_an_unreadable_image_ends_fit_with_its_sentence(data, start, steps):
+    sequence = BatchSequence(make(data, kind=Failing), start=start, close_at=0, workers=2)
+    seen: list[list[int]] = []
+    with refused("step 6 has no image"):
+        note_steps_of_fit(sequence, seen)
+    assert [step for step, _ in seen] == steps
 
 
 def test_waiting_for_a_batch_raises_the_error_of_that_batch(data):
     """Whichever was prepared first."""
-    sequence = BatchSequence(Failing(data, image_size=8, batch_size=1), start=5)
+    sequence = BatchSequence(make(data, kind=Failing), start=5, close_at=0, workers=2)
     waiting = threading.Thread(target=sequence.wait_for, args=(0,), daemon=True)
     waiting.start()
     for index in (3, 2, 1):
@@ -289,15 +316,5 @@ def test_waiting_for_a_batch_raises_the_error_of_that_batch(data):
     assert not waiting.is_alive()
     sequence.wait_for(2)
     for index, step in ((1, 6), (3, 8)):
-        with refused(f"step {step} has no picture"):
+        with refused(f"step {step} has no image"):
             sequence.wait_for(index)
-
-
-def test_an_error_around_the_steps_is_not_taken_for_one_of_a_batch(data):
-    sequence = BatchSequence(Failing(data, image_size=8, batch_size=1), start=5)
-    with pytest.raises(KeyError, match="bug"), sequence.mistakes_as_they_are():
-        raise KeyError("bug")
-    with refused("no picture"):
-        sequence[1]
-    with refused("the disk is full"), sequence.mistakes_as_they_are():
-        raise InputError("the disk is full")

@@ -45,40 +45,25 @@ def test_classes_by_hand():
     np.testing.assert_allclose(weights, [0.5, 1, 1.5])
 
 
-def test_repeat_factor_by_hand():
-    # f = 1 and 1/4; threshold 1/2 and exponent 1/2: factors 1 and sqrt(2); an image takes that of its rarest class
-    data = data_of([[0], [0, 1, 1], [0], [0]])
-    weights = image_weights(data, sampling="repeat_factor", exponent=0.5, threshold=0.5)
-    expected = np.array([1, math.sqrt(2), 1, 1])
-    np.testing.assert_allclose(weights, expected * 4 / expected.sum())
-    below = image_weights(data, sampling="repeat_factor", exponent=0.5, threshold=0.25)
-    np.testing.assert_array_equal(below, np.ones(4))
-    # an image without objects is never repeated
-    weights = image_weights(data_of([[0], [0], [0], []]), sampling="repeat_factor", exponent=1, threshold=1)
-    np.testing.assert_allclose(weights, np.array([4, 4, 4, 3]) * 4 / 15)
-
-
 def test_images_are_all_alike():
     weights = image_weights(data_of(LABELS), sampling="images", exponent=0.5)
     np.testing.assert_array_equal(weights, np.ones(10))
     assert not weights.flags.writeable
-    with pytest.raises(ValueError, match="'boxes': images, classes or repeat_factor"):
-        image_weights(data_of(LABELS), sampling="boxes")
 
 
-@pytest.mark.parametrize("sampling", ["images", "classes", "repeat_factor"])
+@pytest.mark.parametrize("sampling", ["images", "classes"])
 @pytest.mark.parametrize("negatives", [0.0, 0.1, 0.5, 0.9])
 def test_negatives_are_that_share_of_every_epoch(sampling, negatives):
     data = data_of(LABELS * 13)
     empty = np.diff(data.objects.offsets) == 0
-    weights = image_weights(data, sampling=sampling, exponent=0.5, negatives=negatives, threshold=0.3)
+    weights = image_weights(data, sampling=sampling, exponent=0.5, negatives=negatives)
     assert weights[empty].sum() == pytest.approx(negatives * len(data))
     assert len(set(weights[empty])) == 1
     for epoch in range(20):
         drawn = int(empty[epoch_order(weights, 3, epoch)].sum())
         assert abs(drawn - negatives * len(data)) < 1
     # between themselves the images with objects keep their weights
-    plain = image_weights(data, sampling=sampling, exponent=0.5, threshold=0.3)
+    plain = image_weights(data, sampling=sampling, exponent=0.5)
     factor = weights[~empty] / plain[~empty]
     np.testing.assert_allclose(factor, factor[0])
 
@@ -90,23 +75,22 @@ def test_class_sampling_keeps_the_share_of_images_without_objects():
         assert image_weights(data_of(labels), sampling="classes").tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("sampling", ["images", "classes", "repeat_factor"])
+@pytest.mark.parametrize("sampling", ["images", "classes"])
 def test_no_images_at_all(sampling):
     weights = image_weights(data_of([]), sampling=sampling)
     assert weights.shape == epoch_order(weights, 0, 0).shape == (0,)
 
 
-@pytest.mark.parametrize("sampling", ["images", "classes", "repeat_factor"])
+@pytest.mark.parametrize("sampling", ["images", "classes"])
 @pytest.mark.parametrize(
     ("labels", "flags", "message"),
     [
-        *((LABELS, {"exponent": value}, f"--sampling_exponent {value}") for value in (-0.1, 1.1, math.nan)),
-        *((LABELS, {"negatives": value}, f"--negatives {value}") for value in (-0.1, 1.0, math.nan)),
+        *((LABELS, {"negatives": value}, f"objects is {value}: it must be from 0") for value in (-0.1, 1.0, math.nan)),
         ([[0], [1]], {"negatives": 0.2}, "every training image has an object"),
         ([[], []], {"negatives": 0.2}, "no training image has an object"),
     ],
 )
-def test_values_that_make_no_sense_name_their_flag(sampling, labels, flags, message):
+def test_shares_without_sense_are_refused(sampling, labels, flags, message):
     with refused(message):
         image_weights(data_of(labels), sampling=sampling, **flags)
 
@@ -173,7 +157,6 @@ def test_order_depends_on_weights_seed_and_epoch_alone():
     others = [epoch_order(weights, seed, epoch) for seed, epoch in ((1, 3), (2, 2), (2, 1), (0, 0), (5, 5))]
     assert all(not np.array_equal(first, other) for other in others)
     np.testing.assert_array_equal(epoch_order(weights.copy(), 1, 2), first)
-    assert epoch_order(weights, 5, 5) is others[-1]  # kept, not made again for every image of the epoch
     with pytest.raises(ValueError, match="read-only"):
         first[0] = 1
 

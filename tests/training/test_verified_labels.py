@@ -4,12 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from training.class_relations import ancestor_matrix, coarse_classes
-from training.label_rules import in_force
 
 from oid import paths
 from tests.helpers.project import refused
 from tests.helpers.small_open_images import make_data_set
+from training.verified_labels import ancestor_matrix, coarse_classes, rules_in_force
 
 
 @pytest.fixture
@@ -62,16 +61,15 @@ def test_the_coarse_classes_of_a_level_and_what_is_below_them(data_set):
         (("verified", "ancestors", "regions"), ["apple", "carrot"], True, "verified, regions", "all"),
         (("verified", "ancestors"), ["apple", "fruit"], False, "ancestors", "none"),
         (("ancestors",), ["apple", "carrot"], True, "none", "none"),
-        (("none",), ["apple", "fruit"], True, "none", "none"),
+        ((), ["apple", "fruit"], True, "none", "none"),
         (("depictions",), ["apple", "fruit"], True, "depictions", "depictions"),
         (("depictions", "regions"), ["apple", "fruit"], True, "depictions, regions", "all"),
     ],
 )
-def test_printed_label_rules_are_those_in_force(data_set, capsys, asked, labels, image_labels, said, regions):
-    flags = {"dataset_path": data_set, "label_rules": asked}
+def test_rules_in_force_are_those_that_the_data_can_follow(data_set, asked, labels, image_labels, said, regions):
     meant = np.eye(2, dtype="float32")
-    rules = in_force(flags, labels, SimpleNamespace(has_image_labels=image_labels, region_classes=meant))
-    first, *reasons = capsys.readouterr().out.splitlines()
+    data = SimpleNamespace(has_image_labels=image_labels, region_classes=meant)
+    rules, (first, *reasons) = rules_in_force(asked, data_set, labels, data)
     assert first == f"label rules: {said}"
     assert (rules.verified, rules.ancestors is not None) == tuple(rule in said for rule in ("verified", "ancestors"))
     assert rules.regions == regions

@@ -1,17 +1,32 @@
-"""Proves that boxes stay on their objects in every view: drawn rectangles are found again by their colours."""
+"""Boxes stay on their objects in every view and in mosaics: drawn rectangles are found again by their colours."""
+
+import colorsys
+import dataclasses
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from training.crops import affine_view, rectangle_view, ssd_patch, ssd_view, zoomed_view
-from training.samples import Sample
 
 from oid.boxes.suppression import iou_matrix
 from tests.helpers.drawn_objects import NO_BOXES, NO_LABELS, check_places, check_sample, empty, picture
-from training import crops
-
-pytestmark = pytest.mark.usefixtures("dark_outside")
+from training import augment as module
+from training.augment import (
+    BRIGHTNESS,
+    HUE,
+    LUMA,
+    SATURATION,
+    Sample,
+    affine_view,
+    augment,
+    colour_matrix,
+    jitter_colours,
+    mosaic,
+    rectangle_view,
+    ssd_patch,
+    ssd_view,
+    zoomed_view,
+)
 
 SIDE = 128
 SEEDS = st.integers(0, 2**32 - 1)
@@ -19,8 +34,21 @@ SIDES = st.sampled_from([64, 97, 128, 201])
 VIEWS = {
     "zoom": lambda sample, side, rng, **options: zoomed_view(sample, side, side, (0.6, 1.7), side, rng, **options),
     "far zoom": lambda sample, side, rng, **options: zoomed_view(sample, side, side, (0.1, 6), side, rng, **options),
-    "ssd": lambda sample, side, rng, **options: ssd_view(sample, side, side, rng, **options),
+    "ssd": ssd_view,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def dark_outside():
+    """Outside the image all is as dark as its ground, so that only objects have a colour."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "FILL", (0, 0, 0))
+        yield
+
+
+def flat(value: int, verified=None) -> Sample:
+    """An image of one grey."""
+    return empty(np.full((300, 300, 3), value, "uint8"), verified=verified)
 
 
 # === Every view ======================================================================================================
@@ -176,9 +204,9 @@ def test_half_of_the_patches_are_drawn_from_a_larger_canvas():
 def test_a_patch_overlaps_a_box_as_much_as_is_drawn(minimum, monkeypatch):
     """Of the seven ways five ask for this much here, one for any patch, one for the whole: six sevenths obey."""
     boxes = np.array([[0.7, 0.8, 0.9, 0.9], [0.1, 0.1, 0.7, 0.8]], "float32")
-    monkeypatch.setattr(crops, "SSD_MINIMUM_IOU", (minimum,) * 5)
-    monkeypatch.setattr(crops, "SSD_LARGEST_EXPANSION", 1.0)
-    monkeypatch.setattr(crops, "SSD_TRIALS", 400)
+    monkeypatch.setattr(module, "SSD_MINIMUM_IOU", (minimum,) * 5)
+    monkeypatch.setattr(module, "SSD_LARGEST_EXPANSION", 1.0)
+    monkeypatch.setattr(module, "SSD_TRIALS", 400)
     patches = np.array([ssd_patch(boxes, np.random.default_rng(seed)) for seed in range(400)])
     enough = iou_matrix(patches, boxes).max(axis=1) >= minimum
     whole = np.all(patches == (0, 0, 1, 1), axis=1)
@@ -200,7 +228,172 @@ def test_ssd_shows_small_and_large_things():
     sample = Sample(np.zeros((100, 100, 3), "uint8"), box, label, NO_BOXES, NO_LABELS)
     widths = []
     for seed in range(300):
-        view = ssd_view(sample, SIDE, SIDE, np.random.default_rng(seed))
+        view = ssd_view(sample, SIDE, np.random.default_rng(seed))
         widths += list(view.boxes[:, 2] - view.boxes[:, 0])
     assert min(widths) < 0.08
     assert max(widths) > 0.4
+
+
+# === Training images =================================================================================================
+@pytest.mark.parametrize("crop", ["zoom", "ssd"])
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, side=SIDES, keep_aspect=st.booleans())
+def test_the_boxes_of_a_changed_picture(crop, seed, side, keep_aspect):
+    """With the colours changed as in training, each box is full of its class's colour."""
+    rng = np.random.default_rng(seed)
+    after = augment([picture(rng)], side, rng, crop=crop, keep_aspect=keep_aspect)
+    check_sample(after, side)
+    for label in after.labels:
+        x0, y0, x1, y1 = (after.boxes[after.labels == label][0] * side).astype(int)
+        if x1 - x0 >= 6 and y1 - y0 >= 6:
+            inside = after.image[y0 + 2 : y1 - 2, x0 + 2 : x1 - 2].astype(int)
+            others = [channel for channel in range(3) if channel != label]
+            assert (inside[..., label] > inside[..., others].max(axis=2) + 40).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, side=SIDES, keep_aspect=st.booleans())
+def test_the_boxes_of_a_mosaic(seed, side, keep_aspect):
+    """Four pictures of which three have one object each; the rectangles of a class lie in one tile."""
+    rng = np.random.default_rng(seed)
+    samples = [picture(rng, (label,)) for label in range(3)]
+    samples.insert(int(rng.integers(4)), flat(0))
+    after = mosaic(samples, side, rng, keep_aspect=keep_aspect)
+    check_sample(after, side)
+    check_places(after)
+
+
+def test_the_tests_above_have_seen_whole_objects():
+    whole = 0
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        samples = [picture(rng, (0,)), picture(rng, (1,)), flat(0), flat(0)]
+        whole += list(check_places(mosaic(samples, SIDE, rng), (0, 1)).values()).count("whole")
+    assert whole > 40
+
+
+@pytest.mark.parametrize("crop", ["zoom", "ssd"])
+def test_a_box_without_area_disappears(crop):
+    boxes = np.array([[0.2, 0.2, 0.2, 0.6], [0.5, 0.5, 0.5, 0.5], [0.2, 0.2, 0.6, 0.6]], "float32")
+    before = dataclasses.replace(picture(np.random.default_rng(6)), boxes=boxes, labels=np.arange(3, dtype="int32"))
+    for seed in range(20):
+        after = augment([before], SIDE, np.random.default_rng(seed), crop=crop)
+        check_sample(after, SIDE)
+        assert set(after.labels) | set(after.region_labels) <= {2}
+
+
+@pytest.mark.parametrize("crop", ["zoom", "ssd"])
+@pytest.mark.parametrize("tiles", [1, 4])
+def test_pictures_without_boxes_or_verified_classes(crop, tiles):
+    after = augment([flat(9)] * tiles, SIDE, np.random.default_rng(7), crop=crop)
+    check_sample(after, SIDE)
+    assert len(after.labels) == len(after.region_labels) == 0
+    assert after.verified is None
+
+
+@pytest.mark.parametrize("crop", ["zoom", "ssd"])
+@pytest.mark.parametrize("keep_aspect", [False, True])
+def test_very_flat_and_very_small_pictures(crop, keep_aspect):
+    rng = np.random.default_rng(8)
+    for height, width in ((1, 1), (1, 200), (200, 1), (3, 5)):
+        image = np.full((height, width, 3), 200, "uint8")
+        box = np.array([[0, 0, 1, 1]], "float32")
+        sample = dataclasses.replace(empty(image), boxes=box, labels=np.zeros(1, "int32"))
+        for samples in ([sample], [sample] * 4):
+            for _ in range(5):
+                check_sample(augment(samples, SIDE, rng, crop=crop, keep_aspect=keep_aspect), SIDE)
+
+
+# === Parts and verified classes ======================================================================================
+def rows(*values: tuple[int, ...]) -> list[np.ndarray]:
+    return [np.array([value], "uint8") for value in values]
+
+
+@pytest.mark.parametrize("side", [64, 97])
+def test_the_parts_of_a_mosaic_are_its_tiles(side):
+    """Each part shows its own picture alone, has that picture's verified classes, and together they are everything."""
+    known = rows((1, 0, 0, 1), (0, 1, 0, 0), (0, 0, 0, 0), (1, 1, 1, 1))
+    for seed in range(30):
+        tiles = [flat(40 * k, known[k - 1]) for k in (1, 2, 3, 4)]
+        after = mosaic(tiles, side, np.random.default_rng(seed))
+        np.testing.assert_array_equal(after.verified, np.concatenate(known))
+        covered = np.zeros((side, side), int)
+        for k, part in enumerate(after.parts, start=1):
+            x0, y0, x1, y1 = np.rint(part * side).astype(int)
+            np.testing.assert_allclose(part * side, (x0, y0, x1, y1), atol=1e-4)  # whole pixels
+            covered[y0:y1, x0:x1] += 1
+            inside = np.unique(after.image[y0:y1, x0:x1])
+            assert inside.max() == 40 * k
+            assert set(inside) <= {*range(40 * k + 1)}  # the picture, or darkness beside it
+        assert (covered == 1).all()
+        centre = after.parts[0, 2:]
+        assert np.all((centre > 0.29) & (centre < 0.71))
+
+
+@pytest.mark.parametrize("crop", ["zoom", "ssd"])
+@pytest.mark.parametrize("keep_aspect", [False, True])
+def test_a_single_picture_is_one_part(crop, keep_aspect):
+    (known,) = rows((0, 1, 1))
+    after = augment([flat(50, known)], SIDE, np.random.default_rng(1), crop=crop, keep_aspect=keep_aspect)
+    np.testing.assert_array_equal(after.parts, [[0, 0, 1, 1]])
+    np.testing.assert_array_equal(after.verified, known)
+
+
+# === Colours =========================================================================================================
+def test_colours_change_a_little_and_shapes_do_not():
+    rng = np.random.default_rng(13)
+    image = rng.integers(0, 256, (64, 64, 3)).astype("uint8")
+    before = image.copy()
+    changed = jitter_colours(image, rng)
+    np.testing.assert_array_equal(image, before)  # the source is not changed
+    assert changed.shape == image.shape
+    assert changed.dtype == np.uint8
+    assert not np.array_equal(changed, image)
+    black = np.zeros((8, 8, 3), "uint8")
+    np.testing.assert_array_equal(jitter_colours(black, rng), black)
+
+
+def test_grey_becomes_darker_or_brighter_but_stays_grey():
+    brightness = []
+    for seed in range(100):
+        greys = np.repeat(np.arange(256, dtype="uint8"), 3).reshape(1, 256, 3)
+        changed = jitter_colours(greys, np.random.default_rng(seed))[0].astype(int)
+        assert np.ptp(changed, axis=1).max() <= 1  # rounding
+        brightness.append(changed[100].mean())
+    assert 100 * (1 - BRIGHTNESS) - 1 <= min(brightness) < 80
+    assert 120 < max(brightness) <= 100 * (1 + BRIGHTNESS) + 1
+
+
+def test_the_matrix_by_hand():
+    np.testing.assert_allclose(colour_matrix(0, 1, 1), np.eye(3), atol=1e-7)
+    np.testing.assert_allclose(colour_matrix(0, 1, 0.5), 0.5 * np.eye(3), atol=1e-7)
+    third = colour_matrix(2 * np.pi / 3, 1, 1)  # a third of the circle: red to green, green to blue, blue to red
+    np.testing.assert_allclose(third, [[0, 0, 1], [1, 0, 0], [0, 1, 0]], atol=1e-6)
+    np.testing.assert_allclose(colour_matrix(0, 0, 1), [LUMA] * 3, atol=1e-7)  # no saturation: the luma
+    red = colour_matrix(0, 1.4, 1) @ (1, 0, 0)
+    np.testing.assert_allclose(red, [1.4 - 0.4 * 0.299, -0.4 * 0.299, -0.4 * 0.299], atol=1e-6)
+    np.testing.assert_allclose(red @ LUMA, 0.299, atol=1e-6)  # as bright as before
+
+
+@pytest.mark.parametrize("turn", [-HUE, HUE / 2, HUE])
+def test_a_turn_of_the_hue_is_that_of_hsv(turn):
+    """For the colours that training shows: neither black nor fully saturated, the two agree to a hundredth."""
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        h, s, v = rng.random(), rng.uniform(0.1, 0.7), rng.uniform(0.3, 0.8)
+        turned = colour_matrix(2 * np.pi * turn, 1, 1) @ colorsys.hsv_to_rgb(h, s, v)
+        difference = colorsys.rgb_to_hsv(*turned)[0] - (h + turn)
+        assert abs((difference + 0.5) % 1 - 0.5) < 0.01
+
+
+def test_changes_reach_their_limits_and_no_further():
+    rng = np.random.default_rng(2)
+    colour = np.array([0.6, 0.4, 0.3])
+    saturations = []
+    for _ in range(150):
+        image = np.full((1, 1, 3), np.rint(colour * 255), "uint8")  # of which rounding changes a twentieth
+        r, g, b = jitter_colours(image, rng)[0, 0] / 255.0
+        luma = r * LUMA[0] + g * LUMA[1] + b * LUMA[2]
+        saturations.append((r - luma) / luma / ((0.6 - colour @ LUMA) / (colour @ LUMA)))
+    assert 1 - SATURATION - 0.15 < min(saturations) < 0.75
+    assert 1.25 < max(saturations) < 1 + SATURATION + 0.15

@@ -48,40 +48,6 @@ def test_chunks_are_small_and_divide_the_batch(batch, pairs, expected):
     assert chunked_map.images_per_chunk(batch, pairs) == expected
 
 
-MEMORY_PROGRAM = """
-import json
-import jax
-from models import chunked_map
-from models.losses import DetectionLoss
-from oid.anchors.grids import m2det_anchors
-from tests.helpers.detection_cases import NUM_CLASSES
-grids = m2det_anchors(512, 6, "official")
-batch, rows, anchors = 16, 100, sum(grids.per_map)
-shapes = {"boxes": (rows, 4), "labels": (rows,), "regions": (128, 4), "region_labels": (128,)}
-dtypes = {"labels": "int32", "region_labels": "int32"}
-truth = {k: jax.ShapeDtypeStruct((batch, *s), dtypes.get(k, "float32")) for k, s in shapes.items()}
-widths = {"classes": NUM_CLASSES, "boxes": 4}
-outputs = {name: jax.ShapeDtypeStruct((batch, anchors, width), "float32") for name, width in widths.items()}
-def megabytes(assignment):
-    assign = DetectionLoss(grids, assignment=assignment).assign
-    compiled = jax.jit(lambda *case: tuple(assign(*case))).lower(outputs, truth).compile()
-    return compiled.memory_analysis().temp_size_in_bytes / 2**20
-result = {"anchors": anchors} | {assignment: megabytes(assignment) for assignment in ("task_aligned", "max_iou")}
-chunked_map.CHUNK = 10**12
-result["whole"] = megabytes("task_aligned")
-print(json.dumps(result))
-"""
-
-
-@pytest.mark.slow
-def test_memory_is_bounded_at_full_size():
-    """16 images at 512 pixels, with 100 boxes and 128 regions: one tensor over all their pairs has 456 MB."""
-    result = json.loads(run_on_backend("jax", MEMORY_PROGRAM))
-    assert result.pop("anchors") == 32760
-    assert result.pop("whole") > 450
-    assert max(result.values()) < 100
-
-
 def losses_of_recipes(*, compiled: bool) -> list[list[float]]:
     """The losses of a random case by each recipe, on the backend that Keras runs on."""
     found = []

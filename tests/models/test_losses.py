@@ -21,14 +21,11 @@ from oid.anchors.grids import m2det_anchors
 from oid.boxes.suppression import iou_matrix
 from tests.helpers.detection_cases import (
     ANCHORS,
-    CELLS,
     GRIDS,
     M2DET,
     NUM_CLASSES,
     OWN,
     RECIPES,
-    RETINANET,
-    assign,
     gradients,
     losses,
     numpy,
@@ -98,14 +95,6 @@ def test_focal_loss_is_that_of_keras():
     np.testing.assert_allclose(numpy(focal(target, logits)), expected, rtol=1e-4, atol=1e-7)
 
 
-# === Classes ==========================================================================================================
-@pytest.mark.parametrize("logit", [-1e4, -100, 100, 1e4])
-def test_cross_entropy_is_finite_at_extreme_logits(logit):
-    value = numpy(cross_entropy(np.array([0, 0.5, 1], "float32"), np.full(3, logit, "float32")))
-    assert np.isfinite(value).all()
-    assert (value >= 0).all()
-
-
 def multibox_gradient(class_target, logits, index, silent=None) -> tuple[float, np.ndarray]:
     logits = tf.constant(logits)
     with tf.GradientTape() as tape:
@@ -167,13 +156,6 @@ def test_ious_equal_the_reference_and_are_1_of_equal_boxes(function, reference):
     np.testing.assert_allclose(numpy(function(a, b)), expected, atol=1e-5)
     np.testing.assert_allclose(numpy(function(a, a)), 1, atol=1e-5)
     assert min(expected) < 0 < max(expected)
-
-
-def test_ious_by_hand():
-    """Two unit squares with a gap of 1: no overlap; a hull of 3 x 1 has a third of it empty, its diagonal is 10."""
-    a, b = np.array([[0, 0, 1, 1]], "float32"), np.array([[2, 0, 3, 1]], "float32")
-    np.testing.assert_allclose(numpy(generalised_iou(a, b)), [-1 / 3], rtol=1e-5)
-    np.testing.assert_allclose(numpy(complete_iou(a, b)), [-4 / 10], rtol=1e-5)
 
 
 @pytest.mark.parametrize(("sigma", "expected"), [(1.0, [0.25, 4.5]), (3.0, [8 / 9, 6 - 3 / 18])])
@@ -246,27 +228,6 @@ def test_losses_equal_the_reference(options):
     np.testing.assert_allclose(parts, reference_losses(offsets, logits, truth, options), rtol=1e-3)
 
 
-def test_perfect_predictions_leave_no_box_loss():
-    box = ANCHORS[27]
-    truth = targets([[(0, *box)]])
-    zeros = np.zeros((1, len(ANCHORS), 4), "float32")
-    logits = np.full((1, len(ANCHORS), NUM_CLASSES), -20, "float32")
-    (_, before), *_ = gradients(zeros, logits, truth)
-    logits[0, np.abs(ANCHORS - box).sum(-1) < 1e-6, 0] = 20
-    class_loss, box_loss = (float(part) for part in losses(zeros, logits, truth))
-    assert class_loss < 1e-3
-    assert box_loss < 0.05 * before
-
-
-def test_without_boxes_every_score_is_lowered_and_no_box_moves():
-    shape = (1, len(ANCHORS))
-    zeros = (np.zeros((*shape, n), "float32") for n in (4, NUM_CLASSES))
-    parts, by_logits, by_offsets = gradients(*zeros, targets([[]]))
-    assert parts[1] == 0
-    assert (by_logits > 0).all()
-    np.testing.assert_array_equal(by_offsets, 0)
-
-
 @pytest.mark.parametrize("options", RECIPES, ids=str)
 def test_twice_the_batch_doubles_every_sum(options):
     """So devices can share a batch."""
@@ -304,7 +265,7 @@ ODD_TRUTHS = {
 @pytest.mark.parametrize("truth", ODD_TRUTHS)
 def test_losses_and_gradients_are_finite(truth, options):
     offsets, logits, _ = case_for(options, 0, batch=2)
-    for scale in (0, 1, 50):
+    for scale in (0, 1, 1e4):
         found = gradients(scale * offsets, scale * logits, ODD_TRUTHS[truth], ancestors=ANCESTORS, **options)
         assert all(np.isfinite(values).all() for values in found)
         assert found[0][0] > 0 or options["class_loss"] == "softmax"  # which has no negatives without a positive
@@ -318,19 +279,6 @@ def test_losses_are_float32_for_outputs_of_half_precision(options):
     for part, expected in zip(losses(*half, truth, **options), losses(*same, truth, **options), strict=True):
         assert part.dtype == tf.float32
         assert float(part) == float(expected)
-
-
-def test_ignored_anchors_of_maximum_iou_give_no_gradient():
-    """A box half a cell beside an anchor: shifted by 1/8 of the side IoU is 7/9, by 3/8 it is 5/11."""
-    half_a_cell = np.array([CELLS[27] / 2, 0, CELLS[27] / 2, 0])
-    truth = targets([[(0, *(ANCHORS[27] + half_a_cell))]])
-    offsets, logits, _ = random_case(6, batch=1)
-    assigned = assign(logits, offsets, truth, **RETINANET)
-    _, by_logits, by_offsets = gradients(offsets, logits, truth, **RETINANET)
-    assert (assigned == -2).any()
-    np.testing.assert_array_equal(by_logits[assigned == -2], 0)
-    np.testing.assert_array_equal(by_offsets[assigned < 0], 0)
-    assert (by_logits[assigned == -1] > 0).any()
 
 
 @pytest.mark.parametrize(

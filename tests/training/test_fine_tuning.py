@@ -8,6 +8,7 @@ from models.detector import build_network
 from models.keras_internals import all_layers
 from models.run_settings import DetectionClass
 from oid.anchors.grids import retinanet_anchors
+from tests.helpers.keras_retinanet_files import tiny_blocks
 from tests.helpers.tiny_network import pictures, tiny_settings
 from training.fine_tuning import TakenOver, random_layers, same_boxes, same_classes, take_over_weights
 
@@ -120,14 +121,12 @@ def test_what_is_taken_over_is_told_in_sentences():
 
 
 def test_a_converted_checkpoint_keeps_the_scores_of_the_classes_that_it_knows():
-    from models.keras_retinanet import BLOCKS
-
     anchors = {"anchors": retinanet_anchors(96, 5, "official"), "image_size": 96}
     new = tiny_settings(**CONVERTED, **anchors)  # Apple and Pear, green
     classes = (*OTHERS, DetectionClass("/m/apple", "Apple"))
     old = tiny_settings(**CONVERTED, image_size=None, anchors=None, classes=classes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BLOCKS, 50, (1, 1, 1, 1))
+        tiny_blocks(patch)
         source, target = build_network(old), build_network(new)
     rng = np.random.default_rng(0)
     for layer in all_layers(source):

@@ -89,20 +89,6 @@ def test_boxes_without_room_give_no_gradient_against_them(tmp_path, as_they_are)
     assert all((logit_gradient(none)[0, inside(box), 1] > 0).all() for box in left_out)
 
 
-def test_the_tiles_of_a_mosaic_lose_boxes_alike(tmp_path):
-    """Boxes come tile by tile; those that stay lie, on average, in the middle of that line."""
-    data = data_of(tmp_path, grid(4), images=8)
-    some, every = (batches_of(data, max_gt_boxes=most, batch_size=8, mosaic=1.0) for most in (12, 99))
-    share = []
-    for step in range(12):
-        found, expected = some.batch(step)[1], every.batch(step)[1]
-        for kept, whole, labels in zip(found["boxes"], expected["boxes"], expected["labels"], strict=True):
-            stays = (whole[:, None] == kept[:12]).all(axis=-1).any(axis=1) & (labels >= 0)
-            assert stays.sum() == 12
-            share.append(np.flatnonzero(stays).mean() / ((labels >= 0).sum() - 1))
-    assert np.mean(share) == pytest.approx(0.5, abs=0.04)  # the first twelve would give 0.2
-
-
 def sample_of(rows: list[tuple], regions: list[tuple] = ()) -> Sample:
     rows, regions = (np.array(part, "float32").reshape(-1, 5) for part in (rows, regions))
     labels, region_labels = (part[:, 0].astype("int32") for part in (rows, regions))
@@ -134,12 +120,6 @@ def test_an_object_of_more_classes_than_there_is_room_for():
     assert learns.any()
     assert (gradient[learns, 0] < 0).any()
     np.testing.assert_array_equal(gradient[learns, 1:], 0)
-
-
-def test_boxes_within_the_limit_stay():
-    whole = sample_of(grid(3), [(0, 0, 0, 1, 1)])
-    assert limit_boxes(whole, 9, np.random.default_rng(0)) == (whole, 0)
-    assert limit_regions(whole, 1) == (whole, 0)
 
 
 # === Regions without room ============================================================================================

@@ -3,7 +3,6 @@
 All rows are ordered by id, so tables are merged while they are read.
 """
 
-import collections
 import contextlib
 import csv
 import functools
@@ -15,7 +14,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +21,9 @@ from oid.columns import IMAGE_PARAMETER_COLUMNS, IMAGE_PROBLEM_COLUMNS
 from oid.files import InputError, replacing
 from oid.images.find import ImageList, image_id
 from oid.images.read import Orientation, image_parameters
+from oid.machine import map_in_threads
 
 BLOCK = 256  # images per task of a thread; finished tasks survive an interruption
-TASKS_PER_THREAD = 8  # waiting or done: memory does not grow with the number of images
 
 
 class Counts(NamedTuple):
@@ -76,7 +74,7 @@ def measure_images(
         replacing(problem_table) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as problem_file,
         unfinished.open("w", encoding="utf-8", newline="") as file,
-        contextlib.closing(_map_in_threads(measure, blocks, threads)) as done,
+        contextlib.closing(map_in_threads(measure, blocks, threads)) as done,
     ):
         problems = csv.writer(problem_file, lineterminator="\n")
         problems.writerows([IMAGE_PROBLEM_COLUMNS, *images.passed_over])
@@ -131,20 +129,6 @@ def _is_unchanged(path: str, known: _KnownRow, md5: bool) -> bool:
     except OSError:
         return False
     return str(status.st_size) == size and status.st_mtime < measured and (bool(digest) or not md5)
-
-
-def _map_in_threads(function: Callable, tasks: Iterable, threads: int) -> Iterator:
-    """Yields the results in the order of the tasks; takes only a few tasks in advance."""
-    pool, waiting = ThreadPoolExecutor(threads), collections.deque()
-    try:
-        for task in tasks:
-            waiting.append(pool.submit(function, task))
-            if len(waiting) >= TASKS_PER_THREAD * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)  # an interruption does not wait for the rest
 
 
 # === Rows of earlier runs =============================================================================================

@@ -56,14 +56,14 @@ from tqdm import tqdm
 from a00_utils_and_constants import DATASET_PATH, LEVELS, OUTPUT_PATH
 from oid import paths
 from oid.command_line import check_flag, run_script
-from oid.files import InputError, remedy, require_folder
+from oid.files import InputError, output_file, remedy, require_folder
 from oid.levels.classes import Classes, read_classes
 from oid.levels.rows import Split, read_split
 from oid.levels.rules import choose_by_boxes
 from oid.levels.write import write_levels
 from oid.sources.base import FolderError
 from oid.sources.export import export as write_export
-from oid.sources.splits import SplitChoice, SplitError
+from oid.sources.splits import DEFAULT_FOLDS, FoldError, SetError, SplitChoice
 from oid.sources.write import convert
 
 image_bar = functools.partial(tqdm, unit="image", leave=False, disable=None)
@@ -111,8 +111,15 @@ def main(
     check_flag(rare_below >= 1, "rare_below", rare_below, "1 or more")
     is_one_part = labels_filter is None or parent_label is None
     check_flag(is_one_part, "parent_label", parent_label, "this flag or --labels_filter, not both")
+    check_flag(parent_label != "", "parent_label", "empty", "the name or the label of a class")
     if (export is None) != (export_path is None):
         raise InputError("--export and --export_path belong together: the format, and the folder to be made")
+    if not export:
+        check_flag(output_path != "", "output_path", "empty", "a folder")
+        output_file(paths.level_boxes(output_path, levels[0], "train"), "give another --output_path")
+    folds = DEFAULT_FOLDS if validation_folds is None else validation_folds
+    check_flag(folds >= 2, "validation_folds", folds, "2 or more")
+    check_flag(0 <= fold < folds, "fold", fold, f"a number from 0 to {folds - 1}, for {folds} folds")
     convert_source(source, source_path, dataset_path, SplitChoice(source_splits, validation_folds, fold))
     require_folder(dataset_path, "set --dataset_path, or OID_PATH, to the folder of Open Images")
     classes = choose_classes(dataset_path, labels_filter, parent_label)
@@ -152,11 +159,13 @@ def convert_source(source: str, source_path: str | None, dataset_path: str, choi
 
 @contextlib.contextmanager
 def name_flags(folder: str) -> Iterator[None]:
-    """Adds the flags to change to errors about splits and about the folder to be made, which is given by --`folder`."""
+    """Adds the flags to change to errors about sets, folds and the folder to be made, which is given by --`folder`."""
     try:
         yield
-    except SplitError as error:
-        raise InputError(f"{error} (see --source_splits, --validation_folds and --fold)") from error
+    except SetError as error:
+        raise InputError(f"{error} (see --source_splits)") from error
+    except FoldError as error:
+        raise InputError(f"{error} (see --validation_folds and --fold)") from error
     except FolderError as error:
         raise InputError(f"{error} by --{folder}") from error
 
@@ -171,7 +180,7 @@ def choose_classes(dataset_path: str, labels_filter: tuple[str, ...] | None, par
     elif parent_label is not None:
         with remedy("change --parent_label"):
             parent = classes.find(parent_label)
-        classes = classes.part([parent, *classes.below(parent)])
+        classes = classes.part([parent, *classes.hierarchy.descendants(parent)])
     print_names("of these only", classes.names.values() if classes.is_part else [])
     outside = [name for label, name in classes.names.items() if label not in classes.hierarchy]
     print_names(f"not in {paths.HIERARCHY}, taken as leaves without ancestors", outside)

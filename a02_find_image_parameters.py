@@ -31,7 +31,7 @@ from oid.anchors.data_set_page import write_data_set_page
 from oid.anchors.sampled_boxes import read_image_sizes, sample_boxes
 from oid.annotations import read_class_descriptions
 from oid.command_line import check_flag, run_script
-from oid.files import InputError
+from oid.files import InputError, output_file, remedy
 from oid.images.find import list_images
 from oid.images.table import Counts, measure_images
 from oid.machine import usable_cores
@@ -84,6 +84,9 @@ def main(
     check_flag(0 <= seed < 2**32, "seed", seed, "a number from 0 to 4294967295")
     image_size = image_size or grids.SMALL_IMAGE_SIZE
     scales = scales or grids.scales_that_fit(image_size, grids.SMALL_SCALES)
+    check_flag(output_path != "", "output_path", "empty", "a folder")
+    for split in splits:
+        output_file(paths.image_params(output_path, split), "give another --output_path")
     sets = compared_sets(detector, image_size, scales, anchors or "square")
     threads = threads or usable_cores()
     measure = functools.partial(measure_images, orientation=orientation, md5=not no_md5, threads=threads)
@@ -112,8 +115,11 @@ def main(
 def compared_sets(detector: str, image_size: int, scales: int, anchors: str) -> list[report.AnchorSet]:
     """The chosen anchor set of a detector, then those that have names."""
     make = {"m2det": grids.m2det_anchors, "retinanet": grids.retinanet_anchors}[detector]
-    names = dict.fromkeys((anchors, *grids.NAMED_SETS))
-    return [report.AnchorSet(Path(name).name, make(image_size, scales, name)) for name in names]
+    with remedy("change --scales or --image_size"):
+        named = {name: make(image_size, scales, name) for name in grids.NAMED_SETS}
+    with remedy("change --anchors"):
+        chosen = {anchors: make(image_size, scales, anchors)} | named
+    return [report.AnchorSet(Path(name).name, grid) for name, grid in chosen.items()]
 
 
 def measure_split(dataset_path: str, output_path: str, split: str, measure: Callable[..., Counts]) -> bool:

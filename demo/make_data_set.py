@@ -9,7 +9,6 @@ Takes:  10 s for 600 images.
 
 import hashlib
 import json
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -130,8 +129,9 @@ def write_data_set(folder: Path, images: int, seed: int, unverified_share: float
             continue
         boxes = [line for image_boxes, _ in annotations for line in image_boxes]
         labels = [line for _, image_labels in annotations for line in image_labels]
-        _write_lines(paths.box_annotations(folder, split), [",".join(BOX_COLUMNS), *boxes])
-        _write_lines(paths.image_label_annotations(folder, split), [",".join(BOX_COLUMNS[:4]), *labels])
+        files = ((paths.box_annotations, BOX_COLUMNS, boxes), (paths.image_label_annotations, BOX_COLUMNS[:4], labels))
+        for place, columns, lines in files:
+            place(folder, split).write_text("\n".join([",".join(columns), *lines]) + "\n")
         counts.append(f"{split} {count} images, {len(boxes)} boxes, {len(labels)} image-level labels")
     return counts
 
@@ -178,10 +178,7 @@ def _write_images(
 
 
 def annotate(
-    rng: np.random.Generator,
-    image_id: str,
-    objects: list[scenes.SceneObject],
-    unverified_share: float,
+    rng: np.random.Generator, image_id: str, objects: list[scenes.SceneObject], unverified_share: float
 ) -> tuple[list[str], list[str]]:
     """Imitates the annotators: chooses the boxes and the classes that are verified as present or absent.
 
@@ -190,11 +187,11 @@ def annotate(
     """
     drawn = [LABELS[thing.name] for thing in objects]
     unverified = drawn[-1] if len(set(drawn)) > 1 and rng.random() < unverified_share else None
-    boxed = []  # the label in each object's box row
-    for label in drawn:
+    rows = []  # the label in each object's box row, and the object
+    for label, thing in zip(drawn, objects, strict=True):
         parent_only = drawn.count(label) == 1 and rng.random() < PARENT_ONLY_SHARE
-        boxed.append(HIERARCHY.ancestors(label)[0] if parent_only else label)
-    rows = [(label, thing) for label, leaf, thing in zip(boxed, drawn, objects, strict=True) if leaf != unverified]
+        if label != unverified:
+            rows.append((HIERARCHY.ancestors(label)[0] if parent_only else label, thing))
     positive = {label for label, _ in rows}
     possible = set(drawn).union(*map(leaves_below, positive))
     negative = [label for label in LEAVES if label not in possible]
@@ -221,10 +218,6 @@ def _box_line(image_id: str, label: str, thing: scenes.SceneObject) -> str:
     x_min, y_min, x_max, y_max = thing.box
     corners = ",".join(f"{value:.6f}" for value in (x_min, x_max, y_min, y_max))
     return f"{image_id},xclick,{label},1,{corners},{thing.occluded:d},{thing.truncated:d},{thing.group_of:d},0,0"
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    path.write_text("".join(line + "\n" for line in lines))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ EMPTY_SHARE = 0.08  # of the images: background and clutter only
 GROUP_SHARE = 0.04  # of the images: with a group of more than five small objects of one class
 OVERLAP_SHARE = 0.2  # of the objects: may cover a part of an earlier one
 BORDER_SHARE = 0.12  # of the objects: may be cut off by the image's border
-OBJECT_COUNTS = (1, 2, 3, 4)
-OBJECT_COUNT_SHARES = (0.15, 0.25, 0.35, 0.25)
+OBJECT_COUNT_SHARES = (0.15, 0.25, 0.35, 0.25)  # of the other images: with 1, 2, 3 and 4 objects
 SMALLEST, LARGEST = 0.14, 0.60  # an object's size, as a share of the image's shorter side
 VISIBLE = 0.6  # smallest share of an object's area that later objects leave visible
 TRIES = 20  # per object, to find room for it
@@ -77,7 +76,7 @@ def scene(rng: np.random.Generator, photos: list[np.ndarray]) -> tuple[np.ndarra
     if rng.random() >= EMPTY_SHARE:
         if rng.random() < GROUP_SHARE / (1 - EMPTY_SHARE):
             _add_group(canvas)
-        for _ in range(rng.choice(OBJECT_COUNTS, p=OBJECT_COUNT_SHARES)):
+        for _ in range(1 + rng.choice(4, p=OBJECT_COUNT_SHARES)):
             _add_object(canvas)
     picture = canvas.picture + rng.standard_normal(canvas.picture.shape, np.float32) * np.float32(rng.uniform(1, 6))
     if rng.random() < 0.3:
@@ -92,14 +91,10 @@ def _image_size(rng: np.random.Generator) -> tuple[int, int]:
     return (shorter, longer) if rng.random() < 0.6 else (longer, shorter)
 
 
-def _random_class(rng: np.random.Generator) -> str:
-    return tuple(shapes.SHAPES)[rng.integers(len(shapes.SHAPES))]
-
-
 def _add_object(canvas: _Canvas) -> None:
     """Draws a random object, or nothing if there is no room for it."""
     rng, side = canvas.rng, min(canvas.height, canvas.width)
-    name = _random_class(rng)
+    name = str(rng.choice(list(shapes.SHAPES)))
     overlapping, border = rng.random() < OVERLAP_SHARE, rng.random() < BORDER_SHARE
     for _ in range(TRIES):
         size = side * np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST)))
@@ -112,7 +107,7 @@ def _add_object(canvas: _Canvas) -> None:
 def _add_group(canvas: _Canvas) -> None:
     """Draws six to nine small objects of one class side by side, as one object with one box."""
     rng = canvas.rng
-    group = _Placed(_random_class(rng), group_of=True)
+    group = _Placed(str(rng.choice(list(shapes.SHAPES))), group_of=True)
     size = min(canvas.height, canvas.width) * rng.uniform(0.12, 0.15)
     columns, count = 3, int(rng.integers(6, 10))
     rows = -(-count // columns)
@@ -186,11 +181,10 @@ def _annotate(canvas: _Canvas) -> list[SceneObject]:
     objects = []
     for number, placed in enumerate(canvas.placed):
         y, x = np.nonzero(canvas.owner == number)
-        if len(y) == 0:
-            continue
-        corners = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
-        box = tuple(corners / (canvas.width, canvas.height, canvas.width, canvas.height))
-        occluded = placed.group_of or len(y) < 0.97 * placed.inside
-        truncated = placed.inside < 0.99 * placed.whole
-        objects.append(SceneObject(placed.name, box, occluded, truncated, placed.group_of))
+        if len(y):
+            corners = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
+            box = tuple(corners / (canvas.width, canvas.height, canvas.width, canvas.height))
+            occluded = placed.group_of or len(y) < 0.97 * placed.inside
+            truncated = placed.inside < 0.99 * placed.whole
+            objects.append(SceneObject(placed.name, box, occluded, truncated, placed.group_of))
     return objects

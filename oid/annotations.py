@@ -63,13 +63,15 @@ def read_header(path: str | os.PathLike, expected: Sequence[str]) -> list[str]:
     """Returns the column names of an annotation file; `expected` are named in the message of an error.
 
     Raises:
-        InputError: the file does not exist or is empty, or its first line is not UTF-8 text.
+        InputError: the file does not exist or is empty, or its first line is not UTF-8 text with LF or CRLF at its end.
     """
     path = require_file(path, "expected an annotation file of Open Images")
     with open(path, "rb") as file:
         first = file.readline()
     if not first.strip():
         raise InputError(f"{path} is empty: expected a header with {','.join(expected)}")
+    if b"\r" in first.rstrip(b"\r\n"):
+        raise InputError(f"{path}: the lines end with CR alone: save the file with LF or CRLF line ends")
     try:
         return next(csv.reader([first.decode("utf-8-sig")]), [])
     except (UnicodeDecodeError, csv.Error) as error:

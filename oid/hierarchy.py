@@ -9,6 +9,7 @@ several places. Ancestors and descendants are taken per path, as the reference o
 import json
 import os
 from collections.abc import Collection, Iterator
+from graphlib import CycleError, TopologicalSorter
 
 from oid.files import InputError, require_file
 
@@ -27,13 +28,10 @@ class Hierarchy:
         self.tree = _checked(tree)
         self.root: str = self.tree["LabelName"]
         above: dict[str, dict[str, int]] = {}  # {label: {ancestor: steps on the shortest path}}
-        children: dict[str, dict[str, None]] = {}
+        children: dict[str, dict[str, None]] = {self.root: {}}
         for label, path in _walk(self.tree, ()):
-            if label in path:
-                raise InputError(f"class {label} is below itself")
             children.setdefault(label, {})
-            if len(path) > 1:
-                children[path[-1]][label] = None
+            children[path[-1]][label] = None
             distances = above.setdefault(label, {})
             for steps, ancestor in enumerate(reversed(path[1:]), start=1):  # path[0] is the root
                 distances[ancestor] = min(steps, distances.get(ancestor, steps))
@@ -42,10 +40,10 @@ class Hierarchy:
         for label, distances in above.items():
             for ancestor, steps in distances.items():
                 below[ancestor][label] = steps
-        self._children = {label: tuple(found) for label, found in children.items()}
+        self._heights = _heights(children)
+        self._children = {label: tuple(children[label]) for label in self.labels}
         self._ancestors = {label: self._nearest_first(distances) for label, distances in above.items()}
         self._descendants = {label: self._nearest_first(distances) for label, distances in below.items()}
-        self._heights = _heights(self._children)
 
     def _nearest_first(self, distances: dict[str, int]) -> tuple[str, ...]:
         """Sorts labels by distance; equally near ones stay in the order of first occurrence."""
@@ -53,23 +51,15 @@ class Hierarchy:
 
     def __contains__(self, label: object) -> bool:
         """Whether `label` is a class; the root is not."""
-        return label in self._heights
+        return label in self._children
 
     def ancestors(self, label: str) -> tuple[str, ...]:
-        """Returns the classes above `label` on any path, nearest first, without the root and `label` itself.
-
-        Raises:
-            KeyError: `label` is not a class.
-        """
-        return self._ancestors[label]
+        """Returns the classes above `label` on any path, nearest first, without the root; () if it is not a class."""
+        return self._ancestors.get(label, ())
 
     def descendants(self, label: str) -> tuple[str, ...]:
-        """Returns every class that has `label` among its ancestors, nearest first.
-
-        Raises:
-            KeyError: `label` is not a class.
-        """
-        return self._descendants[label]
+        """Returns every class that has `label` among its ancestors, nearest first; () if it is not a class."""
+        return self._descendants.get(label, ())
 
     def children(self, label: str) -> tuple[str, ...]:
         """Returns the classes directly below `label` at any of its places, in order of first occurrence."""
@@ -145,17 +135,12 @@ def _walk(node: dict, path: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, .
         yield from _walk(child, path)
 
 
-def _heights(children: dict[str, tuple[str, ...]]) -> dict[str, int]:
-    """{label: height} of the graph that joins all places of a class."""
+def _heights(children: dict[str, dict[str, None]]) -> dict[str, int]:
+    """{label: height} of the graph that joins all places of a class. Raises an InputError if it has a circle."""
     heights: dict[str, int] = {}
-
-    def height(label: str, above: tuple[str, ...]) -> int:
-        if label in above:
-            raise InputError(f"class {label} is below itself, over two of its places")
-        if label not in heights:
-            heights[label] = 1 + max((height(child, (*above, label)) for child in children[label]), default=0)
-        return heights[label]
-
-    for label in children:
-        height(label, ())
+    try:
+        for label in TopologicalSorter(children).static_order():  # leaves first
+            heights[label] = 1 + max((heights[child] for child in children[label]), default=0)
+    except CycleError as error:
+        raise InputError(f"class {error.args[1][0]} is below itself") from error
     return heights

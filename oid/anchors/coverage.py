@@ -43,11 +43,3 @@ def _best_ious(boxes: np.ndarray, anchors: AnchorGrids) -> np.ndarray:
             common = common[0] * common[1]
             best = np.maximum(best, common / (area + size[0] * size[1] - common))
     return best
-
-
-def weighted_quantiles(values: np.ndarray, weights: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """For each share the smallest value up to which at least this share of the weight lies."""
-    order = np.argsort(values, kind="stable")
-    reached = np.cumsum(weights[order])
-    places = np.searchsorted(reached, np.asarray(shares) * reached[-1] * (1 - 1e-12))
-    return values[order][np.minimum(places, len(values) - 1)]

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from oid import paths
-from oid.anchors.coverage import COVERED, weighted_quantiles
+from oid.anchors.coverage import COVERED
 from oid.anchors.report import PERCENTILES, LevelReport, Percentiles, percentiles
 from oid.page import Table, new_plot, plot_html, table_html, write_page
 
@@ -157,5 +157,5 @@ def _density_plot(sizes: np.ndarray, weights: np.ndarray, limits: tuple[float, f
 
 def _smallest(sides: np.ndarray, weights: np.ndarray) -> float:
     """A power of two, in pixels, below almost all sides."""
-    low = weighted_quantiles(sides, weights, np.array([0.002]))[0]
+    low = np.quantile(sides, 0.002, weights=weights, method="inverted_cdf")
     return 2.0 ** np.floor(np.log2(max(low, 0.25)))

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from oid.anchors.clusters import cluster_sizes
-from oid.anchors.coverage import COVERED, best_ious, weighted_quantiles
+from oid.anchors.coverage import COVERED, best_ious
 from oid.anchors.grids import AnchorGrids, grids_of_sizes
 from oid.anchors.sampled_boxes import SampledBoxes
 from oid.files import replacing
@@ -171,5 +171,5 @@ def percentiles(kind: str, sizes: np.ndarray, weights: np.ndarray | None = None)
     width, height = sizes.astype("float64").T
     quantities = {"width, pixels": width, "height, pixels": height, "width / height": width / height}
     quantities["square root of the area, pixels"] = np.sqrt(width * height)
-    weights, shares = np.ones(len(sizes)) if weights is None else weights, np.asarray(PERCENTILES) / 100
-    return [(f"{kind} {name}", weighted_quantiles(q, weights, shares).tolist()) for name, q in quantities.items()]
+    how = {"weights": np.ones(len(sizes)) if weights is None else weights, "method": "inverted_cdf"}
+    return [(f"{kind} {name}", np.percentile(q, PERCENTILES, **how).tolist()) for name, q in quantities.items()]

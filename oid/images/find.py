@@ -37,21 +37,21 @@ def list_images(folder: str | os.PathLike) -> ImageList:
     passed_over: list[tuple[str, str]] = []
 
     def scan(place: str, prefix: str) -> None:
+        """Sorts the files of a folder, and of those below it, into `names` and `passed_over`."""
         with os.scandir(place) as entries:
             for entry in entries:
                 name = entry.name
                 if name.startswith("."):
                     continue
-                if entry.is_file():
-                    reason = _problem_of_name(name, prefix)
-                    if reason:
+                if entry.is_symlink() and not os.path.exists(entry.path):
+                    passed_over.append((entry.path, "is a link that leads nowhere: replace it or remove it"))
+                elif entry.is_file():
+                    if reason := _problem_of_name(name, prefix):
                         passed_over.append((entry.path, reason))
                     else:
                         names.append(f"{prefix}/{name}" if prefix else name)
                 elif not prefix and len(name) == 3 and entry.is_dir():
                     scan(entry.path, name)
-                elif entry.is_symlink() and not entry.is_dir():
-                    passed_over.append((entry.path, "is a link to a file that is not there: replace it or remove it"))
 
     scan(folder, "")
     names.sort(key=image_id)

@@ -24,7 +24,6 @@ from oid.images.read import Orientation, image_parameters
 from oid.machine import map_in_threads
 
 BLOCK = 256  # images per task of a thread; finished tasks survive an interruption
-TASKS_PER_THREAD = 8  # waiting or done: memory does not grow with the number of images
 
 
 class Counts(NamedTuple):
@@ -75,7 +74,7 @@ def measure_images(
         replacing(problem_table) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as problem_file,
         unfinished.open("w", encoding="utf-8", newline="") as file,
-        contextlib.closing(map_in_threads(measure, blocks, threads, ahead=TASKS_PER_THREAD * threads)) as done,
+        contextlib.closing(map_in_threads(measure, blocks, threads)) as done,
     ):
         problems = csv.writer(problem_file, lineterminator="\n")
         problems.writerows([IMAGE_PROBLEM_COLUMNS, *images.passed_over])

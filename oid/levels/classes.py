@@ -35,14 +35,6 @@ class Classes:
         known = dict.fromkeys([*self.names, *self.hierarchy.labels, *self.described])
         return pl.Enum([label for label in known if label != self.hierarchy.root])
 
-    def above(self, label: str) -> tuple[str, ...]:
-        """Returns the ancestors in the full hierarchy."""
-        return self.hierarchy.ancestors(label) if label in self.hierarchy else ()
-
-    def below(self, label: str) -> tuple[str, ...]:
-        """Returns the descendants in the full hierarchy."""
-        return self.hierarchy.descendants(label) if label in self.hierarchy else ()
-
     @cached_property
     def heights(self) -> dict[str, str]:
         """{label: level} in the hierarchy contracted to the kept classes; "1" for classes outside the hierarchy."""

@@ -16,9 +16,9 @@ import polars as pl
 from oid import paths
 from oid.annotations import csv_errors, read_boxes, read_header, read_image_labels, scan_rows
 from oid.columns import BOX_COLUMNS, CORNERS
-from oid.files import require_file
+from oid.files import InputError, require_file
 
-BATCH = 100_000  # rows whose text is in memory at a time
+BLOCK = 2**23  # bytes of text in memory at a time
 _FIRST_COLUMNS = ("ImageID", "Source", "Confidence")
 
 
@@ -72,8 +72,7 @@ def read_split(dataset_path: str, name: str, labels: pl.Enum) -> Split:
     boxes_path = paths.box_annotations(dataset_path, name)
     require_file(boxes_path, f"the {name} boxes are needed, see https://storage.googleapis.com/openimages/web/")
     boxes = read_box_rows(boxes_path, labels)
-    image_labels = read_image_label_rows(labels_path, labels) if labels_path.exists() else no_image_labels(labels)
-    return Split(name, boxes_path, boxes, labels_path, image_labels)
+    return Split(name, boxes_path, boxes, labels_path, read_image_label_rows(labels_path, labels))
 
 
 def read_box_rows(path: Path, labels: pl.Enum) -> Rows:
@@ -100,45 +99,54 @@ def read_box_rows(path: Path, labels: pl.Enum) -> Rows:
 
 
 def read_image_label_rows(path: Path, labels: pl.Enum) -> Rows:
-    """Reads human-verified image-level labels; `labels` are the known ones. The file may have no rows.
+    """Reads human-verified image-level labels; `labels` are the known ones. The file may be missing or have no rows.
 
     Raises:
         InputError: see `oid.annotations.read_image_labels`.
     """
-    positive = (pl.col("Confidence") == "1").alias("positive")
-    rows = read_image_labels(path, (_image(), _label(labels), positive))
+    rows = pl.DataFrame(schema={"image": pl.Categorical, "label": labels, "positive": pl.Boolean})
+    if path.exists():
+        rows = read_image_labels(path, (_image(), _label(labels), (pl.col("Confidence") == "1").alias("positive")))
     pattern = rows.select(pattern=_pattern_of_label("positive")).to_series()
     unknown = _unknown_labels(path, labels, rows["label"])
     return Rows(rows["image"], pattern, _patterns_of_labels(labels, "positive"), unknown)
 
 
-def no_image_labels(labels: pl.Enum) -> Rows:
-    """Returns the rows of an empty image-label file."""
-    image, pattern = pl.Series("image", dtype=pl.Categorical), pl.Series("pattern", dtype=pl.UInt32)
-    return Rows(image, pattern, _patterns_of_labels(labels, "positive"), pl.Series(dtype=pl.String))
-
-
 def read_text(path: Path, rows: Rows) -> Iterator[pl.DataFrame]:
-    """Yields the text of box rows in batches, as it stands in a CSV file: with quotes where a value needs them.
+    """Yields the text of box rows in blocks, as it stands in a CSV file: with quotes where a value needs them.
 
     The columns are ImageID, Source, Confidence, `rest` (the values from XMin on, with commas between) and `pattern`:
     `len(rows.patterns)` if that is unknown.
+
+    Raises:
+        InputError: a value contains a line break.
     """
-    with open(path, "rb") as file:
-        has_quotes = any(b'"' in block for block in iter(lambda: file.read(1 << 20), b""))
-    if has_quotes or read_header(path, BOX_COLUMNS) != list(BOX_COLUMNS):
-        values = {name: as_csv(name) if has_quotes else pl.col(name) for name in BOX_COLUMNS}
-        rest = pl.concat_str([values[name] for name in BOX_COLUMNS[4:]], separator=",")
-        text = scan_rows(path, BOX_COLUMNS).select(*(values[name] for name in _FIRST_COLUMNS), rest=rest)
-    else:  # whole lines are read in half the time, with a separator that no text contains
-        lines = pl.scan_csv(path, infer_schema=False, glob=False, separator="\0", quote_char=None, new_columns=["line"])
-        parts = lines.select(pl.col("line").str.splitn(",", 5).struct.rename_fields([*BOX_COLUMNS[:4], "rest"]))
-        text = parts.unnest("line").filter(pl.col("ImageID") != "").drop("LabelName")
-    pattern = rows.pattern.fill_null(len(rows.patterns)).to_frame()
-    with csv_errors(path):
-        both = pl.concat([text, pattern.lazy()], how="horizontal")
-        for batch in both.collect_batches(chunk_size=BATCH, maintain_order=True, engine="streaming"):
-            yield batch.rechunk()  # which makes it five times as fast to take rows from it
+    is_v4, start = read_header(path, BOX_COLUMNS) == list(BOX_COLUMNS), 0
+    with open(path, "rb") as file, csv_errors(path):
+        header = file.readline()
+        for block in iter(lambda: file.read(BLOCK) + file.readline(), b""):
+            text = _split_lines(block) if is_v4 and b'"' not in block else _split_values(header + block)
+            pattern = rows.pattern[start : start + len(text)].fill_null(len(rows.patterns))
+            start += len(text)
+            if len(text):
+                yield text.with_columns(pattern.alias("pattern"))
+    if start != len(rows.pattern):
+        raise InputError(f"{path}: a value contains a line break: remove it")
+
+
+def _split_lines(block: bytes) -> pl.DataFrame:
+    """Whole lines are read in half the time, with a separator that no text contains."""
+    options = {"infer_schema": False, "separator": "\0", "quote_char": None, "new_columns": ["line"]}
+    lines = pl.read_csv(block, has_header=False, raise_if_empty=False, **options)
+    parts = lines.select(pl.col("line").str.splitn(",", 5).struct.rename_fields([*BOX_COLUMNS[:4], "rest"]))
+    return parts.unnest("line").filter(pl.col("ImageID") != "").drop("LabelName")
+
+
+def _split_values(table: bytes) -> pl.DataFrame:
+    """As `_split_lines` for quotes, and for columns in any order; `table` begins with the header."""
+    values = pl.read_csv(table, infer_schema=False, columns=BOX_COLUMNS)
+    values = values.filter(pl.any_horizontal(pl.all().is_not_null())).select(map(as_csv, BOX_COLUMNS))
+    return values.select(*_FIRST_COLUMNS, rest=pl.concat_str(BOX_COLUMNS[4:], separator=","))
 
 
 def as_csv(column: str) -> pl.Expr:

@@ -19,17 +19,19 @@ REASONS = ("group_of", "excluded_class", "ancestor_class")  # of the first two, 
 
 def find_boxes(classes: Classes, level_labels: Iterable[str], patterns: pl.DataFrame) -> pl.DataFrame:
     """Ordinary boxes of kept classes, for each class of the level that is their own or above it."""
-    upward = _related(classes, level_labels, classes.above, itself=True)
+    upward = _related(classes, level_labels, classes.hierarchy.ancestors, itself=True)
     ordinary = patterns.filter(~pl.col("group_of"), _is_kept(classes))
     return _first_of_each(ordinary.join(upward, on="label")).select("pattern", "LabelName")
 
 
 def find_regions(classes: Classes, level_labels: Iterable[str], patterns: pl.DataFrame) -> pl.DataFrame:
     """What must give no gradient, with its `Reason` (Enum of REASONS); LabelName need not be a class of the level."""
-    upward = _related(classes, level_labels, classes.above, itself=True)
+    upward = _related(classes, level_labels, classes.hierarchy.ancestors, itself=True)
     group_of = patterns.filter("group_of", _is_kept(classes)).join(upward, on="label")
     excluded = patterns.filter(~_is_kept(classes)).join(upward, on="label")
-    has_classes_below = _related(classes, level_labels, classes.below, itself=False).select("label").unique()
+    has_classes_below = (
+        _related(classes, level_labels, classes.hierarchy.descendants, itself=False).select("label").unique()
+    )
     ambiguous = _without_known_descendants(classes, patterns).join(has_classes_below, on="label", how="semi")
     ambiguous = ambiguous.with_columns(LabelName="label")
     reasons = zip(REASONS, (group_of, excluded, ambiguous), strict=True)
@@ -40,8 +42,8 @@ def find_regions(classes: Classes, level_labels: Iterable[str], patterns: pl.Dat
 
 def find_image_labels(classes: Classes, level_labels: Iterable[str], patterns: pl.DataFrame) -> pl.DataFrame:
     """Positive labels for all ancestors, negative ones for all descendants; `positive` (Boolean) tells which."""
-    upward = _related(classes, level_labels, classes.above, itself=True)
-    downward = _related(classes, level_labels, classes.below, itself=True)
+    upward = _related(classes, level_labels, classes.hierarchy.ancestors, itself=True)
+    downward = _related(classes, level_labels, classes.hierarchy.descendants, itself=True)
     positive = patterns.filter("positive").join(upward, on="label")
     negative = patterns.filter(~pl.col("positive")).join(downward, on="label")
     return pl.concat([positive, negative]).sort("pattern", "LabelName").select("pattern", "LabelName", "positive")
@@ -90,7 +92,7 @@ def _related(
 def _without_known_descendants(classes: Classes, patterns: pl.DataFrame) -> pl.DataFrame:
     """Leaves out boxes whose rectangle has another box with a class below theirs, because that says what they are."""
     shared = patterns.filter(pl.len().over("rectangle") > 1)
-    above = _related(classes, classes.labels.categories, classes.above, itself=False)
+    above = _related(classes, classes.labels.categories, classes.hierarchy.ancestors, itself=False)
     described = shared.join(above, on="label").select("rectangle", label="LabelName").unique()
     return patterns.join(described, on=["rectangle", "label"], how="anti")
 

@@ -1,7 +1,7 @@
 """Writes the training files of all levels together, so that the text of a box file is read once."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -17,6 +17,11 @@ from oid.levels.rows import Rows, Split, as_csv, read_text
 from oid.levels.rules import REASONS, find_boxes, find_image_labels, find_regions
 
 IMAGES = 100_000  # images whose labels are expanded at a time
+FILES = (  # of each level and split
+    (paths.level_boxes, BOX_COLUMNS),
+    (paths.level_ignored_regions, IGNORED_REGION_COLUMNS),
+    (paths.level_image_labels, IMAGE_LABEL_COLUMNS),
+)
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,11 @@ def write_levels(
     empty = [pl.lit(None, pl.String).alias(column) for column in BOX_COLUMNS[1:]]
     with contextlib.ExitStack() as stack:
 
-        def new_file(path: Path) -> IO[bytes]:
-            return stack.enter_context(open(stack.enter_context(replacing(path)), "wb"))
+        def new_file(path: Path, columns: Sequence[str] = ()) -> IO[bytes]:
+            file = stack.enter_context(open(stack.enter_context(replacing(path)), "wb"))
+            if columns:
+                file.write(f"{','.join(columns)}\n".encode())
+            return file
 
         folders = {level: paths.level_folder(output_path, level) for level in levels}
         for level, labels in levels.items():
@@ -75,8 +83,9 @@ def write_levels(
         id_files = [new_file(folder / f"image-ids-level-{level}.txt") for level, folder in folders.items()]
         for split in splits:
             parts = [_apply_rules(name, classes, labels, split) for name, labels in levels.items()]
-            places = (paths.level_boxes, paths.level_ignored_regions, paths.level_image_labels)
-            files = [[new_file(place(output_path, level, split.name)) for level in levels] for place in places]
+            files = [
+                [new_file(place(output_path, name, split.name), columns) for name in levels] for place, columns in FILES
+            ]
             _write_box_rows(split, parts, *files[:2], progress)
             labelled, label_rows = _group_by_image(split.image_labels)
             for part, boxes_file, labels_file, ids_file in zip(parts, files[0], files[2], id_files, strict=True):
@@ -122,10 +131,6 @@ def _write_box_rows(
     progress: Callable[[int], object],
 ) -> None:
     """Writes boxes and ignored regions, whose text is that of the source."""
-    for file in box_files:
-        file.write(f"{','.join(BOX_COLUMNS)}\n".encode())
-    for file in region_files:
-        file.write(f"{','.join(IGNORED_REGION_COLUMNS)}\n".encode())
     for text in read_text(split.boxes_path, split.boxes):
         for level, box_file, region_file in zip(levels, box_files, region_files, strict=True):
             boxes, regions = _explode(level.boxes[text["pattern"]]), _explode(level.regions[text["pattern"]])
@@ -155,7 +160,6 @@ def _write_image_labels(
     images: pl.Series, rows: pl.DataFrame, level: Level, file: IO[bytes]
 ) -> tuple[dict[str, int], pl.Series]:
     """Writes the image labels of a level; returns counts and the images without box and region, the negatives."""
-    file.write(f"{','.join(IMAGE_LABEL_COLUMNS)}\n".encode())
     labels = conflicts = 0
     signs = [pl.DataFrame(schema={"ImageID": pl.Categorical, "positive": pl.Boolean})]
     for found in _expand_image_labels(images, rows, level.image_labels):

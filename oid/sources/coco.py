@@ -34,6 +34,7 @@ class CocoReader(Reader):
         super().__init__(self._files)
 
     def read(self, name: str) -> list[SourceImage]:
+        """The images of a set, with boxes of the categories that the file describes."""
         file = self._files[name]
         content = _read_json(file)
         names = self._read_categories(content["categories"], file)

@@ -50,6 +50,7 @@ class CsvReader(Reader):
             self.class_ids = read_classes(class_files[0])
 
     def read(self, name: str) -> list[SourceImage]:
+        """The images of a file, in the order of their first rows."""
         file = self._files[name]
         images: dict[str, SourceImage] = {}
         columns = tuple(range(6))
@@ -95,9 +96,14 @@ def read_classes(path: Path) -> dict[str, int]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields (line number, values) of the rows that are not empty. The first row shows what separates the values."""
+    """Yields (line number, values) of the rows that are not empty. The first row shows what separates the values.
+
+    Raises an InputError if there is no such row, or the file is not CSV.
+    """
     text = read_text(path)
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in text.splitlines() if line.strip()), None)
+    if first is None:
+        raise InputError(f"{path} is empty: expected rows with commas between the values")
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
     try:
         for row in rows:

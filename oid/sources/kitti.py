@@ -44,6 +44,7 @@ class KittiReader(Reader):
         return [name for name in CLASSES if name in found] + sorted(found - set(CLASSES))
 
     def read(self, name: str) -> list[SourceImage]:
+        """The images of a folder that have a label file."""
         image_folder, label_folder = self._folders[name]
         paths = find_images(image_folder)
         labels = {file.stem: file for file in sorted(label_folder.glob("*.txt"))}

@@ -16,8 +16,12 @@ DEFAULT_FOLDS = 5  # if the source has no set for validation and no number is gi
 _WORDS = {"train": r"train(?!_?val)", "validation": "val", "test": "test"}  # as the beginning of a word in a set's name
 
 
-class SplitError(InputError):
-    """The chosen sets or folds do not fit the source."""
+class SetError(InputError):
+    """The chosen sets do not fit the source."""
+
+
+class FoldError(InputError):
+    """The chosen folds do not fit the source."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,8 @@ class SplitChoice:
     """
 
     sets: tuple[str, ...] = ()  # `split=set` or `split=set+set`
-    folds: int | None = None  # the training images are divided into so many if there is no set for validation
-    fold: int = 0  # becomes the validation split
+    folds: int | None = None  # 2 or more: parts of the training images if there is no set for validation
+    fold: int = 0  # the part that becomes the validation split, from 0
 
 
 def choose_splits(names: Sequence[str], choice: SplitChoice) -> tuple[dict[str, list[str]], int | None]:
@@ -40,19 +44,17 @@ def choose_splits(names: Sequence[str], choice: SplitChoice) -> tuple[dict[str, 
         there is a set for validation.
 
     Raises:
-        SplitError: the choice does not fit the sets, or there is no set for training.
+        SetError: the chosen sets do not fit, or there is no set for training.
+        FoldError: there is a set for validation, and folds are wanted.
     """
-    folds = DEFAULT_FOLDS if choice.folds is None else choice.folds
-    if folds < 2 or not 0 <= choice.fold < folds:
-        raise SplitError(f"there is no fold {choice.fold} of {folds}: folds are 2 or more, and are counted from 0")
     chosen = _parse(names, choice.sets) if choice.sets else _guess(names)
     if "train" not in chosen:
-        raise SplitError(f"no set for training: choose one of {_shown(names)} by train=...")
+        raise SetError(f"no set for training: choose one of {_shown(names)} by train=...")
     if "validation" not in chosen:
-        return chosen, folds
+        return chosen, choice.folds or DEFAULT_FOLDS
     if choice.folds or choice.fold:
         train = "+".join(chosen["train"])
-        raise SplitError(f"the source has a set for validation: choose train={train} alone, or no fold")
+        raise FoldError(f"the source has a set for validation: choose train={train} alone, or no fold")
     return chosen, None
 
 
@@ -65,7 +67,7 @@ def _parse(names: Sequence[str], wanted: Sequence[str]) -> dict[str, list[str]]:
         for name in sets.split("+"):
             if split not in SPLITS or name not in free:
                 each = ", ".join(f"{name}=..." for name in SPLITS)
-                raise SplitError(f"{text!r} cannot be chosen: give {each}, and each set once, of {_shown(names)}")
+                raise SetError(f"{text!r} cannot be chosen: give {each}, and each set once, of {_shown(names)}")
             free.remove(name)
             chosen.setdefault(split, []).append(name)
     return {split: chosen[split] for split in SPLITS if split in chosen}
@@ -79,7 +81,7 @@ def _guess(names: Sequence[str]) -> dict[str, list[str]]:
         found["train"] = _with_word(names, r"train_?val") or [n for n in others if n == "annotations"] or others
     for split, sets in found.items():
         if len(sets) > 1:
-            raise SplitError(f"{_shown(sets)} could be {split}: choose by {split}=...")
+            raise SetError(f"{_shown(sets)} could be {split}: choose by {split}=...")
     return {split: sets for split, sets in found.items() if sets}
 
 
@@ -103,13 +105,13 @@ def divide(splits: Splits, held_out: set[str]) -> Splits:
 def hold_out(images: Iterable[tuple[str, str, set[str]]], folds: int, fold: int) -> set[str]:
     """The ids of the images of one fold of `assign_folds`, from the id, the group and the classes of every image.
 
-    Raises a SplitError if there are too few images, or that fold or the others have no boxes.
+    Raises a FoldError if there are too few images, or that fold or the others have no boxes.
     """
     ids, groups, classes = zip(*images, strict=True)
     is_chosen = assign_folds(groups, classes, folds) == fold
     with_boxes = np.array(list(map(bool, classes)))
     if not (with_boxes & is_chosen).any() or not (with_boxes & ~is_chosen).any():
-        raise SplitError(f"too few images with boxes for fold {fold} of {folds}: ask for fewer, or another fold")
+        raise FoldError(f"too few images with boxes for fold {fold} of {folds}: ask for fewer, or another fold")
     return {ids[index] for index in np.flatnonzero(is_chosen)}
 
 
@@ -128,7 +130,7 @@ def assign_folds(groups: Sequence[str], classes: Sequence[set[str]], count: int)
         `(N,)` int64 in 0 .. count - 1; no fold is empty.
 
     Raises:
-        SplitError: there are fewer groups than folds, or a fold would be empty.
+        FoldError: there are fewer groups than folds, or a fold would be empty.
     """
     from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
@@ -146,5 +148,5 @@ def assign_folds(groups: Sequence[str], classes: Sequence[set[str]], count: int)
             for fold, (_, chosen) in enumerate(splitter.split(sorted_classes, sorted_classes, sorted_groups)):
                 folds[order[chosen]] = fold
     if len(np.unique(folds)) < count:
-        raise SplitError(f"{count} folds of {len(set(groups))} different images: one would be empty, ask for fewer")
+        raise FoldError(f"{count} folds of {len(set(groups))} different images: one would be empty, ask for fewer")
     return folds

@@ -35,7 +35,7 @@ from oid.sources.coco import CocoReader
 from oid.sources.csv_table import CsvReader
 from oid.sources.kitti import KittiReader
 from oid.sources.open_images import OpenImagesReader, prepare_rows
-from oid.sources.splits import SplitChoice, SplitError, choose_splits, divide, hold_out
+from oid.sources.splits import SetError, SplitChoice, choose_splits, divide, hold_out
 from oid.sources.voc import VocReader
 
 READERS: dict[str, Callable[[Path], Reader]] = {
@@ -64,9 +64,9 @@ def convert(
         progress: shows how many images are measured.
 
     Raises:
-        SplitError: the choice does not fit the source.
+        SetError, FoldError: the choice does not fit the source.
         FolderError: DATASET holds something else, or cannot be written.
-        InputError: the source cannot be used. In all three cases nothing is written.
+        InputError: the source cannot be used. In all these cases nothing is written.
     """
     reader = READERS[source](path)
     choice = choice or SplitChoice()
@@ -127,14 +127,21 @@ def prepare_boxes(
     write = functools.partial(write_annotations, classes=classes, splits=splits, ignored_class=reader.ignored_class)
     counts = [f"  {len(classes)} classes"]
     for split, images in splits.items():
-        numbers = [len(image.boxes) for image in images]
-        empty = numbers.count(0)
-        counts.append(f"  {split}: {len(images)} images, {empty} without boxes, {sum(numbers)} boxes")
+        empty = sum(not image.boxes for image in images)
+        boxes = [box for image in images for box in image.boxes]
+        marks = {
+            "of groups": sum(box.group_of == 1 for box in boxes),
+            "difficult": sum(box.difficult for box in boxes),
+            f"of {reader.ignored_class}": sum(box.class_name == reader.ignored_class for box in boxes),
+        }
+        marked = ", ".join(f"{count} {mark}" for mark, count in marks.items() if count)
+        of_these = f" ({marked})" if marked else ""
+        counts.append(f"  {split}: {len(images)} images, {empty} without boxes, {len(boxes)} boxes{of_these}")
     return splits, write, counts
 
 
 def read_splits(reader: Reader, sets: dict[str, list[str]]) -> Splits:
-    """The images of the sets of each split, each file once. Raises a SplitError if one is in two splits."""
+    """The images of the sets of each split, each file once. Raises a SetError if one is in two splits."""
     splits: dict[str, dict[Path, SourceImage]] = {}
     for split, names in sets.items():
         images: dict[Path, SourceImage] = {}
@@ -143,7 +150,7 @@ def read_splits(reader: Reader, sets: dict[str, list[str]]) -> Splits:
                 reader.problems.add(image.file, image.place, "image in several sets", image.path, "taken once")
         for other, others in splits.items():
             if both := images.keys() & others.keys():
-                raise SplitError(f"{min(both)} is in the sets of {other} and of {split}: choose sets without it")
+                raise SetError(f"{min(both)} is in the sets of {other} and of {split}: choose sets without it")
         splits[split] = images
     return {split: list(images.values()) for split, images in splits.items()}
 

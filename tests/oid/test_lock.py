@@ -39,9 +39,8 @@ def hold(path, connection) -> None:
 def test_a_second_process_is_told_who_holds_the_lock(path, holder):
     with pytest.raises(
         InputError, match=f"^run a is being written by process {holder.pid} on {socket.gethostname()}: "
-    ):
-        with locked(path, "run a"):
-            pass
+    ), locked(path, "run a"):
+        pass
 
 
 def test_the_lock_of_a_dead_process_is_taken_over(path, holder):

@@ -39,12 +39,17 @@ def test_a01_converts_exports_and_does_it_again(tmp_path):
         ("--source csv --source_path {0}/broken", "line 1: not CSV"),
         (
             "--source csv --source_path {0}/source --fold 7",
-            "error: there is no fold 7 of 5: folds are 2 or more, and are counted from 0 (see --source_",
+            "error: --fold is 7: give a number from 0 to 4, for 5 folds",
         ),
         (
             "--source csv --source_path {0}/source --source_splits a",
             "'a' cannot be chosen: give train=..., validation=..., test=",
         ),
+        (
+            "--source csv --source_path {0}/source --validation_folds 1",
+            "--validation_folds is 1: give 2 or more",
+        ),
+        ("--output_path {0}/broken/annotations.csv", "is not a writable folder: give another --output_path"),
         ("--source csv --source_path {0}/nowhere", "error: --source_path is {0}/nowhere: give the folder"),
         ("--source csv --source_path {0}/source --dataset_path {0}/broken", "give another folder by --dataset_path"),
         ("--source csv", "error: --source is csv: give --source_path too"),

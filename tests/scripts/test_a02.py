@@ -171,17 +171,18 @@ def test_a_later_run_on_one_split_gives_the_same(made):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scales": 9}, "9 scales do not fit 192 pixels"),
+        ({"scales": 9}, "9 scales do not fit 192 pixels.*change --scales or --image_size"),
+        ({"output_path": __file__}, "is not a writable folder: give another --output_path"),
         ({"scales": 0}, "--scales is 0"),
         ({"image_size": 0}, "--image_size is 0"),
         ({"anchors_per_cell": 0}, "--anchors_per_cell is 0"),
         ({"seed": -1}, "--seed is -1"),
-        ({"anchors": "hexagon"}, "hexagon are neither square nor official"),
+        ({"anchors": "hexagon"}, "hexagon are neither square nor official.*change --anchors"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_measured(made, change, message):
     with pytest.raises(InputError, match=message):
-        a02.main(**made, **change)
+        a02.main(**made | change)
     assert not paths.image_params(made["output_path"], "train").exists()
 
 

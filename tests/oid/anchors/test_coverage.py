@@ -1,11 +1,9 @@
-"""The best anchor of each box is found without looking at all of them, and weighted quantiles are right."""
+"""The best anchor of each box is found without looking at all of them."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from oid.anchors.coverage import best_ious, weighted_quantiles
+from oid.anchors.coverage import best_ious
 from oid.anchors.grids import grids_of_sizes, m2det_anchors
 from oid.boxes.suppression import iou_matrix
 
@@ -45,13 +43,3 @@ def test_ious_by_hand():
     anchors = grids_of_sizes([[[0.5, 0.5]]], [1])
     boxes = np.array([[0.25, 0.25, 0.5, 0.5], [0.25, 0.25, 0.75, 0.75], [0.0, 0.0, 0.2, 0.2], [0.5, 0.25, 1.0, 0.75]])
     np.testing.assert_allclose(best_ious(boxes, anchors), [0.25, 1.0, 0.0, 1 / 3])
-
-
-@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(1, 4)), min_size=1, max_size=20))
-@settings(deadline=None)
-def test_weighted_quantiles_are_those_of_repeated_values(pairs):
-    values, weights = (np.array(column, float) for column in zip(*pairs, strict=True))
-    repeated = np.repeat(values, weights.astype(int))
-    shares = np.array([0.0, 0.1, 0.5, 0.9, 1.0])
-    expected = np.quantile(repeated, shares, method="inverted_cdf")
-    np.testing.assert_array_equal(weighted_quantiles(values, weights, shares), expected)

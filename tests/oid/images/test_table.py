@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from oid import machine
 from oid.images import table
 from oid.images.find import list_images
 
@@ -56,8 +57,9 @@ class Folder:
             return real(path, *args, **options)
 
         with monkeypatch.context() as patch:
-            for attribute, value in (("BLOCK", 1), ("TASKS_PER_THREAD", 1), ("image_parameters", interrupted)):
-                patch.setattr(table, attribute, value)
+            patch.setattr(machine, "TASKS_PER_THREAD", 1)
+            patch.setattr(table, "BLOCK", 1)
+            patch.setattr(table, "image_parameters", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 self.measure(threads=1)
         assert not self.table.exists()

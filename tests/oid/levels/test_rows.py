@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from oid.columns import BOX_COLUMNS
 from oid.levels import rows as annotation_rows
-from oid.levels.rows import no_image_labels, read_box_rows, read_image_label_rows, read_text
+from oid.levels.rows import read_box_rows, read_image_label_rows, read_text
 from tests.helpers.small_open_images import BIG, LEFT, RIGHT, V6_COLUMNS, box, write_rows
 
 LABELS = pl.Enum(["apple", "fruit", "car"])
@@ -72,7 +72,7 @@ def test_rectangles_are_equal_if_image_and_numbers_are_equal(tmp_path_factory, r
 def test_text_comes_back_in_batches_with_the_pattern_of_each_row(
     tmp_path, monkeypatch, batch, header, newline, encoding, image
 ):
-    monkeypatch.setattr(annotation_rows, "BATCH", batch)
+    monkeypatch.setattr(annotation_rows, "BLOCK", batch)
     rows = [box(f"{image}{number}", name, BIG) for number, name in enumerate(["apple", "zebra", "car", "apple"])]
     cells = [dict(zip(BOX_COLUMNS, row, strict=True)) for row in rows]
     table = [[row.get(column, "0.5") for column in header] for row in cells]
@@ -107,7 +107,7 @@ def test_each_image_label_has_its_image_label_and_sign(tmp_path):
 def test_a_missing_file_of_image_labels_is_like_one_without_rows(tmp_path):
     path = tmp_path / "labels.csv"
     write_rows(path, IMAGE_LABEL_HEADER, [])
-    read, made = read_image_label_rows(path, LABELS), no_image_labels(LABELS)
+    read, made = (read_image_label_rows(each, LABELS) for each in (path, tmp_path / "none.csv"))
     assert read.patterns.equals(made.patterns)
     for name in ("image", "pattern", "unknown_labels"):
         one, other = getattr(read, name), getattr(made, name)

@@ -130,7 +130,7 @@ some_classes, some_levels = st.sets(st.sampled_from(CLASSES), min_size=1), st.sa
 def test_against_the_rules_row_by_row(tmp_path_factory, rows, labels, kept, level, batch):
     folder = tmp_path_factory.mktemp("case")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(annotation_rows, "BATCH", batch)
+        patch.setattr(annotation_rows, "BLOCK", batch)
         patch.setattr(level_files, "IMAGES", batch)
         result = run(folder, rows, level, kept, labels)
     contracted = Hierarchy(TREE).contract(kept)

@@ -15,7 +15,7 @@ from oid.hierarchy import read_hierarchy
 from oid.images.find import find_images
 from oid.metric.ground_truth import read_ground_truth
 from oid.sources.base import FolderError
-from oid.sources.splits import SplitChoice, SplitError
+from oid.sources.splits import SetError, SplitChoice
 from oid.sources.write import READERS, class_labels, convert, image_ids
 from tests.helpers.own_data import (
     COCO_TRAIN,
@@ -111,9 +111,11 @@ def test_a_class_whose_box_was_left_out_is_not_verified(tmp_path):
 def test_marks_of_objects_have_columns(tmp_path):
     source = write_voc_source(tmp_path / "source")
     marks = "<truncated>1</truncated><occluded>1</occluded><difficult>1</difficult>"
-    (source / "Annotations" / "b.xml").write_text(voc_file(voc_object("cat", (5, 5, 9, 9), marks)))
-    convert("voc", source, tmp_path / "data")
-    rows = {row["ImageID"]: row for row in table(paths.box_annotations(tmp_path / "data", "train"))}
+    group = voc_object("dog", (5, 5, 9, 9), "<group_of>1</group_of>")
+    (source / "Annotations" / "b.xml").write_text(voc_file(voc_object("cat", (5, 5, 9, 9), marks) + group))
+    told = convert("voc", source, tmp_path / "data")
+    assert "  train: 4 images, 1 without boxes, 6 boxes (1 of groups, 1 difficult)" in told
+    rows = {row["ImageID"]: row for row in reversed(table(paths.box_annotations(tmp_path / "data", "train")))}
     names = ("IsOccluded", "IsTruncated", "IsGroupOf", "IsDifficult")
     assert [rows["b"][name] for name in names] == ["1", "1", "0", "1"]
     assert [rows["a"][name] for name in names] == ["0", "0", "0", "0"]
@@ -126,7 +128,7 @@ def test_nothing_is_learned_in_areas_where_any_class_may_be(tmp_path):
     source, data_set = write_kitti_source(tmp_path / "source"), tmp_path / "data"
     with open(source / "train" / "labels" / "c.txt", "a") as file:
         file.write(kitti_line("DontCare", (20, 15, 40, 30), -1, -1))
-    convert("kitti", source, data_set)
+    assert "  train: 4 images, 0 without boxes, 6 boxes (1 of DontCare)" in convert("kitti", source, data_set)
     for level, result in zip(("1", "all"), make_levels(data_set, tmp_path / "out", "1", "all"), strict=True):
         assert set(result.classes) == {"/m/car", "/m/cyclist"}
         assert result.ignored() == [("c", "/m/anything", "ancestor_class")]
@@ -206,6 +208,7 @@ BAD_SOURCES = [  # format, file, its content, sentence
     ("csv", "annotations.csv", b"images/no.png,1,1,9,9,dog", "no usable image for train: .* 1 .*line 1: missing image"),
     ("csv", "annotations.csv", b"images/a.png,1,1,9,9,x", "no usable box .* 1 problems .*line 1: unknown class"),
     ("csv", "annotations.csv", b"images/a.png,,,,,", "no usable box for train: the annotations have none"),
+    ("csv", "annotations.csv", b"\n", "annotations.csv is empty"),
     ("csv", "classes.csv", b"cat,0\ndog,0", "line 2: 'dog,0' is not class_name,id.* a number of its own"),
     ("csv", "classes.csv", b"cat,0\ndog,x", "line 2: 'dog,x' is not class_name,id"),
     ("csv", "classes.csv", b"name,id", "has no class"),
@@ -240,7 +243,7 @@ def test_a_folder_of_another_format_is_one_sentence(form, tmp_path):
 def test_images_in_two_splits_are_refused_and_joined_sets_have_them_once(tmp_path):
     source = write_voc_source(tmp_path / "source")
     (source / "ImageSets" / "Main" / "more.txt").write_text("a\nv\n")
-    with pytest.raises(SplitError, match=r"v.jpg is in the sets of train and of validation"):
+    with pytest.raises(SetError, match=r"v.jpg is in the sets of train and of validation"):
         convert("voc", source, tmp_path / "data", SplitChoice(("train=more", "validation=val")))
     convert("voc", source, tmp_path / "data", SplitChoice(("train=train+more",), folds=2))
     found = [*converted(tmp_path / "data", "train"), *converted(tmp_path / "data", "validation")]

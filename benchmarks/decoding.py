@@ -8,9 +8,9 @@ Three ways from raw outputs to at most 300 boxes, by turns in one process:
 
 - straight: scores of all outputs, the best anchors, their scores, the best pairs, as a graph;
 - graph: `models.decoding.TopBoxes`;
-- host: `models.decoding.top_boxes` on the raw outputs as arrays.
+- host: `models.decoding.best_candidates` on the raw outputs as arrays.
 
-All end in `models.decoding.suppress`. "few" are outputs near their prior with some hundred pairs above the score
+All end in `models.suppression.suppress`. "few" are outputs near their prior with some hundred pairs above the score
 threshold of 0.01, as a trained network gives; "many" are outputs of which nearly all are above it. Nothing is faster
 than reading the outputs once: this limit, timed by adding them up, is printed beside. The images take turns, so that
 outputs come from the memory, not from the cache. Prints medians in milliseconds; about a minute.
@@ -26,6 +26,7 @@ from typing import Literal
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from oid.anchors.grids import AnchorGrids, m2det_anchors
 from oid.command_line import run_script
 from oid.files import InputError
 
@@ -92,27 +93,27 @@ def straight(anchors: np.ndarray, softmax: bool) -> Callable[[dict], dict]:
     return decode
 
 
-def ways(description: dict, softmax: bool) -> dict[str, Callable[[np.ndarray, dict], tuple]]:
+def ways(grids: AnchorGrids, softmax: bool) -> dict[str, Callable[[np.ndarray, dict], tuple]]:
     """What is timed: functions of one image's outputs, as tensors with the batch in front and as arrays."""
-    from models.decoding import TopBoxes, suppress, top_boxes
-    from oid.anchors.grids import make_anchors
+    from models.decoding import TopBoxes, best_candidates
+    from models.suppression import DetectionOptions, ScoredBoxes, suppress
 
     activation = "softmax" if softmax else "sigmoid"
-    anchors = make_anchors(description)
-    options = {"score_threshold": SCORE_THRESHOLD, "max_boxes": MAX_BOXES}
+    anchors = grids.boxes()
+    options = DetectionOptions(score_threshold=SCORE_THRESHOLD, max_boxes=MAX_BOXES)
     plain = compiled(straight(anchors, softmax))
-    layer = compiled(TopBoxes(description, COUNT, score_activation=activation))
+    layer = compiled(TopBoxes(grids, COUNT, scores=activation))
 
     def by(graph: Callable) -> Callable:
         def detect(tensors: dict, classes: np.ndarray, offsets: np.ndarray) -> tuple:
             top = graph(tensors)
-            return suppress(top["boxes"][0], top["scores"][0], top["labels"][0], **options)
+            return suppress(ScoredBoxes(top["boxes"][0], top["scores"][0], top["labels"][0]), options)
 
         return detect
 
     def host(tensors: dict, classes: np.ndarray, offsets: np.ndarray) -> tuple:
-        numbers = {"count": COUNT, "score_threshold": SCORE_THRESHOLD, "score_activation": activation}
-        return suppress(*top_boxes(classes, offsets, anchors, **numbers), **options)
+        found = best_candidates(classes, offsets, anchors, COUNT, SCORE_THRESHOLD, scores=activation).found
+        return suppress(found, options)
 
     def limit(tensors: dict, classes: np.ndarray, offsets: np.ndarray) -> None:
         classes.view("int32").sum(dtype="int32")
@@ -164,17 +165,15 @@ def main(
     how = use_one_core()
     import keras
 
-    from oid.anchors.grids import anchor_settings, make_anchors
-
     softmax = score_activation == "softmax"
-    description = anchor_settings(image_size, 6, anchors="official")
-    num_anchors = len(make_anchors(description))
+    grids = m2det_anchors(image_size, 6, "official")
+    num_anchors = sum(grids.per_map)
     print(f"{num_anchors:,} anchors, {score_activation}, Keras on {keras.config.backend()}, {how}")
     print("classes  outputs  boxes   straight     graph      host     limit   GB/s")
     rng = np.random.default_rng(seed)
     for classes in num_classes:
         for many in (False, True):
-            functions = ways(description, softmax)
+            functions = ways(grids, softmax)
             inputs = []
             for _ in range(images):
                 logits = raw_outputs(rng, (num_anchors, classes), many, softmax)

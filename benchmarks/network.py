@@ -154,9 +154,9 @@ def official_training(*, checkout: str, size: int, batch: int):
     network = official_network(checkout, size).train()
     from layers.modules.multibox_loss import MultiBoxLoss
 
-    from oid.anchors.grids import anchor_settings, make_anchors
+    from oid.anchors.grids import m2det_anchors
 
-    corners = make_anchors(anchor_settings(size, 6, anchors="official"))
+    corners = m2det_anchors(size, 6, "official").boxes()
     centre, sides = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
     priors = torch.from_numpy(np.concatenate([centre, sides], axis=1))
     loss = MultiBoxLoss(81, 0.5, True, 0, True, 3, 0.5, False)
@@ -182,8 +182,8 @@ def forward(*, network: dict, size: int, batch: int, policy="float32", fold: dic
     """Raw outputs, on the backend that Keras runs on."""
     import keras
 
-    from models.m2det import build_m2det
     from models.fold import folded
+    from models.m2det import build_m2det
 
     keras.config.set_dtype_policy(policy)
     model = build_m2det(**network, image_size=size)
@@ -200,13 +200,15 @@ def training(*, network: dict, size: int, batch: int, policy: str = "float32"):
     import keras
 
     from models.m2det import build_m2det
-    from oid.anchors.grids import anchor_settings
+    from oid.anchors.grids import m2det_anchors
     from training.batches import MAX_REGIONS
     from training.trainer import DetectionTrainer
 
     keras.config.set_dtype_policy(policy)
     anchors = "official" if network.get("anchors_per_cell") == 6 else "square"
-    trainer = DetectionTrainer(build_m2det(**network, image_size=size), anchor_settings(size, 6, anchors=anchors))
+    trainer = DetectionTrainer(
+        build_m2det(**network, image_size=size), m2det_anchors(size, 6, anchors), batch_size=batch
+    )
     optimizer = keras.optimizers.SGD(1e-6, momentum=0.9, weight_decay=5e-4)
     trainer.compile(optimizer=optimizer, jit_compile=False if keras.backend.backend() == "tensorflow" else "auto")
     boxes, labels = ground_truth(batch)
@@ -242,18 +244,27 @@ def convolutions(*, layout: str, size: int, batch: int):
 
 def detection(*, network: dict, size: int, batch: int, precision: str):
     """Pictures to boxes: the network, decoding and suppression."""
-    from models.detector import Detector, inference_model
+    from models.detector import Detector, build_network
     from models.heads import default_head
-    from models.m2det import build_m2det
-    from oid.anchors.grids import anchor_settings
+    from models.run_settings import DetectionClass, InputSettings, NetworkSettings, RunSettings
+    from models.suppression import DetectionOptions
+    from oid.anchors.grids import m2det_anchors
 
-    classes = network["num_classes"]
-    settings = {"anchors": anchor_settings(size, 6), "box_coding": "distances", "score_activation": "sigmoid"}
-    settings |= {"classes": [{"label": str(k), "name": str(k)} for k in range(classes)], "image_size": size}
-    model = build_m2det(**network, head=default_head(classes), image_size=size)
-    detector = Detector(inference_model(model, settings), settings, precision=precision)
+    classes = tuple(DetectionClass(str(k), str(k)) for k in range(network["num_classes"]))
+    network = NetworkSettings(
+        detector="m2det",
+        backbone=network["backbone"],
+        image_size=size,
+        scales=6,
+        channels=128,
+        head=default_head(len(classes)),
+        variant="paper",
+        tums=8,
+    )
+    settings = RunSettings(network, InputSettings(resize="warp"), classes, m2det_anchors(size, 6))
+    detector = Detector(build_network(settings), settings, precision=precision)
     squares = pictures(size, batch).astype("uint8")
-    return lambda: detector.detect(squares)
+    return lambda: detector.detect_prepared(squares, options=DetectionOptions(mirror=False))
 
 
 def pictures(size: int, batch: int) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 
 from models.decoding import TopBoxes, best_candidates
 from models.fold import folded
+from models.keras_retinanet import build_keras_retinanet
 from models.m2det import build_m2det
 from models.retinanet import build_retinanet
 from models.run_settings import RunSettings
@@ -39,8 +40,6 @@ def build_network(settings: RunSettings, *, backbone_weights: str = "none") -> k
     """
     network = settings.network
     if network.detector == "keras_retinanet":
-        from models.keras_retinanet import build_keras_retinanet
-
         return build_keras_retinanet(
             backbone=network.backbone,
             image_size=network.image_size,

@@ -109,9 +109,9 @@ def finished_runs(output_path: str | Path) -> list[str]:
 def _is_finished(run: Path) -> bool:
     """Whether a checkpoint has the last epoch, or there is none, as in a converted run."""
     try:
-        states = [json.loads(file.read_text(encoding="utf-8")) for file in run.glob("checkpoint*/state.json")]
-        return not states or any(state["epochs"] >= state["total"] for state in states)
-    except (OSError, ValueError, KeyError):  # a checkpoint is being replaced, or is damaged
+        states = [json.loads(file.read_text(encoding="utf-8"))["state"] for file in run.glob("checkpoint*/state.json")]
+        return not states or any(state["epochs"] >= state["plan"]["epochs"] for state in states)
+    except (OSError, ValueError, KeyError, TypeError):  # a checkpoint is being replaced, or is damaged
         return False
 
 
@@ -122,9 +122,10 @@ def run_export(output_path: str | Path, run: str | Path, form: str) -> Path:
 
 
 def run_predictions(output_path: str | Path, split: str, run: str | Path) -> Path:
-    """a04's predictions of a run or of `<run>/checkpoint`."""
+    """a04's predictions of a run, of `<run>/checkpoint` or of a checkpoint file."""
     path = Path(run)
     name = f"{path.parent.name}_checkpoint" if path.name == "checkpoint" else path.name
+    name = name.removesuffix(".h5").removesuffix(".pth")
     return Path(output_path) / "predictions" / split / f"{name}.csv"
 
 

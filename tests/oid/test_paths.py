@@ -1,6 +1,7 @@
 """Proves that hidden and unfinished files are found by nobody, and which runs count as finished."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -30,9 +31,10 @@ def make_run(output, name: str, **checkpoints: dict | str) -> None:
 
 
 def test_runs_are_finished_after_their_last_epoch(tmp_path):
-    half, whole = {"epochs": 2, "total": 4}, {"epochs": 4, "total": 4}
+    half, whole = ({"state": {"epochs": epochs, "plan": {"epochs": 4}}} for epochs in (2, 4))
     make_run(tmp_path, "trained", newest=whole, previous=half)
-    make_run(tmp_path, "shortened", newest={"epochs": 3, "total": 2}, previous=half)
+    make_run(tmp_path, "shortened", newest={"state": {"epochs": 3, "plan": {"epochs": 2}}}, previous=half)
+    make_run(tmp_path, "planned", newest={"state": {"epochs": 0, "plan": None}})
     make_run(tmp_path, "converted")
     make_run(tmp_path, "training", newest=half)
     make_run(tmp_path, "between_two_checkpoints", previous=half)
@@ -42,3 +44,18 @@ def test_runs_are_finished_after_their_last_epoch(tmp_path):
     assert paths.finished_runs(tmp_path) == ["converted", "shortened", "trained"]
     with pytest.raises(InputError, match=r"nowhere.weights has no run that has finished its training"):
         paths.finished_runs(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        ("m2det", "m2det"),
+        ("OUTPUT/weights/v1.2", "v1.2"),
+        ("m2det/checkpoint", "m2det_checkpoint"),
+        ("downloads/resnet50_coco_best_v2.1.0.h5", "resnet50_coco_best_v2.1.0"),
+    ],
+)
+def test_predictions_and_exports_are_named_after_the_run(run, name):
+    assert paths.run_predictions("out", "test", run) == Path("out/predictions/test") / f"{name}.csv"
+    assert paths.run_export("out", run, "onnx") == Path("out/exports") / f"{name}.onnx"
+    assert paths.run_export("out", run, "tf_saved_model") == Path("out/exports") / name

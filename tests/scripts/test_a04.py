@@ -267,7 +267,9 @@ def test_where_predictions_go_by_default(run, name, file):
 def test_without_run_every_finished_run_predicts(run, tmp_path):
     for name in ("second", "first", "unfinished"):
         shutil.copytree(run.folder, tmp_path / "weights" / name)
-    (tmp_path / "weights/unfinished/checkpoint/state.json").write_text('{"epochs": 1, "total": 2}')
+    (tmp_path / "weights/unfinished/checkpoint/state.json").write_text(
+        '{"state": {"epochs": 1, "plan": {"epochs": 2}}}'
+    )
     places = {"output_path": str(tmp_path), "images": str(run.images), "split": "test", "batch_size": 2}
     a04.main(**places)
     first, second = sorted((tmp_path / "predictions" / "test").glob("[!.]*"))

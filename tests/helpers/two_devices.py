@@ -15,10 +15,11 @@ import keras
 import numpy as np
 
 from models import backbones
-from models.detector import network_from_settings
+from models.detector import build_network
 from tests.helpers.tiny_network import pictures, targets, tiny_backbone, tiny_settings
 from training import checkpoints, devices
 from training.schedule import Schedule, make_optimizer
+from training.state import ScheduleState, TrainingState
 from training.trainer import DetectionTrainer
 
 STEPS, BATCH = 20, 4
@@ -71,17 +72,17 @@ class Losses(keras.callbacks.Callback):
 def make_trainer(scope, *, frozen: bool, optimizer: str) -> DetectionTrainer:
     """A tiny network with its optimizer, the same each time, whose gradients are clipped."""
     backbones.BACKBONES["tiny"] = tiny_backbone()
-    settings = tiny_settings(image_size=32, scales=1, channels=16) | {"backbone": "tiny"}
+    settings = tiny_settings(image_size=32, scales=1, channels=16, backbone="tiny")
     keras.utils.set_random_seed(0)
     with scope():
-        network = network_from_settings(settings)
+        network = build_network(settings)
         if frozen:
             backbones.freeze(network, batch_norm=True)
-        trainer = DetectionTrainer(network, settings["anchors"], batch_size=BATCH, region_classes=REGION_CLASSES)
+        trainer = DetectionTrainer(network, settings.anchors, batch_size=BATCH, region_classes=REGION_CLASSES)
     peak = 1e-2 if optimizer == "sgd" else 1e-3
     with trainer.scope():
-        schedule = Schedule(peak=peak, steps=STEPS, warm_up=5)
-        made = make_optimizer(schedule, optimizer=optimizer, ema=True, weight_decay=0.03, clip_norm=1.0)
+        schedule = Schedule(ScheduleState(peak=peak, steps=STEPS, warm_up=5))
+        made = make_optimizer(schedule, optimizer=optimizer, weight_decay=0.03, clip_norm=1.0)
         trainer.compile(optimizer=made, jit_compile=keras.backend.backend() == "jax")
         made.build(network.trainable_variables)
     return trainer
@@ -109,14 +110,14 @@ def main(batch_norm: str, optimizer: str, folder: str) -> None:
     with devices.sharing(2) as sharing:
         two = make_trainer(sharing.scope, **kind)
         found["two"], weights_of_two = train(two), weights_of(two)
-        checkpoints.write_checkpoint(from_two, two, two.network, state := checkpoints.new_state())
+        checkpoints.write_checkpoint(from_two, two, two.network, TrainingState())
         found["two, on"] = train(two, steps=3, start=STEPS)
-    checkpoints.restore(from_two, one, state)
+    checkpoints.restore(from_two, one)
     found["one, after two"] = train(one, steps=3, start=STEPS)
-    checkpoints.write_checkpoint(from_one, one, one.network, state)
+    checkpoints.write_checkpoint(from_one, one, one.network, TrainingState())
     found["one, on"] = train(one, steps=3, start=STEPS + 3)
     with devices.sharing(2):
-        checkpoints.restore(from_one, two, state)
+        checkpoints.restore(from_one, two)
         found["two, after one"] = train(two, steps=3, start=STEPS + 3)
     pairs = zip(weights_of_one, weights_of_two, strict=True)
     apart = max(np.abs(a - b).max() / max(1.0, np.abs(a).max()) for a, b in pairs)

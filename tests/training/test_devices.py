@@ -103,12 +103,11 @@ def test_a_checkpoint_goes_on_with_another_number_of_devices(found):
 def train(photographs, output, run: str, *arguments: object) -> str:
     """What a tiny training prints; `STOPPED` ends it in its second epoch."""
     changes = {"epochs": 2, "steps_per_epoch": 3, "batch_size": 4, "image_size": 96}
-    changes |= {"optimizer": "sgd", "learning_rate": 0.01}
     arguments = [*arguments, *words(small_flags(photographs, output, run=run, **changes))]
     variables = {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
     done = run_script("tests.helpers.tiny_training", *arguments, timeout=1800, environment=variables)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == (75 if STOPPED[0] in arguments else 0), done.stderr
+    return done.stdout + done.stderr
 
 
 STOPPED = ("--stop_after", 4)

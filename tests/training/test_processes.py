@@ -128,7 +128,7 @@ class Training:
             time.sleep(0.1)
 
     def losses(self) -> dict[int, tuple[float, ...]]:
-        found = re.findall(r"^loss (\d+) (\S+) (\S+) (\S+) \d+$", self.printed(), flags=re.MULTILINE)
+        found = re.findall(r"^loss (\d+) (\S+) (\S+) (\S+)$", self.printed(), flags=re.MULTILINE)
         return {int(step): tuple(map(float, values)) for step, *values in found}
 
 

@@ -471,7 +471,7 @@ class Training:
     def _bad_batch(self, step: int, what: str) -> Exception:
         """The error about weights or losses that are not finite."""
         good = f"the last good checkpoint, {self._run / checkpoints.NEWEST} of step {self._saved_step}"
-        images = self._batches.ids(step)
+        images = self._batches.ids(step, closed=step >= self.state.plan.close_at)
         return report_bad_batch(self._run, what, step, images, good if self._saved_step else "")
 
     def _seconds_left(self) -> float | None:

@@ -1,6 +1,7 @@
 """A training of `--backbone tiny` without a03: `make_training` builds its objects."""
 
 import dataclasses
+import itertools
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from training import build, checkpoints
 from training.data_set import read_classes, read_data_set
 from training.loop import Training
 from training.options import (
+    ImageOptions,
     LengthOptions,
     MachineOptions,
     Options,
@@ -33,6 +35,7 @@ def make_training(
     said: list[str],
     stop: Stop | None = None,
     started: float | None = None,
+    cache_bytes: int = 2**30,
     **changes: object,
 ) -> Training:
     """A training of batches of 4 on the fixture `photographs`, before `begin`.
@@ -41,19 +44,17 @@ def make_training(
         photographs: data set and output.
         run: folder of the run.
         said: gets what is reported.
-        stop: see `Training`.
+        stop, cache_bytes: see `Training`.
         started: see `Training`; None = now.
-        **changes: fields of `StepOptions`, `RecordOptions`, `MachineOptions`, or of `tiny_settings`.
+        **changes: fields of the groups of `Options`, or of `tiny_settings`.
     """
-    kinds = {"step": StepOptions, "records": RecordOptions, "machine": MachineOptions}
+    kinds = {"images": ImageOptions, "step": StepOptions, "records": RecordOptions, "machine": MachineOptions}
     groups = {}
     for group, kind in kinds.items():
         names = {field.name for field in dataclasses.fields(kind)} & set(changes)
         groups[group] = kind(**{name: changes.pop(name) for name in names})
-    classes = read_classes(photographs[1], "1")
-    settings = tiny_settings(
-        classes=tuple(DetectionClass(label, name) for label, name in classes.items()), **SIZES | changes
-    )
+    classes = itertools.starmap(DetectionClass, read_classes(photographs[1], "1").items())
+    settings = tiny_settings(classes=tuple(classes), **SIZES | changes)
     options, step = Options(**groups), groups["step"]
     training = TrainingSettings(
         options,
@@ -65,12 +66,12 @@ def make_training(
     state = checkpoints.open_run(run, said.append)
     keras.utils.set_random_seed(training.options.machine.seed)
     data = read_data_set(*photographs, "1", "train")
-    rules, _ = rules_in_force(training.options.labels.rules, photographs[0], list(classes), data)
+    rules, _ = rules_in_force(training.options.labels.rules, photographs[0], settings.labels, data)
     network, twin = build.build_networks(settings, training)
     return Training(
         run,
         build.build_trainer(network, settings, training, rules),
-        build.build_batches(data, settings, training, rules, said.append),
+        build.build_batches(data, settings, training, rules, cache_bytes, said.append),
         dataclasses.replace(state, run=settings, training=training),
         workers=2,
         validation=build.build_validation(*photographs, settings, training.options, said.append),

@@ -264,6 +264,7 @@ def train(
     *,
     started: float,
     show_batches: int = 0,
+    group_of_weight: float = a00.GROUP_OF_WEIGHT,
 ) -> None:
     """Trains the run in `folder` from its beginning, or from its last checkpoint.
 
@@ -275,6 +276,7 @@ def train(
         recipe: of `recipe_of`, or another one to be measured.
         started: when the training was started, on the clock of `time.monotonic`.
         show_batches: write a page with this many batches instead.
+        group_of_weight: what a group-of box counts in the mAP.
     """
     classes = tuple(itertools.starmap(DetectionClass, read_classes(output_path, options.level).items()))
     output_file(folder / SETTINGS, "give another place by --output_path")
@@ -283,10 +285,11 @@ def train(
     with stop.on_signals(), backend(options, source) as sharing, contextlib.ExitStack() as lock:
         from training import build, checkpoints, lengths, loop
         from training.batch_page import show
+        from training.processes import is_first
         from training.verified_labels import rules_in_force
 
         is_new = not folder.is_dir()  # then it is made, and locked, when nothing can be wrong any more
-        if not is_new and not show_batches:
+        if not is_new and not show_batches and is_first():
             lock.enter_context(locked(folder, str(folder)))
         state = checkpoints.look_at_run(folder) if show_batches else checkpoints.open_run(folder, print)
         refuse_changes(folder, state, options, recipe, classes)
@@ -306,8 +309,10 @@ def train(
             loop.prepare_trainer(trainer, state, folder)
             print(show(folder / "batches.html", trainer, batches, state, count=show_batches))
             return
-        validation = build.build_validation(dataset_path, output_path, state.run, options, print)
-        if is_new:
+        validation = build.build_validation(
+            dataset_path, output_path, state.run, options, print, group_of_weight=group_of_weight
+        )
+        if is_new and is_first():
             lock.enter_context(locked(folder, str(folder)))
         training = loop.Training(
             folder,

@@ -125,7 +125,13 @@ def build_batches(
 
 
 def build_validation(
-    dataset_path: str | Path, output_path: str | Path, run: RunSettings, options: Options, report: Report
+    dataset_path: str | Path,
+    output_path: str | Path,
+    run: RunSettings,
+    options: Options,
+    report: Report,
+    *,
+    group_of_weight: float = 1.0,
 ) -> Validation | None:
     """What measures an epoch, or None where there are no validation images."""
     images = Path(dataset_path) / "validation"
@@ -144,4 +150,5 @@ def build_validation(
         report("validation: a01 lists no image of this level: no epoch is measured, and the last one counts")
         return None
     report(describe("validation", data))
-    return make_validation(data, run, max_bad_images=options.images.max_bad_images, report=report)
+    bad = options.images.max_bad_images
+    return make_validation(data, run, group_of_weight=group_of_weight, max_bad_images=bad, report=report)

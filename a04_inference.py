@@ -247,9 +247,8 @@ def write_network(
             "nms_iou": KERAS_RETINANET_IOU,
             "score_threshold": max(KERAS_RETINANET_SCORE, options.score_threshold),
         }
-    about = write_export(detector, target, form, **limits)
-    print(f"wrote {target}: float32, without the mirrored image and without voting; use it like this:\n")
-    print(about["example"])
+    write_export(detector, target, form, **limits)
+    print(f"wrote {target}: float32, without the mirrored image and without voting; docs/export.md shows its use")
 
 
 def predict(

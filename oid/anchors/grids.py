@@ -219,8 +219,13 @@ def retinanet_sizes(scales: int) -> list[list[tuple[float, float]]]:
 
 
 # === Anchors ==========================================================================================================
-def anchors_of_picture(scales: int, height: int, width: int) -> np.ndarray:
+def anchors_of_picture(scales: int, height: int, width: int, library=np):
     """RetinaNet's nine anchors per cell on an image of any shape.
+
+    Args:
+        scales: levels of the pyramid.
+        height, width: of the image in pixels; with `keras.ops` also scalar tensors.
+        library: NumPy or `keras.ops`, whose array is returned.
 
     Returns:
         float32 `(anchors, 4)`: xyxy in pixels, not clipped, in the order of `AnchorGrids.boxes`. Centres in the last
@@ -229,9 +234,11 @@ def anchors_of_picture(scales: int, height: int, width: int) -> np.ndarray:
     levels = []
     for k, sizes in enumerate(retinanet_sizes(scales)):
         stride = 8 * 2**k
-        cells = (np.arange(-(-side // stride), dtype="float32") for side in (height, width))
-        y, x = np.meshgrid(*((cell + np.float32(0.5)) * stride for cell in cells), indexing="ij")
+        # rounded up; not -(-side // stride), because ONNX divides towards zero
+        cells = [library.arange((side + stride - 1) // stride, dtype="float32") for side in (height, width)]
+        y, x = library.meshgrid(*((cell + np.float32(0.5)) * stride for cell in cells), indexing="ij")
         half = np.asarray(sizes) / 2
         base = np.concatenate([-half, half], axis=1).astype("float32")  # (9, 4), around 0
-        levels.append((np.stack([x, y, x, y], axis=-1)[:, :, None] + base).reshape(-1, 4))
-    return np.concatenate(levels)
+        centres = library.stack([x, y, x, y], axis=-1)[:, :, None]  # (rows, columns, 1, 4)
+        levels.append(library.reshape(centres + base, (-1, 4)))
+    return library.concatenate(levels)

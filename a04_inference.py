@@ -247,7 +247,8 @@ def write_network(
             "nms_iou": KERAS_RETINANET_IOU,
             "score_threshold": max(KERAS_RETINANET_SCORE, options.score_threshold),
         }
-    write_export(detector, target, form, **limits)
+    with remedy("change --export or --export_path"):
+        write_export(detector, target, form, **limits)
     print(f"wrote {target}: float32, without the mirrored image and without voting; docs/export.md shows its use")
 
 

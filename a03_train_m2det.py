@@ -22,6 +22,7 @@ Options that are left open (None in a00) are chosen from the data and the machin
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import math
@@ -45,7 +46,7 @@ from oid.command_line import check_flag, check_range, run_script
 from oid.files import InputError, output_file, remedy
 from oid.lock import locked
 from training import choose
-from training.data_set import read_classes
+from training.data_set import read_classes, read_data_set
 from training.options import (
     ImageOptions,
     LabelOptions,
@@ -296,7 +297,14 @@ def train(
         if lengths.is_finished(state, options.length) and not show_batches:
             print(f"{folder} is finished{loop.best_so_far(state)}: a larger --time_budget or more --epochs prolong it")
             return
-        data = build.training_data(dataset_path, output_path, options)
+        data = read_data_set(
+            dataset_path,
+            output_path,
+            options.level,
+            "train",
+            skip_missing=options.images.skip_missing,
+            leave_out_depictions="depictions" in options.labels.rules,
+        )
         labels = [entry.label for entry in classes]
         rules, sentences = rules_in_force(options.labels.rules, dataset_path, labels, data)
         print(build.describe("train", data), *sentences, sep="\n")
@@ -325,16 +333,11 @@ def train(
             stop=stop,
             started=started,
             cache_bytes=cache_bytes,
-            report=say,
+            report=functools.partial(print, flush=True),
         )
         training.begin(options.length)
         ended = training.run(deadline(options.length, started - state.seconds))
         print(*batches.notes(range(state.step, training.state.step)), ended, sep="\n")
-
-
-def say(line: str) -> None:
-    """Prints a line at once, also into a file."""
-    print(line, flush=True)
 
 
 def deadline(length: LengthOptions, began: float) -> float | None:
@@ -398,8 +401,6 @@ def refuse_changes(
         raise InputError(f"{folder} was begun with another recipe: take the same, {other}")
     if state.run.classes != classes:
         raise InputError(f"{folder} was begun with other classes than a01's files have now: choose another --run")
-    if (folder / SETTINGS).is_file() and read_run_settings(folder) != state.run:
-        raise InputError(f"{folder / SETTINGS} is not that of the checkpoint: remove it, and it is made again")
 
 
 def with_settings(
@@ -445,21 +446,19 @@ def take_over(output_path: str, options: NetworkOptions, network, run: RunSettin
     Raises:
         InputError: nothing fits, or --freeze would keep random weights.
     """
+    from models.keras_internals import all_layers
     from models.load import load_run
-    from training import fine_tuning
+    from training.fine_tuning import take_over_weights
 
     source, old = load_run(paths.run_folder(output_path, options.init_from))
-    taken = fine_tuning.take_over_weights(source, old, network, run)
-    if not taken.whole:
-        raise InputError(f"no layer of --init_from {options.init_from} fits: it needs the same detector and backbone")
+    taken = take_over_weights(source, old, network, run)
+    print(f"weights of {options.init_from}: {taken}")
+    fits = f"that fits this one: it has {old.network.detector} on {old.network.backbone}"
+    check_flag(bool(taken.whole), "init_from", options.init_from, f"a run {fits}")
     if options.freeze == "backbone" and options.backbone_weights == "none":
-        random = fine_tuning.random_layers(taken, network.get_layer(run.network.backbone))
-        if random:
-            raise InputError(
-                f"--freeze backbone would keep random weights: {len(random)} layers of {run.network.backbone} "
-                f"({random[0]}, ...) are not in --init_from {options.init_from}: give --backbone_weights as well"
-            )
-    print(*taken.sentences(options.init_from, len(run.classes)), sep="\n")
+        random = {layer.name for layer in all_layers(network.get_layer(run.network.backbone))} & {*taken.anew}
+        lacking = f"{len(random)} layers of the backbone ({min(random, default='')}, ...) are not in --init_from"
+        check_flag(not random, "freeze", options.freeze, f"--backbone_weights as well, because {lacking}")
 
 
 if __name__ == "__main__":

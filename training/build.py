@@ -33,18 +33,6 @@ def facts_about(images: int, devices: int) -> choose.Facts:
     return choose.Facts(images, accelerator, machine.usable_cores(), bfloat16, devices)
 
 
-def training_data(dataset_path: str | Path, output_path: str | Path, options: Options) -> DataSet:
-    """The training images of the level, and what is known of them."""
-    return read_data_set(
-        dataset_path,
-        output_path,
-        options.level,
-        "train",
-        skip_missing=options.images.skip_missing,
-        leave_out_depictions="depictions" in options.labels.rules,
-    )
-
-
 def describe(split: str, data: DataSet) -> str:
     """A sentence about a split."""
     parts = [f"{len(data)} images", f"{len(data.objects.labels)} boxes"]

@@ -24,7 +24,7 @@ from oid.anchors.grids import (
     scales_that_fit,
 )
 from oid.files import InputError
-from training.options import NetworkOptions, Options, Precision, Recipe, TrainingSettings
+from training.options import OPEN, NetworkOptions, Options, Precision, Recipe, TrainingSettings
 
 SMALL = NetworkOptions(backbone="residual_small", image_size=SMALL_IMAGE_SIZE, tums=2, scales=SMALL_SCALES, channels=64)
 LARGE = {  # RetinaNet's as in its paper, at a smaller size
@@ -45,21 +45,13 @@ MOST_WORKERS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What the choices depend on.
+    """What the choices depend on."""
 
-    Attributes:
-        images: number of training images.
-        accelerator: whether there is a GPU or TPU.
-        cores: of the processor.
-        bfloat16: whether the processor, or the accelerator, has instructions for it.
-        devices: that share each batch.
-    """
-
-    images: int
-    accelerator: bool
+    images: int  # for training
+    accelerator: bool  # a GPU or TPU
     cores: int
-    bfloat16: bool = False
-    devices: int = 1
+    bfloat16: bool = False  # whether the processor or the accelerator has instructions for it
+    devices: int = 1  # that share each batch
 
     @property
     def machine(self) -> str:
@@ -86,20 +78,20 @@ def choose_run(
     Raises:
         InputError: options contradict each other or the source, or the anchors do not fit.
     """
-    if source and _goes_on_as_converted(options.network, source):
+    converted = bool(source) and source.network.detector == "keras_retinanet"
+    if converted and options.network.detector == "retinanet" and options.network.backbone is None:
         network, anchors, reasons = _converted(options.network, source)
     else:
         network, reasons = _network(options.network, facts, source, len(classes))
         anchors, why = _anchors(options.network, network, recipe, source)
-        reasons += [why] if why else []
-    converted = network.detector == "keras_retinanet"
-    published = options.step.recipe == "published"
+        reasons.append(why)
+    deltas = "distances" if options.step.recipe == "own" else BOX_DELTAS[options.network.detector]
     run = RunSettings(
         network=network,
         inputs=InputSettings(recipe.resize, orientation=options.images.orientation),
         classes=classes,
         anchors=anchors,
-        box_deltas="corners" if converted else BOX_DELTAS[network.detector] if published else "distances",
+        box_deltas="corners" if network.detector == "keras_retinanet" else deltas,
         scores="softmax" if recipe.class_loss == "softmax" else "sigmoid",
         level=options.level,
     )
@@ -108,10 +100,6 @@ def choose_run(
 
 
 # === The network ===
-def _goes_on_as_converted(asked: NetworkOptions, source: RunSettings) -> bool:
-    return source.network.detector == "keras_retinanet" and asked.detector == "retinanet" and asked.backbone is None
-
-
 def _converted(asked: NetworkOptions, source: RunSettings) -> tuple[NetworkSettings, AnchorGrids, list[str]]:
     """The network of a converted checkpoint, which has learned on images of any shape, on squares."""
     anchors = None if asked.anchors == "official" else asked.anchors
@@ -151,7 +139,7 @@ def _network(
         listed = ", ".join(f"{name} {getattr(network, name)}" for name in chosen)
         kind = "the paper's network" if large else "a small network"
         reasons.insert(0, f"{kind} ({listed}) for {facts.images} images on {facts.machine}")
-    same_backbone = source and source.network.backbone == network.backbone and not _is_converted_retinanet(source)
+    same_backbone = source and source.network.backbone == network.backbone
     settings = NetworkSettings(
         detector=network.detector,
         **{name: getattr(network, name) for name in SIZES},
@@ -164,16 +152,11 @@ def _network(
 
 def _from_source(asked: NetworkOptions, source: RunSettings) -> dict[str, object]:
     """The open options of the network as another run has them."""
-    names = ["image_size"] if _is_converted_retinanet(source) else ["backbone", "image_size"]
+    names = ["image_size"] if source.network.detector == "keras_retinanet" else ["backbone", "image_size"]
     if source.network.detector == asked.detector:
         names += ["variant", "tums", "scales", "channels", "head"]
-    found = {name: getattr(source.network, name) for name in names if getattr(asked, name) in (None, "auto")}
+    found = {name: getattr(source.network, name) for name in names if getattr(asked, name) in OPEN}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def _is_converted_retinanet(source: RunSettings) -> bool:
-    """Whether the layers of a run are not those of `models.backbones`."""
-    return source.network.detector == "keras_retinanet"
 
 
 def _backbone_for(weights: str, usual: str) -> tuple[str, str | None]:
@@ -193,38 +176,35 @@ def _backbone_for(weights: str, usual: str) -> tuple[str, str | None]:
 
 def _head(network: NetworkOptions, channels_chosen: bool, num_classes: int) -> Head:
     """The light head in the small network, where one more convolution costs little and teaches much."""
-    thin = channels_chosen and network.channels == SMALL.channels
-    if network.detector == "retinanet":
-        return "light" if thin else "shared"
-    if num_classes > MANY_CLASSES:  # as models.heads.default_head, which starts Keras
-        return "shared"
-    return "light" if thin and network.variant in (None, "paper") else "conv"
+    usual = "shared" if network.detector == "retinanet" or num_classes > MANY_CLASSES else "conv"
+    light = "shared" if network.detector == "retinanet" else "conv"  # what it replaces
+    thin = channels_chosen and network.channels == SMALL.channels and network.variant in (None, "paper")
+    return "light" if thin and usual == light else usual
 
 
 # === Anchors ===
 def _anchors(
     asked: NetworkOptions, network: NetworkSettings, recipe: Recipe, source: RunSettings | None
-) -> tuple[AnchorGrids, str | None]:
+) -> tuple[AnchorGrids, str]:
     """The anchors of a new run, and the reason."""
-    if asked.anchors is None and source and source.network.detector == network.detector:
-        grids = _as_in_source(network, source)
-        if grids:
-            return grids, f"{grids.per_cell} anchors per cell, as {asked.init_from} has"
-    if asked.anchors is None and recipe.assignment == "max_iou":
-        grids = _grids(network, "official")
-        return grids, f"{grids.per_cell} anchors per cell, because a box needs an anchor of its size"
-    if asked.anchors in (None, "square"):
-        return _grids(network, "square"), "1 anchor per cell, because the assignment finds the size"
-    grids = _grids(network, asked.anchors)
-    if asked.anchors in NAMED_SETS:
-        return grids, None
-    resize = json.loads(Path(asked.anchors).read_text(encoding="utf-8")).get("resize")
-    if resize not in (None, recipe.resize):
-        raise InputError(
-            f"{asked.anchors} holds anchors for the resizing {resize!r}, but this training has {recipe.resize!r}: make "
-            f"the file again by a02 with {recipe.resize}"
-        )
-    return grids, f"{grids.per_cell} anchors per cell, from {asked.anchors}"
+    name, why = asked.anchors, "as asked for"
+    same_detector = source and source.network.detector == network.detector
+    if name is None and same_detector and (grids := _as_in_source(network, source)):
+        return grids, f"anchors per cell: {grids.per_cell}, as {asked.init_from} has"
+    if name is None:
+        by_overlap = recipe.assignment == "max_iou"
+        name = "official" if by_overlap else "square"
+        why = "because a box needs an anchor of its size" if by_overlap else "because the assignment finds the size"
+    grids = _grids(network, name)
+    if name not in NAMED_SETS:
+        why = f"from {name}"
+        resize = json.loads(Path(name).read_text(encoding="utf-8")).get("resize")
+        if resize not in (None, recipe.resize):
+            raise InputError(
+                f"{name} holds anchors for the resizing {resize!r}, but this training has {recipe.resize!r}: make the "
+                f"file again by a02 with {recipe.resize}"
+            )
+    return grids, f"anchors per cell: {grids.per_cell}, {why}"
 
 
 def _as_in_source(network: NetworkSettings, source: RunSettings) -> AnchorGrids | None:

@@ -20,8 +20,7 @@ class TakenOver:
     """What another run has given.
 
     Attributes:
-        whole: names of the layers whose weights are taken over.
-        anew: names of the layers with weights that begin anew.
+        whole, anew: names of the layers whose weights are taken over, and of those that begin anew.
         partly: names of the classifier's layers of which the outputs of some classes are taken over.
         classes: `(new, old)` index pairs of the classes that both runs have; () where both have the same.
     """
@@ -31,15 +30,12 @@ class TakenOver:
     partly: tuple[str, ...]
     classes: tuple[tuple[int, int], ...]
 
-    def sentences(self, run: str, num_classes: int) -> list[str]:
-        """What to tell about weights that come from `run`."""
+    def __str__(self) -> str:
         names = ", ".join(self.anew[:12]) + (f" and {len(self.anew) - 12} more" if len(self.anew) > 12 else "")
-        begin = f"{len(self.anew)} begin anew{': ' if names else ''}{names}"
-        found = [f"weights of {run}: {len(self.whole)} layers taken over, {begin}"]
+        sentence = f"{len(self.whole)} layers taken over, {len(self.anew)} begin anew{': ' if names else ''}{names}"
         if self.partly:
-            known = f"{len(self.classes)} of the {num_classes} classes"
-            found.append(f"weights of {run}: {', '.join(self.partly)} taken over for the {known} that it knows")
-        return found
+            sentence += f"; {', '.join(self.partly)} taken over for the {len(self.classes)} classes that both runs have"
+        return sentence
 
 
 def take_over_weights(source: keras.Model, old: RunSettings, target: keras.Model, new: RunSettings) -> TakenOver:
@@ -57,37 +53,26 @@ def take_over_weights(source: keras.Model, old: RunSettings, target: keras.Model
         target: the network to fill.
         new: its settings.
     """
-    other_classes, pairs = old.labels != new.labels, ()
-    if old.scores != new.scores:
-        other_classes = True
-    elif other_classes:
-        pairs = same_classes(old.classes, new.classes)
-    outputs = _outputs_of(pairs, new) if _anchors_per_cell(old) == _anchors_per_cell(new) else ()
+    pairs = same_classes(old.classes, new.classes) if old.labels != new.labels and old.scores == new.scores else ()
+    same = {"classes": (old.labels, old.scores) == (new.labels, new.scores), "boxes": same_boxes(old, new)}
     known = {weight.path: weight for weight in source.weights}
     whole, anew, partly = [], [], []
-    for layer in all_layers(target):
-        if not layer.weights:
-            continue
+    for layer in filter(lambda layer: layer.weights, all_layers(target)):
         others = [known.get(weight.path) for weight in layer.weights]
-        complete = all(other is not None for other in others)
         output = OUTPUT_LAYER.fullmatch(layer.name)
         kind = output[1] if output else None
-        if kind == "classes" and other_classes:
-            taken = bool(outputs) and complete and _take_over_classes(layer, others, outputs, _anchors_per_cell(new))
+        if any(other is None for other in others):
+            anew.append(layer.name)
+        elif not same.get(kind, True):
+            taken = kind == "classes" and pairs and _take_over_classes(layer, others, old, new, pairs)
             (partly if taken else anew).append(layer.name)
-        elif complete and _same_shapes(others, layer) and not (kind == "boxes" and not same_boxes(old, new)):
+        elif [other.shape for other in others] == [weight.shape for weight in layer.weights]:
             for weight, other in zip(layer.weights, others, strict=True):
                 weight.assign(_array(other))
             whole.append(layer.name)
         else:
             anew.append(layer.name)
     return TakenOver(tuple(whole), tuple(anew), tuple(partly), tuple(pairs))
-
-
-def random_layers(taken: TakenOver, backbone: keras.Model) -> list[str]:
-    """Names of the backbone's layers that no other run has filled."""
-    inside = {layer.name for layer in all_layers(backbone)}
-    return [name for name in taken.anew if name in inside]
 
 
 def same_boxes(old: RunSettings, new: RunSettings) -> bool:
@@ -123,32 +108,25 @@ def _by_name(classes: Sequence[DetectionClass]) -> dict[str, int | None]:
     return found
 
 
-def _outputs_of(pairs: Sequence[tuple[int, int]], new: RunSettings) -> Sequence[tuple[int, int]]:
-    """The class outputs of classes: with softmax the background, which both runs have, is the first."""
-    if not pairs or new.scores != "softmax":
-        return pairs
-    return [(0, 0), *((index + 1, before + 1) for index, before in pairs)]
-
-
 def _anchors_per_cell(settings: RunSettings) -> int:
     return settings.anchors.per_cell if settings.anchors else len(retinanet_sizes(1)[0])
 
 
-def _take_over_classes(layer, others, outputs: Sequence[tuple[int, int]], anchors: int) -> bool:
-    """Copies some outputs of a layer whose last axis is anchors x outputs; False where it cannot be."""
-    if any(weight.shape[:-1] != other.shape[:-1] for weight, other in zip(layer.weights, others, strict=True)):
+def _take_over_classes(layer, others, old: RunSettings, new: RunSettings, pairs: Sequence[tuple[int, int]]) -> bool:
+    """Copies the outputs of some classes of a layer whose last axis is anchors x outputs; False where it cannot be."""
+    anchors = _anchors_per_cell(new)
+    same_shapes = [other.shape[:-1] for other in others] == [weight.shape[:-1] for weight in layer.weights]
+    if anchors != _anchors_per_cell(old) or not same_shapes:
         return False
-    new, old = (list(indices) for indices in zip(*outputs, strict=True))
+    if new.scores == "softmax":  # whose first output is the background, which both runs have
+        pairs = [(0, 0), *((index + 1, before + 1) for index, before in pairs)]
+    to, come_from = (list(indices) for indices in zip(*pairs, strict=True))
     for weight, other in zip(layer.weights, others, strict=True):
-        values, source = _array(weight).copy(), _array(other)
-        rows, before = (array.reshape(*array.shape[:-1], anchors, -1) for array in (values, source))
-        rows[..., new] = before[..., old]
+        values, before = _array(weight).copy(), _array(other)
+        rows, rows_before = (array.reshape(*array.shape[:-1], anchors, -1) for array in (values, before))
+        rows[..., to] = rows_before[..., come_from]
         weight.assign(values)
     return True
-
-
-def _same_shapes(others, layer) -> bool:
-    return all(other.shape == weight.shape for other, weight in zip(others, layer.weights, strict=True))
 
 
 def _array(weight) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""The options of a training: a03's flags as frozen dataclasses, grouped by the part of the training that reads them."""
+"""The options of a training: a03's flags as frozen dataclasses, grouped by the part of the training that reads them.
+
+`a03_train_m2det.main` says what each means.
+"""
 
 import dataclasses
 import math
@@ -18,14 +21,7 @@ OPEN = (None, "auto")  # values that leave a choice to `training.choose`
 
 @dataclasses.dataclass(frozen=True)
 class NetworkOptions:
-    """Which network trains, and from which weights; None is chosen by `training.choose`.
-
-    Attributes:
-        backbone_weights: "none" (random), "imagenet", or a file.
-        anchors: "square", "official", or a file of sizes that a02 wrote; None = the recipe's.
-        init_from: name or folder of the run, or a converted checkpoint, whose weights are taken over.
-        freeze: "batch_norm" keeps its weights and statistics, "backbone" keeps all of the backbone.
-    """
+    """Which network trains, and from which weights."""
 
     detector: Literal["m2det", "retinanet"] = "m2det"
     backbone: str | None = None
@@ -43,14 +39,7 @@ class NetworkOptions:
 
 @dataclasses.dataclass(frozen=True)
 class LengthOptions:
-    """How long the training takes.
-
-    Attributes:
-        time_budget: seconds of wall-clock time; None = as long as the number of images suggests.
-        epochs: replaces the time budget.
-        steps_per_epoch: with `epochs`; None or 0 = each image once.
-        max_hours: saves and stops after this time; the same command goes on.
-    """
+    """How long the training takes: `time_budget` in seconds, or `epochs` instead; None = by the number of images."""
 
     time_budget: float | None = 1200.0
     epochs: int | None = None
@@ -60,12 +49,7 @@ class LengthOptions:
 
 @dataclasses.dataclass(frozen=True)
 class LabelOptions:
-    """What is learned from the annotations.
-
-    Attributes:
-        rules: the rules of Open Images that are followed, see `models.label_rules`.
-        max_gt_boxes: box rows per image (one per class); a random surplus is ignored.
-    """
+    """What is learned from the annotations; `rules` are a03's `--label_rules`."""
 
     rules: tuple[LabelRule, ...] = ("verified", "ancestors", "regions")
     max_gt_boxes: int = 100
@@ -75,14 +59,7 @@ class LabelOptions:
 class ImageOptions:
     """Which images are drawn, and how they are read.
 
-    Attributes:
-        sampling: "images" draws each once per pass, "classes" a class, then an image with it.
-        sampling_exponent: of "classes": 0 draws every class equally often, 1 as often as it occurs.
-        negatives: share of images without an object; None = as they come.
-        mosaic: share of training pictures made of four; None = the recipe's.
-        orientation: "stored" or "exif", see `oid.images.read`.
-        skip_missing: leaves out images without a sound file instead of refusing to start.
-        max_bad_images: unreadable images that are replaced by others before the training ends with an error.
+    `max_bad_images` unreadable images are replaced by others before the training ends with an error.
     """
 
     sampling: Sampling = "images"
@@ -96,15 +73,7 @@ class ImageOptions:
 
 @dataclasses.dataclass(frozen=True)
 class StepOptions:
-    """What a training step does; None is chosen by `training.choose`.
-
-    Attributes:
-        recipe: "own", or "published": the authors' training.
-        batch_size: images per step, of all devices together.
-        accumulate: steps whose gradients make one update.
-        precision: "bfloat16" keeps weights, losses and updates in float32.
-        learning_rate: the highest, after the warm-up.
-    """
+    """What a training step does."""
 
     recipe: RecipeName = "own"
     batch_size: int | None = None
@@ -117,11 +86,8 @@ class StepOptions:
 class RecordOptions:
     """What is measured and saved on the way.
 
-    Attributes:
-        validation_images: at most this many measure an epoch; 0 = all.
-        tensorboard: writes tensorboard/ in the run's folder.
-        checkpoint_minutes: time between two checkpoints within an epoch; 0 = none by time.
-        checkpoint_steps: the same in steps; 0 = none by steps.
+    Checkpoints are written after each epoch, and within it every `checkpoint_minutes` and `checkpoint_steps` (0 =
+    never).
     """
 
     validation_images: int = 1000
@@ -132,15 +98,7 @@ class RecordOptions:
 
 @dataclasses.dataclass(frozen=True)
 class MachineOptions:
-    """On what the training runs.
-
-    Attributes:
-        workers: threads that prepare batches; None = one per core, at least 2, at most 16.
-        cache_gb: memory for reduced images; None = half of what is free; 0 = images are read each time.
-        devices: that share each batch; None = all GPUs; on a machine without a GPU the CPU is split into this many.
-        seed: of weights, order and augmentation.
-        deterministic: the same bits from the same seed on the same machine; slower.
-    """
+    """On what the training runs; `workers` threads prepare batches (None = one per core)."""
 
     workers: int | None = None
     cache_gb: float | None = None
@@ -151,11 +109,7 @@ class MachineOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """All options of a training.
-
-    Attributes:
-        level: of the hierarchy, as a01 names it.
-    """
+    """All options of a training; None and "auto" leave a choice to `training.choose`."""
 
     level: str = "1"
     network: NetworkOptions = NetworkOptions()
@@ -167,22 +121,19 @@ class Options:
     machine: MachineOptions = MachineOptions()
 
 
+GROUPS = tuple(field.name for field in dataclasses.fields(Options) if field.name != "level")
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How a detector is trained; `recipe_of` has the two that there are.
+    """How a detector is trained.
 
     Attributes:
-        assignment: of anchors to boxes: by score and overlap, or by the maximum IoU (as published).
-        class_loss: "bce" learns the overlap, "focal" and "softmax" (with a background class and 3:1 hard negatives)
-            learn 1.
-        box_loss: see `models.losses`.
+        assignment, class_loss, box_loss: see `models.losses.DetectionLoss`.
         resize: how images become square.
-        crop: "zoom", or the published "ssd".
-        mosaic: share of training pictures made of four.
-        optimizer: "adamw", or "sgd" with momentum 0.9.
-        schedule: "cosine", or the paper's "steps": a tenth at 60 %, again at 80 %.
-        weight_decay: decoupled, of everything but biases and batch norm.
-        clip_norm: longest gradient of all weights together; 0 = any.
+        crop: see `training.augment`.
+        mosaic: share of training images made of four.
+        optimizer, schedule, weight_decay, clip_norm: see `training.schedule`.
     """
 
     assignment: Literal["task_aligned", "max_iou"] = "task_aligned"
@@ -225,13 +176,7 @@ def recipe_of(options: Options) -> Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSettings:
-    """What a run is trained with, once everything is chosen; `training.json` holds this beside `settings.json`.
-
-    Attributes:
-        options: as they were given.
-        recipe: of `recipe_of`.
-        batch_size, learning_rate, precision: chosen by `training.choose` where the user left them open.
-    """
+    """What a run is trained with, once everything is chosen; `training.json` holds this beside `settings.json`."""
 
     options: Options
     recipe: Recipe
@@ -261,22 +206,15 @@ def continued(begun: Options, now: Options) -> Options:
 def changes(run: RunSettings, training: TrainingSettings, now: Options) -> list[Change]:
     """The options that would change what a run learns.
 
-    An option that is open now (None or "auto") is as the run began; one that was open then has the value that was
-    chosen.
+    An option that is open now is as the run began; one that was open then has the value that was chosen.
     """
     chosen = {**vars(run.network), **vars(training), "mosaic": training.recipe.mosaic}
-    found = []
-    for begun, given in zip(_groups(continued(training.options, now)), _groups(now), strict=True):
-        for name, value in vars(given).items():
-            before = getattr(begun, name)
-            before = chosen.get(name) if before in OPEN else before
-            if value not in OPEN and value != before and not dataclasses.is_dataclass(value):
-                found.append(Change(name, before, value))
-    return found
-
-
-def _groups(options: Options) -> list:
-    return [options, *filter(dataclasses.is_dataclass, vars(options).values())]
+    begun, given = ({"level": each.level} for each in (training.options, now))
+    for group in GROUPS:
+        begun |= vars(getattr(continued(training.options, now), group))
+        given |= vars(getattr(now, group))
+    begun |= {name: chosen.get(name) for name, value in begun.items() if value in OPEN}
+    return [Change(name, begun[name], new) for name, new in given.items() if new not in OPEN and new != begun[name]]
 
 
 def duration(text: str) -> float:

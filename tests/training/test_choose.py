@@ -94,7 +94,7 @@ def test_given_options_are_never_overridden(names, images, accelerator, weights)
     assert {name: found[name] for name in names} == fields
     assert not any(f"{name} {fields[name]}" in reason for name in names for reason in reasons)
     if len(names) == len(GIVEN):
-        assert reasons == ["1 anchor per cell, because the assignment finds the size"]
+        assert reasons == ["anchors per cell: 1, because the assignment finds the size"]
 
 
 @given(image_size=st.integers(smallest_image(1), 900), facts=st.sampled_from([CPU, GPU]))
@@ -170,7 +170,7 @@ def test_anchors_of_a_file_are_for_the_images_that_they_were_made_for(tmp_path):
     fields = {"anchors": str(file), "scales": 2}
     run, _, reasons = chosen(**fields)
     assert run.anchors.sizes == tuple(tuple(map(tuple, level)) for level in pairs)
-    assert f"2 anchors per cell, from {file}" in reasons
+    assert f"anchors per cell: 2, from {file}" in reasons
     with refused("holds anchors for the resizing 'letterbox', but this training has 'warp': make the file again"):
         chosen(recipe="published", **fields)
     with refused("has sizes for 2 maps, not for 3: take 2 scales"):

@@ -46,7 +46,7 @@ def test_a_run_keeps_the_numbers_and_goes_on_without_the_file(
         patch.setattr(Training, "_after_step", stops)
         with pytest.raises(Unfinished, match="stopped by SIGTERM"):
             a03.main(**TINY, **places, run="own", anchors=str(file))
-    assert "2 anchors per cell, from" in capsys.readouterr().out
+    assert "anchors per cell: 2, from" in capsys.readouterr().out
     file.unlink()
     a03.main(**TINY, **places, run="own", anchors=str(file))
     assert "going on after" in capsys.readouterr().out

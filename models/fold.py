@@ -149,12 +149,7 @@ def _groups(calls: list[_Call]) -> list[list[_Call]]:
 
 
 class _Copy:
-    """Makes the layers of the copy and calls them.
-
-    Args:
-        dtype: see `folded`.
-        multiple: see `folded`.
-    """
+    """Makes the layers of the copy and calls them; for the arguments see `folded`."""
 
     def __init__(self, dtype: str | None, multiple: int):
         self.dtype = dtype
@@ -167,46 +162,49 @@ class _Copy:
         call = group[0]
         if call.gone:
             results = [call.inputs[0].tensor]
-        elif len(group) > 1:
-            results = self.joined(group)
-        elif call.norm:
-            results = [self.convolution(call.layer, *_kernel_and_bias(call))(call.inputs[0].tensor)]
         else:
-            args, kwargs = keras.tree.map_structure(
-                lambda x: x.tensor if isinstance(x, _Value) else x, (call.args, call.kwargs)
-            )
-            results = keras.tree.flatten(self.layer(call.layer)(*args, **kwargs))
+            results = self.convolve(group) if call.norm or len(group) > 1 else self.repeat(call)
         for value, tensor in zip([x for member in group for x in member.outputs], results, strict=True):
             value.tensor = tensor
 
-    def joined(self, group: list[_Call]) -> list:
-        """One convolution in place of several, and its channels split."""
+    def convolve(self, group: list[_Call]) -> list:
+        """Calls one convolution in place of several, with their batch norms folded into it, and splits its channels."""
+        layer, sizes = group[0].layer, [call.outputs[0].spec.shape[-1] for call in group]
         kernels, biases = zip(*(_kernel_and_bias(call) for call in group), strict=True)
-        sizes = [kernel.shape[-1] for kernel in kernels]
-        more = -sum(sizes) % self.multiple
-        kernel = np.pad(np.concatenate(kernels, axis=-1), [(0, 0)] * 3 + [(0, more)])
-        bias = np.pad(np.concatenate(biases), (0, more))
-        x = self.convolution(group[0].layer, kernel, bias)(group[0].inputs[0].tensor)
-        name = self.name(f"{group[0].layer.name}_split")
-        return SplitChannels(sizes, name=name, dtype=self.precision(group[0].layer))(x)
-
-    def convolution(self, layer, kernel: np.ndarray, bias: np.ndarray):
-        """A convolution like `layer` with other weights."""
-        config = layer.get_config() | {"name": self.name(layer.name), "dtype": self.precision(layer), "use_bias": True}
+        kernel, bias = np.concatenate(kernels, axis=-1), np.concatenate(biases)
+        if len(group) > 1:
+            more = -sum(sizes) % self.multiple
+            kernel, bias = np.pad(kernel, [(0, 0)] * 3 + [(0, more)]), np.pad(bias, (0, more))
+        config = self.config(layer) | {"use_bias": True}
         if "filters" in config:
             config["filters"] = kernel.shape[-1]
         prefix = "depthwise" if "depthwise_initializer" in config else "kernel"
         config |= {f"{prefix}_initializer": "zeros", f"{prefix}_regularizer": None}
-        return _WithWeights(type(layer).from_config(config), [kernel, bias])
+        copy = type(layer).from_config(config)
+        x = copy(group[0].inputs[0].tensor)
+        copy.set_weights([kernel, bias])
+        if len(group) == 1:
+            return [x]
+        return SplitChannels(sizes, name=self.name(f"{layer.name}_split"), dtype=self.precision(layer))(x)
 
-    def layer(self, layer):
-        """A copy of any other layer, the same one at each call."""
-        if not isinstance(layer, layers.Layer):
-            return layer
-        if layer not in self.same:
-            config = layer.get_config() | {"name": self.name(layer.name), "dtype": self.precision(layer)}
-            self.same[layer] = _WithWeights(type(layer).from_config(config), layer.get_weights())
-        return self.same[layer]
+    def repeat(self, call: _Call) -> list:
+        """Calls a copy of any other layer, the same one for each call of that layer."""
+        args, kwargs = keras.tree.map_structure(
+            lambda x: x.tensor if isinstance(x, _Value) else x, (call.args, call.kwargs)
+        )
+        if not isinstance(call.layer, layers.Layer):  # a function of keras.ops
+            return keras.tree.flatten(call.layer(*args, **kwargs))
+        copy = self.same.get(call.layer)
+        if copy:
+            return keras.tree.flatten(copy(*args, **kwargs))
+        copy = self.same[call.layer] = type(call.layer).from_config(self.config(call.layer))
+        results = keras.tree.flatten(copy(*args, **kwargs))  # makes its variables
+        copy.set_weights(call.layer.get_weights())
+        return results
+
+    def config(self, layer: layers.Layer) -> dict[str, object]:
+        """What makes a layer like `layer` in the precision of the copy."""
+        return layer.get_config() | {"name": self.name(layer.name), "dtype": self.precision(layer)}
 
     def precision(self, layer):
         """The policy of a layer's copy."""
@@ -223,21 +221,6 @@ class _Copy:
             return value.tensor
         name = self.name(f"{value.call.layer.name}_{value.spec.dtype}")
         return layers.Activation("linear", dtype=value.spec.dtype, name=name)(value.tensor)
-
-
-class _WithWeights:
-    """A layer that gets these weights when its first call has made its variables."""
-
-    def __init__(self, layer: layers.Layer, weights: list[np.ndarray]):
-        self.layer = layer
-        self.weights = weights
-
-    def __call__(self, *args, **kwargs):
-        result = self.layer(*args, **kwargs)
-        if self.weights is not None:
-            self.layer.set_weights(self.weights)
-            self.weights = None
-        return result
 
 
 def _kernel_and_bias(call: _Call) -> tuple[np.ndarray, np.ndarray]:

@@ -427,14 +427,14 @@ def with_settings(
 
 def make_trainer(output_path: str, state: TrainingState, rules, sharing) -> tuple:
     """The trainer, with the weights of another run where --init_from names one, and the network's twin in float32."""
-    from models.cost import print_cost
+    from models.cost import cost_table
     from training import build
 
     with remedy("change --batch_size or --devices"):
         sharing.check_batch_size(state.training.batch_size)
     with sharing.scope():
         network, twin = build.build_networks(state.run, state.training, begins=not state.step)
-        print_cost(network)
+        print(cost_table(network))
         if state.training.options.network.init_from and not state.step:
             take_over(output_path, state.training.options.network, network, state.run)
         return build.build_trainer(network, state.run, state.training, rules), twin

@@ -1,14 +1,11 @@
-"""Backbones: one table from a name to a feature extractor with two taps, at an eighth and a sixteenth of the image, or
-three, at a thirty-second as well.
+"""Backbones: one table from a name to a feature extractor with maps of strides 8 and 16, or 8, 16 and 32.
 
-Each entry says how to build it, which two layers M2Det reads, which strides are taken out for it, which three layers
-RetinaNet reads of the architecture as published, and what its pretrained weights expect of the pixels.
 `keras.applications` brings the architectures and the ImageNet weights; the small ones are ours, for training from
 scratch on a CPU.
 
-The deep tap is the end of the network's last stage, as in the paper, which sets the stride of ResNet's stage 4 to 1, so
-that stage 5 ends at stride 16 instead of 32, and reads the ends of stages 3 and 5. What that costs decides the rest;
-10^9 multiply-additions of the backbone at 320 pixels:
+M2Det reads the end of the last stage at stride 16. The paper sets the stride of ResNet's stage 4 to 1, so that stage 5
+ends at stride 16 instead of 32, and reads the ends of stages 3 and 5. The cost of that decides for the others; 10^9
+multiply-additions of the backbone at 320 pixels:
 
 |                               | as published | the paper's rule (8 to 16) | the last stride (16 to 32) |
 |-------------------------------|--------------|----------------------------|----------------------------|
@@ -17,17 +14,15 @@ that stage 5 ends at stride 16 instead of 32, and reads the ends of stages 3 and
 | EfficientNetV2 B0, S          | 1.5,  5.8    |  3.7, 13.7                 |  2.5,  9.3                 |
 | ConvNeXt Tiny, Base           | 9.1, 31.3    | 27.0, 108.9                | 13.7, 39.6                 |
 
-ResNet, as published, and DenseNet, which has the same four stages, follow the paper. The mobile networks and
-EfficientNetV2 are made to be cheap, and ConvNeXt has most of its layers in the stage that would be four times as dear:
-they lose the last stride. VGG has none: pool5 has a stride of 1 in the form that detectors use (`models.vgg`).
+ResNet and DenseNet, which has the same four stages, follow the paper. The mobile networks and EfficientNetV2 are made
+to be cheap, and ConvNeXt has most of its layers in the stage that would cost four times as much: they lose the last
+stride. VGG keeps all: its pool5 has a stride of 1 in the form that detectors use (`models.vgg`).
 """
 
 import dataclasses
-import difflib
 import functools
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
 from keras import layers
@@ -35,13 +30,13 @@ from keras import layers
 from models.blocks import BATCH_NORM_MOMENTUM
 from models.keras_internals import all_layers
 from models.preprocessing import PREPROCESSING, Preprocessing
+from models.remove_strides import remove_strides
 from models.small_backbones import residual_small, vgg_small
-from models.strides import without_strides
 from models.vgg import build_vgg, load_vgg
 from models.weight_files import load_weight_file
 from oid.files import InputError
 
-STRIDES = (8, 16)  # pixels, of the shallow and of the deep tap
+STRIDES = (8, 16)  # pixels, of M2Det's maps
 PYRAMID_STRIDES = (8, 16, 32)
 
 
@@ -51,14 +46,14 @@ class Backbone:
 
     Attributes:
         build: makes the model without its top from `input_tensor` and `weights` ("imagenet" or None).
-        shallow: name of the layer whose output has a stride of 8 pixels.
-        deep: name of the layer whose output has a stride of 16 pixels.
+        shallow, deep: names of the layers whose outputs have strides of 8 and 16 pixels without the strides of
+            `unstrided`.
         preprocessing: what the pretrained weights expect; a key of `PREPROCESSING`.
-        pyramid: names of the layers whose outputs have strides of 8, 16 and 32 pixels in the architecture as
-            published; () where it ends at 16.
-        unstrided: names of the layers whose stride becomes 1, with the padding layers before them.
+        pyramid: names of the layers whose outputs have strides of 8, 16 and 32 pixels in the published architecture;
+            () if it ends at 16.
+        unstrided: names of the layers whose stride becomes 1 for `STRIDES`, with the padding layers before them.
         load: loads a weights file into what `build` made, or raises InputError.
-        pretrained: whether ImageNet weights can be had.
+        pretrained: whether there are ImageNet weights.
         on_torch: whether `keras.applications` builds it on the PyTorch backend.
     """
 
@@ -73,15 +68,13 @@ class Backbone:
     on_torch: bool = True
 
 
-# === The table ===
-
-
+# === The table =======================================================================================================
 def _application(name: str, **options) -> Callable[..., keras.Model]:
     """A builder of `keras.applications.<name>` without its top."""
 
     def build(*, input_tensor, weights=None) -> keras.Model:
         constructor = getattr(keras.applications, name)
-        with warnings.catch_warnings(action="ignore"):  # MobileNets: that weights for 224 pixels serve other sizes
+        with warnings.catch_warnings(action="ignore"):  # MobileNets: weights for 224 pixels serve other sizes, too
             return constructor(include_top=False, weights=weights, input_tensor=input_tensor, **options)
 
     return build
@@ -99,9 +92,9 @@ def _resnet(name: str, stage3_blocks: int, stage4_blocks: int) -> Backbone:
 
 
 def _resnet_v2(name: str, stage3_blocks: int, stage4_blocks: int) -> Backbone:
-    """Keras puts the stride at a stage's end: what the paper calls stage 4's is in the last block of `conv3`.
+    """Keras puts the stride at the end of a stage: stage 4's, by the paper, is in the last block of `conv3`.
 
-    Taps are the sums after the batch norm and ReLU that follow them.
+    The maps are the sums after the batch norm and ReLU that follow them.
     """
     block = f"conv3_block{stage3_blocks}"
     unstrided = ("max_pooling2d_1", f"{block}_2_pad", f"{block}_2_conv")  # the shortcut, and the 3x3 convolution
@@ -116,14 +109,14 @@ def _mobilenet(alpha: float) -> Backbone:
 
 
 def _mobilenet_v2(alpha: float) -> Backbone:
-    """The shallow tap is the widest map of stride 8: where block 6 has expanded the sum of block 5."""
+    """The shallow map is the widest one of stride 8: the expanded sum of block 5, in block 6."""
     unstrided = ("block_13_pad", "block_13_depthwise")
     pyramid = ("block_6_expand_relu", "block_13_expand_relu", "out_relu")
     return Backbone(_application("MobileNetV2", alpha=alpha), pyramid[0], pyramid[2], "tf", pyramid, unstrided)
 
 
 def _mobilenet_v3(name: str, middle: str, deep: str, last_stage: int) -> Backbone:
-    """The shallow tap as in MobileNetV2: the activation after the expansion of block 3 (small) or 6 (large)."""
+    """The shallow map as in MobileNetV2: the activation after the expansion of block 3 (small) or 6 (large)."""
     unstrided = (f"expanded_conv_{last_stage}_depthwise_pad", f"expanded_conv_{last_stage}_depthwise")
     pyramid = ("activation_1", middle, deep)
     return Backbone(_application(name, include_preprocessing=False), pyramid[0], deep, "tf", pyramid, unstrided)
@@ -143,7 +136,7 @@ def _efficientnet_v2(size: str, stage3_last: str) -> Backbone:
 
 
 def _convnext(size: str) -> Backbone:
-    """Taps are behind layer norms: the one before the next stage, and the network's last."""
+    """The maps are those after layer norms: the one before the next stage, and the last of the network."""
     part = f"convnext_{size.lower()}_downsampling"
     build = _application(f"ConvNeXt{size}", include_preprocessing=False)
     pyramid = (f"{part}_layernorm_1", f"{part}_layernorm_2", "layer_normalization")
@@ -151,7 +144,7 @@ def _convnext(size: str) -> Backbone:
 
 
 def _nasnet_mobile() -> Backbone:
-    """The reduction cell before the last stage, and the layers that fit the map before it to the first cell behind."""
+    """Unstrided: the reduction cell before the last stage, and the layers that adjust the map before it."""
     branches = [f"reduction_{branch}_reduce_8" for branch in ("left1", "right1", "right2", "right3")]
     pools = [f"reduction_{branch}_reduce_8" for branch in ("pad_1", "left2", "left3", "right5")]
     unstrided = [f"separable_conv_1_{part}{branch}" for branch in branches for part in ("pad_", "")]
@@ -198,27 +191,24 @@ BACKBONES: dict[str, Backbone] = {
 
 
 def find_backbone(name: str) -> Backbone:
-    """The table's entry.
+    """Returns the table's entry.
 
     Raises:
-        InputError: no such backbone; the message lists the valid names.
+        InputError: there is no such backbone; the message lists the valid names.
     """
     if name not in BACKBONES:
         raise InputError(f"backbone {name!r} does not exist: choose one of {', '.join(BACKBONES)}")
     return BACKBONES[name]
 
 
-# === Building ===
-
-
+# === Building ========================================================================================================
 def build_backbone(
     name: str,
     image_size: int,
     weights: str = "none",
     *,
     preprocessing: str | None = None,
-    taps: Sequence[str] | None = None,
-    strides: Sequence[int] = STRIDES,
+    strides: tuple[int, ...] = STRIDES,
 ) -> keras.Model:
     """Builds a feature extractor with its preprocessing inside.
 
@@ -226,117 +216,67 @@ def build_backbone(
         name: a key of `BACKBONES`.
         image_size: side of the square input in pixels.
         weights: "none" (random), "imagenet" (downloaded by Keras on first use), or a weights file of the same
-            architecture without its top (`.weights.h5`, `.h5`, `.keras`); VGG's with its top, too.
+            architecture without its top (`.weights.h5`, `.h5`, `.keras`); of VGG also with its top.
         preprocessing: a key of `PREPROCESSING`; None = the table's.
-        taps: names of the layers that are read, one for each stride; None = the table's. They are looked for in the
-            network with the table's strides taken out, then in the architecture as published; of `PYRAMID_STRIDES`
-            only there.
-        strides: `STRIDES`, or `PYRAMID_STRIDES` where the table has three layers.
+        strides: `STRIDES`, or `PYRAMID_STRIDES` if the table has three layers.
 
     Returns:
-        A model from raw RGB pixels `(batch, image_size, image_size, 3)`, 0 to 255, to the maps at these strides.
+        A model from raw RGB pixels `(batch, image_size, image_size, 3)`, 0 to 255, to the maps of these strides.
 
     Raises:
-        InputError: unknown name, no ImageNet weights for it, a weights file that is missing or does not fit, unknown
-            preprocessing, or taps that do not exist or have other strides.
+        InputError: an unknown name or preprocessing, no ImageNet weights for this backbone, a download that fails, or a
+            weights file that is missing or does not fit.
     """
     backbone = find_backbone(name)
     if weights == "imagenet" and not backbone.pretrained:
-        raise InputError(f"--backbone_weights imagenet: there are none for {name}; train it from scratch with none")
+        raise InputError(f"there are no ImageNet weights for {name}: train it from scratch, with backbone weights none")
     if not backbone.on_torch and keras.backend.backend() == "torch":
         raise InputError(f"backbone {name!r}: Keras does not build it on the PyTorch backend; choose another")
     preprocessing = backbone.preprocessing if preprocessing is None else preprocessing
     if preprocessing not in PREPROCESSING:
         raise InputError(f"preprocessing {preprocessing!r} does not exist: choose one of {', '.join(PREPROCESSING)}")
-    if taps is not None and len(taps) != len(strides):
-        count, pixels = {2: ("two", "8 and 16"), 3: ("three", "8, 16 and 32")}[len(strides)]
-        raise InputError(f"--taps {' '.join(taps)}: give {count} layers, of strides {pixels}")
 
     image = keras.Input((image_size, image_size, 3), name="image")
     pixels = Preprocessing(preprocessing, name="preprocessing")(image)
-    body = _weighted_body(backbone, name, keras.Input(pixels.shape[1:], name="pixels"), weights)
-    m2det = len(strides) == len(STRIDES)
-    names = taps or ((backbone.shallow, backbone.deep) if m2det else backbone.pyramid)
-    without = [backbone.unstrided or None] if m2det else [()]
-    if taps and m2det and backbone.unstrided:
-        without.append(())
-    body, maps = _find_taps(body, name, names, strides, without)
+    body = _body_with_weights(backbone, name, keras.Input(pixels.shape[1:], name="pixels"), weights)
+    if strides == PYRAMID_STRIDES:
+        body, names = remove_strides(body, ()), backbone.pyramid
+    else:
+        body = remove_strides(body, backbone.unstrided) if backbone.unstrided else body
+        names = backbone.shallow, backbone.deep
     if weights == "none":
         for layer in body.layers:
             if isinstance(layer, layers.BatchNormalization):
                 layer.momentum = BATCH_NORM_MOMENTUM
+    maps = [body.get_layer(layer).output for layer in names]
     return keras.Model(image, keras.Model(body.inputs, maps, name="backbone")(pixels), name=name)
 
 
-def _weighted_body(backbone: Backbone, name: str, pixels, weights: str) -> keras.Model:
-    """The network as published, with the weights that were asked for."""
+def _body_with_weights(backbone: Backbone, name: str, pixels, weights: str) -> keras.Model:
+    """The published network with weights."""
     try:
         body = backbone.build(input_tensor=pixels, weights="imagenet" if weights == "imagenet" else None)
     except Exception as error:  # Keras raises a bare Exception when a download fails
-        if weights != "imagenet":
+        if not isinstance(error, OSError) and "URL fetch failure" not in str(error):
             raise
-        hint = f"--backbone_weights imagenet: the weights of {name} could not be downloaded"
-        raise InputError(f"{hint} ({error}); download them elsewhere and give the file, or use none") from error
-    body.name = name  # as the user knows it
+        raise InputError(
+            f"the ImageNet weights of {name} could not be downloaded ({error}): download them elsewhere and give the "
+            "file as backbone weights, or give none"
+        ) from error
+    body.name = name
     if weights not in ("none", "imagenet"):
         backbone.load(body, weights)
     return body
 
 
-def _find_taps(
-    body: keras.Model, name: str, names: Sequence[str], strides: Sequence[int], without: list[tuple[str, ...] | None]
-) -> tuple[keras.Model, list]:
-    """The network in which the layers `names` have these strides, and their outputs.
-
-    `without` are the strides to take out, tried in turn; None = the network itself, () = it with the layers' names of a
-    new process.
-    """
-    first_error = None
-    for unstrided in without:
-        candidate = body if unstrided is None else without_strides(body, unstrided)
-        try:
-            return candidate, [_tap(candidate, name, *pair) for pair in zip(names, strides, strict=True)]
-        except InputError as error:
-            first_error = first_error or error
-    raise first_error
-
-
-def _tap(body: keras.Model, backbone: str, name: str, stride: int):
-    """The map that the layer `name` gives; InputError where it has none, or one of another stride."""
-    found = {operation.name: operation for operation in body.operations}
-    if name not in found:
-        fitting = [layer for layer in found if _has_stride(body, found[layer], stride)]
-        near = difflib.get_close_matches(name, fitting, n=5, cutoff=0.4) or fitting[-5:]
-        raise InputError(
-            f"--taps {name}: {backbone} has no such layer: of those with a stride of {stride} pixels choose "
-            f"{', '.join(near)}, for example"
-        )
-    shape = found[name].output.shape
-    if len(shape) != 4:
-        raise InputError(f"--taps {name}: what this layer of {backbone} gives is no map of the image")
-    if not _has_stride(body, found[name], stride):
-        has = 2 ** round(math.log2(body.inputs[0].shape[1] / shape[1]))
-        raise InputError(f"--taps {name}: its map has a stride of {has} pixels in {backbone}, but {stride} are needed")
-    return found[name].output
-
-
-def _has_stride(body: keras.Model, layer, stride: int) -> bool:
-    """Whether the layer gives a map with that many pixels of the image to a cell, rounded up or down at the edge."""
-    shape, image_size = layer.output.shape, body.inputs[0].shape[1]
-    return len(shape) == 4 and image_size // stride <= shape[1] <= -(-image_size // stride)
-
-
-# === Freezing ===
-
-
 def freeze(model: keras.Model, *, weights: bool = False, batch_norm: bool = False) -> None:
-    """Keeps weights as they are in a training; to be called before the optimizer is built.
+    """Keeps weights as they are in a training. Call it before the optimizer is built.
 
     Args:
-        model: a network, or its backbone; models inside it are meant as well.
-        weights: nothing in it is trained, and its batch norms use and keep their moving statistics. (Dropout, as in
+        model: a network or its backbone, with the models inside it.
+        weights: nothing in it is trained; its batch norms use and keep their moving statistics. (Dropout, as in
             EfficientNetV2, still drops.)
-        batch_norm: the same for its batch norms only: scale and shift stay, too.
+        batch_norm: the same for its batch norms only, with their scale and shift.
     """
     if weights:
         model.trainable = False

@@ -1,4 +1,4 @@
-"""From raw pixels to what the weights of a backbone were trained on."""
+"""Turns raw pixels into the input that the weights of a backbone were trained on."""
 
 import keras
 from keras import layers
@@ -20,7 +20,7 @@ PREPROCESSING = {
 
 @keras.saving.register_keras_serializable(package="oid")
 class Preprocessing(layers.Layer):
-    """From raw RGB pixels, 0 to 255, to what the pretrained weights were trained on.
+    """Turns raw RGB pixels, 0 to 255, into the input that the pretrained weights were trained on.
 
     Args:
         mode: a key of `PREPROCESSING`.

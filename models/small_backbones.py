@@ -1,4 +1,4 @@
-"""Small backbones of our own, to be trained from scratch on a CPU. Both have taps `shallow` and `deep`."""
+"""Small backbones of our own, to train from scratch on a CPU. Their maps are `shallow` and `deep`."""
 
 import keras
 from keras import layers
@@ -22,7 +22,7 @@ def residual_small(*, input_tensor, weights=None, width: int = 32) -> keras.Mode
 
 
 def vgg_small(*, input_tensor, weights=None, width: int = 32) -> keras.Model:
-    """VGG's idea with batch norm and few layers: 3x3 convolutions without shortcuts.
+    """Few layers in the manner of VGG, with batch norm: 3x3 convolutions without shortcuts.
 
     Strides and channels as `residual_small`; the first convolution of a stage has the stride, instead of a pooling.
     """

@@ -1,10 +1,11 @@
-"""VGG16 and VGG19 (Simonyan and Zisserman 2014) as single-shot detectors read them: the "reduced fc" form.
+"""VGG16 and VGG19 (Simonyan and Zisserman 2014) in the form of single-shot detectors: "reduced fc".
 
 The fully connected layers are convolutions with a quarter of the outputs (Chen et al. 2014, DeepLab; Liu et al. 2016,
 SSD, section 3): pool5 is 3x3 with a stride of 1, fc6 a 3x3 convolution dilated by 6, fc7 a 1x1 convolution. M2Det's
 Figure 4 and the released code read relu4_3 (512 channels, stride 8) and fc7 (1,024, stride 16).
 """
 
+import warnings
 from pathlib import Path
 
 import keras
@@ -47,9 +48,9 @@ def build_vgg(application: str, *, input_tensor, weights=None) -> keras.Model:
 
 
 def load_vgg(application: str, body: keras.Model, file: str) -> None:
-    """Loads the weights of `build_vgg`'s form, or of Keras' network with or without its top.
+    """Loads weights of the form of `build_vgg`, or of Keras' network with or without its top.
 
-    With the top, fc6 and fc7 are made from it; without, they keep their random values, and a sentence says so.
+    With the top, fc6 and fc7 are made from it. Without, they keep their random values, and a warning says so.
 
     Raises:
         InputError: the file is missing or does not fit.
@@ -66,11 +67,12 @@ def load_vgg(application: str, body: keras.Model, file: str) -> None:
         source = constructor(include_top=False, weights=None, name=body.name)
         load_weight_file(source, file)
         copy_convolutions(source, body)
-        print(f"{file} ends before the fully connected layers: fc6 and fc7 of {body.name} begin with random values")
+        sentence = f"{file} ends before the fully connected layers: fc6 and fc7 of {body.name} begin with random values"
+        warnings.warn(sentence, stacklevel=2)
 
 
 def copy_with_top(source: keras.Model, body: keras.Model) -> None:
-    """Copies Keras' network with its top into the reduced form."""
+    """Copies the weights of Keras' network with its top into the reduced form."""
     copy_convolutions(source, body)
     reduced = reduce_fully_connected(source.get_layer("fc1").get_weights(), source.get_layer("fc2").get_weights())
     for name, values in zip(("fc6", "fc7"), reduced, strict=True):
@@ -78,17 +80,17 @@ def copy_with_top(source: keras.Model, body: keras.Model) -> None:
 
 
 def copy_convolutions(source: keras.Model, body: keras.Model) -> None:
-    """Copies the layers before the fully connected ones, by name."""
+    """Copies the weights of the layers before the fully connected ones, by name."""
     for layer in body.layers:
         if layer.name.startswith("block") and layer.weights:
             layer.set_weights(source.get_layer(layer.name).get_weights())
 
 
 def reduce_fully_connected(fc1: list[np.ndarray], fc2: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Convolutions from fully connected layers, by taking every third row and column and every fourth channel.
+    """Makes convolutions of fully connected layers: every third row and column, every fourth channel.
 
     Args:
-        fc1: kernel `(7 * 7 * inputs, outputs)`, its rows in the order row, column, channel; bias `(outputs,)`.
+        fc1: kernel `(7 * 7 * inputs, outputs)` with rows in the order row, column, channel; bias `(outputs,)`.
         fc2: kernel `(outputs, outputs)`; bias `(outputs,)`.
 
     Returns:

@@ -13,34 +13,32 @@ LONGEST_REASON = 300  # characters of what Keras says
 
 
 def load_weight_file(model: keras.Model, file: str) -> None:
-    """Loads a weights file into the whole model, by the order of the layers.
+    """Loads a weights file into the whole model, in the order of the layers.
 
     Args:
-        model: the architecture that the file was written from.
-        file: `.weights.h5` or `.keras` of Keras 3, or `.h5` as older Keras wrote it and still distributes it.
+        model: of the file's architecture.
+        file: `.weights.h5` or `.keras` of Keras 3, or `.h5` of older Keras, as it still distributes them.
 
     Raises:
         InputError: the file is missing or does not fit; names the file and the first difference.
     """
     if not Path(file).is_file():
-        raise InputError(f'--backbone_weights {file}: no such file; give "imagenet", "none" or a weights file')
+        raise InputError(f'there is no weights file {file}: give "imagenet", "none" or a file')
     try:
-        with warnings.catch_warnings(action="ignore"):  # of each layer that is not in the file, before the error
+        with warnings.catch_warnings(action="ignore"):  # about each layer that the file lacks, before the error
             model.load_weights(file)
     except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
         message = " ".join(str(error).split())
         if isinstance(error, OSError | zipfile.BadZipFile) or message.startswith("File format not supported"):
             raise InputError(
-                f"--backbone_weights {file} cannot be read: expected what Keras writes, .weights.h5, .h5 or .keras; "
+                f"weights file {file} cannot be read: expected .weights.h5, .h5 or .keras as Keras writes them; "
                 "download or save it again"
             ) from error
-        raise InputError(
-            f"--backbone_weights {file} does not fit {model.name}: {_first_difference(message)}"
-        ) from error
+        raise InputError(f"weights file {file} does not fit {model.name}: {_first_difference(message)}") from error
 
 
 def _first_difference(message: str) -> str:
-    """The point of what Keras says; all of it, cut, where it says something else."""
+    """The first difference in the message of Keras; an unknown message as it is, but not all of a long one."""
     layer = re.search(r"<\w+ name=([^,>]+)|\(named ([^)]+)\)", message)
     shapes = re.findall(r"shape[= ](\([\d, ]*\))", message)
     tensors = re.search(r"expected (\d+) variables, but received (\d+) variables", message)

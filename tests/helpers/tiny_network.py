@@ -133,3 +133,12 @@ def losses_of_fixed_outputs() -> list[float]:
     }
     case = keras.tree.map_structure(keras.ops.convert_to_tensor, (outputs, two_pictures()))
     return [float(keras.ops.convert_to_numpy(loss)) for loss in DetectionLoss(grids)(*case)]
+
+
+def train_a_step(network: keras.Model, settings: RunSettings) -> np.ndarray:
+    """Trains a network for one step; returns its losses."""
+    from training.trainer import DetectionTrainer
+
+    trainer = DetectionTrainer(network, settings.anchors, batch_size=2)
+    trainer.compile(optimizer=keras.optimizers.SGD(0.1), run_eagerly=True)  # no graph to trace for one step
+    return trainer.train_on_batch(pictures(2), two_pictures())

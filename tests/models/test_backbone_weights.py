@@ -5,18 +5,18 @@ import numpy as np
 import pytest
 from keras import layers
 
-from models.backbones import BACKBONES, all_layers, build_backbone, freeze
-from models.detector import network_from_settings
+from models.backbones import BACKBONES, build_backbone, freeze
+from models.detector import build_network
+from models.keras_internals import all_layers
 from oid.files import InputError
 from tests.helpers.project import refused
-from tests.helpers.tiny_network import pictures, saved, tiny_settings, two_pictures
-from training.trainer import DetectionTrainer
+from tests.helpers.tiny_network import pictures, saved, tiny_settings, train_a_step
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 SMALL = "mobilenet_0.25"
 SLOW = pytest.mark.slow
 
-# === --backbone_weights FILE ===
+# === A file ==========================================================================================================
 
 
 @pytest.fixture(scope="module")
@@ -97,20 +97,20 @@ def test_a_file_that_does_not_fit_is_one_sentence(name, suffix, damage, tmp_path
 )
 def test_the_first_difference_of_another_architecture_is_named(mobilenet, suffix, name, words, tmp_path):
     file = saved(mobilenet, tmp_path / f"body{suffix}")
-    with pytest.raises(InputError, match=rf"--backbone_weights .*body{suffix} does not fit {name}: {words}"):
+    with pytest.raises(InputError, match=rf"weights file .*body{suffix} does not fit {name}: {words}"):
         build_backbone(name, 64, str(file))
 
 
 def test_weights_that_are_not_there_are_one_sentence(tmp_path):
     for name in ("residual_small", "vgg16"):
         for place in (tmp_path / "missing.weights.h5", tmp_path):
-            with refused("no such file"):
+            with refused("there is no weights file"):
                 build_backbone(name, 64, str(place))
     with refused("residual_small"):
         build_backbone("residual_small", 64, "imagenet")
 
 
-# === --backbone_weights imagenet ===
+# === ImageNet ========================================================================================================
 
 
 def test_imagenet_is_passed_on(monkeypatch):
@@ -132,24 +132,31 @@ def test_a_failed_download_is_one_sentence(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(keras.applications, "MobileNet", constructor)
-    with pytest.raises(InputError, match=r"--backbone_weights imagenet.*could not be downloaded"):
+    with pytest.raises(InputError, match=r"the ImageNet weights of .* could not be downloaded"):
         build_backbone(SMALL, 64, "imagenet")
 
 
-# === Frozen weights and frozen batch norm ===
+def test_other_errors_are_not_taken_for_a_failed_download(monkeypatch):
+    def constructor(**options):
+        raise TypeError("a mistake in the code")
+
+    monkeypatch.setattr(keras.applications, "MobileNet", constructor)
+    with pytest.raises(TypeError, match="a mistake in the code"):
+        build_backbone(SMALL, 64, "imagenet")
+
+
+# === Frozen weights and frozen batch norm ============================================================================
 
 
 def one_step(*, weights: bool, batch_norm: bool, whole: bool = False) -> dict[str, list[bool]]:
     """Trains a step after `freeze` of the backbone or of the whole network: {part: whether each tensor changed}."""
     keras.utils.set_random_seed(0)
     settings = tiny_settings()
-    network = network_from_settings(settings)
+    network = build_network(settings)
     body = network.get_layer("residual_small")
     freeze(network if whole else body, weights=weights, batch_norm=batch_norm)
-    trainer = DetectionTrainer(network, settings["anchors"])
-    trainer.compile(optimizer=keras.optimizers.SGD(0.1), run_eagerly=True)
     before = [np.array(weight) for weight in network.weights]
-    trainer.train_on_batch(pictures(2), two_pictures())
+    train_a_step(network, settings)
     changed, inside = {}, {id(weight) for weight in body.weights}
     norms = {id(w) for x in all_layers(network) if isinstance(x, layers.BatchNormalization) for w in x.weights}
     for weight, old in zip(network.weights, before, strict=True):

@@ -1,7 +1,7 @@
-"""A built network with some strides taken out: the same weights, a finer last map.
+"""Removes strides from a built network: the same weights, a finer last map.
 
-Where a layer has lost its stride, every second row and column of its output is what it gave before (away from the
-border); what follows sees a map of twice the side.
+Every second row and column of the output of a layer without its stride is the output that it had before (away from the
+border). The layers after it see a map of twice the side.
 """
 
 import re
@@ -11,21 +11,20 @@ import keras
 from keras import layers
 
 
-def without_strides(body: keras.Model, names: tuple[str, ...]) -> keras.Model:
-    """A copy of `body`, weights included, in which the layers `names` have a stride of 1.
+def remove_strides(body: keras.Model, names: tuple[str, ...]) -> keras.Model:
+    """Returns a copy with the same weights, in which the layers `names` have a stride of 1.
 
-    - A convolution or pooling gets a stride of 1 and "same" padding.
-    - A padding layer (Keras pads by hand before some strides) pads nothing any more.
-    - A `Sequential` inside the network is dissolved into its layers, so that each can be named here and as a tap.
-    - Names that Keras counts up from model to model in one process ("activation_57") become those that a new process
-      would give, so that tables and users can refer to them.
+    - A convolution or pooling gets "same" padding; a padding layer (Keras pads explicitly before some strides) pads
+      nothing.
+    - A `Sequential` inside the network is replaced by its layers, so that a table can name them.
+    - Names that Keras counts up from model to model in one process ("activation_57") become those of a new process.
 
     Args:
-        body: a functional model; its own layers are left as they are.
-        names: of layers, after the renaming above.
+        body: a functional model; it does not change.
+        names: of layers, after the renaming.
 
     Raises:
-        ValueError: a layer of that name does not exist.
+        ValueError: there is no layer of that name.
     """
     renamed, pairs, left = _names_of_a_new_process(body), [], set(names)
 
@@ -60,7 +59,7 @@ def without_strides(body: keras.Model, names: tuple[str, ...]) -> keras.Model:
 
 
 def _names_of_a_new_process(body: keras.Model) -> dict[str, str]:
-    """The automatic names of `body` ("activation_57", ...), and what each becomes: counted from "activation" on."""
+    """Maps the automatic names of `body` ("activation_57", ...) to those counted from "activation" on."""
     counted = defaultdict(list)
     for operation in body.operations:
         prefix = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(operation).__name__).lower()

@@ -136,16 +136,16 @@ def main(
         channels: channels of each map (128 in M2Det's paper, 256 in its released code and in RetinaNet's paper)
         variant: M2Det as in the figures of the paper, as in the released code, or as in the released code with its SFAM
             (default: paper)
-        head: conv = one convolution per map, as published; shared = two subnets for all maps; light = shared with one
-            convolution instead of four; auto = shared for more than 100 classes, light in the small network of a03
+        head: conv = as published; shared = two subnets for all maps; light = shared with one convolution instead of
+            four; auto = shared for more than 100 classes, light in the small network
         anchors: square = one per cell, official = the published six (RetinaNet: nine), or a file of sizes such as a02's
             OUTPUT/anchors_level_<n>.json (default: square; official with --recipe published)
         init_from: start from the weights of another run (name or folder), also of one with other classes or of a
             converted checkpoint; open options of the network are as there
         freeze: batch_norm keeps the weights and statistics of batch norm, for batches of very few images; backbone
             keeps all weights of the backbone
-        recipe: own, or published = the authors' training: anchors matched by the maximum IoU, softmax with 3:1 hard
-            negatives (RetinaNet: focal loss), smooth L1, SSD crops, warped images, SGD with steps
+        recipe: own, or published = the authors' training: maximum IoU, softmax with 3:1 hard negatives (RetinaNet:
+            focal loss), smooth L1, SSD crops, warped images, SGD with steps
         label_rules: rules of Open Images that hold: verified = no gradient for a class that is not verified in an
             image, ancestors = no gradient against a class above a box's own, regions = no gradient in a01's ignored
             regions, depictions = drawn or printed objects are ignored regions; none = no rule

@@ -6,7 +6,6 @@ and inference build them (`make_anchors`).
 
 import itertools
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +101,7 @@ def anchor_settings(image_size: int, scales: int, *, anchors: str = "square") ->
     """
     sides = feature_map_sides(image_size, scales)
     if anchors != "official":
-        return _square_or_from_file(anchors, sides)
+        return settings_of_sizes(_square_or_from_file(anchors, sides), sides)
     if image_size in RELEASED_PATTERNS and scales == PUBLISHED_SCALES:
         shares, pixels = RELEASED_PATTERNS[image_size]
         steps = [step / image_size for step in pixels]
@@ -124,7 +123,7 @@ def retinanet_anchor_settings(image_size: int, scales: int, *, anchors: str = "s
     """As `anchor_settings` for RetinaNet's levels from P3 (stride 8) on; "official" is `retinanet_sizes`."""
     sides = pyramid_sides(image_size, scales)
     if anchors != "official":
-        return _square_or_from_file(anchors, sides)
+        return settings_of_sizes(_square_or_from_file(anchors, sides), sides)
     steps = [8 * 2**k / image_size for k in range(scales)]
     sizes = [[[w / image_size, h / image_size] for w, h in level] for level in retinanet_sizes(scales)]
     return {"feature_map_sides": sides, "steps": steps, "sizes": sizes, "clip": False}
@@ -135,27 +134,23 @@ def settings_of_sizes(sizes: list[list[list[float]]], sides: list[int]) -> dict[
     return {"feature_map_sides": sides, "steps": [1.0 / side for side in sides], "sizes": sizes, "clip": False}
 
 
-def _square_or_from_file(anchors: str, sides: list[int]) -> dict[str, object]:
+def _square_or_from_file(anchors: str, sides: list[int]) -> list[list[list[float]]]:
+    """The sizes of "square", or those of a file; see `anchor_settings`."""
     if anchors == "square":
-        return settings_of_sizes([[[SIZE_IN_CELLS / side, SIZE_IN_CELLS / side]] for side in sides], sides)
-    return settings_of_sizes(_read_sizes(anchors, len(sides)), sides)
-
-
-def _read_sizes(path: str | os.PathLike, scales: int) -> list[list[list[float]]]:
-    """Reads and checks the sizes of a file; see `anchor_settings`."""
-    if not Path(path).is_file():
-        raise InputError(f"anchors {path} are neither square nor official, nor a file: a02 makes such files")
+        return [[[SIZE_IN_CELLS / side, SIZE_IN_CELLS / side]] for side in sides]
+    if not Path(anchors).is_file():
+        raise InputError(f"anchors {anchors} are neither square nor official, nor a file: a02 makes such files")
     try:
-        sizes = np.array(json.loads(Path(path).read_text(encoding="utf-8"))["sizes"], "float64")
+        sizes = np.array(json.loads(Path(anchors).read_text(encoding="utf-8"))["sizes"], "float64")
     except (ValueError, KeyError, TypeError):
         sizes = np.zeros(0)
     if sizes.ndim != 3 or sizes.shape[2] != 2 or not sizes.size:
         wanted = '{"sizes": [[[width, height], ...], ...]}, as many pairs for each map'
-        raise InputError(f"{path} does not hold {wanted}: a02 makes such files")
-    if len(sizes) != scales:
-        raise InputError(f"{path} has sizes for {len(sizes)} maps, not for {scales}: take {len(sizes)} scales")
+        raise InputError(f"{anchors} does not hold {wanted}: a02 makes such files")
+    if len(sizes) != len(sides):
+        raise InputError(f"{anchors} has sizes for {len(sizes)} maps, not for {len(sides)}: take {len(sizes)} scales")
     for side in sizes[~((sizes > 0) & (sizes <= LARGEST_ANCHOR))][:1]:
-        raise InputError(f"{path} has a side of {side:g}: sides are shares of the image, above 0")
+        raise InputError(f"{anchors} has a side of {side:g}: sides are shares of the image, above 0")
     return sizes.tolist()
 
 

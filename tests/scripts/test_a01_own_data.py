@@ -50,11 +50,14 @@ def test_a01_converts_exports_and_does_it_again(tmp_path):
         ),
         ("--output_path {0}/broken/annotations.csv", "is not a writable folder: give another --output_path"),
         ("--source csv --source_path {0}/nowhere", "error: --source_path is {0}/nowhere: give the folder"),
-        ("--source csv --source_path {0}/source --dataset_path {0}/broken", "give another folder by --dataset_path"),
+        (
+            "--source csv --source_path {0}/source --dataset_path {0}/broken",
+            "give another folder: change --dataset_path",
+        ),
         ("--source csv", "error: --source is csv: give --source_path too"),
         ("--fold 1", "error: --source_splits, --validation_folds and --fold need --source_path"),
         ("--export coco", "error: --export and --export_path belong together"),
-        ("--dataset_path {1} --export coco --export_path {0}/source", "give another folder by --export_path"),
+        ("--dataset_path {1} --export coco --export_path {0}/source", "give another folder: change --export_path"),
     ],
 )
 def test_a_mistake_is_one_sentence(flags, sentence, tmp_path):

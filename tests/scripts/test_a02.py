@@ -183,5 +183,5 @@ def test_mistakes_are_found_before_anything_is_measured(made, change, message):
 
 
 def test_a_level_that_is_missing_is_refused(made):
-    with pytest.raises(InputError, match=r"--levels 2: .* run a01 with --levels 2"):
+    with pytest.raises(InputError, match=r"--levels is 2: .* run a01 with --levels 2"):
         a02.main(**made, levels=("2",))

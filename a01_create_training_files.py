@@ -20,26 +20,7 @@ The same input gives the same bytes. The files of all levels appear together at 
     python a01_create_training_files.py --source voc --source_path VOCdevkit/VOC2012 --dataset_path data/voc
     python a01_create_training_files.py --dataset_path data/voc --export coco --export_path data/voc_as_coco
 
-The rules
-Classes. Kept are the challenge file's classes, or without that file all described ones, in the order of the file. Only
-  a part of them is kept with --labels_filter or --parent_label. All other known classes are "excluded". Ancestors are
-  those of the full hierarchy; a class outside it has none. Rows of unknown labels are dropped and counted.
-Levels. A level is a height in the hierarchy of the kept classes, in which the children of a dropped class move up: a
-  leaf has height 1, another class 1 more than its highest child. `all` has every kept class, `rare` those with fewer
-  than --rare_below training boxes. Classes with fewer than --min_boxes are left out. What counts is the number of
-  training boxes that are written; validation files have the same classes.
-Boxes. A box is written for its own class and each ancestor, if these are in the level. Boxes with equal image, class
-  and coordinates (as numbers) are written once, as the first of them. Order: the rows of the source, then the classes.
-Ignored regions. Inside a region a class gets no gradient. Order: the rows of the source, then the labels.
-  group_of        A box with IsGroupOf 1 is a region of its class and each ancestor in the level.
-  excluded_class  A box of an excluded class is a region of each ancestor in the level. An image, class and rectangle
-                  has one row for these two reasons, with the first that applies.
-  ancestor_class  A box of `Fruit` may be an apple: it is a region of all classes of the level below LabelName, which
-                  itself need not be in the level. An image, label and rectangle has one such row. It has none if no
-                  class of the level is below, or if an equal box of the image has a class below the label.
-Image labels. A positive label counts for all ancestors, a negative one for all descendants. An image and class has one
-  row; positive wins against negative. Boxes add no image labels: readers take the union.
-Negatives. An image with an image label of the level, but without box and region, is a row with only its ImageID.
+The rules are those of oid/levels/rules.py.
 """
 
 import contextlib
@@ -124,7 +105,7 @@ def main(
     require_folder(dataset_path, "set --dataset_path, or OID_PATH, to the folder of Open Images")
     classes = choose_classes(dataset_path, labels_filter, parent_label)
     if export:
-        with name_flags("export_path"):
+        with name_flags("--export_path"):
             print(*write_export(export, Path(dataset_path), Path(export_path), classes.names, image_bar), sep="\n")
         return
     with remedy("change --levels"):
@@ -152,22 +133,19 @@ def convert_source(source: str, source_path: str | None, dataset_path: str, choi
             raise InputError("--source_splits, --validation_folds and --fold need --source_path, the data set")
         return
     check_flag(os.path.exists(source_path), "source_path", source_path, "the folder of the data set, which must exist")
-    with name_flags("dataset_path"):
+    with name_flags("--dataset_path"):
         print(*convert(source, Path(source_path), Path(dataset_path), choice, image_bar), sep="\n")
     print("  (--source_splits chooses other sets, --validation_folds and --fold other folds)\n", flush=True)
 
 
 @contextlib.contextmanager
 def name_flags(folder: str) -> Iterator[None]:
-    """Adds the flags to change to errors about sets, folds and the folder to be made, which is given by --`folder`."""
+    """Adds the flag to change to errors about sets, folds and the folder to be made, which `folder` names."""
+    flags = {SetError: "--source_splits", FoldError: "--validation_folds or --fold", FolderError: folder}
     try:
         yield
-    except SetError as error:
-        raise InputError(f"{error} (see --source_splits)") from error
-    except FoldError as error:
-        raise InputError(f"{error} (see --validation_folds and --fold)") from error
-    except FolderError as error:
-        raise InputError(f"{error} by --{folder}") from error
+    except tuple(flags) as error:
+        raise InputError(f"{error}: change {flags[type(error)]}") from error
 
 
 def choose_classes(dataset_path: str, labels_filter: tuple[str, ...] | None, parent_label: str | None) -> Classes:

@@ -31,13 +31,12 @@ from oid.anchors.data_set_page import write_data_set_page
 from oid.anchors.sampled_boxes import read_image_sizes, sample_boxes
 from oid.annotations import read_class_descriptions
 from oid.command_line import check_flag, run_script
-from oid.files import InputError, output_file, remedy
+from oid.files import InputError, output_file, remedy, replacing
 from oid.images.find import list_images
 from oid.images.table import Counts, measure_images
 from oid.machine import usable_cores
 
 SPLITS = ("train", "validation", "test")
-SMALLEST = 32  # pixels of a network's square
 
 
 def main(
@@ -78,9 +77,9 @@ def main(
         seed: of k-means, and of the sample of boxes from a class with more than 5,000.
     """
     check_flag(threads >= 0, "threads", threads, "0 for one per core, or more")
-    check_flag(image_size is None or image_size >= SMALLEST, "image_size", image_size, f"{SMALLEST} or more")
-    check_flag(scales is None or scales >= 1, "scales", scales, "1 or more")
-    check_flag(anchors_per_cell is None or anchors_per_cell >= 1, "anchors_per_cell", anchors_per_cell, "1 or more")
+    least = {"image_size": (image_size, 32), "scales": (scales, 1), "anchors_per_cell": (anchors_per_cell, 1)}
+    for name, (value, smallest) in least.items():
+        check_flag(value is None or value >= smallest, name, value, f"{smallest} or more")
     check_flag(0 <= seed < 2**32, "seed", seed, "a number from 0 to 4294967295")
     image_size = image_size or grids.SMALL_IMAGE_SIZE
     scales = scales or grids.scales_that_fit(image_size, grids.SMALL_SCALES)
@@ -88,8 +87,8 @@ def main(
     for split in splits:
         output_file(paths.image_params(output_path, split), "give another --output_path")
     sets = compared_sets(detector, image_size, scales, anchors or "square")
-    threads = threads or usable_cores()
-    measure = functools.partial(measure_images, orientation=orientation, md5=not no_md5, threads=threads)
+    how = {"orientation": orientation, "md5": not no_md5, "threads": threads or usable_cores()}
+    measure = functools.partial(measure_images, **how)
     measured = [split for split in dict.fromkeys(splits) if measure_split(dataset_path, output_path, split, measure)]
     if not measured:
         raise InputError(f"{dataset_path} has no images in {', '.join(splits)}: check --dataset_path and --splits")
@@ -152,11 +151,10 @@ def read_tables(output_path: str, measured: list[str]) -> dict[str, pl.DataFrame
 
 def chosen_levels(output_path: str, levels: tuple[str, ...] | None) -> list[str]:
     """The levels of the flag, or all that a01 has made."""
-    folders = [file.parent.name for file in sorted(Path(output_path).glob("level_*_files/class-descriptions-*.csv"))]
-    made = [folder.removeprefix("level_").removesuffix("_files") for folder in folders]
+    files = sorted(Path(output_path).glob("level_*_files/class-descriptions-*.csv"))
+    made = [file.stem.rpartition("-")[2] for file in files]
     for level in levels or ():
-        if level not in made:
-            raise InputError(f"--levels {level}: {output_path} has no such level: run a01 with --levels {level}")
+        check_flag(level in made, "levels", level, f"a level of {output_path}, or run a01 with --levels {level}")
     if not made:
         print(f"{output_path} has no level of a01, so boxes and anchors are not described")
     return list(dict.fromkeys(levels or made))
@@ -185,14 +183,15 @@ def read_boxes(output_path: str, level: str, labels: list[str], image_sizes: dic
 def print_percentiles(percentiles: report.Percentiles) -> None:
     """Prints some percentiles of each quantity."""
     for name, values in percentiles:
-        value_of = dict(zip(report.PERCENTILES, values, strict=True))
-        print(f"  {name}: " + ", ".join(f"{share} % up to {value_of[share]:.4g}" for share in (5, 50, 95)))
+        shown = [(share, v) for share, v in zip(report.PERCENTILES, values, strict=True) if share in (5, 50, 95)]
+        print(f"  {name}: " + ", ".join(f"{share} % up to {value:.4g}" for share, value in shown))
 
 
 def write_report(output_path: str, made: report.LevelReport, per_cell: int, seed: int) -> None:
     """Writes a level's table of classes and anchors, and prints the shares of covered boxes."""
     table, anchors = paths.level_coverage(output_path, made.level), paths.level_anchors(output_path, made.level)
-    report.write_class_table(table, made)
+    with replacing(table) as temporary:
+        made.classes.write_csv(temporary)
     print(f"  worst-covered classes: {table}")
     for number in made.compared:
         shares = ", ".join(f"{coverage.share(number):.1%} of {coverage.split}" for coverage in made.coverages)

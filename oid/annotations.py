@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 import polars as pl
 
 from oid.columns import BOX_COLUMNS, CORNERS, IMAGE_LABEL_COLUMNS
-from oid.files import InputError, replacing, require_file
+from oid.files import InputError, require_file
+from oid.text_files import read_rows, write_rows
 
 Columns = Sequence[str | pl.Expr]  # names of columns, or expressions of them
 _LABEL_HEADERS = {"label", "labelname", "label_name", "mid", "id"}  # V6: LabelName,DisplayName; V4: no header
@@ -28,26 +29,18 @@ def read_class_descriptions(path: str | os.PathLike) -> dict[str, str]:
     path = require_file(path, "expected a class description file with rows `label,name`")
     classes: dict[str, str] = {}
     lines: dict[str, int] = {}  # {label: line number}
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            rows = ((reader.line_num, row) for row in reader if any(cell.strip() for cell in row))
-            for number, (line, row) in enumerate(rows):
-                label, name = row[0], "".join(row[1:2]).strip()
-                if number == 0 and label.strip().lower() in _LABEL_HEADERS:
-                    continue
-                where = f"{path}, line {line}"
-                if not label or not name:
-                    raise InputError(f"{where}: {','.join(row)!r} is not `label,name`: give every class both")
-                if any(letter.isspace() for letter in label):
-                    raise InputError(f"{where}: the label {label!r} contains white space: remove it")
-                if label in classes:
-                    raise InputError(f"{where}: label {label} is already in line {lines[label]}: remove one of the two")
-                classes[label], lines[label] = name, line
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not CSV ({error}): check the quotes") from error
+    for number, (line, row) in enumerate(read_rows(path)):
+        label, name = row[0], "".join(row[1:2]).strip()
+        if number == 0 and label.strip().lower() in _LABEL_HEADERS:
+            continue
+        where = f"{path}, line {line}"
+        if not label or not name:
+            raise InputError(f"{where}: {','.join(row)!r} is not `label,name`: give every class both")
+        if any(letter.isspace() for letter in label):
+            raise InputError(f"{where}: the label {label!r} contains white space: remove it")
+        if label in classes:
+            raise InputError(f"{where}: label {label} is already in line {lines[label]}: remove one of the two")
+        classes[label], lines[label] = name, line
     if not classes:
         raise InputError(f"{path} holds no class: expected rows `label,name`")
     return classes
@@ -55,8 +48,7 @@ def read_class_descriptions(path: str | os.PathLike) -> dict[str, str]:
 
 def write_class_descriptions(path: str | os.PathLike, classes: dict[str, str]) -> None:
     """Writes {label: name} without a header, like the official V4 file; names with a comma get quotes."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows(classes.items())
+    write_rows(path, classes.items())
 
 
 def read_header(path: str | os.PathLike, expected: Sequence[str]) -> list[str]:

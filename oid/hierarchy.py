@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from graphlib import CycleError, TopologicalSorter
 
 from oid.files import InputError, require_file
+from oid.text_files import read_text
 
 
 class Hierarchy:
@@ -93,10 +94,9 @@ def read_hierarchy(path: str | os.PathLike) -> Hierarchy:
         InputError: the file does not exist, is not JSON, or has a malformed node.
     """
     path = require_file(path, "expected the class hierarchy, a JSON file such as bbox_labels_600_hierarchy.json")
+    text = read_text(path)
     try:
-        return Hierarchy(json.loads(path.read_text(encoding="utf-8-sig")))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8: save the file as UTF-8") from error
+        return Hierarchy(json.loads(text))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg}): download the file again") from error
     except RecursionError as error:

@@ -6,7 +6,6 @@ A run's `settings.json` holds the `AnchorGrids`, from which training and inferen
 import dataclasses
 import itertools
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -185,27 +184,23 @@ def grids_of_sizes(sizes: Sizes, sides: list[int]) -> AnchorGrids:
 
 
 def _square_or_from_file(anchors: str, sides: list[int]) -> AnchorGrids:
+    """Makes "square", or anchors of the sizes of a file; see `m2det_anchors`."""
     if anchors == "square":
         return grids_of_sizes(tuple(((SIZE_IN_CELLS / side, SIZE_IN_CELLS / side),) for side in sides), sides)
-    return grids_of_sizes(_read_sizes(anchors, len(sides)), sides)
-
-
-def _read_sizes(path: str | os.PathLike, scales: int) -> Sizes:
-    """Reads and checks the sizes of a file; see `m2det_anchors`."""
-    if not Path(path).is_file():
-        raise InputError(f"anchors {path} are neither square nor official, nor a file: a02 makes such files")
+    if not Path(anchors).is_file():
+        raise InputError(f"anchors {anchors} are neither square nor official, nor a file: a02 makes such files")
     try:
-        sizes = np.array(json.loads(Path(path).read_text(encoding="utf-8"))["sizes"], "float64")
+        sizes = np.array(json.loads(Path(anchors).read_text(encoding="utf-8"))["sizes"], "float64")
     except (ValueError, KeyError, TypeError):
         sizes = np.zeros(0)
     if sizes.ndim != 3 or sizes.shape[2] != 2 or not sizes.size:
         wanted = '{"sizes": [[[width, height], ...], ...]}, as many pairs for each map'
-        raise InputError(f"{path} does not hold {wanted}: a02 makes such files")
-    if len(sizes) != scales:
-        raise InputError(f"{path} has sizes for {len(sizes)} maps, not for {scales}: take {len(sizes)} scales")
+        raise InputError(f"{anchors} does not hold {wanted}: a02 makes such files")
+    if len(sizes) != len(sides):
+        raise InputError(f"{anchors} has sizes for {len(sizes)} maps, not for {len(sides)}: take {len(sizes)} scales")
     for side in sizes[~((sizes > 0) & (sizes <= LARGEST_ANCHOR))][:1]:
-        raise InputError(f"{path} has a side of {side:g}: sides are shares of the image, above 0")
-    return tuple(tuple(map(tuple, level)) for level in sizes.tolist())
+        raise InputError(f"{anchors} has a side of {side:g}: sides are shares of the image, above 0")
+    return grids_of_sizes(tuple(tuple(map(tuple, level)) for level in sizes.tolist()), sides)
 
 
 def retinanet_sizes(scales: int) -> list[list[tuple[float, float]]]:

@@ -134,12 +134,6 @@ def class_table(coverages: Sequence[Coverage], names: dict[str, str], clusters: 
     return pl.concat(tables)
 
 
-def write_class_table(path: str | os.PathLike, report: LevelReport) -> None:
-    """Writes the table of the classes as CSV, all or nothing."""
-    with replacing(path) as temporary:
-        report.classes.write_csv(temporary)
-
-
 def write_anchor_file(path: str | os.PathLike, report: LevelReport, seed: int) -> None:
     """Writes the anchors by k-means as `m2det_anchors` reads them, or removes the file of an earlier run."""
     if report.clusters is None:

@@ -1,21 +1,18 @@
-"""The table of a folder's images: measured in threads, resumed after an interruption, unchanged rows kept.
-
-All rows are ordered by id, so tables are merged while they are read.
-"""
+"""The table of a folder's images: measured in threads, resumed after an interruption, unchanged rows kept."""
 
 import contextlib
 import csv
 import functools
 import glob
-import heapq
 import io
-import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
+
+import polars as pl
 
 from oid.columns import IMAGE_PARAMETER_COLUMNS, IMAGE_PROBLEM_COLUMNS
 from oid.files import InputError, replacing
@@ -32,10 +29,6 @@ class Counts(NamedTuple):
     measured: int
     kept: int
     problems: int
-
-
-# A row of an earlier run, and when it was measured: it holds unless the file was changed then or later.
-_KnownRow = tuple[list[str], float]
 
 
 def measure_images(
@@ -65,8 +58,10 @@ def measure_images(
     settings, name = table.with_suffix(".json"), f"{table.stem}.{orientation}.unfinished"
     interrupted = sorted(table.parent.glob(f"{glob.escape(name)}-*.csv"))  # in the order of the runs
     sources = [table, *interrupted] if _orientation_of(settings) == orientation else interrupted
-    known = _with_known_rows(images.names, sources)
-    blocks = iter(lambda: list(itertools.islice(known, BLOCK)), [])
+    names = pl.DataFrame(
+        {"name": images.names, "id": map(image_id, images.names)}, schema=dict.fromkeys(("name", "id"), pl.String)
+    )
+    blocks = names.join(_read_rows(sources), on="id", how="left", maintain_order="left").iter_slices(BLOCK)
     measure = functools.partial(_measure_block, images.folder, orientation, md5)
     totals = Counts(0, 0, len(images.passed_over))
     unfinished = table.with_name(f"{name}-{time.time_ns()}.csv")
@@ -98,7 +93,7 @@ def measure_images(
 
 
 def _measure_block(
-    folder: str, orientation: Orientation, md5: bool, block: list[tuple[str, _KnownRow | None]]
+    folder: str, orientation: Orientation, md5: bool, block: pl.DataFrame
 ) -> tuple[str, list[tuple[str, str]], Counts]:
     """Measures the images of a block that have no known row, or have changed since.
 
@@ -106,10 +101,10 @@ def _measure_block(
         The rows as CSV text, (path, reason) of the files that cannot be used, and the counts.
     """
     rows, problems, kept = [], [], 0
-    for name, known in block:
+    for name, *known, measured in block.iter_rows():
         path = f"{folder}/{name}"
-        if known and _is_unchanged(path, known, md5):
-            rows.append(known[0])
+        if measured and _is_unchanged(path, *known[-2:], measured, md5):
+            rows.append(known)
             kept += 1
             continue
         try:
@@ -121,9 +116,8 @@ def _measure_block(
     return text.getvalue(), problems, Counts(len(rows) - kept, kept, len(problems))
 
 
-def _is_unchanged(path: str, known: _KnownRow, md5: bool) -> bool:
+def _is_unchanged(path: str, size: str | None, digest: str | None, measured: float, md5: bool) -> bool:
     """Whether the file has the size of its row, is older, and the row has the MD5 if that is wanted."""
-    (*_, size, digest), measured = known
     try:
         status = os.stat(path)
     except OSError:
@@ -132,29 +126,16 @@ def _is_unchanged(path: str, known: _KnownRow, md5: bool) -> bool:
 
 
 # === Rows of earlier runs =============================================================================================
-def _with_known_rows(names: Iterable[str], tables: Iterable[Path]) -> Iterator[tuple[str, _KnownRow | None]]:
-    """Joins each image with its row in the last of the tables that has one; all are ordered by id."""
-    rows = heapq.merge(*map(_read_rows, tables), key=lambda known: known[0][0])
-    candidate = next(rows, None)
-    for name in names:
-        match = None
-        while candidate and candidate[0][0] <= image_id(name):
-            if candidate[0][0] == image_id(name):
-                match = candidate
-            candidate = next(rows, None)
-        yield name, match
-
-
-def _read_rows(table: Path) -> Iterator[_KnownRow]:
-    """Yields the rows of a table, up to damage; nothing if there is no such file."""
-    if not table.is_file():
-        return
-    with table.open(encoding="utf-8", errors="replace", newline="") as file, contextlib.suppress(csv.Error):
-        made, rows = os.fstat(file.fileno()).st_mtime, csv.reader(file)
-        next(rows, None)
-        for row in rows:  # an interruption may cut the last one
-            if len(row) == len(IMAGE_PARAMETER_COLUMNS) and len(row[-1]) in (0, 32):
-                yield row, made
+def _read_rows(tables: Iterable[Path]) -> pl.DataFrame:
+    """Reads IMAGE_PARAMETER_COLUMNS and when they were `measured`: for each id the last row, without damaged ones."""
+    schema = dict.fromkeys(IMAGE_PARAMETER_COLUMNS, pl.String)
+    found = [pl.DataFrame(schema=schema | {"measured": pl.Float64})]
+    for table in filter(Path.is_file, tables):
+        with contextlib.suppress(pl.exceptions.PolarsError):
+            rows = pl.read_csv(table, schema=schema, encoding="utf8-lossy", truncate_ragged_lines=True)
+            whole = rows.filter(pl.col("md5").is_null() | (pl.col("md5").str.len_bytes() == 32))
+            found.append(whole.with_columns(measured=pl.lit(table.stat().st_mtime)))
+    return pl.concat(found).unique("id", keep="last")
 
 
 def _orientation_of(settings: Path) -> str | None:

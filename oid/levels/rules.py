@@ -1,4 +1,24 @@
-"""What a box or an image label means for the classes of a level; a01 has the rules in words.
+"""What a box or an image label means for the classes of a level.
+
+Classes. Kept are the challenge file's classes, or without that file all described ones, in the order of the file. The
+  user may name a part of them. All other known classes are "excluded". Ancestors are those of the full hierarchy; a
+  class outside it has none. Rows of unknown labels are dropped and counted.
+Levels. A level is a height in the hierarchy of the kept classes, in which the children of a dropped class move up: a
+  leaf has height 1, another class 1 more than its highest child. `all` has every kept class, `rare` those with fewer
+  than `rare_below` training boxes. Classes with fewer than `min_boxes` are left out. What counts is the number of
+  training boxes that are written; validation files have the same classes.
+Boxes. A box is written for its own class and each ancestor, if these are in the level. Boxes with equal image, class
+  and coordinates (as numbers) are written once, as the first of them. Order: the rows of the source, then the classes.
+Ignored regions. Inside a region a class gets no gradient. Order: the rows of the source, then the labels.
+  group_of        A box with IsGroupOf 1 is a region of its class and each ancestor in the level.
+  excluded_class  A box of an excluded class is a region of each ancestor in the level. An image, class and rectangle
+                  has one row for these two reasons, with the first that applies.
+  ancestor_class  A box of `Fruit` may be an apple: it is a region of all classes of the level below LabelName, which
+                  itself need not be in the level. An image, label and rectangle has one such row. It has none if no
+                  class of the level is below, or if an equal box of the image has a class below the label.
+Image labels. A positive label counts for all ancestors, a negative one for all descendants. An image and class has one
+  row; positive wins against negative. Boxes add no image labels: readers take the union.
+Negatives. An image with an image label of the level, but without box and region, is a row with only its ImageID.
 
 Each function takes the patterns of rows (`oid.levels.rows`) and returns what each pattern becomes: a frame with a
 `pattern` and a `LabelName` (Enum of all known labels) in every row, sorted by these two columns. A pattern may become

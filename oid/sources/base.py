@@ -1,9 +1,7 @@
 """A data set in memory, whatever its format: images, boxes in pixels, classes, and the list of what was wrong."""
 
-import codecs
 import collections
 import contextlib
-import csv
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from oid.columns import SOURCE_PROBLEM_COLUMNS
-from oid.files import InputError, output_file, replacing
+from oid.files import InputError, output_file
+from oid.text_files import write_rows
 
 SPLITS = ("train", "validation", "test")
 SOURCE_PROBLEMS = "source_problems.csv"  # of a source or of an export; absent if there were none
@@ -166,28 +165,3 @@ def read_size(width: object, height: object) -> tuple[int, int] | None:
     if width in (None, "") and height in (None, ""):
         return None
     return tuple(0 if math.isnan(number(side)) else int(number(side)) for side in (width, height))
-
-
-def read_text(path: Path) -> str:
-    """Reads text in UTF-8, or in UTF-16 if that byte-order mark comes first. Raises an InputError if it is neither."""
-    try:
-        content = path.read_bytes()
-        is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        return content.decode("utf-16" if is_utf16 else "utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}, line {line}: not UTF-{16 if is_utf16 else 8}: save it as UTF-8") from None
-
-
-def write_rows(path: Path, rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> None:
-    """Writes a CSV file, whole or not at all. A value may be any file name, even one that is not UTF-8."""
-    with (
-        replacing(path) as temporary,
-        open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-    ):
-        writer = csv.writer(file, lineterminator="\n")
-        if header:
-            writer.writerow(header)
-        writer.writerows(rows)

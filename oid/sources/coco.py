@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from oid.files import InputError
-from oid.sources.base import Reader, SourceImage, number, read_size, read_text
+from oid.sources.base import Reader, SourceImage, number, read_size
+from oid.text_files import read_text
 
 PREFIX = "instances_"
 ROBOFLOW = "_annotations.coco.json"

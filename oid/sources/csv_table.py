@@ -9,18 +9,17 @@ mark, UTF-16, semicolons or tabs between the values, white space around them, ba
 The sets of a folder are its CSV files, each named by its file name without suffix.
 """
 
-import csv
-import io
 import math
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from oid.files import InputError
-from oid.sources.base import Reader, SourceImage, number, read_text
+from oid.sources.base import Reader, SourceImage, number
+from oid.text_files import read_rows
 
 CLASS_FILES = ("classes.csv", "class_mapping.csv", "class_list.csv")
+DELIMITERS = ",;\t"
 ROW = "path,x1,y1,x2,y2,class_name"
 
 _HEADER_NAMES = (  # of each value of a row
@@ -53,8 +52,10 @@ class CsvReader(Reader):
         """The images of a file, in the order of their first rows."""
         file = self._files[name]
         images: dict[str, SourceImage] = {}
-        columns = tuple(range(6))
-        for index, (line, row) in enumerate(read_rows(file)):
+        columns, rows = tuple(range(6)), list(read_rows(file, DELIMITERS))
+        if not rows:
+            raise InputError(f"{file} is empty: expected rows {ROW}")
+        for index, (line, row) in enumerate(rows):
             place = f"line {line}"
             if index == 0 and (header := _header(row)):
                 columns = header
@@ -81,7 +82,7 @@ def read_classes(path: Path) -> dict[str, int]:
     """
     ids: dict[str, int] = {}
     names: dict[int, str] = {}
-    for index, (line, row) in enumerate(read_rows(path)):
+    for index, (line, row) in enumerate(read_rows(path, DELIMITERS)):
         name, text = (value.strip() for value in [*row, ""][:2])
         if index == 0 and name and text and not re.fullmatch(r"[-+]?\d+", text):
             continue
@@ -93,24 +94,6 @@ def read_classes(path: Path) -> dict[str, int]:
     if not ids:
         raise InputError(f"{path} has no class: expected rows class_name,id")
     return ids
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields (line number, values) of the rows that are not empty. The first row shows what separates the values.
-
-    Raises an InputError if there is no such row, or the file is not CSV.
-    """
-    text = read_text(path)
-    first = next((line for line in text.splitlines() if line.strip()), None)
-    if first is None:
-        raise InputError(f"{path} is empty: expected rows with commas between the values")
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
-    try:
-        for row in rows:
-            if any(value.strip() for value in row):
-                yield rows.line_num, row
-    except csv.Error as error:
-        raise InputError(f"{path}, line {rows.line_num}: not CSV ({error}): check the quotes") from None
 
 
 def _header(row: list[str]) -> tuple[int, ...] | None:

@@ -15,10 +15,11 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from oid.files import InputError, replacing_folder
-from oid.sources.base import Box, Problems, Progress, SourceImage, Splits, require_free, write_rows
+from oid.sources.base import Box, Problems, Progress, SourceImage, Splits, require_free
 from oid.sources.open_images import read_images
 from oid.sources.voc import CORNERS
 from oid.sources.write import link_images, link_name
+from oid.text_files import write_rows
 
 
 def export(form: str, data_set: Path, folder: Path, kept: dict[str, str], progress: Progress = iter) -> list[str]:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from oid.files import InputError
 from oid.images.find import find_images
-from oid.sources.base import Reader, SourceImage, number, read_text
+from oid.sources.base import Reader, SourceImage, number
+from oid.text_files import read_text
 
 FOLDERS = (("image_2", "label_2"), ("images", "labels"))
 CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")

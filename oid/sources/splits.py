@@ -3,7 +3,6 @@
 import collections
 import re
 import textwrap
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -118,8 +117,9 @@ def hold_out(images: Iterable[tuple[str, str, set[str]]], folds: int, fold: int)
 def assign_folds(groups: Sequence[str], classes: Sequence[set[str]], count: int) -> np.ndarray:
     """Gives every image a fold, so that each class is spread evenly and groups stay together.
 
-    An image counts for its rarest class: the class in the fewest images, among equals the first by the alphabet. Images
-    without objects count as a class of their own. The order of the images does not matter.
+    A group counts for the rarest class of its images: the class in the fewest images, among equals the first by the
+    alphabet. Images without objects count as a class of their own. Ordered by this class, the groups get the folds in
+    turn. The order of the images does not matter.
 
     Args:
         groups: `(N,)` images with equal group get the same fold; for example the digest of the file.
@@ -130,23 +130,15 @@ def assign_folds(groups: Sequence[str], classes: Sequence[set[str]], count: int)
         `(N,)` int64 in 0 .. count - 1; no fold is empty.
 
     Raises:
-        FoldError: there are fewer groups than folds, or a fold would be empty.
+        FoldError: there are fewer groups than folds.
     """
-    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
-
     images = collections.Counter(name for present in classes for name in present)
-    rarest = [min(present, key=lambda name: (images[name], name), default="") for present in classes]
-    order = np.array(sorted(range(len(groups)), key=lambda index: (groups[index], rarest[index])))
-    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=0)
-    if max(collections.Counter(rarest).values()) < count:
-        splitter = GroupKFold(count)  # no class has an image for each fold: only the numbers of images can be even
-    folds = np.zeros(len(groups), dtype=np.int64)
-    if len(set(groups)) >= count:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # some class has fewer images than there are folds
-            sorted_classes, sorted_groups = np.array(rarest)[order], np.array(groups)[order]
-            for fold, (_, chosen) in enumerate(splitter.split(sorted_classes, sorted_classes, sorted_groups)):
-                folds[order[chosen]] = fold
-    if len(np.unique(folds)) < count:
-        raise FoldError(f"{count} folds of {len(set(groups))} different images: one would be empty, ask for fewer")
-    return folds
+    present: dict[str, set[str]] = {}
+    for group, names in zip(groups, classes, strict=True):
+        present.setdefault(group, set()).update(names)
+    if len(present) < count:
+        raise FoldError(f"{count} folds of {len(present)} different images: one would be empty, ask for fewer")
+    rarest = {group: min((images[name], name) for name in names) if names else () for group, names in present.items()}
+    order = sorted(present, key=lambda group: (rarest[group], group))
+    fold_of = {group: place % count for place, group in enumerate(order)}
+    return np.array([fold_of[group] for group in groups])

@@ -17,7 +17,8 @@ from xml.etree import ElementTree
 
 from oid.files import InputError
 from oid.images.find import SUFFIXES
-from oid.sources.base import Reader, SourceImage, read_size, read_text
+from oid.sources.base import Reader, SourceImage, read_size
+from oid.text_files import read_text
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 MARKS = ("truncated", "occluded", "difficult", "group_of")

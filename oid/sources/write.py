@@ -29,7 +29,7 @@ from oid.annotations import write_class_descriptions
 from oid.columns import BOX_COLUMNS, DIFFICULT_COLUMN, IMAGE_LABEL_FILE_COLUMNS, SOURCE_IMAGE_COLUMNS
 from oid.files import InputError, replacing
 from oid.images.find import SUFFIXES
-from oid.sources.base import Box, FolderError, Progress, Reader, SourceImage, Splits, require_free, write_rows
+from oid.sources.base import Box, FolderError, Progress, Reader, SourceImage, Splits, require_free
 from oid.sources.clean import clean_boxes, measure, report_duplicates
 from oid.sources.coco import CocoReader
 from oid.sources.csv_table import CsvReader
@@ -37,6 +37,7 @@ from oid.sources.kitti import KittiReader
 from oid.sources.open_images import OpenImagesReader, prepare_rows
 from oid.sources.splits import SetError, SplitChoice, choose_splits, divide, hold_out
 from oid.sources.voc import VocReader
+from oid.text_files import write_rows
 
 READERS: dict[str, Callable[[Path], Reader]] = {
     "oid": OpenImagesReader,

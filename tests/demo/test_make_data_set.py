@@ -64,13 +64,10 @@ def test_hierarchy_has_three_levels_and_one_class_with_two_parents(data_set):
     found = list(nodes(tree))
     assert max(depth for _, depth in found) >= 3
     labels = [label for label, _ in found]
-    twice = [label for label in labels if labels.count(label) > 1]
-    assert set(twice) == {make_data_set.LABELS["Star"]}
+    assert {label for label in labels if labels.count(label) > 1} == {make_data_set.LABELS["Star"]}
     text = (data_set / "annotations/class-descriptions-boxable.csv").read_text().splitlines()
     described = [line.split(",")[0] for line in text]
     assert set(described) == set(labels) - {"/m/0bl9f"}
-    assert len(shapes.SHAPES) >= 10
-    assert '"Part"' in (data_set / "annotations/bbox_labels_600_hierarchy.json").read_text()
 
 
 def test_boxes_are_valid_and_verified(data_set):
@@ -168,13 +165,6 @@ def test_scenes_are_mixed():
     assert any(thing.occluded and not thing.group_of for thing in things)
 
 
-def test_colours_say_nothing_about_the_class():
-    """With one seed every class draws the same first colour, so the distributions are equal."""
-    below = [np.array([90.0, 120.0, 60.0])]
-    colours = [shapes.random_colour(np.random.default_rng(3), below) for _ in shapes.SHAPES]
-    assert np.ptp(colours, axis=0).max() == 0
-
-
 def test_colours_differ_clearly():
     for seed in range(20):
         rng = np.random.default_rng(seed)
@@ -183,14 +173,11 @@ def test_colours_differ_clearly():
         assert np.linalg.norm(lab[0] - lab[1]) >= 40
 
 
-def test_again_says_so_and_changes_nothing(data_set, capsys):
+def test_the_same_command_changes_nothing_and_other_folders_are_refused(data_set, tmp_path, capsys):
     before = digests(data_set)
     make_data_set.main(dataset_path=str(data_set), images=120, seed=5)
     assert "already there" in capsys.readouterr().out
     assert digests(data_set) == before
-
-
-def test_refuses_other_folders_and_other_parameters(data_set, tmp_path):
     with pytest.raises(InputError, match="was made from"):
         make_data_set.main(dataset_path=str(data_set), images=120, seed=6)
     (tmp_path / "mine.txt").write_text("precious")

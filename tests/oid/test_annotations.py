@@ -38,11 +38,6 @@ def test_with_and_without_header(tmp_path, text):
     assert list(classes.items()) == [("/m/b", "Bee"), ("/m/a", "Ant")]
 
 
-def test_quoting_and_text_ids(tmp_path):
-    classes = read_class_descriptions(written(tmp_path, '007,"Hammer, claw"\n1e5,"the ""big"" one"\n'))
-    assert classes == {"007": "Hammer, claw", "1e5": 'the "big" one'}
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

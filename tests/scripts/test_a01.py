@@ -2,14 +2,12 @@
 
 import csv
 import itertools
-import shutil
 from pathlib import Path
 
 import pytest
 
 from a01_create_training_files import main
 from oid import paths
-from oid.annotations import read_class_descriptions
 from oid.columns import BOX_COLUMNS
 from oid.files import InputError
 from tests.helpers.project import run_script, shared
@@ -40,13 +38,6 @@ def test_files_do_not_depend_on_threads_hash_seeds_or_an_earlier_run(tmp_path):
         found.append(everything_below(tmp_path / output))
     assert found[0] == found[1] == found[2]
     assert len(found[0]) == 3 * 9  # and no temporary file
-
-
-def test_help_names_the_flags():
-    done = run_script("a01_create_training_files.py", "--help")
-    assert done.returncode == 0
-    for flag in ("--dataset_path", "--output_path", "--levels", "--min_boxes", "--rare_below", "--parent_label"):
-        assert flag in done.stdout
 
 
 def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(tmp_path):
@@ -90,15 +81,10 @@ LABEL_HEADER = "ImageID,Source,LabelName,Confidence"
         (TRAIN, None, "does not exist"),
         (paths.HIERARCHY, None, "does not exist"),
         (paths.CLASS_DESCRIPTIONS, None, "does not exist"),
-        (paths.HIERARCHY, "{", "not JSON"),
-        (paths.CLASS_DESCRIPTIONS, "", "holds no class"),
         (paths.CHALLENGE_CLASS_DESCRIPTIONS, "dragon,Dragon\n", "no class in common"),
-        (TRAIN, "", "is empty"),
         (TRAIN, HEADER + "\n", "holds no boxes"),
-        (TRAIN, HEADER.replace(",IsGroupOf", "") + "\n", "line 1: column IsGroupOf is missing"),
         (TRAIN, f"{HEADER}\na,x,apple,1,0,1,0,1,0,0,0,0,0\na,x,apple,1,0,1,zero,1,0,0,0,0,0\n", "line 3: "),
         (TRAIN, f"{HEADER}\na,x,apple,1,0,1,nan,1,0,0,0,0,0\n", "line 2: "),
-        (TRAIN, f"{HEADER}\na,x,apple,1,0.2,0.1,0,1,0,0,0,0,0\n", "line 2: "),
         (TRAIN, f"{HEADER}\na,x,apple,1,0,1,0.9,0.8,0,0,0,0,0\n", "Min <= Max"),
         (TRAIN, f"{HEADER}\na,x,apple,1,0,inf,0,1,0,0,0,0,0\n", "line 2: "),
         (TRAIN, f"{HEADER}\na,x,apple,1,0,1,0,1,0,0,yes,0,0\n", "IsGroupOf 0, 1 or -1"),
@@ -106,11 +92,9 @@ LABEL_HEADER = "ImageID,Source,LabelName,Confidence"
         (TRAIN, f"{HEADER}\na,x,apple,1,0,1,0,1,0,0,0,0,0\nb,x,ap", "line 3: "),  # a download that broke off
         (TRAIN, f"{HEADER}\na,x,apple,1,0,1,0,1,0,0,0,0,0,9\n", "line 2: 14 values under a header of 13"),
         (TRAIN, f'{HEADER}\na,x,"apple,1,0,1,0,1,0,0,0,0,0\n', "line 2: not CSV"),
-        (TRAIN, f"{HEADER}\n\na,x,apple\xe9,1,0,1,0,1,0,0,0,0,0\n".encode("latin-1"), "line 3: not UTF-8"),
         (TRAIN, f"{HEADER}\n\na,\xe9,apple,1,0,1,0,1,0,0,0,0,0\n".encode("latin-1"), "line 3: not UTF-8"),
         (TRAIN, HEADER.encode("utf-16"), "not UTF-8"),
         (TRAIN, f"{HEADER}\ra,x,apple,1,0,1,0,1,0,0,0,0,0\r", "the lines end with CR alone"),
-        (TRAIN_LABELS, "", "is empty"),
         (TRAIN_LABELS, "ImageID,LabelName\na,apple\n", "column Confidence is missing"),
         (TRAIN_LABELS, f"{LABEL_HEADER}\na,v,apple,1\na,v,apple,0.7\n", "line 3: "),
         (TRAIN_LABELS, f"{LABEL_HEADER}\n,v,apple,1\n", "line 2: "),
@@ -132,7 +116,6 @@ def test_bad_files_are_named(tmp_path, name, text, message):
     [
         ({"levels": ("4",)}, "no class has level 4: choose from 1 2 3 all rare: change --levels"),
         ({"levels": ("1", "All")}, "no class has level All"),
-        ({"levels": ("01",)}, "no class has level 01"),
         ({"levels": ("2", "3"), "parent_label": "car"}, "no class has level 2: choose"),
         ({"levels": ("1", "9"), "parent_label": "fruit"}, "no class has level 9: choose"),
         ({"min_boxes": -1}, "--min_boxes is -1"),
@@ -161,18 +144,6 @@ def test_bad_flags_are_named(tmp_path, options, message):
 
 
 # === Real annotations ================================================================================================
-@pytest.mark.parametrize(("challenge", "sizes"), [(False, (525, 56, 14, 5, 1, 601)), (True, (443, 46, 8, 2, 1, 500))])
-def test_the_real_levels(tmp_path, challenge, sizes):
-    data_set = make_data_set(tmp_path / "data", [box("a", "/m/014j1m")])
-    names = [paths.HIERARCHY, paths.CLASS_DESCRIPTIONS] + ([paths.CHALLENGE_CLASS_DESCRIPTIONS] if challenge else [])
-    for name in names:
-        shutil.copy(shared("data", "oid_metadata", name), data_set / "annotations")
-    levels = ("1", "2", "3", "4", "5", "all")
-    main(dataset_path=str(data_set), output_path=str(tmp_path / "out"), levels=levels, min_boxes=0)
-    found = [len(read_class_descriptions(paths.level_class_descriptions(tmp_path / "out", level))) for level in levels]
-    assert tuple(found) == sizes
-
-
 def test_the_fruit_photographs(tmp_path):
     data_set = shared("data", "fruit_oid")
     main(dataset_path=str(data_set), output_path=str(tmp_path), levels=("1", "2", "all"))
@@ -184,21 +155,3 @@ def test_the_fruit_photographs(tmp_path):
     assert len(Result(tmp_path, "2").boxes) == len({row[:1] + row[4:8] for row in source})
     assert sorted(Result(tmp_path, "all").classes.values()) == ["Apple", "Banana", "Food", "Fruit", "Orange"]
     assert len(Result(tmp_path, "all").boxes) == 3 * len(source)
-
-
-def test_rows_of_six_classes(tmp_path):
-    data_set = tmp_path / "data"
-    (data_set / "annotations").mkdir(parents=True)
-    rows = shared("data", "oid_rows", "six_classes")
-    shutil.copy(rows / "train-annotations-bbox.csv", paths.box_annotations(data_set, "train"))
-    shutil.copy(rows / "test-annotations-bbox.csv", paths.box_annotations(data_set, "validation"))
-    shutil.copy(rows / "class-descriptions-boxable.csv", data_set / "annotations")
-    shutil.copy(shared("data", "oid_metadata", paths.HIERARCHY), data_set / "annotations")
-    main(dataset_path=str(data_set), output_path=str(tmp_path / "out"), levels=("1",))
-    with open(paths.box_annotations(data_set, "train"), newline="") as file:
-        source = [tuple(row) for row in csv.reader(file)][1:]
-    result = Result(tmp_path / "out", "1")
-    assert result.boxes == [row for row in source if row[10] == "0"]
-    groups = [(row[0], row[2], *row[4:8], "group_of") for row in source if row[10] == "1"]
-    assert result.regions == groups
-    assert len(result.boxes) + len(groups) == len(source)

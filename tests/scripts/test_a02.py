@@ -143,18 +143,14 @@ def test_retinanet_has_its_own_anchors_and_maps(made, monkeypatch):
     assert "<td>official</td><td>9</td>" in page
 
 
-def test_the_network_for_small_data_is_that_of_a03(made):
+def test_anchors_are_for_a03s_small_network_and_go_if_there_are_too_few_boxes(made, capsys):
+    path = paths.level_anchors(made["output_path"], "1")
     a02.main(**made)
-    content = json.loads(paths.level_anchors(made["output_path"], "1").read_text())
+    content = json.loads(path.read_text())
     assert (content["image_size"], content["scales"]) == (choose.SMALL.image_size, choose.SMALL.scales)
     assert np.shape(content["sizes"]) == (choose.SMALL.scales, 1, 2)
-
-
-def test_too_few_boxes_for_k_means_remove_an_older_file(made, capsys):
-    a02.main(**made)
-    assert paths.level_anchors(made["output_path"], "1").is_file()
     a02.main(**made, anchors_per_cell=9)
-    assert not paths.level_anchors(made["output_path"], "1").exists()
+    assert not path.exists()
     assert "no map has boxes of 9 different sizes" in capsys.readouterr().out
 
 
@@ -187,5 +183,5 @@ def test_mistakes_are_found_before_anything_is_measured(made, change, message):
 
 
 def test_a_level_that_is_missing_is_refused(made):
-    with pytest.raises(InputError, match=r"--levels 2: .* run a01 with --levels 2"):
+    with pytest.raises(InputError, match=r"--levels is 2: .* run a01 with --levels 2"):
         a02.main(**made, levels=("2",))

@@ -182,48 +182,16 @@ def test_group_of_boxes_are_ignored_for_their_class_and_all_above(tmp_path):
     assert result.regions == [("b", name, *RIGHT, "group_of") for name in ("food", "apple", "fruit")]
 
 
-@pytest.mark.parametrize("group", ["0", "1"])
-def test_excluded_classes_are_ignored_for_kept_ancestors(tmp_path, group):
-    rows = [box("a", "apple"), box("b", "tomato", group=group), box("c", "car"), box("d", "fruit")]
-    result = run(tmp_path, "all", rows, challenge=("apple", "fruit", "food"))
-    assert result.shown() == [("a", "apple"), ("a", "fruit"), ("a", "food"), ("d", "fruit"), ("d", "food")]
-    assert result.ignored() == [
-        *(("b", name, "excluded_class") for name in ("fruit", "food")),
-        ("d", "fruit", "ancestor_class"),
-    ]
-
-
-def test_a_box_of_an_ancestor_is_one_row_for_the_classes_below(tmp_path, capsys):
-    rows = [box("a", name) for name in ("apple", "tomato", "carrot", "car")]
-    rows += [box("b", "fruit"), box("c", "food", group="1"), box("d", "car")]
-    result = run(tmp_path, "1", rows)
-    assert result.ignored() == [
-        ("b", "fruit", "ancestor_class"),
-        ("c", "food", "ancestor_class"),
-    ]  # and none for the car, which has nothing below it
-    assert ("b", "apple") not in result.shown()
-    counts = [line.split()[-2:] for line in capsys.readouterr().out.splitlines() if "ancestor_class" in line]
-    assert counts == [["2", "0"]]
-
-
-REGION_CASES = {  # name: level, rows, regions, whose reason is ancestor_class by default
-    "a group is a region of the classes above": (
-        "2",
-        [box("a", "apple"), box("b", "apple", group="1"), box("b", "fruit", group="1")],
-        [("b", "fruit", *LEFT, "group_of")],
-    ),
+REGION_CASES = {  # name: rows, regions of level 1
     "a label without a class of the level below is no region": (  # no box of a carrot or a tomato: they are left out
-        "1",
         [box("a", "apple"), box("b", "vegetable"), box("c", "food"), box("d", "food", RIGHT), box("d", "fruit")],
         [("c", "food", *LEFT), ("d", "food", *RIGHT), ("d", "fruit", *LEFT)],
     ),
     "equal coarse boxes are one row": (
-        "1",
         [box("a", "apple"), box("b", "fruit", group="1"), box("b", "fruit"), box("b", "fruit", BIG)],
         [("b", "fruit", *LEFT), ("b", "fruit", *BIG)],
     ),
     "an equal box with a class below says what a box is": (  # c: another rectangle; d: not a class below
-        "1",
         [
             *(box("a", name) for name in ("apple", "tomato", "carrot")),
             *(box("b", "apple"), box("b", "fruit", ("0.10", "0.4", "0.1", "0.5"))),
@@ -231,27 +199,15 @@ REGION_CASES = {  # name: level, rows, regions, whose reason is ancestor_class b
         ],
         [("c", "fruit", *RIGHT), ("d", "fruit", *LEFT)],
     ),
-    "an inner box is ignored below its class": (
-        "all",
-        [box("a", "apple"), box("a", "tomato"), box("b", "fruit")],
-        [("b", "fruit", *LEFT)],
-    ),
 }
 
 
-@pytest.mark.parametrize(("level", "rows", "expected"), REGION_CASES.values(), ids=REGION_CASES)
-def test_regions(tmp_path, level, rows, expected):
-    result = run(tmp_path, level, rows)
-    assert result.regions == [row if row[-1] == "group_of" else (*row, "ancestor_class") for row in expected]
-    if level == "all":
-        assert [name for image, name in result.shown() if image == "b"] == ["food", "fruit"]
+@pytest.mark.parametrize(("rows", "expected"), REGION_CASES.values(), ids=REGION_CASES)
+def test_regions(tmp_path, rows, expected):
+    result = run(tmp_path, "1", rows)
+    assert result.regions == [(*row, "ancestor_class") for row in expected]
     images = {row[0] for row in (*result.boxes, *result.regions)}
     assert result.image_ids == [f"train/{image}" for image in sorted(images)] + ["validation/a"]
-
-
-def test_an_excluded_ancestor_is_ignored_for_the_classes_below(tmp_path):
-    result = run(tmp_path, "1", [box("a", "apple"), box("b", "fruit")], challenge=("apple", "car"))
-    assert result.ignored() == [("b", "fruit", "ancestor_class")]
 
 
 def test_the_first_reason_that_applies_is_written_once_and_a_coarse_row_beside_it(tmp_path):
@@ -282,12 +238,6 @@ def test_image_labels_are_expanded_and_restricted_to_the_level(tmp_path):
         ("a", "car", "0"),
         ("a", "fruit", "1"),
     ]
-    main(dataset_path=str(tmp_path / "data"), output_path=str(tmp_path / "out"), levels=("2",))
-    expected = [("b", "fruit", "0"), ("a", "vegetable", "1"), ("a", "fruit", "1")]
-    assert Result(tmp_path / "out", "2").image_labels == expected
-    labels = [("a", "tomato", "1"), ("b", "fruit", "0"), ("c", "dragon", "1")]  # excluded, excluded, unknown
-    result = run(tmp_path / "part", "all", ONE_OF_EACH, None, labels, challenge=("apple", "food"))
-    assert result.image_labels == [("a", "food", "1"), ("b", "apple", "0")]
 
 
 def test_a_positive_label_wins_over_a_negative_one(tmp_path, capsys):

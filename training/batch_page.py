@@ -5,7 +5,6 @@ Batches, anchors and assignment are those of a training step. Nothing is learned
 
 import dataclasses
 import html
-import itertools
 import math
 from collections import Counter
 from pathlib import Path
@@ -80,8 +79,8 @@ class ShownImage:
     regions: np.ndarray
     region_labels: np.ndarray
     verified: list[list[int]] | None
-    ids: list[str]
-    present: list[set[int]]
+    ids: tuple[str, ...] = ()
+    present: tuple[set[int], ...] = ()
 
     def objects(self, frequency: np.ndarray) -> dict[int, list[int]]:
         """The classes of each object, the rarest (so the most specific) first, by its first row."""
@@ -147,56 +146,52 @@ def steps_to_show(state: TrainingState, count: int) -> list[tuple[int, bool]]:
 def look(trainer: DetectionTrainer, batches: Batches, step: int, *, closed: bool) -> list[ShownImage]:
     """The images of a batch, by the batch and the assignment of a training step."""
     images, targets = batches.batch(step, closed=closed)
-    assigned = np.asarray(ops.convert_to_numpy(trainer.assigned(images, targets)))
-    found = []
-    for row, image in enumerate(images):
-        target = {name: values[row] for name, values in targets.items()}
+    data, found = batches.data, []
+    for row, image in enumerate(see(trainer, images, targets)):
         sources = batches.sources(step, row, closed=closed)
-        found.append(shown_image(trainer, image, target, assigned[row], batches.data, sources))
+        ids, present = zip(*((data.image_ids[k], set(data.present_in(k).tolist())) for k in sources), strict=True)
+        found.append(dataclasses.replace(image, ids=ids, present=present))
     return found
 
 
-def shown_image(
-    trainer: DetectionTrainer,
-    image: np.ndarray,
-    target: dict[str, np.ndarray],
-    assigned: np.ndarray,
-    data: DataSet,
-    sources: list[int],
-) -> ShownImage:
-    """One image of a batch.
+def see(trainer: DetectionTrainer, images: np.ndarray, targets: dict[str, np.ndarray]) -> list[ShownImage]:
+    """What a step makes of a batch, without `ids` and `present`.
 
     Args:
-        trainer: its anchors.
-        image: uint8 `(size, size, 3)`.
-        target: its row of the targets.
-        assigned: `(anchors,)`, see `DetectionTrainer.assigned`.
-        data: of the batches.
-        sources: numbers of the images that it shows.
+        trainer: with the anchors and the assignment.
+        images: uint8 `(batch, size, size, 3)`.
+        targets: see `Batches.batch`.
     """
-    real = target["labels"] >= 0
-    boxes = ops.convert_to_tensor(target["boxes"][None])
+    assigned = np.asarray(ops.convert_to_numpy(trainer.assigned(images, targets)))
     anchors, cell_sides = (ops.convert_to_tensor(a) for a in (trainer.anchors.boxes(), trainer.anchors.cell_sides()))
-    same = ops.convert_to_numpy(same_boxes(boxes))[0] & real  # rows that are one object have its anchors together
-    of_row = np.bincount(assigned[assigned >= 0], minlength=len(real))
-    region_labels = np.asarray(target.get("region_labels", []), "int32")
-    verified = None
-    if "verified" in target:
-        verified = [np.flatnonzero(part).tolist() for part in target["verified"][target["parts"].any(axis=-1)]]
-    return ShownImage(
-        image=image,
-        boxes=target["boxes"][real],
-        labels=target["labels"][real],
-        first=same[real].argmax(axis=1),
-        anchors=(same @ of_row)[real],
-        candidates=ops.convert_to_numpy(centre_inside(boxes, anchors, cell_sides))[0, real].sum(axis=-1),
-        best_iou=ops.convert_to_numpy(ops.max(pairwise_iou(boxes, anchors), axis=-1))[0, real],
-        regions=np.asarray(target.get("regions", []), "float32").reshape(-1, 4)[region_labels >= 0],
-        region_labels=region_labels[region_labels >= 0],
-        verified=verified,
-        ids=[data.image_ids[number] for number in sources],
-        present=[set(data.present_in(number).tolist()) for number in sources],
+    gt = ops.convert_to_tensor(targets["boxes"])
+    same, inside, best_iou = (
+        ops.convert_to_numpy(values)
+        for values in (same_boxes(gt), centre_inside(gt, anchors, cell_sides), ops.max(pairwise_iou(gt, anchors), -1))
     )
+    found = []
+    for row, image in enumerate(images):
+        target = {name: values[row] for name, values in targets.items()}
+        real, ignored = target["labels"] >= 0, target.get("region_labels", np.zeros(0, int)) >= 0
+        of_row = np.bincount(assigned[row][assigned[row] >= 0], minlength=len(real))
+        alike = same[row] & real  # rows that are one object have its anchors together
+        verified = None
+        if "verified" in target:
+            verified = [np.flatnonzero(part).tolist() for part in target["verified"][target["parts"].any(axis=-1)]]
+        shown = ShownImage(
+            image=image,
+            boxes=target["boxes"][real],
+            labels=target["labels"][real],
+            first=alike[real].argmax(axis=1),
+            anchors=(alike @ of_row)[real],
+            candidates=inside[row, real].sum(axis=-1),
+            best_iou=best_iou[row, real],
+            regions=target.get("regions", np.zeros((0, 4)))[ignored],
+            region_labels=target.get("region_labels", np.zeros(0, int))[ignored],
+            verified=verified,
+        )
+        found.append(shown)
+    return found
 
 
 # === Images ==========================================================================================================
@@ -282,12 +277,9 @@ def _listed(classes: list[int], names: list[str]) -> str:
 
 def summary(images: list[ShownImage], names: list[str], assignment: str) -> list[str]:
     """The sentences at the top."""
-    anchors, best = (
-        np.concatenate([getattr(image, name)[np.unique(image.first)] for image in images])
-        for name in ("anchors", "best_iou")
-    )
+    anchors, best = _of_objects(images, "anchors"), _of_objects(images, "best_iou")
     boxes, with_anchor = len(anchors), int(np.count_nonzero(anchors))
-    seen = len(set(itertools.chain.from_iterable(image.labels.tolist() for image in images)))
+    seen = len(set().union(*(image.labels.tolist() for image in images)))
     share = f"{with_anchor} of {boxes} boxes ({100 * with_anchor / boxes:.1f} %)" if boxes else "no boxes: none"
     sentences = [f"{share} have an anchor; {seen} of {len(names)} classes are seen."]
     if assignment == "max_iou" and (poor := int(np.count_nonzero(best < GOOD_IOU))):
@@ -300,11 +292,7 @@ def summary(images: list[ShownImage], names: list[str], assignment: str) -> list
 
 def size_table(images: list[ShownImage]) -> Table:
     """Counts boxes and their anchors by the boxes' size."""
-    sizes, anchors = (
-        np.concatenate([getattr(image, name)[np.unique(image.first)] for image in images])
-        for name in ("sizes", "anchors")
-    )
-    place = np.searchsorted(SIZE_LIMITS, sizes, side="right")
+    place, anchors = np.digitize(_of_objects(images, "sizes"), SIZE_LIMITS), _of_objects(images, "anchors")
     rows = [(f"from {(0, *SIZE_LIMITS)[k]}", *_counts(anchors[place == k])) for k in np.unique(place)]
     return Table("Square root of a box's area, in pixels", ("pixels", *COUNTED), rows)
 
@@ -315,6 +303,11 @@ def class_table(images: list[ShownImage], names: list[str]) -> Table:
     found = {int(label): anchors[labels == label] for label in np.unique(labels)}
     order = sorted(found, key=lambda label: (np.mean(found[label] > 0), -len(found[label])))
     return Table("Classes", ("class", *COUNTED), [(names[label], *_counts(found[label])) for label in order])
+
+
+def _of_objects(images: list[ShownImage], name: str) -> np.ndarray:
+    """An attribute of all boxes, once for each object."""
+    return np.concatenate([getattr(image, name)[np.unique(image.first)] for image in images])
 
 
 def _counts(anchors: np.ndarray) -> tuple[str, str, str]:

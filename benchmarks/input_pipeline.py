@@ -32,6 +32,8 @@ from oid.command_line import run_script
 from oid.images.read import read_image
 from training.batches import Batches
 from training.data_set import Boxes
+from training.options import ImageOptions, LabelOptions, Recipe
+from training.verified_labels import LabelRulesInForce
 
 WIDTH, HEIGHT = 1024, 768
 BOXES, VERIFIED = 8, 10  # per image
@@ -83,20 +85,23 @@ def make_data(paths: list[Path]) -> Data:
     return Data(paths=paths, image_ids=ids, objects=objects, regions=regions, verified=verified)
 
 
-def our_way(data: Data, *, cached: bool, image_size: int, **options) -> Callable[[int], tuple]:
+def our_way(data: Data, *, cached: bool, image_size: int, recipe: Recipe) -> Callable[[int], tuple]:
     """A function from a step to its batch."""
     batches = Batches(
         data,
         image_size=image_size,
         batch_size=BATCH,
-        close_at=sys.maxsize,
-        cache_bytes=sys.maxsize if cached else 0,
+        recipe=recipe,
+        labels=LabelOptions(),
+        images=ImageOptions(),
+        rules=LabelRulesInForce(verified=True),
         num_classes=CLASSES,
-        verified=True,
-        **options,
+        seed=0,
+        cache_bytes=sys.maxsize if cached else 0,
+        report=print,
     )
     for number in range(len(data)) if cached else ():
-        batches.pictures[number]
+        batches.loader.load(number)
     return batches.batch
 
 
@@ -186,10 +191,11 @@ def main(*, images: int = 64, image_size: int = 320, rounds: int = 3) -> None:
         data, many = make_data(paths), make_data(paths * (1 + MANY // len(paths)))
         ways = {
             "reading the files, half size": decode_only(many),
-            "no cache": our_way(many, cached=False, image_size=image_size),
-            "cache": our_way(data, cached=True, image_size=image_size),
-            "cache, mixup for half": our_way(data, cached=True, image_size=image_size, mixup=0.5),
-            "cache, SSD's crop, no mosaic": our_way(data, cached=True, image_size=image_size, crop="ssd", mosaic=0.0),
+            "no cache": our_way(many, cached=False, image_size=image_size, recipe=Recipe()),
+            "cache": our_way(data, cached=True, image_size=image_size, recipe=Recipe()),
+            "cache, SSD's crop, no mosaic": our_way(
+                data, cached=True, image_size=image_size, recipe=Recipe(crop="ssd", resize="warp", mosaic=0.0)
+            ),
         }
         steps = dict.fromkeys(ways, 60)
         their_sizes = {f"keras-retinanet, {image_size}": (image_size * 3 // 4, image_size)}

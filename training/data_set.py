@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -39,15 +39,7 @@ class ImagePaths(Sequence[Path]):
     def __len__(self) -> int:
         return len(self._names)
 
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "ImagePaths": ...
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return ImagePaths(self._folder, self._names[index])
+    def __getitem__(self, index: int) -> Path:
         return self._folder / self._names[index]
 
 

@@ -76,12 +76,6 @@ def test_class_sampling_keeps_the_share_of_images_without_objects():
 
 
 @pytest.mark.parametrize("sampling", ["images", "classes"])
-def test_no_images_at_all(sampling):
-    weights = image_weights(data_of([]), sampling=sampling)
-    assert weights.shape == epoch_order(weights, 0, 0).shape == (0,)
-
-
-@pytest.mark.parametrize("sampling", ["images", "classes"])
 @pytest.mark.parametrize(
     ("labels", "flags", "message"),
     [
@@ -141,14 +135,6 @@ def test_images_of_unlike_weight_meet():
     weights = np.array([0.45, 0.46, 0.44, 0.47, 1.5, 2.68])
     pairs = {(i, j) for epoch in range(200) for order in [epoch_order(weights, 0, epoch)] for i in order for j in order}
     assert {(i, j) for i in range(4) for j in range(4) if i != j} <= pairs
-
-
-def test_draws_of_an_image_are_spread_over_the_epoch():
-    weights = np.array([500.0, *np.full(500, 1.0)])
-    weights *= len(weights) / weights.sum()
-    places = np.flatnonzero(epoch_order(weights, 0, 0) == 0)
-    assert len(places) in (250, 251)
-    assert abs(places.mean() - 250) < 5 * 501 / math.sqrt(12 * 250)
 
 
 def test_order_depends_on_weights_seed_and_epoch_alone():

@@ -24,7 +24,8 @@ from training.sampling import epoch_order, image_weights
 from training.verified_labels import LabelRulesInForce
 
 AHEAD = 128  # the other images of a mosaic are among the next AHEAD ones, so that each is decoded once for both uses
-RECENT_IMAGES = 160  # kept besides the cache: those of the last batches, which the next mosaics show again
+# Kept besides the cache: those of the last batches, which the next mosaics show again.
+RECENT_IMAGES, RECENT_BYTES = 160, 2**28
 MAX_REGIONS = 128  # per image
 MAX_PARTS = MOSAIC_TILES
 KEPT_EPOCHS = 4  # whose order of images is kept
@@ -102,7 +103,7 @@ class Batches:
             orientation=images.orientation,
             minimum_longer_side=kept_side,
             cache_bytes=cache_bytes,
-            recent=RECENT_IMAGES,
+            recent=min(RECENT_IMAGES, RECENT_BYTES // (3 * kept_side**2)),
             max_bad_images=images.max_bad_images,
             report=report,
             consequence="another image stands in for it",

@@ -1,6 +1,6 @@
 """Many images: read in threads, kept in memory where there is room, and one policy for files that cannot be read."""
 
-import collections
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,8 +12,6 @@ import numpy as np
 from oid.files import InputError
 from oid.images.read import Orientation, read_image
 from oid.machine import map_in_threads
-
-RECENT_BYTES = 2**28  # of the images kept as the most recent ones
 
 
 class BadImages(InputError):
@@ -43,7 +41,7 @@ class ImageLoader:
         orientation: see `oid.images.read`.
         minimum_side, minimum_longer_side: let JPEGs be decoded at a reduced size, see `read_image`.
         cache_bytes: the images that are read first stay in memory up to this number of bytes.
-        recent: number of other images that stay in memory, the most recently used ones.
+        recent: number of images that stay in memory besides, the most recently used ones.
         max_bad_images: number of unreadable files that is allowed; None = any.
         report: is called with a sentence about each unreadable file, unless it ends the work.
         consequence: ends that sentence, such as "it is not measured".
@@ -69,14 +67,12 @@ class ImageLoader:
         self.paths = paths
         self.bad: dict[int, InputError] = {}
         self._prepare = prepare
-        self._how = {
-            "orientation": orientation,
-            "minimum_side": minimum_side,
-            "minimum_longer_side": minimum_longer_side,
-        }
+        self._read_image = functools.partial(
+            read_image, orientation=orientation, minimum_side=minimum_side, minimum_longer_side=minimum_longer_side
+        )
         self._room = cache_bytes
         self._cache: dict[int, LoadedImage] = {}
-        self._recent = _RecentImages(recent)
+        self._recent = functools.lru_cache(maxsize=recent)(self._read)
         self._max_bad_images = max_bad_images
         self._report, self._consequence = report, consequence
         self._lock = threading.Lock()
@@ -89,18 +85,17 @@ class ImageLoader:
         """
         if number in self.bad:
             return None
-        image = self._cache.get(number)
-        if image is None:
-            with self._lock:
-                image = self._recent.get(number)
-        if image is None:
-            try:
-                image = self._read(number)
-            except InputError as error:
-                self._note_bad(number, error)
-                return None
-            with self._lock:
-                self._keep(number, image)
+        if number in self._cache:
+            return self._cache[number]
+        try:
+            image = self._recent(number)
+        except InputError as error:
+            self._note_bad(number, error)
+            return None
+        with self._lock:
+            if image.pixels.nbytes <= self._room and number not in self._cache:
+                self._room -= image.pixels.nbytes
+                self._cache[number] = image
         return image
 
     def load_all(self, numbers: Iterable[int], *, threads: int, ahead: int) -> Iterator[LoadedImage | None]:
@@ -108,17 +103,8 @@ class ImageLoader:
         return map_in_threads(self.load, numbers, threads, ahead=ahead)
 
     def _read(self, number: int) -> LoadedImage:
-        pixels = read_image(self.paths[number], **self._how)
+        pixels = self._read_image(self.paths[number])
         return LoadedImage(self._prepare(pixels), pixels.shape[:2])
-
-    def _keep(self, number: int, image: LoadedImage) -> None:
-        if number in self._cache:  # another thread was faster
-            return
-        if image.pixels.nbytes <= self._room:
-            self._room -= image.pixels.nbytes
-            self._cache[number] = image
-        else:
-            self._recent.add(number, image)
 
     def _note_bad(self, number: int, error: InputError) -> None:
         limit, total = self._max_bad_images, len(self.paths)
@@ -135,28 +121,6 @@ class ImageLoader:
         if self._report:
             allowed = "" if limit is None else f" of at most {limit}"
             self._report(f"{error}; {self._consequence} ({count}{allowed})")
-
-
-class _RecentImages:
-    """The most recently used images: at most `most`, and at most `RECENT_BYTES`."""
-
-    def __init__(self, most: int):
-        self._most = most
-        self._images: collections.OrderedDict[int, LoadedImage] = collections.OrderedDict()
-        self._bytes = 0
-
-    def get(self, number: int) -> LoadedImage | None:
-        if number in self._images:
-            self._images.move_to_end(number)
-        return self._images.get(number)
-
-    def add(self, number: int, image: LoadedImage) -> None:
-        if number in self._images:
-            return
-        self._images[number] = image
-        self._bytes += image.pixels.nbytes
-        while len(self._images) > self._most or self._bytes > RECENT_BYTES:
-            self._bytes -= self._images.popitem(last=False)[1].pixels.nbytes
 
 
 def reduce_to(image: np.ndarray, side: int) -> np.ndarray:

@@ -18,6 +18,7 @@ The authors' modules and the layers of `models.m2det`, for L scales and the i-th
 
 import dataclasses
 import itertools
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ VGG_CONVOLUTIONS = {  # index in the authors' list of layers, where pooling and 
     **{21: "block4_conv3", 24: "block5_conv1", 26: "block5_conv2", 28: "block5_conv3", 31: "fc6", 33: "fc7"},
 }
 BATCH_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
-NOT_NEEDED = "num_batches_tracked"  # of batch norm; files of 2018 lack it
+NOT_NEEDED = ".num_batches_tracked"  # of batch norm; files of 2018 lack it
 
 State = Mapping[str, np.ndarray]  # arrays by the authors' names
 
@@ -248,13 +249,9 @@ def layer_names(structure: Structure) -> dict[str, str]:
     return names
 
 
-def aliases(structure: Structure) -> dict[str, str]:
-    """From modules that are another module under a second name to that one: PyTorch saves it once for each name."""
-    pairs = {f"leach.{k}.{part}": f"leach.0.{part}" for k in range(1, structure.tums) for part in ("conv", "bn")}
-    if structure.variant == "released_sfam":
-        for module in ("sfam_module.fc1", "sfam_module.fc2"):
-            pairs |= {f"{module}.{k}": f"{module}.0" for k in range(1, PUBLISHED_SCALES)}
-    return pairs
+def first_name(name: str) -> str:
+    """The first name of a tensor: PyTorch saves one of a shared module once for each of the module's names."""
+    return re.sub(r"^(leach|sfam_module\.fc[12])\.\d+\.", r"\1.0.", name)
 
 
 # === Copying the weights =============================================================================================
@@ -268,17 +265,12 @@ def load_state(network: keras.Model, state: State, structure: Structure, path: P
     variables = _variables(network, structure)
     for name, variable in variables.items():
         _check(state, name, _their_shape(variable), path)
-    known = set(variables)
-    for second, first in aliases(structure).items():
-        for name in [name for name in variables if name.rpartition(".")[0] == first]:
-            alias = f"{second}.{name.rpartition('.')[2]}"
-            _check(state, alias, state[name].shape, path)
-            if not np.array_equal(state[alias], state[name]):
-                raise InputError(f"{path}: {alias} and {name} differ, and should be two names of one tensor")
-            known.add(alias)
-    known |= {name.replace("running_mean", NOT_NEEDED) for name in known}
-    if unexpected := [name for name in state if name not in known]:
-        raise InputError(f"{path}: tensor {unexpected[0]} is unexpected: the released M2Det on VGG16 has none")
+    for name, array in state.items():
+        first = first_name(name)
+        if first not in variables and not first.endswith(NOT_NEEDED):
+            raise InputError(f"{path}: tensor {name} is unexpected: the released M2Det on VGG16 has none")
+        if name != first and not np.array_equal(array, state.get(first)):
+            raise InputError(f"{path}: {name} and {first} differ, and should be two names of one tensor")
     for name, variable in variables.items():
         array = state[name].transpose(2, 3, 1, 0) if state[name].ndim == 4 else state[name]
         variable.assign(np.ascontiguousarray(array, "float32").reshape(variable.shape))

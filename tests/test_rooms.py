@@ -23,6 +23,7 @@ OPTIONAL = {
     "models/keras_internals.py": {"tf2onnx"},
     "models/load.py": {"convert"},  # inside the function that loads a checkpoint file
 }
+RUN = ("convert/classes.py", "convert/cli.py", "models/cost.py", "oid/command_line.py")  # by python -m, and its help
 ROOMS = (  # a room imports rooms of earlier rows only; "ground" is every module directly in oid/
     {"ground"},
     {"boxes", "images"},
@@ -83,7 +84,7 @@ def test_networks_import_keras_numpy_and_oid_only(path):
 @pytest.mark.parametrize("path", files("training"))
 def test_only_devices_py_imports_a_backend(path):
     """Sharing work between devices is the one thing that Keras does not offer on every backend."""
-    allowed = FRAMEWORKS if path.name == "devices.py" else {"keras"}
+    allowed = FRAMEWORKS if path.name in ("devices.py", "processes.py") else {"keras"}
     assert not imported_packages(path) & (FRAMEWORKS - allowed | {CONSTANTS})
 
 
@@ -93,13 +94,26 @@ def test_a_script_imports_no_other_script(path):
 
 
 # === Printing and flags belong to the scripts ========================================================================
-@pytest.mark.parametrize("path", [file for file in files("oid") if file.id != "oid/command_line.py"])
-def test_oid_prints_nothing_and_names_no_flag(path):
+@pytest.mark.parametrize("path", [f for room in ("oid", "models", "convert") for f in files(room) if f.id not in RUN])
+def test_below_the_scripts_nothing_prints_or_names_a_flag(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     calls = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "print"]
     texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     flags = [node.lineno for node in texts if re.search(r"(?<![\w-])--[a-z]\w+", node.value)]
     assert (calls, flags) == ([], [])
+
+
+# === Private members of libraries ====================================================================================
+@pytest.mark.parametrize("path", [f for room in ("oid", "models", "convert", "training") for f in files(room)])
+def test_private_members_are_used_in_keras_internals_only(path):
+    public = {"_asdict", "_replace"}  # of named tuples, in spite of their names
+    used = [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
+        if node.attr not in public and ast.unparse(node.value) not in ("self", "cls")
+    ]
+    assert not used or path.name == "keras_internals.py"
 
 
 # === Importing does nothing ==========================================================================================

@@ -1,4 +1,4 @@
-"""The released M2Det a second time, in NumPy, and checkpoints for it; independent of `models/`."""
+"""Checkpoints of the released M2Det: recorded ones of ../shared, and random ones; independent of `convert/`."""
 
 import importlib.util
 import json
@@ -9,9 +9,7 @@ import numpy as np
 from tests.helpers.project import shared
 
 VGG = (0, 64, 64), (5, 128, 128), (10, 256, 256, 256), (17, 512, 512, 512), (24, 512, 512, 512)  # index, channels
-SIDES = (34, 17, 9, 5, 3, 1)  # of the maps at 272 pixels, the smallest image for six scales
 MEAN_BGR = np.array([104, 117, 123], "float32")
-EPSILON = 1e-5
 
 
 def golden_description(variant: str) -> dict:
@@ -108,93 +106,3 @@ def random_state(seed: int = 0, **structure: object) -> dict[str, np.ndarray]:
             bound = np.float32((3 * gain / np.prod(shape[1:])) ** 0.5)
             state[name] = (rng.random(shape, "float32") * 2 - 1) * bound
     return state
-
-
-# === The network =====================================================================================================
-def convolve(x: np.ndarray, weight: np.ndarray, *, stride: int = 1, padding: int = 0, dilation: int = 1) -> np.ndarray:
-    """A convolution of `(channels, height, width)` by `(filters, channels, side, side)`."""
-    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding)))
-    reach = dilation * (weight.shape[2] - 1) + 1
-    windows = np.lib.stride_tricks.sliding_window_view(x, (reach, reach), axis=(1, 2))
-    windows = windows[:, ::stride, ::stride, ::dilation, ::dilation]
-    return np.einsum("chwij,fcij->fhw", windows, weight, optimize=True)
-
-
-def normalise(x: np.ndarray, state: dict, name: str) -> np.ndarray:
-    """Batch norm as in inference."""
-    scale = state[f"{name}.weight"] / np.sqrt(state[f"{name}.running_var"] + np.float32(EPSILON))
-    shift = state[f"{name}.bias"] - state[f"{name}.running_mean"] * scale
-    return x * scale[:, None, None] + shift[:, None, None]
-
-
-def reference_outputs(state: dict, image: np.ndarray, *, tums: int, sfam: bool) -> dict[str, np.ndarray]:
-    """The network's outputs and what is inside it, in the names of the golden files.
-
-    Args:
-        state: a checkpoint.
-        image: `(3, 272, 272)`, preprocessed.
-        tums: number of TUMs.
-        sfam: whether there is an SFAM.
-
-    Returns:
-        `loc` `(anchors, 4)`, `conf` `(anchors, outputs)`, and maps `(channels, side, side)`.
-    """
-
-    def plain(x, name, **options):
-        return convolve(x, state[f"{name}.weight"], **options) + state[f"{name}.bias"][:, None, None]
-
-    def block(x, name, **options):
-        return np.maximum(normalise(convolve(x, state[f"{name}.conv.weight"], **options), state, f"{name}.bn"), 0)
-
-    found = {}
-    found["base0"], found["base1"] = _vgg(image, plain)
-    deep = block(found["base1"], "up_reduce").repeat(2, axis=1).repeat(2, axis=2)
-    base = np.concatenate([block(found["base0"], "reduce", padding=1), deep])
-    pyramids = []
-    for tum in range(1, tums + 1):
-        x = block(base, "leach.0")
-        x = np.concatenate([x, pyramids[-1][-1]]) if pyramids else x
-        pyramids.append(_tum(x, f"unet{tum}", block))
-    sources = [np.concatenate(maps) for maps in zip(*pyramids, strict=True)][::-1]
-    if sfam:
-        for k, x in enumerate(sources):
-            squeezed = np.maximum(plain(x.mean((1, 2), keepdims=True), "sfam_module.fc1.0"), 0)
-            sources[k] = x / (1 + np.exp(-plain(squeezed, "sfam_module.fc2.0")))
-    sources[0] = normalise(sources[0], state, "Norm")
-    for output, width in (("loc", 4), ("conf", len(state["conf.0.bias"]) // 6)):
-        maps = [plain(x, f"{output}.{k}", padding=1) for k, x in enumerate(sources)]
-        found[output] = np.concatenate([x.transpose(1, 2, 0).reshape(-1, width) for x in maps])
-    found |= {f"src{k}": x for k, x in enumerate(sources)} | {"base_feature": base}
-    for name, pyramid in (("tum1", pyramids[0]), ("tum_last", pyramids[-1])):
-        found |= {f"{name}_{k}": x for k, x in enumerate(pyramid)}
-    return found
-
-
-def _vgg(x: np.ndarray, plain) -> tuple[np.ndarray, np.ndarray]:
-    """VGG16 without its classifier, two of whose layers are convolutions here; every side is even before a pooling."""
-    for index, *stage in VGG:
-        if index:
-            x = x.reshape(len(x), x.shape[1] // 2, 2, -1, 2).max((2, 4))
-        for k in range(len(stage)):
-            x = np.maximum(plain(x, f"base.{index + 2 * k}", padding=1), 0)
-        if index == 17:
-            shallow = x
-    padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
-    x = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2)).max((3, 4))
-    x = np.maximum(plain(x, "base.31", padding=6, dilation=6), 0)
-    return shallow, np.maximum(plain(x, "base.33"), 0)
-
-
-def _tum(x: np.ndarray, name: str, block) -> list[np.ndarray]:
-    """The maps of a TUM, smallest first."""
-    encoded = [x]
-    for k in range(5):
-        options = {"stride": 2, "padding": 1} if k < 4 else {}
-        encoded.append(block(encoded[-1], f"{name}.layers.{k}", **options))
-    decoded = [block(encoded[-1], f"{name}.toplayer.0")]
-    for k in range(5):
-        lateral = block(encoded[4 - k], f"{name}.latlayer.{k}", padding=1)
-        side, before = lateral.shape[1], decoded[-1].shape[1]
-        rows = [i * before // side for i in range(side)]
-        decoded.append(decoded[-1][:, rows][:, :, rows] + lateral)
-    return [decoded[0]] + [block(y, f"{name}.smooth.{k}") for k, y in enumerate(decoded[1:])]

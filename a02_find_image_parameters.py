@@ -86,6 +86,7 @@ def main(
     check_flag(output_path != "", "output_path", "empty", "a folder")
     for split in splits:
         output_file(paths.image_params(output_path, split), "give another --output_path")
+    described = chosen_levels(output_path, levels) if statistics else []
     sets = compared_sets(detector, image_size, scales, anchors or "square")
     how = {"orientation": orientation, "md5": not no_md5, "threads": threads or usable_cores()}
     measure = functools.partial(measure_images, **how)
@@ -100,7 +101,7 @@ def main(
         return
     sample = functools.partial(sample_boxes, image_size=image_size, resize=resize, seed=seed)
     reports, per_cell = [], anchors_per_cell or sets[0].per_cell
-    for level in chosen_levels(output_path, levels):
+    for level in described:
         names = read_class_descriptions(paths.level_class_descriptions(output_path, level))
         samples = read_boxes(output_path, level, list(names), image_sizes, sample)
         if samples:

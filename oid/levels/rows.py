@@ -14,11 +14,15 @@ from pathlib import Path
 import polars as pl
 
 from oid import paths
-from oid.annotations import csv_errors, read_boxes, read_header, read_image_labels, scan_rows
+from oid.annotations import csv_errors, read_boxes, read_header, read_image_labels
 from oid.columns import BOX_COLUMNS, CORNERS
 from oid.files import InputError, require_file
 
 BLOCK = 2**23  # bytes of text in memory at a time
+_NAMES = (
+    pl.col("ImageID").cast(pl.Categorical).alias("image"),
+    pl.col("LabelName").cast(pl.Categorical).alias("label"),
+)
 _FIRST_COLUMNS = ("ImageID", "Source", "Confidence")
 
 
@@ -84,7 +88,7 @@ def read_box_rows(path: Path, labels: pl.Enum) -> Rows:
     corners = [pl.col(name).cast(pl.Float64, strict=False) + 0.0 for name in CORNERS]  # -0.0 becomes 0.0
     group_of = (pl.col("IsGroupOf") == "1").alias("group_of")
     rectangle = pl.struct("ImageID", *corners).hash().alias("rectangle")
-    rows = read_boxes(path, (_image(), _label(labels), group_of, rectangle))
+    rows, unknown = _with_known_labels(read_boxes(path, (*_NAMES, group_of, rectangle)), labels)
     patterns = _patterns_of_labels(labels, "group_of").with_columns(rectangle="pattern")
 
     # Equal hashes of different images do no harm, because rectangles are grouped by image as well. Two rectangles of
@@ -95,7 +99,7 @@ def read_box_rows(path: Path, labels: pl.Enum) -> Rows:
     patterns = patterns.vstack(shared.select("pattern", "label", "group_of", rectangle=first))
     own = len(patterns) - len(shared) - 1 + is_shared.cast(pl.UInt32).cum_sum()
     pattern = rows.select(pattern=pl.when(is_shared).then(own).otherwise(_pattern_of_label("group_of"))).to_series()
-    return Rows(rows["image"], pattern, patterns, _unknown_labels(path, labels, rows["label"]))
+    return Rows(rows["image"], pattern, patterns, unknown)
 
 
 def read_image_label_rows(path: Path, labels: pl.Enum) -> Rows:
@@ -104,11 +108,11 @@ def read_image_label_rows(path: Path, labels: pl.Enum) -> Rows:
     Raises:
         InputError: see `oid.annotations.read_image_labels`.
     """
-    rows = pl.DataFrame(schema={"image": pl.Categorical, "label": labels, "positive": pl.Boolean})
+    rows = pl.DataFrame(schema={"image": pl.Categorical, "label": pl.Categorical, "positive": pl.Boolean})
     if path.exists():
-        rows = read_image_labels(path, (_image(), _label(labels), (pl.col("Confidence") == "1").alias("positive")))
+        rows = read_image_labels(path, (*_NAMES, (pl.col("Confidence") == "1").alias("positive")))
+    rows, unknown = _with_known_labels(rows, labels)
     pattern = rows.select(pattern=_pattern_of_label("positive")).to_series()
-    unknown = _unknown_labels(path, labels, rows["label"])
     return Rows(rows["image"], pattern, _patterns_of_labels(labels, "positive"), unknown)
 
 
@@ -162,13 +166,10 @@ def _is_repeated(values: pl.Series) -> pl.Series:
     return values.is_in(ordered.filter(ordered == ordered.shift(1)).unique().implode())
 
 
-def _image() -> pl.Expr:
-    return pl.col("ImageID").cast(pl.Categorical).alias("image")
-
-
-def _label(labels: pl.Enum) -> pl.Expr:
-    """Null if the label is unknown."""
-    return pl.col("LabelName").cast(labels, strict=False).alias("label")
+def _with_known_labels(rows: pl.DataFrame, labels: pl.Enum) -> tuple[pl.DataFrame, pl.Series]:
+    """Returns the rows with `label` as `labels`, null if it is unknown, and the unknown ones as text."""
+    known = rows["label"].cast(labels, strict=False)
+    return rows.with_columns(known), rows["label"].filter(known.is_null()).cast(pl.String)
 
 
 def _pattern_of_label(flag: str) -> pl.Expr:
@@ -181,11 +182,3 @@ def _patterns_of_labels(labels: pl.Enum, flag: str) -> pl.DataFrame:
         pl.DataFrame({flag: [False, True]}), how="cross"
     )
     return both.select(pattern=_pattern_of_label(flag), label="label", **{flag: flag})
-
-
-def _unknown_labels(path: Path, labels: pl.Enum, found: pl.Series) -> pl.Series:
-    """Reads the labels once more, if one of those that were `found` is unknown."""
-    if not found.null_count():
-        return pl.Series(dtype=pl.String)
-    with csv_errors(path):
-        return scan_rows(path, ["LabelName"]).filter(_label(labels).is_null()).collect(engine="streaming")["LabelName"]

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import json
 from collections import defaultdict
 
 import cv2
@@ -10,8 +9,10 @@ import numpy as np
 import pytest
 
 from demo import backgrounds, make_data_set, scenes, shapes
+from oid.annotations import read_class_descriptions
 from oid.columns import BOX_COLUMNS
 from oid.files import InputError
+from oid.hierarchy import read_hierarchy
 from tests.helpers.project import run_script
 
 
@@ -29,12 +30,6 @@ def rows(path):
 
 def digests(folder):
     return {p.relative_to(folder): hashlib.md5(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
-
-
-def nodes(node, depth=0):
-    yield node["LabelName"], depth
-    for child in node.get("Subcategory", []):
-        yield from nodes(child, depth + 1)
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_ones(data_set, tmp_path):
@@ -60,14 +55,12 @@ def test_layout_and_ids(data_set):
 
 
 def test_hierarchy_has_three_levels_and_one_class_with_two_parents(data_set):
-    tree = json.loads((data_set / "annotations/bbox_labels_600_hierarchy.json").read_text())
-    found = list(nodes(tree))
-    assert max(depth for _, depth in found) >= 3
-    labels = [label for label, _ in found]
-    assert {label for label in labels if labels.count(label) > 1} == {make_data_set.LABELS["Star"]}
-    text = (data_set / "annotations/class-descriptions-boxable.csv").read_text().splitlines()
-    described = [line.split(",")[0] for line in text]
-    assert set(described) == set(labels) - {"/m/0bl9f"}
+    hierarchy = read_hierarchy(data_set / "annotations/bbox_labels_600_hierarchy.json")
+    assert max(map(hierarchy.height, hierarchy.labels)) >= 3
+    parents = {label: [a for a in hierarchy.labels if label in hierarchy.children(a)] for label in hierarchy.labels}
+    assert [label for label, above in parents.items() if len(above) > 1] == [make_data_set.LABELS["Star"]]
+    described = read_class_descriptions(data_set / "annotations/class-descriptions-boxable.csv")
+    assert set(described) == set(hierarchy.labels)
 
 
 def test_boxes_are_valid_and_verified(data_set):

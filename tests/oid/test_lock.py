@@ -37,9 +37,10 @@ def hold(path, connection) -> None:
 
 
 def test_a_second_process_is_told_who_holds_the_lock(path, holder):
-    with pytest.raises(
-        InputError, match=f"^run a is being written by process {holder.pid} on {socket.gethostname()}: "
-    ), locked(path, "run a"):
+    with (
+        pytest.raises(InputError, match=f"^run a is being written by process {holder.pid} on {socket.gethostname()}: "),
+        locked(path, "run a"),
+    ):
         pass
 
 

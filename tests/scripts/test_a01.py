@@ -1,6 +1,5 @@
 """Proves a01 as a command: flags, mistakes in one sentence, equal files in every run, and the real levels."""
 
-import csv
 import itertools
 from pathlib import Path
 
@@ -10,8 +9,8 @@ from a01_create_training_files import main
 from oid import paths
 from oid.columns import BOX_COLUMNS
 from oid.files import InputError
-from tests.helpers.project import run_script, shared
-from tests.helpers.small_open_images import BIG, CLASSES, LEFT, ONE_OF_EACH, RIGHT, Result, box, make_data_set
+from tests.helpers.project import run_script
+from tests.helpers.small_open_images import BIG, CLASSES, LEFT, ONE_OF_EACH, RIGHT, box, make_data_set
 
 
 # === The command =====================================================================================================
@@ -117,7 +116,6 @@ def test_bad_files_are_named(tmp_path, name, text, message):
         ({"levels": ("4",)}, "no class has level 4: choose from 1 2 3 all rare: change --levels"),
         ({"levels": ("1", "All")}, "no class has level All"),
         ({"levels": ("2", "3"), "parent_label": "car"}, "no class has level 2: choose"),
-        ({"levels": ("1", "9"), "parent_label": "fruit"}, "no class has level 9: choose"),
         ({"min_boxes": -1}, "--min_boxes is -1"),
         ({"rare_below": 0}, "--rare_below is 0"),
         ({"levels": ("1",), "min_boxes": 9}, "none of its 5 classes has 9 or more training boxes"),
@@ -141,17 +139,3 @@ def test_bad_flags_are_named(tmp_path, options, message):
         main(**{"dataset_path": str(data_set), "output_path": str(tmp_path / "out"), **options})
     assert message in str(error.value)
     assert not (tmp_path / "out").exists()
-
-
-# === Real annotations ================================================================================================
-def test_the_fruit_photographs(tmp_path):
-    data_set = shared("data", "fruit_oid")
-    main(dataset_path=str(data_set), output_path=str(tmp_path), levels=("1", "2", "all"))
-    with open(paths.box_annotations(data_set, "train"), newline="") as file:
-        source = [tuple(row) for row in csv.reader(file)][1:]
-    assert Result(tmp_path, "1").boxes == source
-    assert list(Result(tmp_path, "1").classes.values()) == ["Apple", "Banana", "Orange"]
-    assert list(Result(tmp_path, "2").classes.values()) == ["Fruit"]
-    assert len(Result(tmp_path, "2").boxes) == len({row[:1] + row[4:8] for row in source})
-    assert sorted(Result(tmp_path, "all").classes.values()) == ["Apple", "Banana", "Food", "Fruit", "Orange"]
-    assert len(Result(tmp_path, "all").boxes) == 3 * len(source)

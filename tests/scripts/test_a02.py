@@ -14,7 +14,6 @@ import a02_find_image_parameters as a02
 from oid import paths
 from oid.anchors.grids import retinanet_anchors
 from oid.files import InputError
-from tests.helpers.project import run_script
 from training import choose
 
 
@@ -62,18 +61,6 @@ def test_rows_and_problems(images, tmp_path, capsys):
     assert "3 measured, 0 unchanged" in printed
     assert "6 cannot be used" in printed
     assert "test is not there" in printed
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"), [(["--threads", "-2"], "--threads is -2"), (["--splits", "sun"], "has no images in sun")]
-)
-def test_mistakes_are_one_sentence(images, tmp_path, flags, message):
-    everything = [part for name, value in images.items() for part in (f"--{name}", value)]
-    done = run_script("a02_find_image_parameters.py", *everything, *flags)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
 
 
 # === Boxes and anchors ================================================================================================
@@ -170,6 +157,9 @@ def test_a_later_run_on_one_split_gives_the_same(made):
         ({"scales": 9}, "9 scales do not fit 192 pixels.*change --scales or --image_size"),
         ({"output_path": __file__}, "is not a writable folder: give another --output_path"),
         ({"scales": 0}, "--scales is 0"),
+        ({"levels": ("2",)}, r"--levels is 2: .* run a01 with --levels 2"),
+        ({"threads": -2}, "--threads is -2"),
+        ({"splits": ("sun",)}, "has no images in sun: check --dataset_path and --splits"),
         ({"image_size": 0}, "--image_size is 0"),
         ({"anchors_per_cell": 0}, "--anchors_per_cell is 0"),
         ({"seed": -1}, "--seed is -1"),
@@ -180,8 +170,3 @@ def test_mistakes_are_found_before_anything_is_measured(made, change, message):
     with pytest.raises(InputError, match=message):
         a02.main(**made | change)
     assert not paths.image_params(made["output_path"], "train").exists()
-
-
-def test_a_level_that_is_missing_is_refused(made):
-    with pytest.raises(InputError, match=r"--levels is 2: .* run a01 with --levels 2"):
-        a02.main(**made, levels=("2",))

@@ -64,15 +64,11 @@ def test_a_sample_keeps_rare_classes_whole_and_limits_the_others(tmp_path):
 
 
 @pytest.mark.parametrize("value", ["x", "", "nan"])
-def test_the_line_of_a_bad_coordinate_is_named(tmp_path, value):
-    path = tmp_path / "boxes.csv"
-    write_boxes(path, [("one", "/m/a", (0, 0, 1, 1)), ("one", "/m/a", (0, 0, value, 1))])
+def test_the_line_of_a_bad_number_is_named(tmp_path, value):
+    boxes, sizes = tmp_path / "boxes.csv", tmp_path / "params.csv"
+    write_boxes(boxes, [("one", "/m/a", (0, 0, 1, 1)), ("one", "/m/a", (0, 0, value, 1))])
     with pytest.raises(InputError, match="line 3: the coordinates are not four numbers"):
-        sample(path, image_sizes(one=(9, 9)))
-
-
-def test_the_line_of_a_bad_size_is_named(tmp_path):
-    path = tmp_path / "params.csv"
-    path.write_text("id,width,height,channel,size,md5\na,5,6,3,1,\nb,0,6,3,1,\n")
+        sample(boxes, image_sizes(one=(9, 9)))
+    sizes.write_text(f"id,width,height,channel,size,md5\na,5,6,3,1,\nb,{value},6,3,1,\n")
     with pytest.raises(InputError, match="line 3: width or height of 'b'"):
-        read_image_sizes(path)
+        read_image_sizes(sizes)

@@ -41,13 +41,10 @@ def test_files_with_a_wrong_name_or_place_are_listed_with_a_reason(tmp_path):
 
 
 @pytest.mark.parametrize("names", [("a.jpg", "a.png"), ("abcd.jpg", "abc/abcd.jpg")])
-def test_two_files_with_one_id_are_an_error(tmp_path, names):
+def test_two_files_with_one_id_are_an_error_as_is_a_missing_folder(tmp_path, names):
     make(tmp_path, *names)
+    with pytest.raises(InputError, match="does not exist"):
+        find_images(tmp_path / "none")
     with pytest.raises(InputError) as error:
         find_images(tmp_path)
     assert all(name in str(error.value) for name in names)
-
-
-def test_a_missing_folder_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="does not exist"):
-        find_images(tmp_path / "none")

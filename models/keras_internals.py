@@ -56,6 +56,16 @@ def clip_sum(optimizer: keras.optimizers.Optimizer, add_up: Callable[[list], lis
     optimizer._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
 
 
+class KeepsEveryBatch:
+    """A mixin for models: `fit` on several TensorFlow devices takes no batch before its first step.
+
+    It would take some to build the model, and these were lost for the training; the model must be built already.
+    """
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def onnx_without_copies() -> Iterator[None]:
     """Inside the block tf2onnx optimises a graph in place.

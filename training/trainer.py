@@ -4,13 +4,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from models.keras_internals import all_layers
+from models.keras_internals import KeepsEveryBatch, all_layers
 from models.losses import DetectionLoss
 from oid.anchors.grids import AnchorGrids
 from training.devices import clip_the_sum, copies_of, devices_in_sync, over_all_devices, scope_of
 
 
-class DetectionTrainer(keras.Model):
+class DetectionTrainer(KeepsEveryBatch, keras.Model):
     """Trains a network on padded ground truth; `compute_loss` assigns the anchors on the device.
 
     Args:

@@ -46,7 +46,7 @@ class Steps(keras.utils.PyDataset):
     num_batches = None
 
     def __init__(self, start: int = 0):
-        super().__init__()
+        super().__init__(workers=2)  # as in a training
         self.start = start
 
     def __getitem__(self, index: int):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from models.keras_internals import all_layers, calls_of, clip_sum, onnx_without_copies
+from models.keras_internals import KeepsEveryBatch, all_layers, calls_of, clip_sum, onnx_without_copies
 
 
 def network_with_a_model_inside() -> keras.Model:
@@ -60,3 +60,10 @@ def test_tf2onnx_optimises_in_place_only_inside_the_block(monkeypatch):
         optimizer.optimize_graph("graph")
     assert seen == [False, False]
     assert optimizer.optimize_graph is own
+
+
+def test_keras_still_takes_batches_before_the_first_step_by_this_method():
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("only TensorFlow's `fit` does")
+    assert callable(keras.Model._maybe_symbolic_build)
+    assert KeepsEveryBatch._maybe_symbolic_build is not keras.Model._maybe_symbolic_build

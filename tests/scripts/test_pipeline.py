@@ -28,7 +28,7 @@ def project_with_edited_constants(folder):
     folder.mkdir()
     for path in ROOT.glob("a0*.py"):
         shutil.copy(path, folder)
-    for package in ("models", "oid", "training"):
+    for package in ("convert", "models", "oid", "training"):
         (folder / package).symlink_to(ROOT / package)
     a00 = folder / "a00_utils_and_constants.py"
     text = a00.read_text(encoding="utf-8")
@@ -57,8 +57,9 @@ def test_a01_to_a07_run_without_any_flag(tmp_path):
     assert not list(project.rglob("*.csv"))  # and nothing beside the scripts
 
     (run,) = (output / "weights").iterdir()
-    settings = json.loads((run / "settings.json").read_text())
-    assert (settings["image_size"], settings["channels"], settings["flags"]["epochs"]) == (96, 16, 1)  # the constants
+    network = json.loads((run / "settings.json").read_text())["network"]
+    options = json.loads((run / "training.json").read_text())["options"]
+    assert (network["image_size"], network["channels"], options["length"]["epochs"]) == (96, 16, 1)  # the constants
 
     submission = output / "predictions" / "validation" / "submission.csv"
     with open(submission, newline="") as file:

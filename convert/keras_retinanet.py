@@ -129,7 +129,9 @@ class Checkpoint:
 
     def __init__(self, path: Path, file: h5py.File):
         self.path = path
-        self._root = self._group(file, "model_weights") if "model_weights" in file else file  # weights alone have none
+        self._root = (
+            self._member(file, "model_weights", h5py.Group) if "model_weights" in file else file
+        )  # weights alone have none
         names = _texts(self._root.attrs, "layer_names")
         if not names:
             raise InputError(f"{path} holds no network: it has no model_weights with layer_names, as Keras writes them")
@@ -137,7 +139,7 @@ class Checkpoint:
         self.structure = self._read_structure()
 
     def _tensors_of(self, layer: str) -> list[h5py.Dataset]:
-        names = _texts(self._group(self._root, layer).attrs, "weight_names")
+        names = _texts(self._member(self._root, layer, h5py.Group).attrs, "weight_names")
         return [self._tensor(layer, name) for name in names]
 
     def _read_structure(self) -> Structure:
@@ -200,29 +202,27 @@ class Checkpoint:
                 raise InputError(f"{self.path}: {group} has numbers that are not finite: the file is damaged")
             yield array
 
-    def _group(self, parent: h5py.Group, name: str) -> h5py.Group:
-        link = parent.get(name, getlink=True)
-        if link is None:
-            raise InputError(f"{self.path} lacks the group {name}: it is incomplete, download it again")
-        if not isinstance(link, h5py.HardLink) or not isinstance(parent[name], h5py.Group):
-            raise InputError(f"{self.path}: {name} is not a group of the file itself: only such are read")
-        return parent[name]
-
     def _tensor(self, layer: str, name: str) -> h5py.Dataset:
         """A dataset of floating-point numbers, stored in the file itself."""
         *folders, last = [part for part in name.split("/") if part]
-        group = self._group(self._root, layer)
+        group = self._member(self._root, layer, h5py.Group)
         for folder in folders:
-            group = self._group(group, folder)
-        link = group.get(last, getlink=True)
-        if link is None:
-            raise InputError(f"{self.path}: {layer} lacks its tensor {name}: it is incomplete, download it again")
-        dataset = group[last] if isinstance(link, h5py.HardLink) else None
-        if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-            raise InputError(f"{self.path}: {layer}: {name} is not a tensor of the file itself: only such are read")
+            group = self._member(group, folder, h5py.Group)
+        dataset = self._member(group, last, h5py.Dataset)
+        if dataset.external or dataset.is_virtual:
+            raise InputError(f"{self.path}: {dataset.name} has its numbers in another file: only this file is read")
         if dataset.dtype.kind != "f":
-            raise InputError(f"{self.path}: {layer}: {name} is {dataset.dtype}: expected floating-point numbers")
+            raise InputError(f"{self.path}: {dataset.name} is {dataset.dtype}: expected floating-point numbers")
         return dataset
+
+    def _member(self, parent: h5py.Group, name: str, kind: type):
+        """A group or dataset that is not a link to another place."""
+        link = parent.get(name, getlink=True)
+        if link is None:
+            raise InputError(f"{self.path} lacks {name} in {parent.name}: it is incomplete, download it again")
+        if not isinstance(link, h5py.HardLink) or not isinstance(parent[name], kind):
+            raise InputError(f"{self.path}: {name} is not a {kind.__name__.lower()} of the file itself")
+        return parent[name]
 
 
 def groups_of(network: keras.Model) -> dict[str, list[keras.layers.Layer]]:

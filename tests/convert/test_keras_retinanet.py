@@ -144,18 +144,26 @@ def layer_names(names):
     return lambda file: file["model_weights"].attrs.__setitem__("layer_names", names)
 
 
-OUTSIDE = "is not a tensor of the file itself"
+ELSEWHERE = "has its numbers in another file"
 PASSWORDS = [("/etc/passwd", 0, h5py.h5f.UNLIMITED)]
 DAMAGES = {  # case: the object of `model_weights` to delete, what takes its place in its group, the message
-    "lost group": ("res3a_branch2a", None, "lacks the group res3a_branch2a"),
-    "lost tensor": ("res3a_branch2a/res3a_branch2a/kernel:0", None, "res3a_branch2a lacks its tensor"),
+    "lost group": ("res3a_branch2a", None, "lacks res3a_branch2a in /model_weights"),
+    "lost tensor": (
+        "res3a_branch2a/res3a_branch2a/kernel:0",
+        None,
+        "lacks kernel:0 in /model_weights/res3a_branch2a/res3a_branch2a",
+    ),
     "objects": (KERNEL, stored(dtype=h5py.special_dtype(vlen=bytes)), "kernel:0 is object: expected floating-point"),
     "integers": (KERNEL, stored(dtype="int64"), "kernel:0 is int64: expected floating-point numbers"),
-    "other file": (KERNEL, linked("kernel:0", h5py.ExternalLink("/etc/passwd", "/x")), OUTSIDE),
-    "other bytes": (KERNEL, stored(dtype="float32", external=PASSWORDS), OUTSIDE),
-    "virtual": (KERNEL, virtual, OUTSIDE),
+    "other file": (
+        KERNEL,
+        linked("kernel:0", h5py.ExternalLink("/etc/passwd", "/x")),
+        "kernel:0 is not a dataset of the file itself",
+    ),
+    "other bytes": (KERNEL, stored(dtype="float32", external=PASSWORDS), ELSEWHERE),
+    "virtual": (KERNEL, virtual, ELSEWHERE),
     "no layer names": (None, lambda file: file["model_weights"].attrs.__delitem__("layer_names"), "holds no network"),
-    "numbers as names": (None, layer_names(np.arange(3)), "lacks the group 0"),
+    "numbers as names": (None, layer_names(np.arange(3)), "lacks 0 in /model_weights"),
     "names that are no text": (None, layer_names(np.asarray([b"\xff\xfe"])), "is damaged"),
     "no group": ("", lambda file: file.__setitem__("model_weights", np.zeros(3)), "model_weights is not a group"),
     "group elsewhere": ("conv1", linked("conv1", h5py.SoftLink("/model_weights/P6")), "conv1 is not a group of the"),

@@ -139,13 +139,7 @@ def main(
         print(f"{settings}: {chosen}")
     fuse_block = functools.partial(fuse, method, sigma=sigma, score_threshold=score_threshold, limit=limit or None)
     fuse_block = functools.partial(fuse_block, **vars(chosen), allows_overflow=allows_overflow, threads=threads)
-    files = ModelFiles(list(map_in_threads(PredictionFile, file_paths)))
-    counts, written = write_ensemble(ensemble, files, fuse_block, chosen.skip_box_threshold)
-    for path, missing, (num_boxes, *unusual) in zip(file_paths, files.missing, counts, strict=True):
-        print(f"read {path}: {num_boxes} boxes")
-        rules = zip((missing, *unusual), RULES, strict=True)
-        print("".join(f"  {count} {rule}\n" for count, rule in rules if count), end="")
-    print(f"wrote {ensemble}: {len(files.image_ids)} images, {written} boxes fused from {counts[:, 0].sum()}")
+    write_ensemble(ensemble, file_paths, fuse_block, chosen.skip_box_threshold)
 
 
 def check_use(when: str, is_used: bool, **values: object) -> None:
@@ -155,14 +149,14 @@ def check_use(when: str, is_used: bool, **values: object) -> None:
 
 
 def write_ensemble(
-    path: Path, files: ModelFiles, fuse_block: Callable[..., Boxes], skip_box_threshold: float
-) -> tuple[np.ndarray, int]:
-    """Fuses all images, block by block. Returns `(models, 4)` numbers of boxes (all, outside the image, without area,
-    below the threshold), and the number of fused boxes."""
+    target: Path, file_paths: Sequence[Path], fuse_block: Callable[..., Boxes], skip_box_threshold: float
+) -> None:
+    """Fuses all images, block by block, and prints how many boxes of each file were read, changed and left out."""
     from oid.boxes.kernels import count_unusual
 
-    counts, written = np.zeros((len(files.missing), 4), np.int64), 0
-    with PredictionWriter(path) as writer, tqdm(total=len(files.image_ids), unit="image", disable=None) as bar:
+    files = ModelFiles(list(map_in_threads(PredictionFile, file_paths)))
+    counts, written = np.zeros((len(file_paths), 4), np.int64), 0  # all boxes, and those of the last three RULES
+    with PredictionWriter(target) as writer, tqdm(total=len(files.image_ids), unit="image", disable=None) as bar:
         for images, models in files.blocks(IMAGES_PER_BLOCK):
             boxes, scores, labels, offsets = fuse_block(*zip(*models, strict=True))
             image_index = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
@@ -170,7 +164,12 @@ def write_ensemble(
             counts += [(len(m.scores), *count_unusual(m.boxes, m.scores, skip_box_threshold)) for m in models]
             written += len(scores)
             bar.update(len(offsets) - 1)
-    return counts, written
+    for path, missing, (num_boxes, *unusual) in zip(file_paths, files.missing, counts, strict=True):
+        print(f"read {path}: {num_boxes} boxes")
+        for count, rule in zip((missing, *unusual), RULES, strict=True):
+            if count:
+                print(f"  {count} {rule}")
+    print(f"wrote {target}: {len(files.image_ids)} images, {written} boxes fused from {counts[:, 0].sum()}")
 
 
 def tune_settings(

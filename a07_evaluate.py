@@ -17,30 +17,12 @@ The modules of `oid/metric` have the rules: `challenge.py` the protocol step by 
     python a07_evaluate.py --predictions tiny.csv --boxes boxes.csv --image_labels labels.csv --hierarchy none
 """
 
-from __future__ import annotations  # what annotations name is imported where it is used: --help need not wait for it
-
-from typing import TYPE_CHECKING
-
 import a00_utils_and_constants as a00
 from oid import paths
 from oid.command_line import check_files, check_flag, check_range, run_script
 from oid.files import output_file, remedy, require_file
 
-if TYPE_CHECKING:
-    from oid.metric.challenge import GroundTruth, Matcher, Selection
-    from oid.metric.coco import CocoMatcher
-    from oid.metric.errors import ErrorKinds
-    from oid.metric.ground_truth import GroundTruthReport
-    from oid.metric.report import Results
-    from oid.predictions.files import PredictionFile
-
 IMAGES_PER_BLOCK = 2048  # whose boxes are in memory at a time
-RULES = {  # what each key of `Metrics.dropped` is called on the screen
-    "unverified_class": "of a class that is not verified in the image",
-    "degenerate_box": "without area (XMin >= XMax or YMin >= YMax)",
-    "low_score": "with a score of -10 or less",
-    "beyond_limit": "beyond 10,000 per image and class",
-}
 
 
 def main(
@@ -92,19 +74,21 @@ def main(
     source = require_file(predictions or paths.submission(output_path, split), "run a04 to a06, or give --predictions")
     target = output_file(metrics or paths.metrics_file(source), "give another place by --metrics")
 
+    from tqdm import tqdm  # imports are here, because --help need not wait for them
+
     from oid.metric.challenge import Matcher, Selection
     from oid.metric.coco import CocoMatcher
     from oid.metric.errors import ErrorKinds
     from oid.metric.ground_truth import find_ground_truth, read_sizes
-    from oid.metric.report import Results, find_class, result_lines, write_results
+    from oid.metric.report import Results, find_class, prediction_lines, result_lines, write_results
     from oid.predictions.files import PredictionFile
 
     check_files(boxes=boxes, image_labels=image_labels, hierarchy=hierarchy, class_descriptions=class_descriptions)
     with remedy("choose by --dataset_path, --split or --boxes"):
         files = find_ground_truth(dataset_path, split, boxes, image_labels, hierarchy, class_descriptions)
     print(*files.lines(), sep="\n", flush=True)
-    truth, facts, names = files.read()
-    print_ground_truth(truth, facts)
+    truth, report, names = files.read()
+    print(*report.lines(truth), sep="\n")
 
     matcher = Matcher(truth, num_classes=len(names), group_of_weight=group_of_weight, iou_threshold=iou)
     with remedy("give --curve another class, by its label or name"):
@@ -114,33 +98,6 @@ def main(
         sizes = read_sizes(image_params or paths.image_params(output_path, split), truth.image_ids) if coco else None
     coco_matcher = CocoMatcher(truth, sizes, num_classes=len(names)) if coco else None
     file, selection = PredictionFile(source, allow_swapped_corners=True), Selection(truth, names)
-    match_blocks(file, selection, matcher, kinds, coco_matcher)
-
-    results = Results(
-        names=names,
-        matcher=matcher,
-        metrics=matcher.metrics(),
-        predicted=selection.per_class,
-        coco=coco_matcher.metrics() if coco_matcher else None,
-        errors=kinds.report() if kinds else None,
-    )
-    print_predictions(selection, len(file.image_ids), results)
-    print(*result_lines(results, classes_shown), sep="\n")
-    for path in write_results(target, results, curves):
-        print(f"wrote {path}")
-    print(f"mAP@{iou:g} = {results.metrics.mean_average_precision:.6f}")
-
-
-def match_blocks(
-    file: PredictionFile,
-    selection: Selection,
-    matcher: Matcher,
-    kinds: ErrorKinds | None,
-    coco_matcher: CocoMatcher | None,
-) -> None:
-    """Reads and matches the predictions, with the boxes of a block of images in memory at a time."""
-    from tqdm import tqdm
-
     with tqdm(total=len(file.image_ids), unit="image", leave=False, disable=None) as bar:
         for found in file.blocks(IMAGES_PER_BLOCK):
             detections = selection.take(found)
@@ -151,39 +108,18 @@ def match_blocks(
                 coco_matcher.add(detections)
             bar.update(len(found.image_ids))
 
-
-def print_ground_truth(truth: GroundTruth, facts: GroundTruthReport) -> None:
-    """Prints what is measured against."""
-    print(f"{len(truth.image_ids)} images, {len(facts.labels)} classes")
-    print(f"{facts.boxes} boxes, {len(truth.boxes)} with the copies to ancestor classes")
-    expanded = len(truth.label_image)
-    print(f"{facts.image_labels} image-level labels, {expanded} with the copies to ancestors and descendants")
-    for what, dropped in (("boxes", facts.dropped_boxes), ("image-level labels", facts.dropped_image_labels)):
-        if dropped:
-            classes = f"{len(dropped)} classes that are in the hierarchy only, for example {next(iter(dropped))}"
-            print(f"  dropped {sum(dropped.values())} {what} of {classes}")
-
-
-def print_predictions(selection: Selection, images: int, results: Results) -> None:
-    """Prints how many boxes were predicted, what each rule dropped, and which classes are missing."""
-    dropped = {
-        "on images without a row in the ground truth": selection.other_images,
-        "of a class that is not in the class list": selection.other_classes,
-    } | {RULES[rule]: count for rule, count in results.metrics.dropped.items()}
-    remaining = selection.boxes - sum(dropped.values())
-    print(f"{selection.boxes} predicted boxes on {images} images")
-    for rule, count in dropped.items():
-        print(f"  dropped {count} {rule}")
-    print(f"  {remaining} remain")
-    if selection.boxes and not remaining:
-        print("not one predicted box remains: do the predictions and the ground truth belong to the same images?")
-    counts = zip(results.names, results.metrics.num_gt, selection.per_class, strict=True)
-    missing = [label for label, num_gt, predicted in counts if num_gt and not predicted]
-    if missing:
-        print(f"{len(missing)} classes have ground truth but no predicted box, for example {missing[0]}: did a05 run?")
-    undefined = sum(results.metrics.num_gt == 0)
-    defined = len(results.names) - undefined
-    print(f"AP of {defined} classes; the other {undefined} have no ground-truth box that counts")
+    results = Results(
+        names=names,
+        matcher=matcher,
+        metrics=matcher.metrics(),
+        selection=selection,
+        coco=coco_matcher.metrics() if coco_matcher else None,
+        errors=kinds.report() if kinds else None,
+    )
+    print(*prediction_lines(results, len(file.image_ids)), *result_lines(results, classes_shown), sep="\n")
+    for path in write_results(target, results, curves):
+        print(f"wrote {path}")
+    print(f"mAP@{iou:g} = {results.metrics.mean_average_precision:.6f}")
 
 
 if __name__ == "__main__":

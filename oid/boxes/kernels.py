@@ -10,7 +10,6 @@ import numba
 import numpy as np
 
 AVG, MAX, BOX_AND_MODEL_AVG, ABSENT_MODEL_AWARE_AVG = range(4)  # positions in oid.fusion.fuse.CONF_TYPES
-LINEAR, GAUSSIAN, HARD = range(3)  # positions in oid.boxes.suppression.SOFT_NMS_METHODS
 NEARLY_1 = 1.0 - 1e-12
 
 
@@ -65,11 +64,11 @@ def classwise_nms(boxes, order, class_of, num_classes, iou_threshold, limit):
 
 
 @numba.njit(cache=True, nogil=True)
-def classwise_soft_nms(boxes, scores, by_class, starts, method, iou_threshold, sigma, score_threshold, limit):
+def classwise_soft_nms(boxes, scores, by_class, starts, is_gaussian, iou_threshold, sigma, score_threshold, limit):
     """Soft non-maximum suppression of each class by itself; lowers `scores` in place.
 
-    The boxes of class c are `by_class[starts[c]:starts[c + 1]]`; at most `limit` of them are kept. `method` is LINEAR,
-    GAUSSIAN or HARD. Returns the `(K,)` indices of the kept boxes, class by class, in descending new score.
+    The boxes of class c are `by_class[starts[c]:starts[c + 1]]`; at most `limit` of them are kept. Returns the `(K,)`
+    indices of the kept boxes, class by class, in descending new score.
     """
     kept = np.empty(len(by_class), np.int64)
     count = 0
@@ -86,17 +85,15 @@ def classwise_soft_nms(boxes, scores, by_class, starts, method, iou_threshold, s
             while k < left:
                 i = rest[k]
                 overlap = iou(boxes[chosen], boxes[i])
-                k += 1
-                if overlap <= 0.0:
-                    continue
-                if method == GAUSSIAN:
+                if is_gaussian and overlap > 0.0:
                     scores[i] *= np.exp(-overlap * overlap / sigma)
-                elif method == LINEAR and overlap > iou_threshold:
+                elif overlap > iou_threshold:
                     scores[i] *= 1.0 - overlap
-                if scores[i] < score_threshold or (method == HARD and overlap > iou_threshold):
-                    k -= 1
+                if overlap > 0.0 and scores[i] < score_threshold:
                     left -= 1
                     rest[k] = rest[left]
+                else:
+                    k += 1
     return kept[:count]
 
 
@@ -234,19 +231,23 @@ def nms(boxes, scores, order, runs, iou_threshold):
 
 
 @numba.njit(cache=True, nogil=True)
-def soft_nms(boxes, scores, order, runs, iou_threshold, kind, sigma, score_threshold):
+def soft_nms(boxes, scores, order, runs, iou_threshold, is_gaussian, sigma, score_threshold):
     """Soft non-maximum suppression of every run; lowers `scores` in place and returns the same as `wbf`."""
-    kept = classwise_soft_nms(boxes, scores, order, runs, kind, iou_threshold, sigma, score_threshold, len(order))
+    options = is_gaussian, iou_threshold, sigma, score_threshold, len(order)
+    kept = classwise_soft_nms(boxes, scores, order, runs, *options)
     kept = kept[scores[kept] > score_threshold]
     return boxes[kept], scores[kept], kept
 
 
 @numba.njit(cache=True, nogil=True)
-def _best_match(box, area, fused, areas, first, stop, iou_threshold):
-    """Index of the box `fused[first:stop]` with the highest IoU above the threshold, the first of equal ones, or -1."""
-    best, best_iou = -1, iou_threshold
+def _best_match(box, fused, areas, first, count, iou_threshold):
+    """Index of the box `fused[first:count]` with the highest IoU above the threshold, the first of equal ones.
+
+    Returns `count` if there is none.
+    """
+    area, best, best_iou = _area(box), count, iou_threshold
     lowest = best_iou * NEARLY_1  # most boxes overlap by less than this share of the union: that saves the division
-    for c in range(first, stop):
+    for c in range(first, count):
         width = max(min(fused[c, 2], box[2]) - max(fused[c, 0], box[0]), 0.0)
         height = max(min(fused[c, 3], box[3]) - max(fused[c, 1], box[1]), 0.0)
         intersection = width * height
@@ -285,13 +286,10 @@ def wbf(boxes, scores, order, runs, iou_threshold, model_of, weights, conf_type,
     for run in range(len(runs) - 1):
         first_of_class = count
         for i in order[runs[run] : runs[run + 1]]:
-            area = _area(boxes[i])
-            c = _best_match(boxes[i], area, fused, areas, first_of_class, count, iou_threshold)
-            if c < 0:
-                c = count
+            c = _best_match(boxes[i], fused, areas, first_of_class, count, iou_threshold)
+            if c == count:
+                fused[c], areas[c], founder[c] = boxes[i], _area(boxes[i]), i
                 count += 1
-                founder[c], areas[c] = i, area
-                fused[c] = boxes[i]
             members[c] += 1
             confidences[c] += scores[i]
             weight_sums[c] += weights[model_of[i]]
@@ -349,13 +347,10 @@ def nmw(boxes, scores, order, runs, iou_threshold):
     for run in range(len(runs) - 1):
         first_of_class = count
         for i in order[runs[run] : runs[run + 1]]:
-            area = _area(boxes[i])
-            c = _best_match(boxes[i], area, founders, areas, first_of_class, count, iou_threshold)
-            if c < 0:
-                c = count
+            c = _best_match(boxes[i], founders, areas, first_of_class, count, iou_threshold)
+            if c == count:
+                founders[c], areas[c], founder[c] = boxes[i], _area(boxes[i]), i
                 count += 1
-                founder[c], areas[c] = i, area
-                founders[c] = boxes[i]
             weight = scores[i] * iou(boxes[i], founders[c])
             members[c] += 1
             confidences[c] += weight

@@ -12,7 +12,7 @@ import numpy as np
 
 from oid.boxes import kernels
 
-SOFT_NMS_METHODS = ("linear", "gaussian", "hard")
+SOFT_NMS_METHODS = ("linear", "gaussian")
 
 
 def iou_matrix(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ def classwise_soft_nms(
     scores: np.ndarray,
     labels: np.ndarray,
     *,
-    method: Literal["linear", "gaussian", "hard"],
+    method: Literal["linear", "gaussian"],
     iou_threshold: float = 0.3,
     sigma: float = 0.5,
     score_threshold: float = 0.001,
@@ -63,7 +63,7 @@ def classwise_soft_nms(
 
     1. The remaining box with the highest score is kept, with the score that it has by now.
     2. The score of every remaining box that overlaps it is multiplied by a factor. "linear": 1 - IoU if IoU >
-       `iou_threshold`, else 1. "gaussian": exp(-IoU**2 / sigma). "hard": the box is dropped if IoU > `iou_threshold`.
+       `iou_threshold`, else 1. "gaussian": exp(-IoU**2 / sigma).
     3. An overlapping box is dropped if its score is then below `score_threshold`. Back to 1.
 
     A box that overlaps no better one is kept however low its score, as in the authors' code. Filter by score before or
@@ -74,7 +74,7 @@ def classwise_soft_nms(
         scores: `(N,)`, not negative.
         labels: `(N,)` integers, any values.
         method: the factor of step 2.
-        iou_threshold: for "linear" and "hard".
+        iou_threshold: for "linear".
         sigma: for "gaussian", above 0; smaller values lower scores more.
         score_threshold: see step 3; 0 drops nothing.
         max_boxes: maximum number of boxes over all classes, those with the best new scores; None = no limit.
@@ -96,7 +96,7 @@ def classwise_soft_nms(
     by_class = np.argsort(class_of, kind="stable")
     starts = np.searchsorted(class_of[by_class], np.arange(len(classes) + 1))
     limit = len(boxes) if max_boxes is None else max_boxes
-    options = SOFT_NMS_METHODS.index(method), float(iou_threshold), float(sigma), float(score_threshold)
+    options = method == "gaussian", float(iou_threshold), float(sigma), float(score_threshold)
     new_scores = scores.copy()
     kept = kernels.classwise_soft_nms(boxes, new_scores, by_class, starts, *options, limit)
     kept = kept[np.lexsort((kept, -new_scores[kept]))[:limit]]

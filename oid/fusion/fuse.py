@@ -112,19 +112,18 @@ def fuse(
             raise ValueError(problem)
     factors = _factors(method, weights, len(boxes_list))
     boxes, scores, labels, bases = _concatenated(boxes_list, scores_list, labels_list)
-    offsets = np.stack([0 * bases[1:], np.diff(bases)], axis=1)
-    if offsets_list is not None:
-        offsets = _checked_offsets(offsets_list, np.diff(bases))
+    sizes = np.diff(bases)
+    offsets = _checked_offsets([[0, size] for size in sizes] if offsets_list is None else offsets_list, sizes)
     starts, stops = offsets[:, :-1] + bases[:-1, None], offsets[:, 1:] + bases[:-1, None]
-    iou_threshold, sigma, score_threshold = float(iou_threshold), float(sigma), float(score_threshold)
 
     def fuse_part(images: slice) -> Boxes:
+        """Fuses some images."""
         from oid.boxes import kernels  # compiles: callers that only show their --help do not wait for it
 
         places = np.ascontiguousarray(starts[:, images]), np.ascontiguousarray(stops[:, images])
         prepared = kernels.prepare(boxes, scores, labels, *places, factors, float(skip_box_threshold))
         clean, weighted, label_of, model_of, image_stops, order, runs = prepared
-        common = clean, weighted, order, runs, iou_threshold
+        common = clean, weighted, order, runs, float(iou_threshold)
         if method == "wbf":
             confidence = CONF_TYPES.index(conf_type), bool(allows_overflow)
             found = kernels.wbf(*common, model_of, np.ascontiguousarray(factors[:, 0]), *confidence)
@@ -133,8 +132,8 @@ def fuse(
         elif method == "nms":
             found = kernels.nms(*common)
         else:
-            kind = kernels.LINEAR if method == "soft_nms_linear" else kernels.GAUSSIAN
-            found = kernels.soft_nms(*common, kind, sigma, score_threshold)
+            is_gaussian = method == "soft_nms_gaussian"
+            found = kernels.soft_nms(*common, is_gaussian, float(sigma), float(score_threshold))
         fused_boxes, fused_scores, founder = found
         most = len(clean) if limit is None else limit
         ranking, fused_offsets = kernels.rank(fused_scores, founder, image_stops, most)
@@ -191,7 +190,7 @@ def _checked_offsets(offsets_list: Sequence[np.ndarray], sizes: np.ndarray) -> n
     """`(models, images + 1)` int64."""
     if len(offsets_list) != len(sizes) or len({len(offsets) for offsets in offsets_list}) > 1:
         raise ValueError("the models have offsets of different numbers of images")
-    offsets = np.array(offsets_list, dtype=np.int64).reshape(len(sizes), -1 if len(sizes) else 1)
+    offsets = np.array(offsets_list, dtype=np.int64).reshape(len(sizes), -1 if len(sizes) else 2)
     if np.any(offsets[:, 0] != 0) or np.any(offsets[:, -1] != sizes) or np.any(np.diff(offsets) < 0):
         raise ValueError("a model's offsets must rise from 0 to the number of its boxes")
     return offsets

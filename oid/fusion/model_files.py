@@ -2,12 +2,12 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from oid.files import InputError
 from oid.fusion.fuse import Boxes
+from oid.machine import map_in_threads
 from oid.predictions.files import PredictionFile
 
 MAX_SCORE = 1e9  # with weights up to 1e6 the sums of larger scores could leave the range of float32
@@ -36,15 +36,10 @@ class ModelFiles:
         self.missing = [int(np.count_nonzero(rows < 0)) for rows in self._rows]
 
     def blocks(self, images_per_block: int) -> Iterator[tuple[slice, list[Boxes]]]:
-        """Yields slices of `image_ids`, with the boxes of each model there; a thread reads one block ahead."""
+        """Returns slices of `image_ids`, with the boxes of each model there; a thread reads one block ahead."""
         count = len(self.image_ids)
         blocks = [slice(first, min(first + images_per_block, count)) for first in range(0, count, images_per_block)]
-        with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(self._read, blocks[0]) if blocks else None
-            for images, following in itertools.zip_longest(blocks, blocks[1:]):
-                found = coming.result()
-                coming = pool.submit(self._read, following) if following else None
-                yield images, found
+        return zip(blocks, map_in_threads(self._read, blocks, threads=1), strict=True)
 
     def _read(self, images: slice) -> list[Boxes]:
         models = []

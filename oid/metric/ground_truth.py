@@ -33,6 +33,20 @@ class GroundTruthReport:
     dropped_boxes: dict[str, int]  # {label: rows} of the classes that are in the hierarchy only
     dropped_image_labels: dict[str, int]
 
+    def lines(self, truth: GroundTruth) -> list[str]:
+        """Says what is measured against, a line each."""
+        lines = [
+            f"{len(truth.image_ids)} images, {len(self.labels)} classes",
+            f"{self.boxes} boxes, {len(truth.boxes)} with the copies to ancestor classes",
+            f"{self.image_labels} image-level labels, "
+            f"{len(truth.label_image)} with the copies to ancestors and descendants",
+        ]
+        for what, dropped in (("boxes", self.dropped_boxes), ("image-level labels", self.dropped_image_labels)):
+            if dropped:
+                classes = f"{len(dropped)} classes that are in the hierarchy only, for example {next(iter(dropped))}"
+                lines.append(f"  dropped {sum(dropped.values())} {what} of {classes}")
+        return lines
+
 
 def read_ground_truth(
     boxes_path: str | os.PathLike,
@@ -57,41 +71,17 @@ def read_ground_truth(
     boxes, image_labels = _read_boxes(boxes_path), _read_image_labels(image_labels_path)
     found = set(boxes["LabelName"].drop_nulls()).union(image_labels["LabelName"])
     labels = tuple(_expanded_labels(found, hierarchy) if labels is None else labels)
-    class_of = {label: index for index, label in enumerate(labels)}
-    _check_labels(boxes_path, boxes, class_of, hierarchy)
-    _check_labels(image_labels_path, image_labels, class_of, hierarchy)
+    for path, rows in ((boxes_path, boxes), (image_labels_path, image_labels)):
+        _check_labels(path, rows, labels, hierarchy)
     image_ids = pl.concat([boxes["ImageID"], image_labels["ImageID"]]).unique().sort()
-    images = pl.DataFrame({"ImageID": image_ids}).with_row_index("image")
-
-    def expanded(rows: pl.DataFrame, reach: Callable[[str], Iterable[str]]) -> pl.DataFrame:
-        """Repeats each row for every listed class that its label reaches; adds the columns `class` and `image`."""
-        listed = [label for label in class_of if label in found]
-        reached = [[class_of[other] for other in (label, *reach(label)) if other in class_of] for label in listed]
-        schema = {"LabelName": pl.String, "class": pl.List(pl.Int64)}
-        classes = pl.DataFrame({"LabelName": listed, "class": reached}, schema=schema)
-        rows = rows.join(classes, on="LabelName", maintain_order="left").explode("class")
-        return rows.join(images, on="ImageID", maintain_order="left").cast({"image": pl.Int64})
-
-    def dropped(rows: pl.DataFrame) -> dict[str, int]:
-        """{label: rows} of the labels outside the class list."""
-        others = rows.filter(~pl.col("LabelName").is_in(list(class_of)))
-        return dict(others.group_by("LabelName", maintain_order=True).len().rows())
-
     up, down = (hierarchy.ancestors, hierarchy.descendants) if hierarchy else (lambda label: (),) * 2
-    copies = expanded(boxes, up)
-    verified = expanded(image_labels.filter("positive"), up)
-    verified.extend(expanded(image_labels.filter(~pl.col("positive")), down))
+    copies = _expanded(boxes, up, labels, image_ids)
+    verified = _expanded(image_labels.filter("positive"), up, labels, image_ids)
+    verified.extend(_expanded(image_labels.filter(~pl.col("positive")), down, labels, image_ids))
     if not len(copies) and not len(verified):
         names = " and ".join(str(path) for path in (boxes_path, image_labels_path) if path)
         raise InputError(f"{names}: not one row has a class that is evaluated, so there is nothing to measure")
-    is_listed = pl.col("LabelName").is_in(list(class_of))
-    report = GroundTruthReport(
-        labels=labels,
-        boxes=len(boxes.filter(is_listed)),
-        image_labels=len(image_labels.filter(is_listed)),
-        dropped_boxes=dropped(boxes),
-        dropped_image_labels=dropped(image_labels),
-    )
+    (num_boxes, dropped_boxes), (num_labels, dropped_labels) = (_counts(rows, labels) for rows in (boxes, image_labels))
     truth = GroundTruth(
         image_ids=tuple(image_ids),
         box_image=copies["image"].to_numpy(),
@@ -101,7 +91,28 @@ def read_ground_truth(
         label_image=verified["image"].to_numpy(),
         label_class=verified["class"].to_numpy(),
     )
-    return truth, report
+    return truth, GroundTruthReport(labels, num_boxes, num_labels, dropped_boxes, dropped_labels)
+
+
+def _expanded(
+    rows: pl.DataFrame, reach: Callable[[str], Iterable[str]], labels: Sequence[str], image_ids: pl.Series
+) -> pl.DataFrame:
+    """Repeats each row for every listed class that its label reaches; adds the columns `class` and `image`."""
+    class_of = {label: index for index, label in enumerate(labels)}
+    listed = [label for label in rows["LabelName"].unique() if label in class_of]
+    reached = [[class_of[other] for other in (label, *reach(label)) if other in class_of] for label in listed]
+    schema = {"LabelName": pl.String, "class": pl.List(pl.Int64)}
+    classes = pl.DataFrame({"LabelName": listed, "class": reached}, schema=schema)
+    images = pl.DataFrame({"ImageID": image_ids}).with_row_index("image").cast({"image": pl.Int64})
+    rows = rows.join(classes, on="LabelName", maintain_order="left").explode("class")
+    return rows.join(images, on="ImageID", maintain_order="left")
+
+
+def _counts(rows: pl.DataFrame, labels: Sequence[str]) -> tuple[int, dict[str, int]]:
+    """The number of rows of a listed class, and {label: rows} of the others."""
+    is_listed = pl.col("LabelName").is_in(list(labels))
+    others = rows.filter(~is_listed).group_by("LabelName", maintain_order=True).len()
+    return len(rows.filter(is_listed)), dict(others.rows())
 
 
 def read_sizes(path: str | os.PathLike, image_ids: Sequence[str]) -> np.ndarray:
@@ -173,17 +184,18 @@ def _refuse(path: Path, table: pl.DataFrame, is_bad: pl.Expr, column: str, remed
 
 
 def _check_labels(
-    path: str | os.PathLike | None, rows: pl.DataFrame, class_of: dict[str, int], hierarchy: Hierarchy | None
+    path: str | os.PathLike | None, rows: pl.DataFrame, labels: Sequence[str], hierarchy: Hierarchy | None
 ) -> None:
     """Raises an InputError for the first unknown label."""
-    known = class_of if hierarchy is None else hierarchy
+    listed = frozenset(labels)
+    known = listed if hierarchy is None else hierarchy
     rows = rows.drop_nulls("LabelName").unique("LabelName", keep="first", maintain_order=True)
     for label, line in rows["LabelName", "line"].rows():
         if label in known:
             continue
         if hierarchy is None:
             problem = "is not in the class descriptions: add it there, or give the hierarchy that has it"
-        elif label in class_of:
+        elif label in listed:
             problem = "is in the class descriptions but not in the hierarchy: take the hierarchy of these classes"
         else:
             problem = "is neither in the class descriptions nor in the hierarchy: take files that belong together"

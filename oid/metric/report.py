@@ -12,9 +12,16 @@ import polars as pl
 
 from oid.columns import CLASS_COLUMNS, CONFUSION_COLUMNS, CURVE_COLUMNS
 from oid.files import InputError, replacing
-from oid.metric.challenge import Matcher, Metrics
+from oid.metric.challenge import Matcher, Metrics, Selection
 from oid.metric.coco import CocoMetrics
 from oid.metric.errors import BACKGROUND_OVERLAP, ErrorReport
+
+RULES = {  # {key of `Metrics.dropped`: words}
+    "unverified_class": "of a class that is not verified in the image",
+    "degenerate_box": "without area (XMin >= XMax or YMin >= YMax)",
+    "low_score": "with a score of -10 or less",
+    "beyond_limit": "beyond 10,000 per image and class",
+}
 
 
 class Results(NamedTuple):
@@ -23,7 +30,7 @@ class Results(NamedTuple):
     names: Mapping[str, str]  # {label: name} in the order of the class indices
     matcher: Matcher  # of the challenge's metric, after the last block
     metrics: Metrics
-    predicted: np.ndarray  # (num_classes,), boxes of each class on evaluated images
+    selection: Selection  # after the last block
     coco: CocoMetrics | None
     errors: ErrorReport | None
 
@@ -39,6 +46,29 @@ def result_lines(results: Results, count: int) -> list[str]:
     if results.errors:
         lines += error_lines(results.errors, confusion_table(results), count)
     return lines
+
+
+def prediction_lines(results: Results, num_images: int) -> list[str]:
+    """How many boxes were predicted on `num_images`, what each rule dropped, and which classes are missing."""
+    selection, num_gt = results.selection, results.metrics.num_gt
+    dropped = {
+        "on images without a row in the ground truth": selection.other_images,
+        "of a class that is not in the class list": selection.other_classes,
+    } | {RULES[rule]: count for rule, count in results.metrics.dropped.items()}
+    remaining = selection.boxes - sum(dropped.values())
+    lines = [f"{selection.boxes} predicted boxes on {num_images} images"]
+    lines += [*(f"  dropped {count} {rule}" for rule, count in dropped.items()), f"  {remaining} remain"]
+    if selection.boxes and not remaining:
+        lines.append(
+            "not one predicted box remains: do the predictions and the ground truth belong to the same images?"
+        )
+    missing = np.array(list(results.names))[(num_gt > 0) & (selection.per_class == 0)]
+    if len(missing):
+        example = f"for example {missing[0]}: did a05 run?"
+        lines.append(f"{len(missing)} classes have ground truth but no predicted box, {example}")
+    defined = np.count_nonzero(num_gt)
+    undefined = len(num_gt) - defined
+    return [*lines, f"AP of {defined} classes; the other {undefined} have no ground-truth box that counts"]
 
 
 def class_lines(table: pl.DataFrame, count: int) -> list[str]:
@@ -91,7 +121,7 @@ def class_table(results: Results) -> pl.DataFrame:
     """
     ap, num_gt = results.metrics.average_precision, results.metrics.num_gt
     cost = (1 - ap) / max(np.count_nonzero(num_gt), 1)
-    columns = list(results.names), list(results.names.values()), ap, num_gt, results.predicted, cost
+    columns = list(results.names), list(results.names.values()), ap, num_gt, results.selection.per_class, cost
     table = pl.DataFrame(dict(zip(CLASS_COLUMNS, columns, strict=True))).fill_nan(None)
     return table.sort("cost", "num_gt", descending=True, nulls_last=True, maintain_order=True)
 

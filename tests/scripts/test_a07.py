@@ -316,7 +316,6 @@ def test_mistake_on_the_command_line_is_one_sentence(data_set, tmp_path):
     ("case", "file", "weight", "compressed"),
     [
         ("c1", "pred_noties.csv", 1, False),
-        ("c3", "pred_noties.csv", 0, False),
         ("c3", "pred.csv", 1, False),
         ("c3", "pred_kaggle.csv", 0, True),
         ("c3", "pred_unexpanded.csv", 1, True),

@@ -84,14 +84,6 @@ def test_an_image_that_is_drawn_twice_counts_twice():
     assert curves.mean_average_precision() == pytest.approx(1 / 4)
 
 
-def test_no_detections_are_zero_and_no_ground_truth_is_nan():
-    truth, detections = case(np.random.default_rng(4))
-    none = Detections(*(column[:0] for column in vars(detections).values()))
-    curves = Curves(match(truth, none, num_classes=CLASSES))
-    assert curves.mean_average_precision() == 0.0
-    assert np.isnan(curves.mean_average_precision(np.zeros(12)))
-
-
 def test_the_bootstrap_draws_within_folds_and_gives_the_deviation_of_a_mean():
     values, fold = np.random.default_rng(0).random(400), np.arange(400) % 2
     draws = bootstrap(lambda times: [times @ values / 400, times[fold == 0].sum()], fold, 1000, seed=0)

@@ -248,22 +248,15 @@ def test_input_that_cannot_be_tuned_is_refused():
     truth = ground_truth(10)
     model = detector(truth, 1)
     elsewhere = dataclasses.replace(model, image_ids=[f"x{name}" for name in model.image_ids])
-    for models, known, said in (
-        ([model, elsewhere], truth, "prediction file 2 has no image of the ground truth"),
-        (
-            [dataclasses.replace(model, labels=["x", "y", "z"])],
-            truth,
-            "no prediction file has a box of a class that is",
-        ),
-        ([model], with_boxes(truth, slice(0)), "the ground truth has no box"),
+    other_classes = dataclasses.replace(model, labels=["x", "y", "z"])
+    for models, known, folds, said in (
+        ([model, elsewhere], truth, 5, "prediction file 2 has no image of the ground truth"),
+        ([other_classes], truth, 5, "no prediction file has a box of a class that is"),
+        ([model], with_boxes(truth, slice(0)), 5, "the ground truth has no box"),
+        ([model], truth, 11, "10 images cannot be divided into 11 folds"),
     ):
         with pytest.raises(InputError, match=said):
-            search(models, known)
-    with pytest.raises(InputError, match="10 images cannot be divided into 11 folds"):
-        search([model], truth, folds=11)
-
-
-def test_folds_divide_the_images_evenly():
+            search(models, known, folds=folds)
     assert sorted(np.bincount(divide(11, 3, 0))) == [3, 4, 4]
 
 

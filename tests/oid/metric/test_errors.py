@@ -28,48 +28,43 @@ def only(**counts: int) -> dict[str, int]:
 # === By hand =========================================================================================================
 
 
-@pytest.mark.parametrize(
-    ("gt", "detections", "counts", "costs"),
-    [
-        pytest.param([[A, UNIT, 0]], [[A, UNIT, 0.9]], only(), only(), id="perfect"),
-        pytest.param(
-            [[A, UNIT, 0]], [[A, [0, 0, 1, 0.3], 0.9]], only(localisation=1), only(localisation=1), id="IoU 0.3"
-        ),
-        pytest.param(
-            [[A, UNIT, 0], [A, [5, 5, 6, 6], 0]], [[A, UNIT, 0.9]], only(missed=1), only(missed=0.5), id="missed"
-        ),
-    ],
-)
-def test_one_kind_of_error(gt: list, detections: list, counts: dict, costs: dict):
-    found = report([(gt, detections, ALL)])
-    assert (found.counts, found.costs, found.confusions) == (counts, costs, [])
-    assert (found.false_positives, found.false_negatives) == (0, costs["missed"])
-
-
-def test_classification():
-    """B is said of the box of A: fixed, A is found. Without ground truth of its own B is not in the mean."""
-    found = report([([[A, UNIT, 0]], [[B, UNIT, 0.9]], ALL)])
-    assert found.counts == only(classification=1)
-    assert found.costs == only(classification=1)
-    assert found.shares["classification"] == 1
-    assert found.confusions == [Confusion(B, A, 1, 0.9)]
-    assert (found.false_positives, found.false_negatives) == (0, 1)
-
-
-def test_both():
-    found = report([([[A, UNIT, 0], [B, [5, 5, 6, 6], 0]], [[B, [0, 0, 1, 0.3], 0.9], [B, [5, 5, 6, 6], 0.8]], ALL)])
-    assert found.counts == only(both=1, missed=1)
+FAR = [5, 5, 6, 6]
+CASES = {  # ground truth, detections; counts, costs; what mAP gains without false positives, and without unfound boxes
+    "perfect": ([[A, UNIT, 0]], [[A, UNIT, 0.9]], only(), only(), 0, 0),
+    "localisation": ([[A, UNIT, 0]], [[A, [0, 0, 1, 0.3], 0.9]], only(localisation=1), only(localisation=1), 0, 0),
+    "missed": ([[A, UNIT, 0], [A, FAR, 0]], [[A, UNIT, 0.9]], only(missed=1), only(missed=0.5), 0, 0.5),
+    # fixed, A is found; without ground truth of its own B is not in the mean
+    "classification": ([[A, UNIT, 0]], [[B, UNIT, 0.9]], only(classification=1), only(classification=1), 0, 1),
     # B has AP 1/2 and would have 1; A leaves the mean when its missed box does, because nothing was said of it
-    assert found.costs == pytest.approx(only(both=0.25, missed=0.25))
-    assert (found.false_positives, found.false_negatives) == (0.25, 0.25)
+    "both": (
+        [[A, UNIT, 0], [B, FAR, 0]],
+        [[B, [0, 0, 1, 0.3], 0.9], [B, FAR, 0.8]],
+        only(both=1, missed=1),
+        only(both=0.25, missed=0.25),
+        0.25,
+        0.25,
+    ),
+    # between the two is a box that is found, so that the duplicate costs something
+    "duplicate": (
+        [[A, UNIT, 0], [A, FAR, 0]],
+        [[A, UNIT, 0.9], [A, UNIT, 0.8], [A, FAR, 0.7]],
+        only(duplicate=1),
+        only(duplicate=1 / 6),
+        1 / 6,
+        0,
+    ),
+}
 
 
-def test_duplicate():
-    """The worse one; between the two is a box that is found, so that the duplicate costs something."""
-    images = [([[A, UNIT, 0], [A, [5, 5, 6, 6], 0]], [[A, UNIT, 0.9], [A, UNIT, 0.8], [A, [5, 5, 6, 6], 0.7]], ALL)]
-    found = report(images)
-    assert found.counts == only(duplicate=1)
-    assert found.costs["duplicate"] == pytest.approx(1 - (1 / 2 + 1 / 2 * 2 / 3))
+@pytest.mark.parametrize(
+    ("gt", "detections", "counts", "costs", "without_wrong", "without_unfound"), CASES.values(), ids=CASES
+)
+def test_each_kind_of_error(gt, detections, counts, costs, without_wrong, without_unfound):
+    found = report([(gt, detections, ALL)])
+    assert found.counts == counts
+    assert found.costs == pytest.approx(costs)
+    assert (found.false_positives, found.false_negatives) == pytest.approx((without_wrong, without_unfound))
+    assert found.confusions == [Confusion(B, A, 1, 0.9)] * counts["classification"]
 
 
 def test_background():

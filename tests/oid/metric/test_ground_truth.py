@@ -179,15 +179,6 @@ def test_files_that_do_not_fit(tmp_path):
             read_ground_truth(binary)
 
 
-@pytest.mark.parametrize(("case", "boxes", "labels"), [("c1", 17, 25), ("c3", 1030, 1027)])
-def test_number_of_copies_of_the_reference(case: str, boxes: int, labels: int):
-    folder = shared("metric_cases", case)
-    classes = list(read_class_descriptions(folder / "classes.csv"))
-    hierarchy = read_hierarchy(folder / "hierarchy.json")
-    truth, _ = read_ground_truth(folder / "gt_boxes.csv", folder / "gt_labels.csv", hierarchy, classes)
-    assert (len(truth.boxes), len(truth.label_image)) == (boxes, labels)
-
-
 def test_real_rows_of_six_classes():
     folder = shared("data", "oid_rows", "six_classes")
     classes = list(read_class_descriptions(folder / "class-descriptions-boxable.csv"))

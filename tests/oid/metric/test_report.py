@@ -14,7 +14,7 @@ from oid.metric.report import Results, beside, class_table, draw_curve, find_cla
 
 NAMES = {"/m/1": "Apple", "/m/2": "Banana", "/m/3": "Traffic light", "/m/4": "apple"}
 METRICS = Metrics(0.5, np.array([0.75, np.nan, 0.25, 0.25]), np.array([8.0, 0.0, 3.0, 5.0]), {})
-RESULTS = Results(NAMES, SimpleNamespace(), METRICS, np.array([10, 20, 30, 0]), None, None)
+RESULTS = Results(NAMES, SimpleNamespace(), METRICS, SimpleNamespace(per_class=np.array([10, 20, 30, 0])), None, None)
 
 
 def test_class_table_has_what_costs_most_first():

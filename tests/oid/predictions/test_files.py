@@ -354,11 +354,3 @@ def test_the_real_submission_is_read_and_the_malformed_one_is_explained():
     assert as_tuples(predictions) == kaggle_in_python(path.read_bytes().decode())
     with pytest.raises(InputError, match=r"line 3, tokens 13 to 18: XMin 0.9\d* is greater .* order x1 x2 y1 y2"):
         read_predictions(shared("data", "submissions", "malformed_x1x2y1y2.csv"))
-
-
-@pytest.mark.parametrize("case", ["c1", "c3"])
-def test_both_forms_of_the_metric_cases_agree(case):
-    rows = read_predictions(shared("metric_cases", case, "pred.csv"), allow_swapped_corners=True)
-    kaggle = read_predictions(shared("metric_cases", case, "pred_kaggle.csv"), allow_swapped_corners=True)
-    kaggle_boxes = {image_id: sorted(boxes) for image_id, boxes in as_tuples(kaggle) if boxes}
-    assert {image_id: sorted(boxes) for image_id, boxes in as_tuples(rows)} == kaggle_boxes

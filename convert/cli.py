@@ -4,7 +4,7 @@ Reads    FILE: a RetinaNet of keras-retinanet (.h5) on ResNet50, 101 or 152, as 
          the checkpoint of M2Det's authors (m2det512_vgg.pth), which needs PyTorch (pip install torch). Code in the file
          is not run. python -m convert.classes writes the classes of the published RetinaNets of Open Images.
 Writes   RUN/settings.json and RUN/model.keras
-Takes    20 s on two CPU cores for files of the published sizes; up to 1.8 GB of memory for a RetinaNet, about 3 GB for M2Det
+Takes    20 s on two CPU cores for files of the published sizes; 1.8 GB of memory for a RetinaNet, 3 GB for M2Det
 
     python -m convert.cli retinanet_resnet101_level_1_v1.2_converted.h5 --output OUTPUT/weights/resnet101_2018 \\
         --classes classes_443.csv

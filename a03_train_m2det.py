@@ -46,7 +46,7 @@ from oid.command_line import check_flag, check_range, run_script
 from oid.files import InputError, output_file, remedy
 from oid.lock import locked
 from training import choose
-from training.data_set import read_classes, read_data_set
+from training.data_set import DataSet, read_classes, read_data_set
 from training.options import (
     ImageOptions,
     LabelOptions,
@@ -68,7 +68,7 @@ from training.state import TrainingState
 from training.stopping import Stop
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides TensorFlow's warning where there is no GPU
-TRAINING, HISTORY = "training.json", "history.csv"  # files in the folder of a run
+HISTORY = "history.csv"  # in the folder of a run
 
 
 def main(
@@ -215,22 +215,20 @@ def main(
 def check_values(options: Options) -> None:
     """Refuses values outside their range; None is open."""
     network, length, step, images = options.network, options.length, options.step, options.images
-    _check_open(32, image_size=network.image_size)
-    _check_open(1, tums=network.tums, scales=network.scales, channels=network.channels)
-    _check_open(1, epochs=length.epochs, batch_size=step.batch_size, devices=options.machine.devices)
-    _check_open(0, steps_per_epoch=length.steps_per_epoch, validation_images=options.records.validation_images)
+    check_range(32, math.inf, image_size=network.image_size)
+    check_range(1, math.inf, tums=network.tums, scales=network.scales, channels=network.channels)
+    check_range(1, math.inf, epochs=length.epochs, batch_size=step.batch_size, devices=options.machine.devices)
+    check_range(
+        0, math.inf, steps_per_epoch=length.steps_per_epoch, validation_images=options.records.validation_images
+    )
     check_range(1, math.inf, accumulate=step.accumulate, max_gt_boxes=options.labels.max_gt_boxes)
-    _check_open(0, 1, mosaic=images.mosaic, negatives=images.negatives, sampling_exponent=images.sampling_exponent)
-    _check_open(0, 1e6, cache_gb=options.machine.cache_gb)
+    check_range(0, 1, mosaic=images.mosaic, negatives=images.negatives, sampling_exponent=images.sampling_exponent)
+    check_range(0, 1e6, cache_gb=options.machine.cache_gb)
     check_flag(0 <= options.machine.seed < 2**32, "seed", options.machine.seed, "a number from 0 to 4294967295")
     for name, value in (("learning_rate", step.learning_rate), ("max_hours", length.max_hours)):
         check_flag(value is None or 0 < value < math.inf, name, value, "a number above 0")
     rules, known = options.labels.rules, get_args(LabelRule)
     check_flag(bool(set(rules) <= set(known)), "label_rules", rules, f"some of {', '.join(known)}, or none")
-
-
-def _check_open(low: float, high: float = math.inf, **values: float | None) -> None:
-    check_range(low, high, **{name: value for name, value in values.items() if value is not None})
 
 
 def check_combinations(options: Options) -> None:
@@ -265,7 +263,6 @@ def train(
     *,
     started: float,
     show_batches: int = 0,
-    group_of_weight: float = a00.GROUP_OF_WEIGHT,
 ) -> None:
     """Trains the run in `folder` from its beginning, or from its last checkpoint.
 
@@ -277,7 +274,6 @@ def train(
         recipe: of `recipe_of`, or another one to be measured.
         started: when the training was started, on the clock of `time.monotonic`.
         show_batches: write a page with this many batches instead.
-        group_of_weight: what a group-of box counts in the mAP.
     """
     classes = tuple(itertools.starmap(DetectionClass, read_classes(output_path, options.level).items()))
     output_file(folder / SETTINGS, "give another place by --output_path")
@@ -297,17 +293,10 @@ def train(
         if lengths.is_finished(state, options.length) and not show_batches:
             print(f"{folder} is finished{loop.best_so_far(state)}: a larger --time_budget or more --epochs prolong it")
             return
-        data = read_data_set(
-            dataset_path,
-            output_path,
-            options.level,
-            "train",
-            skip_missing=options.images.skip_missing,
-            leave_out_depictions="depictions" in options.labels.rules,
-        )
+        data = read_split(dataset_path, output_path, options, "train")
         labels = [entry.label for entry in classes]
         rules, sentences = rules_in_force(options.labels.rules, dataset_path, labels, data)
-        print(build.describe("train", data), *sentences, sep="\n")
+        print(*sentences, sep="\n")
         facts = build.facts_about(len(data), sharing.count)
         state = with_settings(state, options, recipe, classes, facts, source)
         trainer, twin = make_trainer(output_path, state, rules, sharing)
@@ -317,9 +306,7 @@ def train(
             loop.prepare_trainer(trainer, state, folder)
             print(show(folder / "batches.html", trainer, batches, state, count=show_batches))
             return
-        validation = build.build_validation(
-            dataset_path, output_path, state.run, options, print, group_of_weight=group_of_weight
-        )
+        validation = validation_of(dataset_path, output_path, options, state.run)
         if is_new and is_first():
             lock.enter_context(locked(folder, str(folder)))
         training = loop.Training(
@@ -336,13 +323,8 @@ def train(
             report=functools.partial(print, flush=True),
         )
         training.begin(options.length)
-        ended = training.run(deadline(options.length, started - state.seconds))
+        ended = training.run()
         print(*batches.notes(range(state.step, training.state.step)), ended, sep="\n")
-
-
-def deadline(length: LengthOptions, began: float) -> float | None:
-    """When a time budget ends, on the clock of `time.monotonic`."""
-    return None if length.epochs is not None or length.time_budget is None else began + length.time_budget
 
 
 @contextlib.contextmanager
@@ -368,6 +350,47 @@ def backend(options: Options, source: RunSettings | None) -> Iterator:
             if sharing.count > 1:
                 print(f"{sharing.count} devices share each batch: {' '.join(sharing.devices)}")
             yield sharing
+
+
+# === The data ===
+def read_split(dataset_path: str, output_path: str, options: Options, split: str) -> DataSet:
+    """Reads a split and prints what it holds.
+
+    Raises:
+        InputError: images are missing, without --skip_missing; or a file of a01 is missing or damaged.
+    """
+    learns = split == "train"
+    data = read_data_set(
+        dataset_path,
+        output_path,
+        options.level,
+        split,
+        at_most=0 if learns else options.records.validation_images,
+        leave_out_depictions=learns and "depictions" in options.labels.rules,
+    )
+    if data.missing and not options.images.skip_missing:
+        raise InputError(
+            f"{len(data.missing)} images of {split} are missing below {Path(dataset_path) / split}, or a02 found them "
+            f"damaged, the first is {data.missing[0]}: download them, or leave them out by --skip_missing"
+        )
+    counts = [f"{len(data)} images", f"{len(data.objects.labels)} boxes"]
+    counts += [f"{len(data.regions.labels)} ignored regions"] if learns else []
+    counts += [f"{len(data.missing)} images without a sound file left out"] if data.missing else []
+    print(f"{split}: {', '.join(counts)}")
+    return data
+
+
+def validation_of(dataset_path: str, output_path: str, options: Options, run: RunSettings):
+    """What measures an epoch, or None where there are no validation images."""
+    from training.validation import make_validation
+
+    images = Path(dataset_path) / "validation"
+    data = read_split(dataset_path, output_path, options, "validation") if images.is_dir() else ()
+    if not len(data):
+        print(f"{images} has no image of this level: no epoch is measured, and the last one counts")
+        return None
+    bad = options.images.max_bad_images
+    return make_validation(data, run, group_of_weight=a00.GROUP_OF_WEIGHT, max_bad_images=bad)
 
 
 # === The run and its source ===

@@ -25,14 +25,15 @@ def check_flag(is_fine: bool, name: str, value: object, allowed: str) -> None:
         raise InputError(f"--{name} is {_shown(value)}: give {allowed}")
 
 
-def check_range(low: float, high: float, **values: float) -> None:
-    """Raises an InputError for the first flag whose value is not from `low` to `high`; NaN is in no range.
+def check_range(low: float, high: float, **values: float | None) -> None:
+    """Raises an InputError for the first flag whose value is not from `low` to `high`; NaN is in no range, None in all.
 
     >>> check_range(0, 1, iou=iou, group_of_weight=group_of_weight)
     """
     for name, value in values.items():
         limit = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
-        check_flag(low <= value <= high and value < math.inf, name, value, f"a number {limit}")
+        is_fine = value is None or (low <= value <= high and value < math.inf)
+        check_flag(is_fine, name, value, f"a number {limit}")
 
 
 def check_files(**paths: str | None) -> None:

@@ -82,7 +82,7 @@ def test_networks_import_keras_numpy_and_oid_only(path):
 
 
 @pytest.mark.parametrize("path", files("training"))
-def test_only_devices_py_imports_a_backend(path):
+def test_only_devices_and_processes_import_a_backend(path):
     """Sharing work between devices is the one thing that Keras does not offer on every backend."""
     allowed = FRAMEWORKS if path.name in ("devices.py", "processes.py") else {"keras"}
     assert not imported_packages(path) & (FRAMEWORKS - allowed | {CONSTANTS})

@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 from tqdm import tqdm
 
-from models.assignment import centre_inside, pairwise_iou, same_boxes
+from models.assignment import pairwise_iou, same_boxes
 from oid.page import Table, corners, draw_name, draw_outline, picture_html, scaled, table_html, write_page
 from training.batches import Batches
 from training.data_set import DataSet
@@ -37,16 +37,16 @@ STYLE = """
 """
 LEGEND = (
     "<p><span class=yes>Green</span>: anchors learn the box; the number counts them. <span class=no>Red</span>: no "
-    "anchor learns the box. Hatched: an ignored region, where its class, or each class below it, gives no gradient: "
-    "a01's, or what the frame leaves of an object. A box with several classes counts once; its name is the rarest, "
-    "+2 are two more.</p>"
+    "anchor learns the box. IoU: with the best anchor. Hatched: an ignored region, where its class, or each class "
+    "below it, gives no gradient: a01's, or what the frame leaves of an object. A box with several classes counts "
+    "once; its name is the rarest, +2 are two more.</p>"
 )
 ASSIGNMENTS = {
     "max_iou": "Every box takes its best anchor (max_iou), and an anchor learns the box that it overlaps by at least "
-    f"{GOOD_IOU}: red is a box whose best anchor another box took. Numbers: anchors, and the IoU of the best one.",
+    f"{GOOD_IOU}: red is a box whose best anchor another box took.",
     "task_aligned": "Anchors are chosen by score and overlap of the network's predictions (task_aligned), here those "
     "of {weights}: they change as it learns. Red is a box that no prediction overlaps, or that lost its anchors to "
-    "other boxes. Numbers: anchors, of those whose centre lies in the box.",
+    "other boxes.",
 }
 
 
@@ -60,13 +60,11 @@ class ShownImage:
         labels: `(N,)`, class indices.
         first: `(N,)`, the first row with the same coordinates as each row: these are one object.
         anchors: `(N,)`, number of anchors that learn each box.
-        candidates: `(N,)`, number of anchors with their centre in it.
         best_iou: `(N,)`, the highest IoU with any anchor.
         regions: `(M, 4)`, the ignored ones.
         region_labels: `(M,)`; see `coarse_names` for those that are no class.
         verified: for each part the classes that are verified there; None where all classes count as verified.
         ids: of the images that it shows: one, or a mosaic's four.
-        present: for each of `ids` the classes that are known to be in the image.
     """
 
     image: np.ndarray
@@ -74,13 +72,11 @@ class ShownImage:
     labels: np.ndarray
     first: np.ndarray
     anchors: np.ndarray
-    candidates: np.ndarray
     best_iou: np.ndarray
     regions: np.ndarray
     region_labels: np.ndarray
     verified: list[list[int]] | None
-    ids: tuple[str, ...] = ()
-    present: tuple[set[int], ...] = ()
+    ids: list[str]
 
     def objects(self, frequency: np.ndarray) -> dict[int, list[int]]:
         """The classes of each object, the rarest (so the most specific) first, by its first row."""
@@ -111,14 +107,13 @@ def show(page: Path, trainer: DetectionTrainer, batches: Batches, state: Trainin
     parts, shown = [], []
     steps = steps_to_show(state, count)
     for step, closed in tqdm(steps, desc="batches", disable=None):
-        images = look(trainer, batches, step, closed=closed)
-        shown += images
+        sources = [batches.sources(step, row, closed=closed) for row in range(batches.batch_size)]
+        ids = [[batches.data.image_ids[image] for image in images] for images in sources]
         parts.append(f"<h2>Step {step}{', as in the last 15 % of the steps' * closed}</h2><div class=batch>")
-        for image in images:
+        for image in see(trainer, *batches.batch(step, closed=closed), ids):
+            shown.append(image)
             parts.append(f"<figure>{picture_html(draw(image, all_names, frequency), 'training image')}")
-            parts.append(
-                f"<figcaption>{describe(image, all_names, frequency, recipe.assignment)}</figcaption></figure>"
-            )
+            parts.append(f"<figcaption>{describe(image, all_names, frequency)}</figcaption></figure>")
         parts.append("</div>")
     sentences = summary(shown, names, recipe.assignment)
     sentences += batches.notes(range(state.step, state.step + len(steps)))
@@ -127,8 +122,13 @@ def show(page: Path, trainer: DetectionTrainer, batches: Batches, state: Trainin
     weights = f"the checkpoint of step {state.step}" if state.step else new
     sentences.append(ASSIGNMENTS[recipe.assignment].format(weights=weights))
     top = [f"<p>{html.escape(text)}</p>" for text in sentences]
-    tables = map(table_html, (size_table(shown), class_table(shown, names)))
-    top += [LEGEND, "<div class=tables>", *tables, "</div>"]
+    top += [
+        LEGEND,
+        "<div class=tables>",
+        table_html(size_table(shown)),
+        table_html(class_table(shown, names)),
+        "</div>",
+    ]
     write_page(page, f"Batches of {page.parent.name}", top + parts, style=STYLE)
     return f"{page}: {len(shown)} images of {len(steps)} batches; {sentences[0]}"
 
@@ -143,32 +143,21 @@ def steps_to_show(state: TrainingState, count: int) -> list[tuple[int, bool]]:
     return steps
 
 
-def look(trainer: DetectionTrainer, batches: Batches, step: int, *, closed: bool) -> list[ShownImage]:
-    """The images of a batch, by the batch and the assignment of a training step."""
-    images, targets = batches.batch(step, closed=closed)
-    data, found = batches.data, []
-    for row, image in enumerate(see(trainer, images, targets)):
-        sources = batches.sources(step, row, closed=closed)
-        ids, present = zip(*((data.image_ids[k], set(data.present_in(k).tolist())) for k in sources), strict=True)
-        found.append(dataclasses.replace(image, ids=ids, present=present))
-    return found
-
-
-def see(trainer: DetectionTrainer, images: np.ndarray, targets: dict[str, np.ndarray]) -> list[ShownImage]:
-    """What a step makes of a batch, without `ids` and `present`.
+def see(
+    trainer: DetectionTrainer, images: np.ndarray, targets: dict[str, np.ndarray], ids: list[list[str]]
+) -> list[ShownImage]:
+    """What a step makes of a batch.
 
     Args:
         trainer: with the anchors and the assignment.
         images: uint8 `(batch, size, size, 3)`.
         targets: see `Batches.batch`.
+        ids: for each image the ids of those that it is made of.
     """
-    assigned = np.asarray(ops.convert_to_numpy(trainer.assigned(images, targets)))
-    anchors, cell_sides = (ops.convert_to_tensor(a) for a in (trainer.anchors.boxes(), trainer.anchors.cell_sides()))
-    gt = ops.convert_to_tensor(targets["boxes"])
-    same, inside, best_iou = (
-        ops.convert_to_numpy(values)
-        for values in (same_boxes(gt), centre_inside(gt, anchors, cell_sides), ops.max(pairwise_iou(gt, anchors), -1))
-    )
+    assigned = ops.convert_to_numpy(trainer.assigned(images, targets))
+    truth = ops.convert_to_tensor(targets["boxes"])
+    same = ops.convert_to_numpy(same_boxes(truth))
+    best_iou = ops.convert_to_numpy(ops.max(pairwise_iou(truth, ops.convert_to_tensor(trainer.anchors.boxes())), -1))
     found = []
     for row, image in enumerate(images):
         target = {name: values[row] for name, values in targets.items()}
@@ -184,11 +173,11 @@ def see(trainer: DetectionTrainer, images: np.ndarray, targets: dict[str, np.nda
             labels=target["labels"][real],
             first=alike[real].argmax(axis=1),
             anchors=(alike @ of_row)[real],
-            candidates=inside[row, real].sum(axis=-1),
             best_iou=best_iou[row, real],
             regions=target.get("regions", np.zeros((0, 4)))[ignored],
             region_labels=target.get("region_labels", np.zeros(0, int))[ignored],
             verified=verified,
+            ids=ids[row],
         )
         found.append(shown)
     return found
@@ -207,17 +196,15 @@ def draw(shown: ShownImage, names: list[str], frequency: np.ndarray) -> np.ndarr
     drawn = scaled(shown.image, min(max(len(shown.image), least), most))
     for box in shown.regions:
         hatch(drawn, box)
-    rows = {box.tobytes(): k for k, box in enumerate(shown.regions)}  # several rows may share a rectangle
-    for k in rows.values():
-        more = np.count_nonzero((shown.regions == shown.regions[k]).all(axis=1)) - 1
-        draw_name(drawn, shown.regions[k], f"ignored: {_with_more(names[shown.region_labels[k]], more)}", BLACK)
+    for box, count in Counter(map(tuple, shown.regions)).items():  # several rows may share a rectangle
+        name = names[shown.region_labels[(shown.regions == box).all(axis=1)][0]]
+        draw_name(drawn, box, f"ignored: {_with_more(name, count - 1)}", BLACK)
     objects, sizes = shown.objects(frequency), shown.sizes
     order = sorted(objects, key=lambda k: (shown.anchors[k] == 0, -sizes[k]))  # red ones and small ones on top
     for k in order:
         draw_outline(drawn, shown.boxes[k], GREEN if shown.anchors[k] else RED)
     for k in order:
-        rarest, more = objects[k][0], len(objects[k]) - 1
-        text = f"{_with_more(names[rarest], more)}: {shown.anchors[k]}"
+        text = f"{_with_more(names[objects[k][0]], len(objects[k]) - 1)}: {shown.anchors[k]}"
         draw_name(drawn, shown.boxes[k], text, GREEN if shown.anchors[k] else RED)
     return drawn
 
@@ -246,15 +233,15 @@ def coarse_names(data: DataSet, num_classes: int) -> list[str]:
     return ["every class" if all_classes else f"below {name}" for name, all_classes in named]
 
 
-def describe(shown: ShownImage, names: list[str], frequency: np.ndarray, assignment: str) -> str:
+def describe(shown: ShownImage, names: list[str], frequency: np.ndarray) -> str:
     """Describes an image in HTML: its images, boxes, ignored regions and verified classes."""
     ids = [html.escape(image_id) for image_id in shown.ids]
     lines = [f"mosaic of {', '.join(ids)}" if len(ids) > 1 else f"image {ids[0]}"]
     boxes = []
     for k, labels in shown.objects(frequency).items():
-        measure = f"of {shown.candidates[k]}" if assignment == "task_aligned" else f"(IoU {shown.best_iou[k]:.2f})"
         number, kind = (shown.anchors[k], "yes") if shown.anchors[k] else ("no anchor", "no")
-        boxes.append(f"<span class={kind}>{_listed(labels, names)}: {number} {measure}</span>")
+        text = f"{_listed(labels, names)}: {number} (IoU {shown.best_iou[k]:.2f})"
+        boxes.append(f"<span class={kind}>{text}</span>")
     lines.append(f"boxes: {' · '.join(boxes) or 'none'}")
     if len(shown.regions):
         counts = Counter(names[label] for label in shown.region_labels)
@@ -263,10 +250,8 @@ def describe(shown: ShownImage, names: list[str], frequency: np.ndarray, assignm
     if shown.verified is None:
         lines.append("all classes count as verified")
     for place, part in enumerate(shown.verified or []):
-        where = f"{PLACES[place]} ({ids[place]})" if len(ids) > 1 else "verified"
-        there = shown.present[place]
-        kinds = {"present": [c for c in part if c in there], "absent": [c for c in part if c not in there]}
-        lines.append(f"{where}: " + "; ".join(f"{kind} {_listed(found, names)}" for kind, found in kinds.items()))
+        where = f"{PLACES[place]} ({ids[place]}): " if len(ids) > 1 else ""
+        lines.append(f"{where}verified {_listed(part, names)}")
     return "<br>".join(lines)
 
 

@@ -1,7 +1,6 @@
-"""Builds the objects of a training from its options and settings: networks, trainer, batches, validation."""
+"""Builds the objects of a training from its settings: networks, trainer, batches."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import keras
 
@@ -11,34 +10,18 @@ from models.run_settings import RunSettings
 from oid import machine
 from training import choose
 from training.batches import Batches
-from training.data_set import DataSet, read_data_set
+from training.data_set import DataSet
 from training.devices import accelerators_have_bfloat16
-from training.options import NetworkOptions, Options, TrainingSettings
+from training.options import TrainingSettings
 from training.trainer import DetectionTrainer
-from training.validation import Validation, make_validation
 from training.verified_labels import LabelRulesInForce
-
-Report = Callable[[str], None]
 
 
 def facts_about(images: int, devices: int) -> choose.Facts:
-    """What the choices of a training depend on; starts the backend.
-
-    Args:
-        images: number of training images.
-        devices: that share each batch.
-    """
+    """What the choices depend on, for this number of training images and of devices; starts the backend."""
     accelerator = not runs_on_cpu()
     bfloat16 = accelerators_have_bfloat16() if accelerator else choose.processor_has_bfloat16()
     return choose.Facts(images, accelerator, machine.usable_cores(), bfloat16, devices)
-
-
-def describe(split: str, data: DataSet) -> str:
-    """A sentence about a split."""
-    parts = [f"{len(data)} images", f"{len(data.objects.labels)} boxes"]
-    parts += [f"{len(data.regions.labels)} ignored regions"] if split == "train" else []
-    parts += [f"{data.missing} images without a sound file left out"] if data.missing else []
-    return f"{split}: {', '.join(parts)}"
 
 
 def build_networks(
@@ -60,15 +43,11 @@ def build_networks(
         network = build_network(run, backbone_weights=backbone_weights)
     finally:
         keras.config.set_dtype_policy(policy)
-    _freeze(network, run.network.backbone, training.options.network)
-    return network, twin
-
-
-def _freeze(network: keras.Model, backbone: str, options: NetworkOptions) -> None:
-    if options.freeze == "backbone":
-        freeze(network.get_layer(backbone), weights=True)
-    elif options.freeze == "batch_norm":
+    if training.options.network.freeze == "backbone":
+        freeze(network.get_layer(run.network.backbone), weights=True)
+    elif training.options.network.freeze == "batch_norm":
         freeze(network, batch_norm=True)
+    return network, twin
 
 
 def build_trainer(
@@ -94,7 +73,7 @@ def build_batches(
     training: TrainingSettings,
     rules: LabelRulesInForce,
     cache_bytes: int,
-    report: Report,
+    report: Callable[[str], None],
 ) -> Batches:
     """The batches of the whole training."""
     return Batches(
@@ -110,33 +89,3 @@ def build_batches(
         cache_bytes=cache_bytes,
         report=report,
     )
-
-
-def build_validation(
-    dataset_path: str | Path,
-    output_path: str | Path,
-    run: RunSettings,
-    options: Options,
-    report: Report,
-    *,
-    group_of_weight: float = 1.0,
-) -> Validation | None:
-    """What measures an epoch, or None where there are no validation images."""
-    images = Path(dataset_path) / "validation"
-    if not images.is_dir():
-        report(f"{images} does not exist: no epoch is measured, and the last one counts")
-        return None
-    data = read_data_set(
-        dataset_path,
-        output_path,
-        options.level,
-        "validation",
-        skip_missing=options.images.skip_missing,
-        at_most=options.records.validation_images,
-    )
-    if not len(data):
-        report("validation: a01 lists no image of this level: no epoch is measured, and the last one counts")
-        return None
-    report(describe("validation", data))
-    bad = options.images.max_bad_images
-    return make_validation(data, run, group_of_weight=group_of_weight, max_bad_images=bad, report=report)

@@ -1,8 +1,8 @@
 """Starting from the weights of another run."""
 
-import dataclasses
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -10,13 +10,12 @@ from keras import ops
 
 from models.keras_internals import all_layers
 from models.run_settings import DetectionClass, RunSettings
-from oid.anchors.grids import retinanet_sizes
 
 OUTPUT_LAYER = re.compile(r"(classes|boxes)(\d+|_output)")  # names of `models.heads`
+MOST_NAMES = 12  # of layers in a sentence
 
 
-@dataclasses.dataclass(frozen=True)
-class TakenOver:
+class TakenOver(NamedTuple):
     """What another run has given.
 
     Attributes:
@@ -31,8 +30,11 @@ class TakenOver:
     classes: tuple[tuple[int, int], ...]
 
     def __str__(self) -> str:
-        names = ", ".join(self.anew[:12]) + (f" and {len(self.anew) - 12} more" if len(self.anew) > 12 else "")
-        sentence = f"{len(self.whole)} layers taken over, {len(self.anew)} begin anew{': ' if names else ''}{names}"
+        sentence = f"{len(self.whole)} layers taken over, {len(self.anew)} begin anew"
+        if self.anew:
+            sentence += f": {', '.join(self.anew[:MOST_NAMES])}"
+        if len(self.anew) > MOST_NAMES:
+            sentence += f" and {len(self.anew) - MOST_NAMES} more"
         if self.partly:
             sentence += f"; {', '.join(self.partly)} taken over for the {len(self.classes)} classes that both runs have"
         return sentence
@@ -55,24 +57,21 @@ def take_over_weights(source: keras.Model, old: RunSettings, target: keras.Model
     """
     pairs = same_classes(old.classes, new.classes) if old.labels != new.labels and old.scores == new.scores else ()
     same = {"classes": (old.labels, old.scores) == (new.labels, new.scores), "boxes": same_boxes(old, new)}
-    known = {weight.path: weight for weight in source.weights}
+    known = {weight.path: np.array(ops.convert_to_numpy(weight)) for weight in source.weights}
     whole, anew, partly = [], [], []
-    for layer in filter(lambda layer: layer.weights, all_layers(target)):
-        others = [known.get(weight.path) for weight in layer.weights]
-        output = OUTPUT_LAYER.fullmatch(layer.name)
-        kind = output[1] if output else None
-        if any(other is None for other in others):
-            anew.append(layer.name)
-        elif not same.get(kind, True):
-            taken = kind == "classes" and pairs and _take_over_classes(layer, others, old, new, pairs)
-            (partly if taken else anew).append(layer.name)
-        elif [other.shape for other in others] == [weight.shape for weight in layer.weights]:
-            for weight, other in zip(layer.weights, others, strict=True):
-                weight.assign(_array(other))
-            whole.append(layer.name)
-        else:
-            anew.append(layer.name)
-    return TakenOver(tuple(whole), tuple(anew), tuple(partly), tuple(pairs))
+    for layer in (layer for layer in all_layers(target) if layer.weights):
+        before, values = [known.get(weight.path) for weight in layer.weights], layer.get_weights()
+        output, done = OUTPUT_LAYER.fullmatch(layer.name), anew
+        if any(array is None for array in before):
+            pass
+        elif not output or same[output[1]]:
+            if [array.shape for array in before] == [array.shape for array in values]:
+                values, done = before, whole
+        elif output[1] == "classes" and pairs and _copy_classes(values, before, old, new, pairs):
+            done = partly
+        layer.set_weights(values)
+        done.append(layer.name)
+    return TakenOver(tuple(whole), tuple(anew), tuple(partly), pairs)
 
 
 def same_boxes(old: RunSettings, new: RunSettings) -> bool:
@@ -89,45 +88,26 @@ def same_classes(old: Sequence[DetectionClass], new: Sequence[DetectionClass]) -
     of that name: another data set's "apple" is Open Images' "Apple".
     """
     labels = {entry.label: index for index, entry in enumerate(old)}
-    names, new_names = _by_name(old), _by_name(new)
+    old_names, new_names = ([entry.name.casefold() for entry in classes] for classes in (old, new))
     pairs = []
-    for index, entry in enumerate(new):
-        name = entry.name.casefold()
-        found = labels.get(entry.label, names.get(name) if new_names[name] is not None else None)
-        if found is not None:
-            pairs.append((index, found))
+    for index, (entry, name) in enumerate(zip(new, new_names, strict=True)):
+        if entry.label in labels:
+            pairs.append((index, labels[entry.label]))
+        elif old_names.count(name) == new_names.count(name) == 1:
+            pairs.append((index, old_names.index(name)))
     return tuple(pairs)
 
 
-def _by_name(classes: Sequence[DetectionClass]) -> dict[str, int | None]:
-    """The index of each name; None where several classes have it."""
-    found = {}
-    for index, entry in enumerate(classes):
-        name = entry.name.casefold()
-        found[name] = None if name in found else index
-    return found
-
-
-def _anchors_per_cell(settings: RunSettings) -> int:
-    return settings.anchors.per_cell if settings.anchors else len(retinanet_sizes(1)[0])
-
-
-def _take_over_classes(layer, others, old: RunSettings, new: RunSettings, pairs: Sequence[tuple[int, int]]) -> bool:
-    """Copies the outputs of some classes of a layer whose last axis is anchors x outputs; False where it cannot be."""
-    anchors = _anchors_per_cell(new)
-    same_shapes = [other.shape[:-1] for other in others] == [weight.shape[:-1] for weight in layer.weights]
-    if anchors != _anchors_per_cell(old) or not same_shapes:
+def _copy_classes(values, before, old: RunSettings, new: RunSettings, pairs: Sequence[tuple[int, int]]) -> bool:
+    """Copies outputs of some classes between arrays with the last axis anchors x outputs; False where it cannot be."""
+    anchors = values[0].shape[-1] // new.num_outputs
+    fits = [(*array.shape[:-1], anchors * old.num_outputs) for array in values]
+    if [array.shape for array in before] != fits:
         return False
     if new.scores == "softmax":  # whose first output is the background, which both runs have
-        pairs = [(0, 0), *((index + 1, before + 1) for index, before in pairs)]
+        pairs = [(0, 0), *((index + 1, place + 1) for index, place in pairs)]
     to, come_from = (list(indices) for indices in zip(*pairs, strict=True))
-    for weight, other in zip(layer.weights, others, strict=True):
-        values, before = _array(weight).copy(), _array(other)
-        rows, rows_before = (array.reshape(*array.shape[:-1], anchors, -1) for array in (values, before))
+    for array, other in zip(values, before, strict=True):
+        rows, rows_before = (a.reshape(*a.shape[:-1], anchors, -1) for a in (array, other))
         rows[..., to] = rows_before[..., come_from]
-        weight.assign(values)
     return True
-
-
-def _array(weight) -> np.ndarray:
-    return np.asarray(ops.convert_to_numpy(weight))

@@ -118,6 +118,7 @@ class Training:
         self._costs: list[float] = []  # seconds of the newest epochs with their validation
         self._saving = 0.0  # seconds of the newest checkpoint
         self._rate: Schedule | None = None
+        self._deadline: float | None = None  # when the time budget ends, on the clock of `time.monotonic`
         tensorboard = state.training.options.records.tensorboard and processes.is_first()
         self._tensorboard = TensorBoard(run / "tensorboard" if tensorboard else None)
 
@@ -131,6 +132,8 @@ class Training:
         Raises:
             InputError: there is no time for a training, or no memory for a step.
         """
+        budgeted = length.epochs is None and length.time_budget is not None
+        self._deadline = self._began + length.time_budget if budgeted else None
         self._rate = prepare_trainer(self._trainer, self.state, self._run)
         images = checkpoints.digest_of(self._batches.data.image_ids)
         if self.state.step and self.state.images != images:
@@ -153,14 +156,14 @@ class Training:
 
     def _plan(self, length: LengthOptions) -> None:
         images, batch_size = len(self._batches.data), self._batches.batch_size
-        if length.epochs is not None or length.time_budget is None:
+        if self._deadline is None:
             plan, reason = lengths.fixed_plan(length, images, batch_size)
             self.report(f"chosen: {reason}")
         else:
             self.report("planning: some steps and some of the validation show how long they take")
             speed = self._measure_speed(MEASURING_SHARE * length.time_budget)
             speed = lengths.Speed(*processes.from_first(lambda: speed))
-            left = processes.from_first(lambda: self._began + length.time_budget - time.monotonic())
+            left = processes.from_first(lambda: self._deadline - time.monotonic())
             plan = lengths.budget_plan(left, speed, budget=length.time_budget)
             self.report(
                 f"chosen: {plan.epochs} epochs of {plan.steps} steps for {length.time_budget / 60:g} minutes, "
@@ -221,11 +224,8 @@ class Training:
         return lengths.Speed(step, took * self._validation.images / sample.images, self._validation.images)
 
     # === The steps ===================================================================================================
-    def run(self, deadline: float | None = None) -> str:
-        """Trains until the last epoch, until the time is over, or until it is to stop.
-
-        Args:
-            deadline: when a time budget ends, on the clock of `time.monotonic`; None = never.
+    def run(self) -> str:
+        """Trains until the last epoch, until the time budget is used up, or until it is to stop.
 
         Returns:
             a sentence about the finished training.
@@ -237,7 +237,7 @@ class Training:
         self._stop.waits = True  # from here on there is something to lose
         try:
             with self._memory():
-                self._train(deadline)
+                self._train()
         except Stopped:
             self._save_if_needed()
             where = f"after step {self.state.step} of {self.state.plan.total_steps}"
@@ -251,15 +251,15 @@ class Training:
             self._progress.end()
         return f"{self._run}: {self.state.epochs} epochs on level {self.state.run.level}{best_so_far(self.state)}"
 
-    def _train(self, deadline: float | None) -> None:
+    def _train(self) -> None:
         while self.state.epochs < self.state.plan.epochs:
-            over = deadline is not None and self.state.step
-            if over and processes.from_first(lambda: time.monotonic() >= deadline):
+            limited = self._deadline is not None and self.state.step
+            if limited and processes.from_first(lambda: time.monotonic() >= self._deadline):
                 self._end_here()
                 return
             self._train_epoch()
             self._check_stop()
-            self._finish_epoch(deadline)
+            self._finish_epoch()
 
     def _end_here(self) -> None:
         """Ends a training that is resumed when its time is over; an epoch that was begun counts as it is."""
@@ -356,7 +356,7 @@ class Training:
             raise Stopped
 
     # === After an epoch ==============================================================================================
-    def _finish_epoch(self, deadline: float | None = None) -> None:
+    def _finish_epoch(self) -> None:
         """What comes after the steps of an epoch. Whenever it is stopped or killed, the next start begins it again."""
         number, begin = self.state.epochs + 1, time.perf_counter()
         losses = {name: round(float(value), 6) for name, value in self._trainer.get_metrics_result().items()}
@@ -366,7 +366,7 @@ class Training:
         if step:
             after = time.perf_counter() - begin + self._saving
             self._costs.append(step * self.state.plan.steps + after)
-        said = self._keep_to(deadline, number)
+        said = self._keep_to_deadline(number)
         row = EpochRow(
             epoch=number,
             **{name: losses[name] for name in ("loss", "class_loss", "box_loss")},
@@ -408,7 +408,7 @@ class Training:
         self._progress.end()
         return score
 
-    def _keep_to(self, deadline: float | None, done: int) -> str:
+    def _keep_to_deadline(self, done: int) -> str:
         """Moves the end of the training when the newest epochs say that the plan misses the deadline by much.
 
         A part without mosaics that has begun stays where it is.
@@ -417,9 +417,9 @@ class Training:
             a sentence about it; empty where the plan stays.
         """
         plan = self.state.plan
-        if deadline is None or not self._costs:
+        if self._deadline is None or not self._costs:
             return ""
-        left, epoch = processes.from_first(lambda: (deadline - time.monotonic(), self._seconds_of_an_epoch()))
+        left, epoch = processes.from_first(lambda: (self._deadline - time.monotonic(), self._seconds_of_an_epoch()))
         epochs = lengths.epochs_that_fit(left, epoch, done=done, planned=plan.epochs)
         if epochs == plan.epochs:
             return ""

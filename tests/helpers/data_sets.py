@@ -33,9 +33,8 @@ def data_set_of(objects, regions=None, *, depiction=None, path: Path = Path("non
         group_of=~depiction,
         depiction=depiction,
         verified=np.zeros((0, 2), "int32"),
-        present=np.zeros(0, bool),
         has_image_labels=False,
-        missing=0,
+        missing=[],
     )
 
 

@@ -23,6 +23,7 @@ from training.options import (
     recipe_of,
 )
 from training.stopping import Stop
+from training.validation import make_validation
 from training.verified_labels import rules_in_force
 
 SIZES = {"backbone": "tiny", "image_size": 64, "tums": 1, "scales": 1, "channels": 16}
@@ -74,7 +75,12 @@ def make_training(
         build.build_batches(data, settings, training, rules, cache_bytes, said.append),
         dataclasses.replace(state, run=settings, training=training),
         workers=2,
-        validation=build.build_validation(*photographs, settings, training.options, said.append),
+        validation=make_validation(
+            read_data_set(*photographs, "1", "validation", at_most=options.records.validation_images),
+            settings,
+            max_bad_images=options.images.max_bad_images,
+            report=said.append,
+        ),
         exported=twin,
         stop=stop or Stop(str(run)),
         started=time.monotonic() if started is None else started,

@@ -225,7 +225,9 @@ def other(trained, tmp_path_factory):
 
 
 def test_a_missing_image_is_refused_before_anything_is_written(other):
-    with pytest.raises(InputError, match=r"1 of 12 images .* t03: download them, or skip missing images"):
+    with pytest.raises(
+        InputError, match=r"1 images of train .* t03: download them, or leave them out by --skip_missing"
+    ):
         a03.main(**other.flags)
     assert not other.folder.exists()
 
@@ -234,7 +236,7 @@ def test_another_class_set_starts_from_the_weights_of_a_run_with_its_network(oth
     a03.main(**other.flags, skip_missing=True)
     printed = capsys.readouterr().out
     assert "1 images without a sound file left out" in printed
-    assert "validation does not exist: no epoch is measured, and the last one counts" in printed
+    assert "validation has no image of this level: no epoch is measured, and the last one counts" in printed
     settings = read_run_settings(other.folder)  # the run's name comes from its flags
     assert {"fruit", "vegetable", "food", *CLASSES} == set(settings.labels)
     taken, anew = re.search(r"(\d+) layers taken over, (\d+) begin anew;", printed).groups()

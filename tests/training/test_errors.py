@@ -116,7 +116,7 @@ def test_a_bad_validation_image_is_said_once_and_not_measured(photographs, tmp_p
     assert first == again != sound[0]
     shutil.copytree(photographs[0], tmp_path / "data")
     (tmp_path / "data" / "validation" / data.paths[0].name).unlink()
-    without = read_data_set(tmp_path / "data", photographs[1], "1", "validation", skip_missing=True)
+    without = read_data_set(tmp_path / "data", photographs[1], "1", "validation")
     assert len(without) == len(data) - 1
     assert measure(without)[0] == first
     data.paths[2].unlink()

@@ -25,13 +25,13 @@ from training.validation import Validation
 pytestmark = pytest.mark.usefixtures("tiny_backbone")
 
 
-def train_until(step: int, training: Training, length: LengthOptions, deadline: float | None = None) -> None:
+def train_until(step: int, training: Training, length: LengthOptions) -> None:
     """Begins a training that is stopped after a step."""
     stop = training._stop
     training.begin(length)
     stop.wanted = lambda: "the test" if training.state.step >= step else ""
     with pytest.raises(Stopped, match=rf"^after step {step} of \d+, saved"):
-        training.run(deadline)
+        training.run()
 
 
 # === Going on ========================================================================================================
@@ -107,11 +107,8 @@ class Clock:
         return training
 
     def train(self, photographs, run, budget: float, said: list[str]) -> Training:
-        begin = self.now
-        training = make_training(photographs, run, said=said, started=begin)
-        deadline = begin - training.state.seconds + budget
-        training.begin(LengthOptions(budget))
-        training.run(deadline)
+        training = self.begin(photographs, run, budget, said)
+        training.run()
         return training
 
 
@@ -157,8 +154,8 @@ def test_a_budget_ends_in_time_though_steps_become_slower_and_it_is_stopped(phot
     begin, said = clock.now, []
     usual = Training._finish_epoch
 
-    def finish_epoch(training, deadline=None):
-        usual(training, deadline)
+    def finish_epoch(training):
+        usual(training)
         clock.step = 1.5 if training.state.epochs >= 2 else 1.0
         if training.state.epochs == 4 and not any("going on" in line for line in said):
             raise KeyboardInterrupt
@@ -191,12 +188,11 @@ def test_a_larger_budget_prolongs_a_finished_training(photographs, tmp_path, clo
 @pytest.mark.parametrize("step", [8, 10], ids=["at the end of an epoch", "within an epoch"])
 def test_a_training_that_is_resumed_without_time_left_ends(photographs, tmp_path, clock, step):
     stopped = make_training(photographs, tmp_path / "run", said=[], started=clock.now)
-    train_until(step, stopped, LengthOptions(60.0), clock.now + 50)
-    clock.now += 60
+    train_until(step, stopped, LengthOptions(60.0))
     said = []
-    training = make_training(photographs, tmp_path / "run", said=said, started=clock.now)
+    training = make_training(photographs, tmp_path / "run", said=said, started=clock.now - 60)
     training.begin(LengthOptions(60.0))
-    training.run(clock.now - 1)
+    training.run()
     assert any(line.startswith(f"the time is over: the training ends after step {step} of ") for line in said)
     state = training.state
     assert (state.step, state.epochs, state.plan.epochs) == (step, len(state.history), len(state.history))

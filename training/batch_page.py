@@ -7,6 +7,7 @@ import dataclasses
 import html
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -22,8 +23,7 @@ from training.state import TrainingState
 from training.trainer import DetectionTrainer
 
 LONGER_SIDES = (448, 800)  # pixels of a drawn image: smaller ones are enlarged, larger ones reduced
-GREEN, RED, BLACK, WHITE = (0, 130, 40), (205, 20, 20), (30, 30, 30), (255, 255, 255)
-HATCH = 12  # pixels from one line to the next
+GREEN, RED, BLACK = (0, 130, 40), (205, 20, 20), (30, 30, 30)
 MOST_NAMES = 40  # classes that are listed by name for a part of an image
 SIZE_LIMITS = (16, 32, 64, 128, 256)  # pixels: square root of a box's area
 GOOD_IOU = 0.5
@@ -37,7 +37,7 @@ STYLE = """
 """
 LEGEND = (
     "<p><span class=yes>Green</span>: anchors learn the box; the number counts them. <span class=no>Red</span>: no "
-    "anchor learns the box. IoU: with the best anchor. Hatched: an ignored region, where its class, or each class "
+    "anchor learns the box. IoU: with the best anchor. Pale: an ignored region, where its class, or each class "
     "below it, gives no gradient: a01's, or what the frame leaves of an object. A box with several classes counts "
     "once; its name is the rarest, +2 are two more.</p>"
 )
@@ -185,7 +185,7 @@ def see(
 
 # === Images ==========================================================================================================
 def draw(shown: ShownImage, names: list[str], frequency: np.ndarray) -> np.ndarray:
-    """Draws the image with its ignored regions hatched and its boxes green where an anchor learns them, red elsewhere.
+    """Draws the image with its ignored regions pale and its boxes green where an anchor learns them, red elsewhere.
 
     Args:
         shown: what to draw.
@@ -194,9 +194,8 @@ def draw(shown: ShownImage, names: list[str], frequency: np.ndarray) -> np.ndarr
     """
     least, most = LONGER_SIDES
     drawn = scaled(shown.image, min(max(len(shown.image), least), most))
-    for box in shown.regions:
-        hatch(drawn, box)
     for box, count in Counter(map(tuple, shown.regions)).items():  # several rows may share a rectangle
+        make_pale(drawn, box)
         name = names[shown.region_labels[(shown.regions == box).all(axis=1)][0]]
         draw_name(drawn, box, f"ignored: {_with_more(name, count - 1)}", BLACK)
     objects, sizes = shown.objects(frequency), shown.sizes
@@ -213,13 +212,10 @@ def _with_more(name: str, more: int) -> str:
     return f"{name} +{more}" if more else name
 
 
-def hatch(image: np.ndarray, box: np.ndarray) -> None:
-    """Draws diagonal lines over a box, xyxy normalised, and its outline."""
+def make_pale(image: np.ndarray, box: Sequence[float]) -> None:
+    """Halves the contrast inside a box, xyxy normalised, and draws its outline."""
     x0, y0, x1, y1 = np.clip(corners(box, image), 0, max(image.shape))
-    part = image[y0 : y1 + 1, x0 : x1 + 1]
-    place = np.add.outer(np.arange(y0, y0 + part.shape[0]), np.arange(x0, x0 + part.shape[1])) % HATCH
-    part[place < 2] = BLACK
-    part[(place >= 2) & (place < 4)] = WHITE
+    image[y0:y1, x0:x1] = image[y0:y1, x0:x1] // 2 + 110
     cv2.rectangle(image, (int(x0), int(y0)), (int(x1), int(y1)), BLACK, 1)
 
 

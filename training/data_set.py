@@ -85,7 +85,6 @@ class DataSet:
         group_of: bool `(regions,)`, which of them are group-of boxes.
         depiction: bool `(regions,)`, which of them are boxes left out because they show a depiction.
         verified: pairs (image, class), int32 `(N, 2)`, by image: image-level labels, positive and negative.
-        has_image_labels: whether the split has any image-level label at all, in whichever image.
         missing: ids of images left out because they have no file, or a damaged one.
         region_classes: float32 `(classes + coarse, classes)`: row l is 1 for the classes that a region's label l means;
             the same for every split of a level. None = each label is the class itself.
@@ -99,7 +98,6 @@ class DataSet:
     group_of: np.ndarray
     depiction: np.ndarray
     verified: np.ndarray
-    has_image_labels: bool
     missing: list[str]
     region_classes: np.ndarray | None = None
     coarse_names: tuple[str, ...] = ()
@@ -182,7 +180,6 @@ def read_data_set(
     regions = _read_boxes(region_file, meaning, kind=pl.when(pl.col("Reason") == "group_of").then(GROUP_OF))
     objects = _read_boxes(box_file, _class_index(labels), kind=pl.when(IS_DEPICTION).then(DEPICTION))
     image_labels = _collect(label_file, _scan(label_file).select("ImageID", label=_class_index(labels)))
-    has_image_labels = len(image_labels) > 0
 
     listed = pl.concat([objects["ImageID"], regions["ImageID"]]).unique(maintain_order=True)
     folder = Path(dataset_path) / split
@@ -206,7 +203,6 @@ def read_data_set(
         group_of=(regions["kind"] == GROUP_OF).to_numpy(),
         depiction=(regions["kind"] == DEPICTION).to_numpy(),
         verified=image_labels.select("image", "label").to_numpy(order="c"),
-        has_image_labels=has_image_labels,
         missing=missing,
         region_classes=None if coarse is None else np.concatenate([np.eye(len(labels), dtype="float32"), coarse.below]),
         coarse_names=() if coarse is None else coarse.names,

@@ -6,7 +6,7 @@
 import dataclasses
 import math
 import re
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from models.run_settings import RunSettings, Variant
 from oid.images.read import Orientation
@@ -186,14 +186,6 @@ class TrainingSettings:
 
 
 # === A run that goes on ===
-class Change(NamedTuple):
-    """An option of which a run began with another value; None = the run began without it."""
-
-    name: str
-    before: object
-    now: object
-
-
 def continued(begun: Options, now: Options) -> Options:
     """The options of a run that goes on: as it began, but for those that do not change what it learns."""
     images = dataclasses.replace(
@@ -203,8 +195,8 @@ def continued(begun: Options, now: Options) -> Options:
     return dataclasses.replace(begun, length=now.length, images=images, records=now.records, machine=machine)
 
 
-def changes(run: RunSettings, training: TrainingSettings, now: Options) -> list[Change]:
-    """The options that would change what a run learns.
+def changes(run: RunSettings, training: TrainingSettings, now: Options) -> list[tuple[str, object, object]]:
+    """The options that would change what a run learns: their names, values as the run began, and values now.
 
     An option that is open now is as the run began; one that was open then has the value that was chosen.
     """
@@ -214,7 +206,7 @@ def changes(run: RunSettings, training: TrainingSettings, now: Options) -> list[
         begun |= vars(getattr(continued(training.options, now), group))
         given |= vars(getattr(now, group))
     begun |= {name: chosen.get(name) for name, value in begun.items() if value in OPEN}
-    return [Change(name, begun[name], new) for name, new in given.items() if new not in OPEN and new != begun[name]]
+    return [(name, begun[name], new) for name, new in given.items() if new not in OPEN and new != begun[name]]
 
 
 def duration(text: str) -> float:

@@ -51,7 +51,7 @@ def rules_in_force(
     Raises:
         InputError: the hierarchy is damaged.
     """
-    verified = "verified" in rules and data.has_image_labels
+    verified = "verified" in rules and len(data.verified) > 0
     ancestors = ancestor_matrix(dataset_path, labels) if "ancestors" in rules else None
     regions = "all" if "regions" in rules else "depictions" if "depictions" in rules else "none"
     impossible = {"verified": not verified, "ancestors": ancestors is None}

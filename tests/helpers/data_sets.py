@@ -33,7 +33,6 @@ def data_set_of(objects, regions=None, *, depiction=None, path: Path = Path("non
         group_of=~depiction,
         depiction=depiction,
         verified=np.zeros((0, 2), "int32"),
-        has_image_labels=False,
         missing=[],
     )
 

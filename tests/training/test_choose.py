@@ -264,11 +264,6 @@ def test_a_converted_checkpoint_decides_everything_unless_a_backbone_is_asked_fo
 
 
 # === Machine ===
-def test_the_cache_takes_half_of_the_free_memory():
-    assert choose.cache_bytes(None, 6 * 2**30) == 3 * 2**30
-    assert choose.cache_bytes(0.5, 6 * 2**30) == 2**29
-
-
 THREADS = "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"
 
 

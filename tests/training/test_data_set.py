@@ -103,7 +103,6 @@ def test_verified_classes_are_those_with_a_label_or_a_box(photographs):
     sizes = {image_id: len(data.verified_of(index)) for index, image_id in enumerate(data.image_ids)}
     # three image labels; a group-of box; two boxes; regions below a box of their ancestor alone
     assert (sizes["t_empty"], sizes["t_group"], sizes["t_flat"], sizes["t_kind"]) == (3, 1, 2, 0)
-    assert data.has_image_labels
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6)), max_size=40))
@@ -303,4 +302,3 @@ def test_a_level_without_images_in_a_split_is_an_empty_data_set(photographs, tmp
     assert len(data) == 0
     assert data.objects.boxes.shape == (0, 4)
     assert data.verified.shape == (0, 2)
-    assert not data.has_image_labels

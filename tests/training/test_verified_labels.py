@@ -68,7 +68,7 @@ def test_the_coarse_classes_of_a_level_and_what_is_below_them(data_set):
 )
 def test_rules_in_force_are_those_that_the_data_can_follow(data_set, asked, labels, image_labels, said, regions):
     meant = np.eye(2, dtype="float32")
-    data = SimpleNamespace(has_image_labels=image_labels, region_classes=meant)
+    data = SimpleNamespace(verified=[(0, 0)] * image_labels, region_classes=meant)
     rules, (first, *reasons) = rules_in_force(asked, data_set, labels, data)
     assert first == f"label rules: {said}"
     assert (rules.verified, rules.ancestors is not None) == tuple(rule in said for rule in ("verified", "ancestors"))

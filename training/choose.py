@@ -155,8 +155,8 @@ def _from_source(asked: NetworkOptions, source: RunSettings) -> dict[str, object
     names = ["image_size"] if source.network.detector == "keras_retinanet" else ["backbone", "image_size"]
     if source.network.detector == asked.detector:
         names += ["variant", "tums", "scales", "channels", "head"]
-    found = {name: getattr(source.network, name) for name in names if getattr(asked, name) in OPEN}
-    return {name: value for name, value in found.items() if value is not None}
+    known = vars(source.network)
+    return {name: known[name] for name in names if getattr(asked, name) in OPEN and known[name] is not None}
 
 
 def _backbone_for(weights: str, usual: str) -> tuple[str, str | None]:

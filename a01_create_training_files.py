@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 from a00_utils_and_constants import DATASET_PATH, LEVELS, OUTPUT_PATH
 from oid import paths
+from oid.annotations import find_class
 from oid.command_line import check_flag, run_script
 from oid.files import InputError, output_file, remedy, require_folder
 from oid.levels.classes import Classes, read_classes
@@ -157,7 +158,7 @@ def choose_classes(dataset_path: str, labels_filter: tuple[str, ...] | None, par
             classes = classes.part(classes.find_all(labels_filter))
     elif parent_label is not None:
         with remedy("change --parent_label"):
-            parent = classes.find(parent_label)
+            parent = find_class(parent_label, classes.names)
         classes = classes.part([parent, *classes.hierarchy.descendants(parent)])
     print_names("of these only", classes.names.values() if classes.is_part else [])
     outside = [name for label, name in classes.names.items() if label not in classes.hierarchy]

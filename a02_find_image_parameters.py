@@ -28,12 +28,12 @@ from a00_utils_and_constants import ANCHORS, DATASET_PATH, IMAGE_SIZE, ORIENTATI
 from oid import paths
 from oid.anchors import grids, report
 from oid.anchors.data_set_page import write_data_set_page
-from oid.anchors.sampled_boxes import read_image_sizes, sample_boxes
+from oid.anchors.sampled_boxes import sample_boxes
 from oid.annotations import read_class_descriptions
 from oid.command_line import check_flag, run_script
 from oid.files import InputError, output_file, remedy, replacing
 from oid.images.find import list_images
-from oid.images.table import Counts, measure_images
+from oid.images.table import Counts, measure_images, read_image_sizes
 from oid.machine import usable_cores
 
 SPLITS = ("train", "validation", "test")
@@ -142,7 +142,8 @@ def measure_split(dataset_path: str, output_path: str, split: str, measure: Call
 def read_tables(output_path: str, measured: list[str]) -> dict[str, pl.DataFrame]:
     """Reads and describes the sizes of the images of all splits that were measured now or before."""
     tables = {split: paths.image_params(output_path, split) for split in dict.fromkeys((*SPLITS, *measured))}
-    sizes = {split: read_image_sizes(table) for split, table in tables.items() if table.is_file()}
+    with remedy("run a02_find_image_parameters.py again"):
+        sizes = {split: read_image_sizes(table) for split, table in tables.items() if table.is_file()}
     sizes = {split: table for split, table in sizes.items() if len(table)}
     for split, table in sizes.items():
         print(f"{split}: {len(table)} images")

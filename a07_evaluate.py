@@ -76,11 +76,12 @@ def main(
 
     from tqdm import tqdm  # imports are here, because --help need not wait for them
 
+    from oid.annotations import find_class
     from oid.metric.challenge import Matcher, Selection
     from oid.metric.coco import CocoMatcher
     from oid.metric.errors import ErrorKinds
     from oid.metric.ground_truth import find_ground_truth, read_sizes
-    from oid.metric.report import Results, find_class, prediction_lines, result_lines, write_results
+    from oid.metric.report import Results, prediction_lines, result_lines, write_results
     from oid.predictions.files import PredictionFile
 
     check_files(boxes=boxes, image_labels=image_labels, hierarchy=hierarchy, class_descriptions=class_descriptions)
@@ -92,7 +93,10 @@ def main(
 
     matcher = Matcher(truth, num_classes=len(names), group_of_weight=group_of_weight, iou_threshold=iou)
     with remedy("give --curve another class, by its label or name"):
-        curves = [find_class(word, names, matcher.num_gt) for word in curve or ()]
+        curves = [list(names).index(find_class(word, names)) for word in curve or ()]
+    for index in curves:
+        name = list(names.values())[index]
+        check_flag(matcher.num_gt[index] > 0, "curve", name, "a class with ground truth: this one has no recall")
     kinds = ErrorKinds(matcher) if errors else None
     with remedy("run a02_find_image_parameters.py on these images, or name its table by --image_params"):
         sizes = read_sizes(image_params or paths.image_params(output_path, split), truth.image_ids) if coco else None

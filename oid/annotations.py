@@ -2,9 +2,10 @@
 
 import contextlib
 import csv
+import difflib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import polars as pl
 
@@ -44,6 +45,24 @@ def read_class_descriptions(path: str | os.PathLike) -> dict[str, str]:
     if not classes:
         raise InputError(f"{path} holds no class: expected rows `label,name`")
     return classes
+
+
+def find_class(text: str, classes: Mapping[str, str]) -> str:
+    """Returns the label of the class with the label or name `text`, upper and lower case alike in names.
+
+    Raises:
+        InputError: none of the {label: name} `classes` fits, or several do.
+    """
+    if text in classes:
+        return text
+    found = [label for label, name in classes.items() if name.casefold() == text.casefold()]
+    if len(found) > 1:
+        raise InputError(f"{len(found)} classes have the name {text}: give the label, {' or '.join(found)}")
+    if not found:
+        by_name = {name.casefold(): name for name in classes.values()}
+        (near,) = difflib.get_close_matches(text.casefold(), by_name, n=1, cutoff=0.0)
+        raise InputError(f"no class has the name or label {text}, did you mean {by_name[near]}?")
+    return found[0]
 
 
 def write_class_descriptions(path: str | os.PathLike, classes: dict[str, str]) -> None:

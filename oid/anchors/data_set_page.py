@@ -27,7 +27,7 @@ def write_data_set_page(
 ) -> None:
     """Writes the page as an HTML file, all or nothing.
 
-    `image_sizes` has the result of `oid.anchors.sampled_boxes.read_image_sizes` for each split.
+    `image_sizes` has the result of `oid.images.table.read_image_sizes` for each split.
     """
     parts = [part for report in reports for part in level_html(report)]
     parts += ["<h2>Images</h2><p>As a02 measured them.</p>", images_plot(image_sizes)]

@@ -9,7 +9,7 @@ import polars as pl
 
 from oid.annotations import csv_errors, scan_rows
 from oid.columns import CORNERS
-from oid.files import InputError, require_file
+from oid.files import InputError
 from oid.images.letterbox import Resize, boxes_in_square
 
 HASH = 2**32
@@ -49,23 +49,6 @@ class SampledBoxes:
         return (self.boxes[:, 2:] - self.boxes[:, :2]) * self.image_size
 
 
-def read_image_sizes(path: str | os.PathLike) -> pl.DataFrame:
-    """Reads `id` (String), `width` and `height` (UInt32) from a02's table.
-
-    Raises:
-        InputError: no such file, or a size is not a positive whole number.
-    """
-    remedy = "run a02_find_image_parameters.py again"
-    path = require_file(path, remedy)
-    numbers = [pl.col(name).cast(pl.UInt32, strict=False) for name in ("width", "height")]
-    with csv_errors(path):
-        table = scan_rows(path, ("id", "width", "height")).select("line", "id", *numbers).collect(engine="streaming")
-    bad = table.filter(~((pl.col("width") > 0) & (pl.col("height") > 0)).fill_null(False))
-    for line, image_id, *_ in bad.head(1).iter_rows():
-        raise InputError(f"{path}, line {line}: width or height of {image_id!r} is not a positive number: {remedy}")
-    return table.drop("line")
-
-
 def sample_boxes(
     path: str | os.PathLike,
     labels: Sequence[str],
@@ -81,7 +64,7 @@ def sample_boxes(
     Args:
         path: a CSV with the columns of Open Images.
         labels: the classes; other rows are skipped, also those without a label (negative images).
-        image_sizes: see `read_image_sizes`.
+        image_sizes: see `oid.images.table.read_image_sizes`.
         image_size: side of the network's square in pixels.
         resize: how images become square.
         seed: of the draw.

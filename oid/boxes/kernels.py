@@ -35,8 +35,6 @@ def iou_matrix(boxes_a, boxes_b):
 
 
 # === Non-maximum suppression ==========================================================================================
-
-
 @numba.njit(cache=True, nogil=True)
 def classwise_nms(boxes, order, class_of, num_classes, iou_threshold, limit):
     """Keeps each box unless a kept box of its class overlaps it by more than the threshold; at most `limit` boxes.
@@ -111,8 +109,6 @@ def _take_best(rest, left, scores):
 
 
 # === Voting ===========================================================================================================
-
-
 @numba.njit(cache=True, nogil=True)
 def vote_boxes(boxes, scores, by_class, kept, first, last, iou_threshold):
     """Moves box `kept[k]` to the mean of the boxes `by_class[first[k]:last[k]]` that overlap it, weighted by score."""

@@ -1,12 +1,11 @@
 """Images as the network sees them: stretched to a square, letterboxed in it, or of their own shape; and boxes back."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 import cv2
 import numpy as np
 
 Resize = Literal["warp", "letterbox"]
-RESIZES = get_args(Resize)
 GREY = (114, 114, 114)  # beside a letterboxed image; no augmentation can tell it from a wall
 
 

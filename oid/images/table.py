@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import polars as pl
 
+from oid.annotations import csv_errors, scan_rows
 from oid.columns import IMAGE_PARAMETER_COLUMNS, IMAGE_PROBLEM_COLUMNS
-from oid.files import InputError, replacing
+from oid.files import InputError, replacing, require_file
 from oid.images.find import ImageList, image_id
 from oid.images.read import Orientation, image_parameters
 from oid.machine import map_in_threads
@@ -123,6 +124,22 @@ def _is_unchanged(path: str, size: str | None, digest: str | None, measured: flo
     except OSError:
         return False
     return str(status.st_size) == size and status.st_mtime < measured and (bool(digest) or not md5)
+
+
+def read_image_sizes(path: str | os.PathLike) -> pl.DataFrame:
+    """Reads `id` (String), `width` and `height` (UInt32) from a table of images.
+
+    Raises:
+        InputError: no such file or column, or a size is not a positive whole number.
+    """
+    path = require_file(path, "expected a table of image sizes")
+    numbers = [pl.col(name).cast(pl.UInt32, strict=False) for name in ("width", "height")]
+    with csv_errors(path):
+        table = scan_rows(path, ("id", "width", "height")).select("line", "id", *numbers).collect(engine="streaming")
+    bad = table.filter(~((pl.col("width") > 0) & (pl.col("height") > 0)).fill_null(False))
+    for line, name, *_ in bad.head(1).iter_rows():
+        raise InputError(f"{path}, line {line}: width or height of {name!r} is not a positive number")
+    return table.drop("line")
 
 
 # === Rows of earlier runs =============================================================================================

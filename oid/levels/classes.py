@@ -1,14 +1,13 @@
 """The classes that are kept, and the choice of a part of them by name, by level and by number of boxes."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterable
 from functools import cached_property
 
 import polars as pl
 
 from oid import paths
-from oid.annotations import read_class_descriptions
+from oid.annotations import find_class, read_class_descriptions
 from oid.files import InputError, require_file
 from oid.hierarchy import Hierarchy, read_hierarchy
 
@@ -73,27 +72,10 @@ class Classes:
         return {label: name for label, name in self.names.items() if label in labels}
 
     def find_all(self, texts: Iterable[str]) -> list[str]:
-        """Returns the labels of `texts`, each a label, a name, or several of them with commas between; see `find`."""
+        """Returns the labels of `texts`, each a label, a name, or several with commas between; see `find_class`."""
         known = {*self.names, *self.names.values()}
         parts = [part.strip() for text in texts for part in ([text] if text in known else text.split(","))]
-        return [self.find(part) for part in parts if part]
-
-    def find(self, text: str) -> str:
-        """Returns the label of the kept class with the label or name `text`, upper and lower case alike in names.
-
-        Raises:
-            InputError: there is no such class, or there are several.
-        """
-        if text in self.names:
-            return text
-        found = [label for label, name in self.names.items() if name.casefold() == text.casefold()]
-        if len(found) > 1:
-            raise InputError(f"{len(found)} classes have the name {text}: give the label, {' or '.join(found)}")
-        if not found:
-            by_name = {name.casefold(): name for name in self.names.values()}
-            (near,) = difflib.get_close_matches(text.casefold(), by_name, n=1, cutoff=0.0)
-            raise InputError(f"no class has the name or label {text}, did you mean {by_name[near]}?")
-        return found[0]
+        return [find_class(part, self.names) for part in parts if part]
 
 
 def read_classes(dataset_path: str) -> tuple[Classes, list[str]]:

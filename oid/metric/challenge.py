@@ -191,8 +191,6 @@ class Selection:
 
 
 # === Average precision ================================================================================================
-
-
 def average_precisions(labels: np.ndarray, first: np.ndarray, num_gt: np.ndarray) -> np.ndarray:
     """AP of each class `(C,)`, nan where `num_gt` `(C,)` is 0; labels and `first` as in `areas_below`."""
     return ratios(areas_below(labels, np.ones(len(labels), np.float32), first), num_gt)
@@ -217,8 +215,6 @@ def mean_of_defined(values: np.ndarray) -> float:
 
 
 # === Arrays for the compiled loops ====================================================================================
-
-
 def ordered_targets(truth: GroundTruth, num_classes: int) -> Targets:
     """Orders the ground truth by image and class. Raises a ValueError for invalid arrays."""
     size, boxes = (len(truth.image_ids), num_classes), np.asarray(truth.boxes, np.float64).reshape(-1, 4)

@@ -17,9 +17,10 @@ import polars as pl
 
 from oid import paths
 from oid.annotations import csv_errors, read_class_descriptions, scan_rows
-from oid.columns import CORNERS, GROUND_TRUTH_COLUMNS, IMAGE_LABEL_COLUMNS, IMAGE_PARAMETER_COLUMNS
+from oid.columns import CORNERS, GROUND_TRUTH_COLUMNS, IMAGE_LABEL_COLUMNS
 from oid.files import InputError, require_file
 from oid.hierarchy import Hierarchy, read_hierarchy
+from oid.images.table import read_image_sizes
 from oid.metric.challenge import GroundTruth
 
 
@@ -119,22 +120,16 @@ def read_sizes(path: str | os.PathLike, image_ids: Sequence[str]) -> np.ndarray:
     """Reads width and height in pixels `(len(image_ids), 2)` from a02's table, a CSV with `id,width,height`.
 
     Raises:
-        InputError: no such file or column, an image without a row, or a size that is not a positive whole number.
+        InputError: an image without a row, or see `read_image_sizes`.
     """
-    path, columns = require_file(path, "expected a table of image sizes"), IMAGE_PARAMETER_COLUMNS[:3]
-    with csv_errors(path):
-        table = scan_rows(path, columns).unique("id", keep="first").collect()
     wanted = pl.DataFrame({"id": list(image_ids)}, schema={"id": pl.String})
+    table = read_image_sizes(path).unique("id", keep="first")
     sizes = wanted.join(table, on="id", how="left", maintain_order="left")
-    without = sizes.filter(pl.col("line").is_null())["id"]
+    without = sizes.filter(pl.col("width").is_null())["id"]
     if len(without):
         many = f"{len(without)} of the {len(image_ids)} evaluated images"
         raise InputError(f"{path} has no size of {many}, for example {without[0]!r}")
-    sizes = sizes.with_columns(pl.col(columns[1:]).cast(pl.UInt32, strict=False))
-    is_good = pl.all_horizontal(pl.col(columns[1:]) > 0).fill_null(False)
-    for image_id, line in sizes.filter(~is_good).select("id", "line").head(1).rows():
-        raise InputError(f"{path}, line {line}: width or height of {image_id!r} is not a positive number")
-    return sizes.select(columns[1:]).to_numpy().astype(np.float64)
+    return sizes.select("width", "height").to_numpy().astype(np.float64)
 
 
 def _read_boxes(path: str | os.PathLike) -> pl.DataFrame:
@@ -212,8 +207,6 @@ def _expanded_labels(found: set[str], hierarchy: Hierarchy | None) -> list[str]:
 
 
 # === Which files ======================================================================================================
-
-
 class GroundTruthFiles(NamedTuple):
     """The ground-truth files of a split; None = not used."""
 

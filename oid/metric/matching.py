@@ -47,8 +47,6 @@ class Entries(NamedTuple):
 
 
 # === Matching =========================================================================================================
-
-
 @numba.njit(cache=True, nogil=True)
 def match_images(block, targets, num_classes, group_of_weight, iou_threshold, found):
     """Matches the detections of a block. Entries are in the order of the images, each with its detections first.
@@ -151,8 +149,6 @@ def _overlap(box, target, group_of):
 
 
 # === Average precision ================================================================================================
-
-
 @numba.njit(cache=True, nogil=True)
 def areas_below(labels, counts, first):
     """`(C,)`, the area below the envelope of precision over the true positives of each class.
@@ -176,8 +172,6 @@ def areas_below(labels, counts, first):
 
 
 # === Kinds of error ===================================================================================================
-
-
 @numba.njit(cache=True, nogil=True)
 def classify_errors(entries, rows, block, targets, low, high):
     """The kind of each false positive, `(E,)` uint8 with `NO_ERROR` for others, and its target, `(E,)` int32 or -1.

@@ -1,6 +1,5 @@
 """What a07 reports beside mAP: tables, lines to print, the content of X.metrics.json, the curve of a class."""
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from oid.columns import CLASS_COLUMNS, CONFUSION_COLUMNS, CURVE_COLUMNS
-from oid.files import InputError, replacing
+from oid.files import replacing
 from oid.metric.challenge import Matcher, Metrics, Selection
 from oid.metric.coco import CocoMetrics
 from oid.metric.errors import BACKGROUND_OVERLAP, ErrorReport
@@ -36,8 +35,6 @@ class Results(NamedTuple):
 
 
 # === Lines to print ===================================================================================================
-
-
 def result_lines(results: Results, count: int) -> list[str]:
     """The tables of classes and errors, `count` rows each, and COCO's numbers."""
     lines = class_lines(class_table(results), count)
@@ -112,8 +109,6 @@ def error_lines(report: ErrorReport, confusions: pl.DataFrame, count: int) -> li
 
 
 # === Tables and files =================================================================================================
-
-
 def class_table(results: Results) -> pl.DataFrame:
     """`CLASS_COLUMNS` of every class by descending cost; AP and cost are null without ground truth.
 
@@ -134,25 +129,6 @@ def confusion_table(results: Results) -> pl.DataFrame:
         for predicted, actual, count, score in results.errors.confusions
     ]
     return pl.DataFrame(rows, schema=CONFUSION_COLUMNS, orient="row")
-
-
-def find_class(wanted: str, names: Mapping[str, str], num_gt: np.ndarray) -> int:
-    """The class index of a label, or of a name in any case.
-
-    Raises:
-        InputError: no such class, several classes of this name, or no ground truth for the class.
-    """
-    labels = list(names)
-    same_name = [index for index, name in enumerate(names.values()) if name.lower() == wanted.lower()]
-    found = [labels.index(wanted)] if wanted in names else same_name
-    if not found:
-        near = difflib.get_close_matches(wanted, [*names.values(), *labels], n=1)
-        raise InputError(f"{wanted!r} is not a class" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    if len(found) > 1:
-        raise InputError(f"{wanted!r} is the name of {' and '.join(labels[index] for index in found)}")
-    if num_gt[found[0]] == 0:
-        raise InputError(f"{wanted!r} has no ground-truth box that counts, so no recall")
-    return found[0]
 
 
 def write_results(target: Path, results: Results, curves: Sequence[int]) -> list[Path]:

@@ -59,8 +59,6 @@ class Predictions:
 
 
 # === Reading ==========================================================================================================
-
-
 def read_predictions(path: str | os.PathLike, *, allow_swapped_corners: bool = False) -> Predictions:
     """Reads a whole prediction file; see `PredictionFile`."""
     file = PredictionFile(path, allow_swapped_corners=allow_swapped_corners)
@@ -160,8 +158,6 @@ def _temporary_table(path: Path) -> Iterator[BinaryIO]:
 
 
 # === Writing ==========================================================================================================
-
-
 def write_predictions(path: str | os.PathLike, predictions: Predictions) -> None:
     """Writes a whole prediction file; see `PredictionWriter`."""
     with PredictionWriter(path) as writer:

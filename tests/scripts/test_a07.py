@@ -267,8 +267,8 @@ def test_help_waits_for_nothing_heavy():
         ({"metrics": "."}, "is a folder: give another place by --metrics"),
         ({"split": "train", "predictions": "SUBMISSION"}, "train.*does not exist.*--split"),
         ({"split": "test", "predictions": "SUBMISSION"}, "the test split has no ground truth.*--split"),
-        ({"curve": ("Appel",)}, r"'Appel' is not a class \(did you mean 'Apple'\?\): give --curve"),
-        ({"curve": ("Banana",), "boxes": "APPLES"}, "'Banana' has no ground-truth box that counts.*--curve"),
+        ({"curve": ("Appel",)}, r"name or label Appel, did you mean Apple\? Give --curve"),
+        ({"curve": ("Banana",), "boxes": "APPLES"}, "--curve is Banana: give a class with ground truth"),
         ({"coco": True, "image_params": "no.csv"}, "no.csv does not exist.*run a02_find_image_parameters"),
     ],
 )

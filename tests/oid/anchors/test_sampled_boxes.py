@@ -4,9 +4,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from oid.anchors.sampled_boxes import read_image_sizes, sample_boxes
+from oid.anchors.sampled_boxes import sample_boxes
 from oid.columns import BOX_COLUMNS, CORNERS
 from oid.files import InputError
+from oid.images.table import read_image_sizes
 
 
 def write_boxes(path, rows):

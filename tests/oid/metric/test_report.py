@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from oid.files import InputError
 from oid.metric.challenge import Metrics
-from oid.metric.report import Results, beside, class_table, draw_curve, find_class, result_lines, write_curve
+from oid.metric.report import Results, beside, class_table, draw_curve, result_lines, write_curve
 
 NAMES = {"/m/1": "Apple", "/m/2": "Banana", "/m/3": "Traffic light", "/m/4": "apple"}
 METRICS = Metrics(0.5, np.array([0.75, np.nan, 0.25, 0.25]), np.array([8.0, 0.0, 3.0, 5.0]), {})
@@ -30,25 +29,6 @@ def test_lines_have_as_many_classes_as_are_asked_for():
     lines = result_lines(RESULTS, 2)
     assert [line.split("  ")[-1] for line in lines[2:]] == ["apple (/m/4)", "Traffic light (/m/3)"]
     assert result_lines(RESULTS, 0) == []
-
-
-@pytest.mark.parametrize(("wanted", "index"), [("/m/3", 2), ("TRAFFIC LIGHT", 2), ("/m/1", 0)])
-def test_find_class(wanted: str, index: int):
-    assert find_class(wanted, NAMES, METRICS.num_gt) == index
-
-
-@pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        ("Bananna", r"'Bananna' is not a class \(did you mean 'Banana'\?\)"),
-        ("xyz", "'xyz' is not a class$"),
-        ("Apple", "'Apple' is the name of /m/1 and /m/4"),
-        ("Banana", "'Banana' has no ground-truth box that counts"),
-    ],
-)
-def test_a_class_that_cannot_be_found(wanted: str, message: str):
-    with pytest.raises(InputError, match=message):
-        find_class(wanted, NAMES, METRICS.num_gt)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def main(
         print("no image can be used, so the data set is not described")
         return
     sample = functools.partial(sample_boxes, image_size=image_size, resize=resize, seed=seed)
-    reports, per_cell = [], anchors_per_cell or sets[0].per_cell
+    reports, per_cell = [], anchors_per_cell or sets[0].grids.per_cell
     for level in described:
         names = read_class_descriptions(paths.level_class_descriptions(output_path, level))
         samples = read_boxes(output_path, level, list(names), image_sizes, sample)

@@ -25,7 +25,7 @@ import a00_utils_and_constants as a00
 from oid import paths
 from oid.command_line import check_files, check_flag, check_range, run_script
 from oid.files import InputError, output_file, remedy
-from oid.fusion.fuse import Boxes, fuse
+from oid.fusion.fuse import Boxes, count_unusual, fuse
 from oid.fusion.model_files import ModelFiles
 from oid.fusion.tuned_settings import FusionSettings, SearchOptions, model_names, read_settings, write_settings
 from oid.machine import map_in_threads, usable_cores
@@ -152,8 +152,6 @@ def write_ensemble(
     target: Path, file_paths: Sequence[Path], fuse_block: Callable[..., Boxes], skip_box_threshold: float
 ) -> None:
     """Fuses all images, block by block, and prints how many boxes of each file were read, changed and left out."""
-    from oid.boxes.kernels import count_unusual
-
     files = ModelFiles(list(map_in_threads(PredictionFile, file_paths)))
     counts, written = np.zeros((len(file_paths), 4), np.int64), 0  # all boxes, and those of the last three RULES
     with PredictionWriter(target) as writer, tqdm(total=len(files.image_ids), unit="image", disable=None) as bar:

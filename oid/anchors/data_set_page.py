@@ -62,7 +62,7 @@ def level_html(report: LevelReport) -> list[str]:
 # === Tables ===========================================================================================================
 def sets_table(report: LevelReport) -> str:
     """The share of boxes that each set of anchors covers, and the mean of the classes' shares, for each split."""
-    header, rows = ["anchors", "per cell"], [[anchors.name, anchors.per_cell] for anchors in report.sets]
+    header, rows = ["anchors", "per cell"], [[anchors.name, anchors.grids.per_cell] for anchors in report.sets]
     for coverage in report.coverages:
         header += [f"{coverage.split}: covered boxes", "mean of the classes", "mean IoU"]
         for number, row in enumerate(rows):

@@ -29,14 +29,9 @@ class AnchorSet:
     grids: AnchorGrids
 
     @property
-    def per_cell(self) -> int:
-        """How many anchors each cell has."""
-        return self.grids.per_cell
-
-    @property
     def title(self) -> str:
         """The name with the number of anchors."""
-        return f"{self.name}, {self.per_cell} per cell"
+        return f"{self.name}, {self.grids.per_cell} per cell"
 
 
 @dataclass(frozen=True)
@@ -146,7 +141,7 @@ def write_anchor_file(path: str | os.PathLike, report: LevelReport, seed: int) -
         "image_size": coverage.boxes.image_size,
         "resize": coverage.boxes.resize,
         "scales": len(chosen.grids.sizes),
-        "anchors_per_cell": chosen.per_cell,
+        "anchors_per_cell": chosen.grids.per_cell,
         "covered": {report.sets[number].name: round(coverage.share(number), 4) for number in report.compared},
         "sizes": chosen.grids.sizes,
     }

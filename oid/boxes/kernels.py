@@ -125,7 +125,7 @@ def vote_boxes(boxes, scores, by_class, kept, first, last, iou_threshold):
     return voted
 
 
-# === Fusion: `prepare`, then `wbf`, `nmw`, `nms` or `soft_nms`, then `rank` ===========================================
+# === Fusion: `prepare`, then `wbf`, `nmw`, `nms` or `soft_nms` ========================================================
 #
 # A run is the boxes of one class in one image. Runs are fused independently of each other. The four methods are
 # separate functions, so that a process compiles only the one it uses.
@@ -180,40 +180,6 @@ def _clean(box, clean):
     clean[0], clean[2] = min(max(min(box[0], box[2]), 0.0), 1.0), min(max(max(box[0], box[2]), 0.0), 1.0)
     clean[1], clean[3] = min(max(min(box[1], box[3]), 0.0), 1.0), min(max(max(box[1], box[3]), 0.0), 1.0)
     return (clean[2] - clean[0]) * (clean[3] - clean[1]) > 0.0
-
-
-@numba.njit(cache=True, nogil=True)
-def count_unusual(boxes, scores, skip_box_threshold):
-    """Counts the boxes that reach out of [0, 1], that have no area there, and whose score is below the threshold."""
-    clean = np.empty(4)
-    outside = without_area = below = 0
-    for i in range(len(boxes)):
-        a, b, c, d = boxes[i, 0], boxes[i, 1], boxes[i, 2], boxes[i, 3]
-        outside += min(a, b, c, d) < 0.0 or max(a, b, c, d) > 1.0
-        without_area += not _clean(boxes[i], clean)
-        below += scores[i] < skip_box_threshold
-    return outside, without_area, below
-
-
-@numba.njit(cache=True, nogil=True)
-def rank(scores, founder, image_stops, limit):
-    """Orders the fused boxes of each image by descending score; equal scores by the index of their founder.
-
-    `scores` and `founder` are from a fusion method, `image_stops` from `prepare`; at most `limit` boxes of an image are
-    kept. Returns `(M,)` positions in `scores`, and `(images + 1,)` offsets of the images in them.
-    """
-    ranking, offsets = np.empty(len(scores), np.int64), np.zeros(len(image_stops) + 1, np.int64)
-    start = count = 0
-    for image in range(len(image_stops)):
-        stop = start
-        while stop < len(founder) and founder[stop] < image_stops[image]:
-            stop += 1
-        by_founder = start + np.argsort(founder[start:stop])
-        ranked = by_founder[np.argsort(-scores[by_founder], kind="mergesort")][:limit]
-        ranking[count : count + len(ranked)] = ranked
-        count += len(ranked)
-        start, offsets[image + 1] = stop, count
-    return ranking[:count], offsets
 
 
 @numba.njit(cache=True, nogil=True)

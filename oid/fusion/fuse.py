@@ -135,12 +135,23 @@ def fuse(
             is_gaussian = method == "soft_nms_gaussian"
             found = kernels.soft_nms(*common, is_gaussian, float(sigma), float(score_threshold))
         fused_boxes, fused_scores, founder = found
-        most = len(clean) if limit is None else limit
-        ranking, fused_offsets = kernels.rank(fused_scores, founder, image_stops, most)
+        image = np.searchsorted(image_stops, founder, side="right")
+        ranking, every = np.lexsort((founder, -fused_scores, image)), np.arange(len(image_stops) + 1)
+        fused_offsets = np.searchsorted(image, every)  # the images are in order
+        if limit is not None:
+            ranking = ranking[np.arange(len(image)) - fused_offsets[image] < limit]
+            fused_offsets = np.searchsorted(image[ranking], every)
         return Boxes(fused_boxes[ranking], fused_scores[ranking], label_of[founder[ranking]], fused_offsets)
 
     num_parts = max(len(boxes) // BOXES_PER_PART + 1, 4 * threads if threads > 1 else 1)
     return _joined(fuse_part, starts.shape[1], num_parts, threads)
+
+
+def count_unusual(boxes: np.ndarray, scores: np.ndarray, skip_box_threshold: float) -> tuple[int, int, int]:
+    """Counts the boxes that reach out of [0, 1], that have no area there, and whose score is below the threshold."""
+    sides = np.diff(boxes.reshape(-1, 2, 2).clip(0.0, 1.0), axis=1)
+    unusual = ((boxes < 0.0) | (boxes > 1.0)).any(axis=1), sides.prod(axis=2) == 0.0, scores < skip_box_threshold
+    return tuple(map(np.count_nonzero, unusual))
 
 
 def _joined(fuse_part: Callable[[slice], Boxes], num_images: int, num_parts: int, threads: int) -> Boxes:

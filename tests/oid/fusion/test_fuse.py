@@ -8,10 +8,9 @@ import ensemble_boxes
 import numpy as np
 import pytest
 
-from oid.boxes.kernels import count_unusual
 from oid.boxes.suppression import classwise_soft_nms
 from oid.fusion import fuse as fusion
-from oid.fusion.fuse import CONF_TYPES, METHODS, fuse
+from oid.fusion.fuse import CONF_TYPES, METHODS, count_unusual, fuse
 
 BOX = [0.1, 0.1, 0.5, 0.5]
 

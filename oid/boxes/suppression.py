@@ -12,8 +12,6 @@ import numpy as np
 
 from oid.boxes import kernels
 
-SOFT_NMS_METHODS = ("linear", "gaussian")
-
 
 def iou_matrix(boxes_a: np.ndarray, boxes_b: np.ndarray) -> np.ndarray:
     """Computes the `(N, M)` float64 IoU of `(N, 4)` boxes with `(M, 4)` others in the same unit, both xyxy."""
@@ -83,13 +81,9 @@ def classwise_soft_nms(
         `(K,)` int64 indices of the kept boxes, and `(K,)` float64 new scores, descending.
 
     Raises:
-        ValueError: lengths differ, a score is NaN or negative, the method is unknown, or sigma is not above 0.
+        ValueError: lengths differ, or a score is NaN or negative.
     """
     boxes, scores = _as_boxes_and_scores(boxes, scores, labels)
-    if method not in SOFT_NMS_METHODS:
-        raise ValueError(f"unknown method {method!r}, there are {', '.join(SOFT_NMS_METHODS)}")
-    if not sigma > 0:
-        raise ValueError(f"sigma is {sigma}, expected more than 0")
     if (scores < 0).any():
         raise ValueError(f"score {np.flatnonzero(scores < 0)[0]} is negative")
     classes, class_of = np.unique(labels, return_inverse=True)

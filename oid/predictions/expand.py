@@ -31,14 +31,13 @@ class Expansion:
 
     def __init__(self, tree: Hierarchy, classes: Collection[str], labels: Sequence[str]):
         """Takes the hierarchy, the evaluated classes, and the labels of the file."""
-        above = [tree.ancestors(label) if label in tree else () for label in labels]
-        above = [[ancestor for ancestor in ancestors if ancestor in classes] for ancestors in above]
+        above = [[other for other in tree.ancestors(label) if other in classes] for label in labels]
         self.inner = list(dict.fromkeys(itertools.chain.from_iterable(above)))
         self.labels = list(dict.fromkeys([*labels, *self.inner]))
         numbers = {label: number for number, label in enumerate(self.labels)}
-        self._is_written = np.array([label in classes for label in labels], dtype=np.bool_)
-        self._ancestors = np.array([numbers[ancestor] for ancestors in above for ancestor in ancestors], np.int64)
-        self._starts = np.cumsum([0, *map(len, above)])  # label i has ancestors[starts[i] : starts[i + 1]]
+        written = [[label, *up] if label in classes else up for label, up in zip(labels, above, strict=True)]
+        self._written = np.array([numbers[label] for label in itertools.chain.from_iterable(written)], np.int64)
+        self._starts = np.cumsum([0, *map(len, written)])  # label i becomes written[starts[i] : starts[i + 1]]
 
     def expand(self, found: Predictions, *, nms_iou: float, only_new: bool = False) -> Predictions:
         """Expands the boxes of some images.
@@ -51,15 +50,13 @@ class Expansion:
         Returns:
             the same images; their label indices refer to `labels`.
         """
-        from_old = np.flatnonzero(self._is_written[found.label_index])
         copies = np.diff(self._starts)[found.label_index]
-        from_copied = np.repeat(np.arange(len(copies)), copies)
-        nth = np.arange(len(from_copied)) - np.repeat(np.cumsum(copies) - copies, copies)  # ancestor of its box
-        ancestors = self._ancestors[self._starts[found.label_index[from_copied]] + nth]
-        box = np.concatenate([from_old, from_copied])
-        label, is_new = np.concatenate([found.label_index[from_old], ancestors]), np.arange(len(box)) >= len(from_old)
-        by_image = np.argsort(found.image_index[box], kind="stable")
-        box, label, is_new = box[by_image], label[by_image], is_new[by_image]
+        box = np.repeat(np.arange(len(copies)), copies)
+        nth = np.arange(len(box)) - np.repeat(np.cumsum(copies) - copies, copies)  # of the copies of its box
+        label = self._written[self._starts[found.label_index[box]] + nth]
+        is_new = label != found.label_index[box]
+        order = np.argsort(found.image_index[box] * 2 + is_new, kind="stable")
+        box, label, is_new = box[order], label[order], is_new[order]
         image, scores = found.image_index[box], found.scores[box]
 
         class_of = image * len(self.labels) + label  # a class of one image is a class of its own
@@ -69,8 +66,8 @@ class Expansion:
         stays = ~has_gained[class_of]
         rows = np.flatnonzero(~stays)
         rows = rows[np.lexsort((-scores[rows], image[rows]))]
-        boxes, order = found.boxes[box[rows]], np.arange(len(rows))
-        kept = classwise_nms(boxes, order, class_of[rows], num_classes, float(nms_iou), len(rows))
+        boxes = found.boxes[box[rows]]
+        kept = classwise_nms(boxes, np.arange(len(rows)), class_of[rows], num_classes, float(nms_iou), len(rows))
         stays[rows[kept]] = True
         if only_new:
             stays &= is_new

@@ -15,6 +15,7 @@ from a01_create_training_files import main
 from oid import paths
 from oid.annotations import read_class_descriptions
 from oid.hierarchy import Hierarchy, read_hierarchy
+from oid.images.find import ImageList
 from oid.levels import rows as annotation_rows
 from oid.levels import write as level_files
 from tests.helpers.project import shared
@@ -68,12 +69,12 @@ def reference(rows, labels, kept, level_classes, hierarchy):
 
 def read_silenced(data_set, output, level) -> set[tuple]:
     """(image, class, rectangle) that a training leaves without gradient, by its own reading of the files."""
-    labels, rows = list(read_classes(output, level)), Result(output, level).regions
+    labels, made = list(read_classes(output, level)), Result(output, level)
+    rows = made.regions
     ids = dict.fromkeys(row[0] for row in rows)
     with pytest.MonkeyPatch.context() as patch:  # there are no pictures
-        patch.setattr(
-            "training.data_set._usable_files", lambda *arguments, **options: dict.fromkeys(arguments[3], None)
-        )
+        files = ImageList("", sorted({f"{row[0]}.jpg" for row in [*made.boxes, *rows]}), [])
+        patch.setattr("training.data_set.list_images", lambda folder: files)
         data = read_data_set(data_set, output, level, "train")
     assert data.region_classes.shape[1] == len(labels)
     assert len(data.regions.labels) == len(rows)

@@ -67,7 +67,8 @@ def run_script(main: Callable[..., None], arguments: Sequence[str] | None = None
     try:
         try:
             parser = command_line(main)
-            values = vars(parser.parse_args(arguments))
+            values = vars(parser.parse_args(arguments)).items()
+            values = {name: tuple(value) if isinstance(value, list) else value for name, value in values}
             if values:
                 _print_settings(values, parser)
             main(**values)
@@ -164,7 +165,7 @@ def _argument_options(annotation: object) -> dict[str, object]:
     if kind in (types.UnionType, typing.Union):  # the second: Literal[...] | None
         return _argument_options(next(choice for choice in choices if choice is not types.NoneType))
     if kind is tuple:
-        return _argument_options(choices[0]) | {"nargs": "+", "action": _StoreTuple}
+        return _argument_options(choices[0]) | {"nargs": "+"}
     if kind is typing.Literal:
         names = {str(choice): choice for choice in choices}
         read = _reader(names.__getitem__, f"is none of its values: choose from {', '.join(names)}")
@@ -172,13 +173,6 @@ def _argument_options(annotation: object) -> dict[str, object]:
     if annotation is bool:
         return {"type": _READERS[bool], "metavar": "true|false", "nargs": "?", "const": True}
     return {"type": _READERS[annotation], "metavar": annotation.__name__.upper()}
-
-
-class _StoreTuple(argparse.Action):
-    """Stores several values as a tuple instead of a list, like the defaults."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, tuple(values))
 
 
 def _reader(convert: Callable[[str], object], mistake: str) -> Callable[[str], object]:

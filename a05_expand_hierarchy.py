@@ -2,8 +2,8 @@
 
 Reads   prediction CSVs (a04), the class hierarchy and the evaluated classes of DATASET/annotations
 Writes  OUTPUT/predictions/<split>/<run>.expanded.csv, in Kaggle's form
-Takes   about 15 s for 100,000 images with 100 boxes each; the first run compiles, some seconds more; the temporary
-        folder gets 48 bytes per box
+Takes   about 15 s for 100,000 images with 100 boxes each; the first run compiles, 3 s more; the temporary folder gets
+        48 bytes per box
 
     python a05_expand_hierarchy.py --run resnet50_level_1 --split test
     python a05_expand_hierarchy.py --predictions tiny.csv --expanded tiny.expanded.csv

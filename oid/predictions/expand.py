@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from oid.boxes.kernels import classwise_nms
+from oid.boxes import kernels
 from oid.hierarchy import Hierarchy
 from oid.predictions.files import Predictions
 
@@ -31,13 +31,16 @@ class Expansion:
 
     def __init__(self, tree: Hierarchy, classes: Collection[str], labels: Sequence[str]):
         """Takes the hierarchy, the evaluated classes, and the labels of the file."""
-        above = [[other for other in tree.ancestors(label) if other in classes] for label in labels]
+        above = [tree.ancestors(label) if label in tree else () for label in labels]
+        above = [[ancestor for ancestor in ancestors if ancestor in classes] for ancestors in above]
         self.inner = list(dict.fromkeys(itertools.chain.from_iterable(above)))
         self.labels = list(dict.fromkeys([*labels, *self.inner]))
         numbers = {label: number for number, label in enumerate(self.labels)}
-        written = [[label, *up] if label in classes else up for label, up in zip(labels, above, strict=True)]
-        self._written = np.array([numbers[label] for label in itertools.chain.from_iterable(written)], np.int64)
-        self._starts = np.cumsum([0, *map(len, written)])  # label i becomes written[starts[i] : starts[i + 1]]
+        self._is_written = np.array([label in classes for label in labels], dtype=np.bool_)
+        self._ancestors = np.array([numbers[ancestor] for ancestors in above for ancestor in ancestors], np.int64)
+        self._starts = np.cumsum([0, *map(len, above)])  # label i has ancestors[starts[i] : starts[i + 1]]
+        inner = {label: number for number, label in enumerate(self.inner)}
+        self._inner_numbers = np.array([inner.get(label, len(inner)) for label in self.labels], np.int64)
 
     def expand(self, found: Predictions, *, nms_iou: float, only_new: bool = False) -> Predictions:
         """Expands the boxes of some images.
@@ -50,27 +53,28 @@ class Expansion:
         Returns:
             the same images; their label indices refer to `labels`.
         """
-        copies = np.diff(self._starts)[found.label_index]
-        box = np.repeat(np.arange(len(copies)), copies)
-        nth = np.arange(len(box)) - np.repeat(np.cumsum(copies) - copies, copies)  # of the copies of its box
-        label = self._written[self._starts[found.label_index[box]] + nth]
-        is_new = label != found.label_index[box]
-        order = np.argsort(found.image_index[box] * 2 + is_new, kind="stable")
-        box, label, is_new = box[order], label[order], is_new[order]
-        image, scores = found.image_index[box], found.scores[box]
+        num_images = len(found.image_ids)
+        old = np.flatnonzero(self._is_written[found.label_index])
+        gains = np.diff(self._starts)[found.label_index]  # new boxes of each box
+        new = np.repeat(np.arange(len(gains)), gains)
+        nth = np.arange(len(new)) - np.repeat(np.cumsum(gains) - gains, gains)
+        ancestors = self._ancestors[self._starts[found.label_index[new]] + nth]
+        source, labels = np.concatenate([old, new]), np.concatenate([found.label_index[old], ancestors])
+        by_image = _by_image(found.image_index[source], num_images)
+        source, labels, is_new = source[by_image], labels[by_image], by_image >= len(old)
+        image, scores, boxes = found.image_index[source], found.scores[source], found.boxes[source]
+        group = image * (len(self.inner) + 1) + self._inner_numbers[labels]  # one inner class in one image, or the rest
+        has_gained = np.zeros(num_images * (len(self.inner) + 1), dtype=bool)
+        has_gained[group[is_new]] = True
+        rivals = np.flatnonzero(has_gained[group])
+        order = rivals[np.argsort(-scores[rivals], kind="stable")]
+        order = order[_by_image(image[order], num_images)]  # memory is read in its order
+        stays = ~has_gained[group]
+        stays[kernels.classwise_nms(boxes, order, group, len(has_gained), float(nms_iou), len(order))] = True
+        kept = np.flatnonzero(stays & is_new if only_new else stays)
+        return Predictions(found.image_ids, self.labels, image[kept], labels[kept], scores[kept], boxes[kept])
 
-        class_of = image * len(self.labels) + label  # a class of one image is a class of its own
-        num_classes = len(found.image_ids) * len(self.labels)
-        has_gained = np.zeros(num_classes, dtype=bool)
-        has_gained[class_of[is_new]] = True
-        stays = ~has_gained[class_of]
-        rows = np.flatnonzero(~stays)
-        rows = rows[np.lexsort((-scores[rows], image[rows]))]
-        boxes = found.boxes[box[rows]]
-        kept = classwise_nms(boxes, np.arange(len(rows)), class_of[rows], num_classes, float(nms_iou), len(rows))
-        stays[rows[kept]] = True
-        if only_new:
-            stays &= is_new
-        return Predictions(
-            found.image_ids, self.labels, image[stays], label[stays], scores[stays], found.boxes[box[stays]]
-        )
+
+def _by_image(image: np.ndarray, num_images: int) -> np.ndarray:
+    """The stable order of `(N,)` image numbers. NumPy sorts 16-bit numbers in linear time."""
+    return np.argsort(image.astype(np.min_scalar_type(num_images)), kind="stable")

@@ -197,9 +197,20 @@ def test_mistakes_in_flags(tmp_path, monkeypatch, change, match):
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_a_mistake_in_a_file_is_one_sentence_and_exit_code_2(tmp_path):
-    arguments = files(tmp_path, {"i": f"Apple nan {A}"})
-    done = run_script("a05_expand_hierarchy.py", *(x for flag, name in arguments.items() for x in (f"--{flag}", name)))
-    assert done.returncode == 2
-    assert done.stderr == f"error: {arguments['predictions']}, line 2, token 2: the score 'nan' is not finite\n"
-    assert not (tmp_path / "out.csv").exists()
+def test_a_mistake_in_a_late_block_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(a05, "IMAGES_PER_BLOCK", 2)
+    flags = files(tmp_path, {f"i{k}": f"Apple 0.5 {A}" for k in range(9)} | {"last": f"Apple nan {A}"})
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InputError, match=r"in\.csv, line 11, token 2: the score 'nan' is not finite$"):
+        a05.main(**flags)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_neither_blocks_nor_threads_change_the_result(tmp_path, monkeypatch):
+    flags = files(tmp_path, {f"i{k}": f"Apple 0.{k} {A} Fruit 0.5 {A} Car 0.2 {B}" for k in range(1, 9)})
+    results = []
+    for size in (1, 3, 1000):
+        monkeypatch.setattr(a05, "IMAGES_PER_BLOCK", size)
+        a05.main(**flags)
+        results.append((tmp_path / "out.csv").read_bytes())
+    assert results == results[:1] * 3

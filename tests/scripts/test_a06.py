@@ -228,13 +228,6 @@ def test_tuning_without_ground_truth_says_so(tmp_path):
         a06.main(boxes=path, image_labels=str(tmp_path / "no.csv"), **options)
 
 
-def test_two_files_of_one_name_are_to_be_renamed(tmp_path):
-    (tmp_path / "folder").mkdir()
-    file_paths = tuple(write(folder, "a.csv", {"i": ""}) for folder in (tmp_path, tmp_path / "folder"))
-    with pytest.raises(InputError, match=r"have the same name, by which settings know a model: rename one$"):
-        a06.main(predictions=file_paths, settings="best.tuned.json", ensemble=str(tmp_path / "out.csv"))
-
-
 # === As a user calls it ===============================================================================================
 
 

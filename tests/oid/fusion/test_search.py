@@ -143,17 +143,6 @@ def test_reported_gains_are_those_of_fusion_and_metric(noisy):
     assert tuning.free_weights.out_of_fold == pytest.approx(tuning.kept.out_of_fold - before)
 
 
-def test_equal_models_keep_the_base():
-    """Three times the same file with boxes that do not overlap: no setting is better."""
-    truth = ground_truth(40)
-    tuning = search([detector(truth, 1, error=0.25, false=0)] * 3, truth, trials=30)
-    assert 0.1 < tuning.base_map < 0.9
-    for gain in (tuning.equal_weights, tuning.free_weights, tuning.kept):
-        assert gain.in_fold == gain.out_of_fold == 0.0
-        assert {gain.settings, *gain.fold_settings} == {base(3)}
-    assert tuning.verdict == "inside the noise"
-
-
 def test_a_gain_inside_the_noise_is_not_kept():
     """Three detectors that differ by chance only, at a good IoU: the search fits the images it sees."""
     truth = ground_truth(30)

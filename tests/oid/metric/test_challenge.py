@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oid.metric.challenge import RULES, GroundTruth, Matcher, Selection, average_precisions, evaluate, match
+from oid.metric.challenge import RULES, GroundTruth, Matcher, Selection, evaluate, match
 from oid.metric.ground_truth import GroundTruthFiles
 from oid.metric.matching import MAX_DETECTIONS
 from oid.predictions.files import read_predictions
@@ -139,13 +139,6 @@ def test_precision_and_recall(weight: float, precision: list, recall: list):
 def area_below(precision: np.ndarray, recall: np.ndarray) -> float:
     """The area below the envelope of precision over recall, as the reference computes it."""
     return float(np.sum(np.diff(recall, prepend=0.0) * np.maximum.accumulate(precision[::-1])[::-1]))
-
-
-def test_area_below_the_envelope():
-    precision = [0.8, 0.76, 0.9, 0.65, 0.7, 0.5, 0.55, 0]
-    recall = [0.3, 0.3, 0.4, 0.4, 0.45, 0.45, 0.5, 0.5]
-    assert area_below(precision, recall) == pytest.approx(0.4225, abs=1e-12)
-    assert np.isnan(average_precisions(np.zeros(3), np.array([0, 3]), np.zeros(1)))
 
 
 @settings(max_examples=20, deadline=None)

@@ -1,16 +1,12 @@
 """Proves that all images of a block are expanded at once as each would be alone, by the plain rules."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import a05_expand_hierarchy as a05
 from oid.boxes.suppression import classwise_nms
-from oid.files import InputError
 from oid.hierarchy import Hierarchy
 from oid.predictions.expand import Expansion
-from oid.predictions.files import read_predictions, write_predictions
 from tests.helpers.prediction_cases import predictions_of
 
 LABELS = ("a", "b", "c", "d", "e", "f", "other")
@@ -77,40 +73,3 @@ def test_a_block_is_expanded_as_each_image_by_the_plain_rules(images, classes, n
     result = Expansion(tree, classes, found.labels).expand(found, nms_iou=nms_iou, only_new=only_new)
     assert result.image_ids == found.image_ids
     assert rows_of(result) == plain_expansion(found, tree, classes, nms_iou, only_new)
-
-
-@pytest.fixture
-def files(tmp_path):
-    """Predictions of 40 images and the other files that a05 reads, as its flags."""
-    rng = np.random.default_rng(0)
-    images = [
-        [(int(rng.integers(7)), int(rng.integers(6)), [*sorted(rng.integers(0, 5, 2)), 6, 6]) for _ in range(k % 9)]
-        for k in range(40)
-    ]
-    write_predictions(tmp_path / "in.csv", found_in(images))
-    (tmp_path / "tree.json").write_text(str(TREE).replace("'", '"'))
-    (tmp_path / "classes.csv").write_text("".join(f"{label},{label}\n" for label in LABELS[:-1]))
-    names = {"predictions": "in.csv", "hierarchy": "tree.json", "class_descriptions": "classes.csv"}
-    return {flag: str(tmp_path / name) for flag, name in names.items()}
-
-
-def test_the_result_does_not_depend_on_the_size_of_the_blocks(files, tmp_path, monkeypatch, capsys):
-    results, printed = [], []
-    for size in (1, 7, 4096):
-        monkeypatch.setattr(a05, "IMAGES_PER_BLOCK", size)
-        a05.main(**files, expanded=str(tmp_path / "out.csv"), nms_iou=0.5)
-        results.append((tmp_path / "out.csv").read_bytes())
-        printed.append(capsys.readouterr().out)
-    assert results[0] == results[1] == results[2]
-    assert printed[0] == printed[1] == printed[2]
-    assert len(read_predictions(tmp_path / "out.csv").image_ids) == 40
-
-
-def test_a_mistake_in_a_later_block_leaves_nothing_behind(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(a05, "IMAGES_PER_BLOCK", 5)
-    with open(files["predictions"], "a") as file:
-        file.write("last,a nan 0 0 1 1\n")
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(InputError, match="line 42, token 2"):
-        a05.main(**files, expanded=str(tmp_path / "out.csv"))
-    assert sorted(tmp_path.iterdir()) == before

@@ -1,7 +1,6 @@
 """The learning rate over a training, and the optimizer that follows it."""
 
 import dataclasses
-import math
 from typing import Literal
 
 import keras
@@ -30,7 +29,7 @@ def warm_up_of(steps: int) -> int:
 
 def move_end(state: ScheduleState, steps: int, *, at: int) -> ScheduleState:
     """Moves the end to `steps`: the rate goes on from its value at step `at`."""
-    return dataclasses.replace(state, begin=at, begin_progress=_progress(state, at), steps=steps)
+    return dataclasses.replace(state, begin=at, begin_progress=float(_progress(state, at)), steps=steps)
 
 
 def prolong(state: ScheduleState, steps: int, *, at: int, shape: Shape) -> ScheduleState:
@@ -39,30 +38,27 @@ def prolong(state: ScheduleState, steps: int, *, at: int, shape: Shape) -> Sched
     From its value at step `at` the rate goes over, in the steps of a warm-up, to the fall that it would have had if the
     training had been planned so from its beginning: after a finished training it rises again.
     """
-    return dataclasses.replace(
-        state,
-        begin=at,
-        begin_progress=at / steps,
-        steps=steps,
-        old_factor=_factor(state, at, shape),
-        change_steps=warm_up_of(steps - at),
-    )
+    old = float(_factor(state, at, shape))
+    later = {"begin": at, "begin_progress": at / steps, "old_factor": old, "change_steps": warm_up_of(steps - at)}
+    return dataclasses.replace(state, steps=steps, **later)
 
 
-def _progress(state: ScheduleState, step: int) -> float:
-    """How much of the fall lies behind a step, 0 to 1."""
-    share = (step - state.begin) / max(1, state.steps - state.begin)
-    return min(max(state.begin_progress + (1 - state.begin_progress) * share, 0.0), 1.0)
+def _progress(state: ScheduleState, step):
+    """How much of the fall lies behind a step, 0 to 1; the fields of the state may be tensors."""
+    share = (step - state.begin) / ops.maximum(1.0, state.steps - state.begin)
+    return ops.clip(state.begin_progress + (1.0 - state.begin_progress) * share, 0.0, 1.0)
 
 
-def _factor(state: ScheduleState, step: int, shape: Shape) -> float:
+def _factor(state: ScheduleState, step, shape: Shape):
     """The share of the highest rate at a step, after the warm-up."""
+    step = ops.convert_to_tensor(step, "float32")
     progress = _progress(state, step)
-    fall = COSINE_END + (1 - COSINE_END) * 0.5 * (1 + math.cos(math.pi * progress))
-    if shape == "steps":
-        fall = 0.1 ** sum(progress >= drop for drop in DROPS)
-    new = min((step - state.begin + 1) / (state.change_steps + 1), 1.0)
-    return new * fall + (1 - new) * state.old_factor
+    if shape == "cosine":
+        fall = COSINE_END + (1.0 - COSINE_END) * 0.5 * (1.0 + ops.cos(np.pi * progress))
+    else:
+        fall = ops.power(0.1, sum(ops.cast(progress >= drop, "float32") for drop in DROPS))
+    new = ops.clip((step - state.begin + 1.0) / (state.change_steps + 1.0), 0.0, 1.0)
+    return new * fall + (1.0 - new) * state.old_factor
 
 
 class Schedule(keras.optimizers.schedules.LearningRateSchedule):
@@ -82,29 +78,16 @@ class Schedule(keras.optimizers.schedules.LearningRateSchedule):
     def __init__(self, state: ScheduleState, shape: Shape = "cosine"):
         super().__init__()
         self.shape = shape
-        self.line = keras.Variable(self._numbers(state), trainable=False, dtype="float32", name=LINE)
-
-    @staticmethod
-    def _numbers(state: ScheduleState) -> tuple[float, ...]:
-        return dataclasses.astuple(state)
+        self.line = keras.Variable(dataclasses.astuple(state), trainable=False, dtype="float32", name=LINE)
 
     def follow(self, state: ScheduleState) -> None:
         """From now on the rate takes another course."""
-        self.line.assign(self._numbers(state))
+        self.line.assign(dataclasses.astuple(state))
 
     def __call__(self, step):
-        step = ops.cast(step, "float32")
-        numbers = ops.unstack(ops.convert_to_tensor(self.line))
-        peak, steps, warm_up, begin, begin_progress, old_factor, change_steps = numbers
-        share = (step - begin) / ops.maximum(1.0, steps - begin)
-        progress = ops.clip(begin_progress + (1.0 - begin_progress) * share, 0.0, 1.0)
-        if self.shape == "cosine":
-            fall = COSINE_END + (1.0 - COSINE_END) * 0.5 * (1.0 + ops.cos(np.pi * progress))
-        else:
-            fall = ops.power(0.1, sum(ops.cast(progress >= drop, "float32") for drop in DROPS))
-        new = ops.clip((step - begin + 1.0) / (change_steps + 1.0), 0.0, 1.0)
-        factor = new * fall + (1.0 - new) * old_factor
-        return peak * ops.minimum(1.0, (step + 1.0) / ops.maximum(1.0, warm_up)) * factor
+        state, step = ScheduleState(*ops.unstack(ops.convert_to_tensor(self.line))), ops.cast(step, "float32")
+        warm_up = ops.minimum(1.0, (step + 1.0) / ops.maximum(1.0, state.warm_up))
+        return state.peak * warm_up * _factor(state, step, self.shape)
 
 
 class _Following:

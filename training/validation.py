@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,7 +18,6 @@ from training.data_set import DataSet
 BATCH = 16  # images
 OPTIONS = DetectionOptions(mirror=False)  # the rest is as in a04, whose boxes a07 measures
 LEFT_OUT = "without mirrored images"  # which would take twice as long
-NO_BOXES = ScoredBoxes(np.zeros((0, 4)), np.zeros(0), np.zeros(0, "int64"))
 
 
 def ground_truth(data: DataSet) -> GroundTruth:
@@ -75,48 +74,43 @@ def make_validation(
     truth = ground_truth(data)
     place_of = {image_id: place for place, image_id in enumerate(truth.image_ids)}
     places = np.array([place_of[image_id] for image_id in data.image_ids], "int64")
-    return Validation(loader, truth, places, side=side, num_classes=len(settings.classes), weight=group_of_weight)
+    measured = tuple(range(len(places)))
+    return Validation(loader, truth, places, side, len(settings.classes), group_of_weight, measured)
 
 
+@dataclasses.dataclass(frozen=True)
 class Validation:
-    """Measures detectors on the same images.
+    """Measures detectors on the same images; `make_validation` makes it.
 
-    Args:
+    Attributes:
         loader: of the images.
         truth: their boxes and labels.
         places: int64 `(images,)`, the index of each of the loader's images in `truth`.
         side: of the network's input in pixels.
         num_classes: class indices are below it.
-        weight: what a group-of box counts.
-        measured: numbers of the images that are measured; None = all.
-
-    Attributes:
-        images: number of images that are measured.
+        group_of_weight: what a group-of box counts.
+        measured: numbers of the images that are measured.
     """
 
-    def __init__(
-        self,
-        loader: ImageLoader,
-        truth: GroundTruth,
-        places: np.ndarray,
-        *,
-        side: int,
-        num_classes: int,
-        weight: float,
-        measured: Sequence[int] | None = None,
-    ):
-        self._parts = {"loader": loader, "truth": truth, "places": places}
-        self._options = {"side": side, "num_classes": num_classes, "weight": weight}
-        self._measured = range(len(places)) if measured is None else measured
-        self.images = len(self._measured)
+    loader: ImageLoader
+    truth: GroundTruth
+    places: np.ndarray
+    side: int
+    num_classes: int
+    group_of_weight: float
+    measured: tuple[int, ...]
+
+    @property
+    def images(self) -> int:
+        """The number of images that are measured."""
+        return len(self.measured)
 
     def sample(self, images: int | None) -> "Validation":
-        """The measurement on at most `images` of all images, evenly spaced; None = all. It shares the images read."""
-        total = len(self._parts["places"])
-        if images is None or images >= total:
-            return Validation(**self._parts, **self._options)
-        chosen = np.linspace(0, total - 1, max(1, images)).round().astype(int)
-        return Validation(**self._parts, **self._options, measured=chosen.tolist())
+        """The measurement on at most `images` of these images, evenly spaced; None = all. It shares the images read."""
+        if images is None or images >= self.images:
+            return self
+        chosen = np.linspace(0, self.images - 1, max(1, images)).round().astype(int)
+        return dataclasses.replace(self, measured=tuple(self.measured[index] for index in chosen))
 
     def measure(self, detector: Detector, after_batch: Callable[[int], None] = lambda images: None) -> float:
         """The mAP of a detector; 0 where no class has ground truth.
@@ -128,23 +122,24 @@ class Validation:
         Raises:
             BadImages: too many images cannot be read.
         """
-        loader, truth, places = self._parts.values()
-        side, threads = self._options["side"], usable_cores()
-        squares, sizes, found = np.zeros((BATCH, side, side, 3), "uint8"), [(side, side)] * BATCH, []
-        for row, image in enumerate(loader.load_all(self._measured, threads=threads, ahead=2 * BATCH)):
+        side, found = self.side, []
+        squares, sizes = np.zeros((BATCH, side, side, 3), "uint8"), [(side, side)] * BATCH
+        images = self.loader.load_all(self.measured, threads=usable_cores(), ahead=2 * BATCH)
+        for row, image in enumerate(images):
             if image is not None:
                 squares[row % BATCH], sizes[row % BATCH] = image
             if (row + 1) % BATCH == 0 or row + 1 == self.images:  # batches of one shape: nothing is compiled twice
                 found += detector.detect_prepared(squares, sizes=sizes, options=OPTIONS)
                 after_batch(row + 1)
-        bad = set(loader.bad)
-        found = [NO_BOXES if number in bad else boxes for number, boxes in zip(self._measured, found, strict=False)]
-        measured = [places[number] for number in self._measured if number not in bad]
+        readable = [row for row, number in enumerate(self.measured) if number not in self.loader.bad]
+        if not readable:
+            return 0.0
+        places = self.places[[self.measured[row] for row in readable]]
         metrics = evaluate(
-            _only(truth, measured),
-            _detections(found, places[list(self._measured)]),
-            num_classes=self._options["num_classes"],
-            group_of_weight=self._options["weight"],
+            _only(self.truth, places),
+            _detections([found[row] for row in readable], places),
+            num_classes=self.num_classes,
+            group_of_weight=self.group_of_weight,
         )
         return float(np.nan_to_num(metrics.mean_average_precision))
 
@@ -159,7 +154,7 @@ def _detections(found: list[ScoredBoxes], places: np.ndarray) -> Detections:
     )
 
 
-def _only(truth: GroundTruth, places: Collection[int]) -> GroundTruth:
+def _only(truth: GroundTruth, places: np.ndarray) -> GroundTruth:
     """The ground truth as if the other images had neither boxes nor labels: without detections they count nowhere."""
     boxes, labels = np.isin(truth.box_image, places), np.isin(truth.label_image, places)
     kept = {name: getattr(truth, name)[boxes] for name in ("box_image", "box_class", "boxes", "box_group_of")}

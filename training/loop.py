@@ -210,7 +210,7 @@ class Training:
             self._trainer.stop_training = over and len(times) >= FEWEST_STEPS
 
         steps = STEPS_TO_WARM + STEPS_TO_MEASURE
-        self._fit(BatchSequence(self._batches, workers=self._workers, close_at=steps), steps, after_step=after_step)
+        self._fit(BatchSequence(self._batches, workers=self._workers, close_at=steps), steps, after_step)
         for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
         step = float(np.median(np.diff(times[min(STEPS_TO_WARM, (len(times) - 1) // 2) :])))
@@ -283,21 +283,12 @@ class Training:
             return
         self._progress.begin(f"epoch {state.epochs + 1}/{plan.epochs}", total=plan.steps, done=done)
         sequence = BatchSequence(self._batches, start=state.step, workers=self._workers, close_at=plan.close_at)
-        restore = functools.partial(checkpoints.restore_loss_sums, self._trainer, state) if done else lambda: None
         # the step that builds the graph is no measure of speed
         self._steps_began = time.perf_counter() if self._trainer.train_function else None
-        self._fit(sequence, plan.steps - done, epoch=state.epochs, before=restore, after_step=self._after_step)
+        self._fit(sequence, plan.steps - done, self._after_step, restore_sums=done > 0)
         self._progress.end()
 
-    def _fit(
-        self,
-        sequence: BatchSequence,
-        steps: int,
-        *,
-        after_step: Callable,
-        epoch: int = 0,
-        before: Callable = lambda: None,
-    ) -> None:
+    def _fit(self, sequence: BatchSequence, steps: int, after_step: Callable, *, restore_sums: bool = False) -> None:
         """One `fit`. No step begins whose batch could not be prepared.
 
         TensorFlow fetches a batch inside the step: one that fails there has already counted itself and drawn from the
@@ -307,11 +298,11 @@ class Training:
             sequence: of the batches.
             steps: how many.
             after_step: gets the logs, and a function that brings the variables up to date, which JAX needs.
-            epoch: of the training.
-            before: is called when `fit` has set the sums of the losses to zero.
+            restore_sums: of the losses, which `fit` sets to zero.
         """
+        state, epoch = self.state, self.state.epochs
         callback = keras.callbacks.LambdaCallback(
-            on_epoch_begin=lambda epoch, logs: before(),
+            on_epoch_begin=lambda *_: restore_sums and checkpoints.restore_loss_sums(self._trainer, state),
             on_train_batch_begin=lambda batch, logs: sequence.wait_for(batch),
             on_train_batch_end=lambda batch, logs: after_step(logs, lambda: callback.model),
         )

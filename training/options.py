@@ -49,7 +49,7 @@ class LengthOptions:
 
 @dataclasses.dataclass(frozen=True)
 class LabelOptions:
-    """What is learned from the annotations; `rules` are a03's `--label_rules`."""
+    """What is learned from the annotations, by which rules of Open Images."""
 
     rules: tuple[LabelRule, ...] = ("verified", "ancestors", "regions")
     max_gt_boxes: int = 100
